@@ -1,0 +1,128 @@
+"""From a sound file to a log-mel spectrogram."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from datasets.errors import BrokenFileError
+
+AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
+"""Formats that are read, in the order in which they are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """How sound becomes the audio encoder's input; stored in the checkpoint."""
+
+    sample_rate: int = 16_000
+    """Hz; other files are resampled"""
+    window_seconds: float = 10.0
+    """sound given to the encoder, seconds: short clips are tiled, long ones cut"""
+    fft_size: int = 512
+    """window of the spectrogram, samples"""
+    hop_length: int = 239
+    """step of the spectrogram, samples"""
+    mel_bins: int = 257
+    """F, filters of the mel scale"""
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that give no spectrogram."""
+        if min(self.sample_rate, self.fft_size, self.hop_length, self.mel_bins) < 1:
+            raise ValueError(
+                "--sample-rate, --fft-size, --hop-length and --mel-bins must be at least 1, got "
+                f"{self.sample_rate}, {self.fft_size}, {self.hop_length}, {self.mel_bins}"
+            )
+        if self.num_samples < self.fft_size:
+            raise ValueError(
+                f"--window-seconds {self.window_seconds} is shorter than one --fft-size of "
+                f"{self.fft_size} samples"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window."""
+        return round(self.window_seconds * self.sample_rate)
+
+
+def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | None) -> Tensor:
+    """Reads the beginning of a sound, mono, at the configured rate, tiled to the window.
+
+    Args:
+        path: any file that libsndfile reads (WAV, MP3, FLAC, Ogg).
+        config: rate and window.
+        excerpt_seconds: use only the first seconds of the file; None: as many as the window takes.
+
+    Returns:
+        (L,) float32 in [-1, 1].
+
+    Raises:
+        BrokenFileError: the file cannot be decoded or holds no sample.
+    """
+    seconds = min(excerpt_seconds or math.inf, config.window_seconds)
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(math.ceil(seconds * file.samplerate), "float32", always_2d=True)
+            rate = file.samplerate
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise BrokenFileError(path, str(error)) from error
+    if len(samples) == 0:
+        raise BrokenFileError(path, "it holds no audio sample")
+    if not np.isfinite(samples).all():
+        raise BrokenFileError(path, "it holds samples that are not finite numbers")
+    waveform = torch.from_numpy(samples).mean(dim=1)
+    waveform = torchaudio.functional.resample(waveform, rate, config.sample_rate)
+    copies = math.ceil(config.num_samples / len(waveform))
+    return waveform.repeat(copies)[: config.num_samples]
+
+
+def check_sound_header(path: Path) -> None:
+    """Reads a sound file's header only.
+
+    Raises:
+        BrokenFileError: it cannot be read or announces no sample.
+    """
+    try:
+        frames = soundfile.info(path).frames
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise BrokenFileError(path, str(error)) from error
+    if frames == 0:
+        raise BrokenFileError(path, "it holds no audio sample")
+
+
+class LogMelSpectrogram(nn.Module):
+    """Waveforms -> log-mel spectrograms, batched, on any device.
+
+    Power spectrogram of a Hann window divided by its energy, HTK mel filters, 10 log10 with a floor
+    of 1e-10, hence -100 dB. At 16 kHz, 28 of the 257 filters are narrower than a bin and constant at
+    -100 dB; the released weights expect them.
+    """
+
+    def __init__(self, config: AudioConfig) -> None:
+        """Builds the filters.
+
+        Args:
+            config: rate, window and filters.
+        """
+        super().__init__()
+        with warnings.catch_warnings():
+            # Known and wanted: see the class docstring.
+            warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero")
+            self.mel = torchaudio.transforms.MelSpectrogram(
+                sample_rate=config.sample_rate,
+                n_fft=config.fft_size,
+                hop_length=config.hop_length,
+                n_mels=config.mel_bins,
+                normalized=True,
+            )
+        self.decibels = torchaudio.transforms.AmplitudeToDB("power")
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, L) in [-1, 1] -> (B, 1, F, T) in dB, at least -100."""
+        return self.decibels(self.mel(waveforms))[:, None]

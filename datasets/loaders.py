@@ -1,0 +1,128 @@
+"""Loaders: the order of clips, and decoding in worker processes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from datasets.clips import AudioVisualClips, Batch, ClipRequest, collate
+
+
+class SeededBatches(Sampler[list[ClipRequest]]):
+    """Shuffled batches that are a function of (seed, epoch) alone, from any step on.
+
+    The last clips of an epoch that do not fill a batch are left out, as a smaller batch would have
+    fewer negatives.
+    """
+
+    def __init__(self, num_clips: int, batch_size: int, seed: int) -> None:
+        """Starts before epoch 0, step 0.
+
+        Args:
+            num_clips: size of the data set.
+            batch_size: clips a step.
+            seed: of the whole run.
+
+        Raises:
+            ValueError: there are fewer clips than one batch takes.
+        """
+        if num_clips < batch_size:
+            raise ValueError(
+                f"--batch-size {batch_size} is larger than the training set of {num_clips} clips."
+            )
+        self.num_clips = num_clips
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.first_step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch."""
+        return self.num_clips // self.batch_size
+
+    def start_at(self, epoch: int, first_step: int) -> None:
+        """Makes the next iteration begin at a step of an epoch."""
+        self.epoch = epoch
+        self.first_step = first_step
+
+    def __len__(self) -> int:
+        """Batches of the next iteration."""
+        return self.steps_per_epoch - self.first_step
+
+    def __iter__(self) -> Iterator[list[ClipRequest]]:
+        """Yields the requests of each batch."""
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        order = torch.randperm(self.num_clips, generator=generator).tolist()
+        crop_seeds = torch.randint(2**62, (self.num_clips,), generator=generator).tolist()
+        for step in range(self.first_step, self.steps_per_epoch):
+            chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            yield [
+                ClipRequest(index, seed)
+                for index, seed in zip(order[chosen], crop_seeds[chosen], strict=True)
+            ]
+
+
+def hash_seed(*numbers: int) -> int:
+    """One seed from several small numbers, e.g. seed, epoch and step; below 2**62."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % 2**62
+    return seed
+
+
+def build_train_loader(
+    clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Loader over the batches of a SeededBatches.
+
+    Args:
+        clips: what is decoded.
+        batches: which clips, in which order; move it with start_at before iterating.
+        num_workers: decoding processes; 0 decodes in this one.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+    """
+    return DataLoader(
+        clips,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def build_test_loader(
+    clips: AudioVisualClips, *, batch_size: int, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Loader over all clips in order, the last batch as small as it comes.
+
+    Args:
+        clips: what is decoded.
+        batch_size: clips a batch.
+        num_workers: decoding processes; 0 decodes in this one.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+    """
+    return DataLoader(
+        clips,
+        batch_sampler=_InOrder(len(clips), batch_size),
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )
+
+
+class _InOrder(Sampler[Sequence[ClipRequest]]):
+    """Every clip once, in order; no crop is drawn at test time, so the seed is 0."""
+
+    def __init__(self, num_clips: int, batch_size: int) -> None:
+        self.num_clips = num_clips
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.num_clips // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[ClipRequest]]:
+        for start in range(0, self.num_clips, self.batch_size):
+            end = min(start + self.batch_size, self.num_clips)
+            yield [ClipRequest(index, 0) for index in range(start, end)]

@@ -1,0 +1,84 @@
+"""Reads the weights that the authors released, strictly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+RENAMED = {"audnet.conv1_a.weight": "audnet.conv1.weight"}
+"""Official name -> ours. All other names are the same."""
+
+IGNORED = frozenset(
+    {
+        "imgnet.conv1_a.weight",
+        "imgnet.conv1_flow.weight",
+        "imgnet.fc.weight",
+        "imgnet.fc.bias",
+        "audnet.conv1.weight",
+        "audnet.conv1_flow.weight",
+        "audnet.fc.weight",
+        "audnet.fc.bias",
+        "vision_fc1.weight",
+        "vision_fc1.bias",
+        "conv3.weight",
+        "conv3.bias",
+        "norm3.weight",
+        "norm3.bias",
+        "norm3.running_mean",
+        "norm3.running_var",
+        "norm3.num_batches_tracked",
+    }
+)
+"""Official tensors that never reach the similarity map: stems of the other modality, unused heads."""
+
+
+def is_ssl_tie_release(content: Mapping[str, Any]) -> bool:
+    """Whether a loaded file has the layout of the SSL-TIE release."""
+    return "state_dict" in content and "best_miou" in content
+
+
+def convert_ssl_tie_release(
+    official: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Official state dict -> ours.
+
+    Args:
+        official: the file's `state_dict`, with or without the `module.` prefix of DataParallel.
+        expected: the state dict of a freshly built SSLTIE, for names and shapes.
+
+    Returns:
+        state dict that SSLTIE loads strictly.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape.
+    """
+    converted: dict[str, Tensor] = {}
+    for full_name, tensor in official.items():
+        name = full_name.removeprefix("module.")
+        if name not in IGNORED:
+            converted[RENAMED.get(name, name)] = tensor
+
+    problems = [
+        _listing("missing", sorted(expected.keys() - converted.keys())),
+        _listing("unknown", sorted(converted.keys() - expected.keys())),
+        _listing(
+            "of another shape",
+            sorted(
+                f"{name} {tuple(converted[name].shape)}, not {tuple(expected[name].shape)}"
+                for name in converted.keys() & expected.keys()
+                if converted[name].shape != expected[name].shape
+            ),
+        ),
+    ]
+    if any(problems):
+        raise ValueError(
+            "These are not the weights of an SSL-TIE release: " + "; ".join(filter(None, problems))
+        )
+    return converted
+
+
+def _listing(kind: str, names: list[str], shown: int = 5) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} tensors {kind}: {', '.join(names[:shown])}{more}"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned requirements, once; later calls return at once.
+# Usage: bash scripts/setup.sh [requirements file]      PYTHON picks the interpreter (3.11 or newer)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+requirements=${1:-requirements.txt}
+python=${PYTHON:-python3}
+stamp=.venv/.installed-$(cat requirements.txt "$requirements" | sha256sum | cut -c1-16)
+
+[ -f "$stamp" ] && exit 0
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "setup: Python 3.11 or newer is needed, '$python' is $("$python" --version 2>&1 || true)." \
+       "Install one, or name it: PYTHON=python3.12 bash scripts/setup.sh" >&2
+  exit 2
+fi
+if ! [ -x .venv/bin/python ]; then
+  "$python" -m venv .venv || {
+    echo "setup: could not make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
+    exit 2
+  }
+fi
+echo "setup: installing $requirements into .venv (about 5 GB, a few minutes)" >&2
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
+touch "$stamp"

@@ -1,0 +1,208 @@
+"""The HTML page: well formed, self-contained, escaped, and right in its numbers."""
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.report import (
+    PLOT_BOTTOM,
+    PLOT_LEFT,
+    PLOT_RIGHT,
+    PLOT_TOP,
+    Gallery,
+    GalleryClip,
+    Report,
+    ReportRow,
+    SuccessCurve,
+    render_report,
+    write_report,
+)
+from utils.visualisation import encode_jpeg
+
+VOID_TAGS = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class PageReader(HTMLParser):
+    """Checks that tags are balanced and collects attributes and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open_tags = []
+        self.elements = []
+        self.texts = []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def read_page(page):
+    reader = PageReader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open_tags == []
+    return reader
+
+
+@pytest.fixture
+def report():
+    picture = encode_jpeg(np.full((24, 32, 3), (200, 60, 20), np.uint8))
+    return Report(
+        title="SSL-TIE on VGG-SS",
+        facts={"clips": "8", "protocol": "median", "homepage": "https://example.org/a?b=1&c=2"},
+        warnings=["2 of 10 clips have no frame."],
+        rows=[
+            ReportRow("SSL-TIE", 38.64, 39.6, 37.9, float("nan"), "model"),
+            ReportRow("centre box", 30.14, 41.1, 31.4, 44.0, "baseline"),
+            ReportRow("14 x 14 grid", 97.2, 88.4, 86.0, 99.8, "ceiling"),
+        ],
+        curves=[
+            SuccessCurve("SSL-TIE", [0.0, 0.5, 1.0], [100.0, 40.0, 0.0], "model"),
+            SuccessCurve("centre box", [0.0, 1.0], [90.0, 10.0], "baseline"),
+            SuccessCurve("14 x 14 grid", [0.0, 1.0], [100.0, 100.0], "ceiling"),
+        ],
+        galleries=[
+            Gallery("Best", [GalleryClip("abc_000001", 0.914, [picture, picture], "easy")]),
+            Gallery("Worst", [GalleryClip("def_000002", float("nan"), [picture], "")]),
+        ],
+    )
+
+
+def test_page_is_well_formed_and_shows_everything(report):
+    reader = read_page(render_report(report))
+    shown = " ".join(reader.texts)
+    expected = [
+        report.title,
+        "38.6",
+        "+8.5 points",
+        "\N{MINUS SIGN}1.5 points",
+        *report.facts.values(),
+    ]
+    expected += [*report.warnings, "abc_000001", "cIoU 0.91", "easy", "Best", "Worst", "14 x 14"]
+    for text in expected:
+        assert text in shown, text
+
+
+def test_page_needs_no_network(report):
+    page = render_report(report)
+    for _, attributes in read_page(page).elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert "script" not in attributes
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", page)
+
+
+def test_pictures_decode(report):
+    images = read_page(render_report(report)).all("img")
+    assert [image["alt"] for image in images] == ["abc_000001", "abc_000001", "def_000002"]
+    for image in images:
+        header, content = image["src"].split(",")
+        assert header == "data:image/jpeg;base64"
+        buffer = np.frombuffer(base64.b64decode(content, validate=True), np.uint8)
+        picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+        assert picture.shape == (24, 32, 3)
+        assert np.abs(picture.astype(int) - (200, 60, 20)).max() < 8
+
+
+def test_every_text_is_escaped(report):
+    nasty = "<script>alert('$title')</script>\"&"
+    clip = GalleryClip(nasty, 0.5, report.galleries[0].clips[0].pictures, nasty)
+    changed = Report(
+        title=nasty,
+        facts={"clips": nasty, "protocol": nasty, nasty: nasty},
+        warnings=[nasty],
+        rows=[ReportRow(nasty, 1, 2, 3, 4, "model")],
+        curves=[SuccessCurve(nasty, [0, 1], [1, 0], "model")],
+        galleries=[Gallery(nasty, [clip])],
+    )
+    page = render_report(changed)
+    assert "<script" not in page
+    reader = read_page(page)
+    assert {image["alt"] for image in reader.all("img")} == {nasty}
+    assert "".join(reader.texts).count(nasty) == 15
+
+
+def test_nan_is_a_dash(report):
+    page = render_report(report)
+    assert "nan" not in " ".join(read_page(page).texts).lower().split()
+    assert page.count('<td class="number">\N{EN DASH}</td>') == 1
+    assert "cIoU \N{EN DASH}" in page
+
+
+def test_curve_points_have_the_right_coordinates(report):
+    lines = {
+        line["class"]: [tuple(map(float, point.split(","))) for point in line["points"].split()]
+        for line in read_page(render_report(report)).all("polyline")
+    }
+    assert len(lines) == 3
+    (model,) = [points for style, points in lines.items() if "model" in style.split()]
+    middle = (PLOT_LEFT + PLOT_RIGHT) / 2
+    at_40_percent = PLOT_BOTTOM - 0.4 * (PLOT_BOTTOM - PLOT_TOP)
+    expected = [(PLOT_LEFT, PLOT_TOP), (middle, at_40_percent), (PLOT_RIGHT, PLOT_BOTTOM)]
+    np.testing.assert_allclose(model, expected, atol=0.01)
+    (baseline,) = [style for style in lines if "baseline" in style.split()]
+    assert "dash-" in baseline
+
+
+def test_models_are_drawn_last_and_named_first(report):
+    page = render_report(report)
+    assert 'class="curve model' in page[page.rindex("<polyline") :]
+    legend = page[page.index('<ul class="legend">') :]
+    assert legend.index("SSL-TIE") < legend.index("centre box")
+
+
+def test_empty_sections_are_left_out(report):
+    bare = dataclasses.replace(
+        report, warnings=[], curves=[], galleries=[], rows=list(report.rows[:1])
+    )
+    page = render_report(bare)
+    read_page(page)
+    for mark in ("<polyline", "<img", '<div class="warnings"', "points against"):
+        assert mark not in page
+
+
+def test_colours_and_dashes_of_the_code_are_in_the_style_sheet(report):
+    page = render_report(report)
+    for line in read_page(page).all("polyline"):
+        for style in line["class"].split():
+            if style != "baseline":
+                assert f".{style}" in page[: page.index("</style>")]
+
+
+def test_write_report_is_atomic(report, tmp_path):
+    path = tmp_path / "results" / "report.html"
+    write_report(path, report)
+    write_report(path, dataclasses.replace(report, title="Second"))
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    assert "<h1>Second</h1>" in path.read_text(encoding="utf-8")
+
+
+def test_nonsense_is_refused_in_words(report):
+    with pytest.raises(ValueError, match=r"kind of 'x' must be one of .*got 'oracle'"):
+        ReportRow("x", 1, 2, 3, 4, "oracle")
+    with pytest.raises(ValueError, match="'x' has 2 thresholds and 1 rates"):
+        SuccessCurve("x", [0, 1], [1], "model")
+    with pytest.raises(ValueError, match=r"rates must be in \[0, 100\]"):
+        SuccessCurve("x", [0, 1], [float("nan"), 1], "model")
+    with pytest.raises(ValueError, match=r"lack \['protocol'\]"):
+        dataclasses.replace(report, facts={"clips": "8"})
+    with pytest.raises(ValueError, match="needs a row of kind 'model'"):
+        dataclasses.replace(report, rows=report.rows[1:])

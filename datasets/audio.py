@@ -123,6 +123,14 @@ class LogMelSpectrogram(nn.Module):
             )
         self.decibels = torchaudio.transforms.AmplitudeToDB("power")
 
+    def power(self, waveforms: Tensor) -> Tensor:
+        """(B, L) in [-1, 1] -> mel power spectrograms (B, F, T), at least 0."""
+        return self.mel(waveforms)
+
+    def to_decibels(self, power: Tensor) -> Tensor:
+        """(B, F, T) -> the encoder's input (B, 1, F, T) in dB, at least -100."""
+        return self.decibels(power)[:, None]
+
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) in [-1, 1] -> (B, 1, F, T) in dB, at least -100."""
-        return self.decibels(self.mel(waveforms))[:, None]
+        return self.to_decibels(self.power(waveforms))

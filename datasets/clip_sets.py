@@ -39,6 +39,11 @@ class ClipSet:
     missing: tuple[str, ...]
     """'<clip_id>: <what is wrong>' for each listed clip that is left out"""
 
+    @property
+    def clip_ids(self) -> list[str]:
+        """Of the clips that are there."""
+        return [clip.clip_id for clip in self.clips]
+
 
 def build_clips(
     dataset: str,

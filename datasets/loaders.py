@@ -1,5 +1,6 @@
 """Loaders: the order of clips, and decoding in worker processes."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -89,6 +90,7 @@ def build_train_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
@@ -109,7 +111,14 @@ def build_test_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C and cluster managers signal the whole group; the parent still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _InOrder(Sampler[Sequence[ClipRequest]]):

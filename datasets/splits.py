@@ -1,4 +1,4 @@
-"""Named clip lists: how lists are read, where the official ones come from, their count and sha256.
+"""Official clip lists: fetched from their authors, verified, and found again by name.
 
 The official lists belong to their authors and are not part of this repository; each user fetches
 them from the authors' repositories, and they are verified before they are used:
@@ -11,200 +11,31 @@ them from the authors' repositories, and they are verified before they are used:
 import argparse
 import hashlib
 import http.client
-import json
 import os
 import shlex
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tqdm import tqdm
 
-BASE_URL = "https://raw.githubusercontent.com"
-FOLDER_VARIABLE = "VSSL_SPLITS"
-MEDIA_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".mp4", ".mkv", ".webm", ".avi", ".wav", ".mp3", ".flac", ".ogg"}
-)
+from datasets.clip_lists import ClipList, parse_clip_ids, read_clip_list, read_list_file
+from datasets.official_splits import BASE_URL, OFFICIAL_SPLITS, OfficialSplit
 
-_HEADER_NAMES = frozenset(
-    {"video", "video_id", "audio", "clip", "clip_id", "id", "file", "filename", "frame", "image"}
-)
+FOLDER_VARIABLE = "VSSL_SPLITS"
+
 _TIMEOUT_SECONDS = 30
 _BLOCK_BYTES = 1 << 16
 _PROGRESS_FROM_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class ClipList:
-    """The clips of one list, in its order, and the fingerprint of the file they came from."""
-
-    name: str
-    clip_ids: tuple[str, ...]
-    sha256: str
-
-
-@dataclass(frozen=True)
-class OfficialSplit:
-    """A published list: its place at a fixed commit, what it must contain, its local file name."""
-
-    repository: str
-    commit: str
-    path: str
-    num_clips: int
-    sha256: str
-    file_name: str
-    note: str
-
-    def url(self, base_url: str = BASE_URL) -> str:
-        """Returns the address of the list on GitHub or, with another base, on a mirror."""
-        return f"{base_url.rstrip('/')}/{self.repository}/{self.commit}/{self.path}"
-
-
-_SSL_TIE = ("jinxiang-liu/SSL-TIE", "c49e6a9")
-_LVS = ("hche11/Localizing-Visual-Sounds-the-Hard-Way", "8fe8cbb")
-_SSPL = ("zjsong/SSPL", "d1af4c7")
-_EZ_VSL = ("stoneMo/EZ-VSL", "95ff5bf")
-
-OFFICIAL_SPLITS = {
-    "ssl_tie_vgg_ss_4911": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/test_vggss_4911.txt",
-        4911,
-        "6d60cdd17757a7e10537d4bff0e6a53833d88beccffa0e58755c5d10fc50aead",
-        "ssl_tie_vgg_ss_4911.txt",
-        "SSL-TIE's VGG-SS test clips",
-    ),
-    "ssl_tie_flickr_249": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/test_flickr_250.txt",
-        249,
-        "d6e743caab0775b1136c388e0de3012d84ad3d85303e8ff95a2af71eb6b238d1",
-        "ssl_tie_flickr_249.txt",
-        "Flickr-SoundNet test clips; 249 despite the published file name",
-    ),
-    "ssl_tie_flickr_249_csv": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/test_flick.csv",
-        249,
-        "faf5465bdb991cfb7506ccadef64dfea9e9bceb47e895d0e4dbdc2a0ca622871",
-        "ssl_tie_flickr_249_csv.csv",
-        "the same 249 Flickr-SoundNet test clips as CSV",
-    ),
-    "ssl_tie_vggsound_10k": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/train_vggss_train_10k.txt",
-        10000,
-        "47b12e74a448b10f1d51fa7b4908b93c45f3be18099033e8e3ef735fa8caedb6",
-        "ssl_tie_vggsound_10k.txt",
-        "VGGSound training clips, none of them in VGG-SS",
-    ),
-    "ssl_tie_vggsound_144k": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/train_vggss_train_144k.txt",
-        144000,
-        "703eca24ff71c1fcfbdcde06d49a246151838f4a03620104fa8dd3b00e977e46",
-        "ssl_tie_vggsound_144k.txt",
-        "VGGSound training clips, none of them in VGG-SS",
-    ),
-    "ssl_tie_flickr_10k": OfficialSplit(
-        *_SSL_TIE,
-        "metadata/train_flickr_10k.txt",
-        10000,
-        "93f0e6c510a8eb3d090fbfdd91633071227a393168379e2b3aba9ae248774703",
-        "ssl_tie_flickr_10k.txt",
-        "Flickr-SoundNet training clips; 2 of the 249 test clips are among them",
-    ),
-    "lvs_vgg_ss_5158": OfficialSplit(
-        *_LVS,
-        "metadata/vggss_test.csv",
-        5158,
-        "971081929d45caf21a148a6ca968822d96e8316331d0cc0bafb1783acb4d2c35",
-        "lvs_vgg_ss_5158.csv",
-        "all VGG-SS test clips",
-    ),
-    "lvs_vgg_ss_boxes": OfficialSplit(
-        *_LVS,
-        "metadata/vggss.json",
-        5158,
-        "ae300b4a259267e6fe839970d495862edd70bfe3da63d925bcdb34054ed3b15e",
-        "lvs_vgg_ss_boxes.json",
-        "the VGG-SS annotation: the same 5158 clips with class and boxes",
-    ),
-    "sspl_vgg_ss_4692": OfficialSplit(
-        *_SSPL,
-        "metadata/vggss_test_4692.csv",
-        4692,
-        "f075b27306ca213da3c56fe996cdf7a1b39ef7d6e0077c95be580fc5a60af98d",
-        "sspl_vgg_ss_4692.csv",
-        "SSPL's VGG-SS test clips",
-    ),
-    "sspl_flickr_249": OfficialSplit(
-        *_SSPL,
-        "metadata/flickr_test249_in5k.csv",
-        249,
-        "faf5465bdb991cfb7506ccadef64dfea9e9bceb47e895d0e4dbdc2a0ca622871",
-        "sspl_flickr_249.csv",
-        "SSPL's Flickr-SoundNet test clips, the bytes of ssl_tie_flickr_249_csv",
-    ),
-    "ez_vsl_vggsound_10k": OfficialSplit(
-        *_EZ_VSL,
-        "metadata/vggss_10k.txt",
-        10000,
-        "9a19023b17aedc79001bbcb69ccd5c96f6af2f7b8ef1b12fa92a76050a0ae43e",
-        "ez_vsl_vggsound_10k.txt",
-        "VGGSound training clips; 238 VGG-SS test clips are among them",
-    ),
-    "ez_vsl_vgg_ss_heard": OfficialSplit(
-        *_EZ_VSL,
-        "metadata/vggss_heard_test.csv",
-        2564,
-        "70a01c6828e7b84531823616ebb2e32e75bbaf5e44c715fa366b61111ab33c4e",
-        "ez_vsl_vgg_ss_heard.csv",
-        "VGG-SS test clips of EZ-VSL's heard classes",
-    ),
-    "ez_vsl_vgg_ss_unheard": OfficialSplit(
-        *_EZ_VSL,
-        "metadata/vggss_unheard_test.csv",
-        2575,
-        "11883813db359df63e1a28f69bb53e1ceef7f5b8d68e0149de5792540acb9e17",
-        "ez_vsl_vgg_ss_unheard.csv",
-        "VGG-SS test clips of EZ-VSL's unheard classes",
-    ),
-}
 
 
 def default_folder() -> Path:
     """Returns where official lists are kept: $VSSL_SPLITS, else `metadata/` in the repository."""
     chosen = os.environ.get(FOLDER_VARIABLE)
     return Path(chosen) if chosen else Path(__file__).resolve().parents[1] / "metadata"
-
-
-def read_clip_list(path: str | Path) -> ClipList:
-    """Reads a list of clip ids in any of the formats that are in use.
-
-    Accepted are one id per line, CSV with the id in the first column (with or without a header
-    line), ids that are file names or paths with a media suffix, and the VGG-SS JSON.
-
-    Args:
-        path: The list; `.json` is read as VGG-SS JSON, everything else as text in UTF-8.
-
-    Returns:
-        The ids in the order of the file; the list is named after the file without its suffix.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a list of clips, is empty, names a clip twice, or pairs frames
-            with the audio of other clips.
-    """
-    path = Path(path)
-    content = _read_file(path)
-    clip_ids = _parse(content, is_json=path.suffix.lower() == ".json", source=str(path))
-    return ClipList(path.stem, clip_ids, _sha256(content))
 
 
 def fetch_split(name: str, folder: str | Path | None = None, *, base_url: str = BASE_URL) -> Path:
@@ -228,7 +59,9 @@ def fetch_split(name: str, folder: str | Path | None = None, *, base_url: str = 
     folder = default_folder() if folder is None else Path(folder)
     target = folder / split.file_name
     if target.exists():
-        _verify(name, _read_file(target), f"{target} is there but", "Move it away and fetch again.")
+        _verify(
+            name, read_list_file(target), f"{target} is there but", "Move it away and fetch again."
+        )
         return target
     if urllib.parse.urlsplit(base_url).scheme not in {"http", "https", "file"}:
         raise ValueError(
@@ -276,7 +109,7 @@ def resolve_clip_list(name_or_path: str | Path, folder: str | Path | None = None
             f"The official list {name} ({split.num_clips} clips) is not at {path}. Fetch it with: "
             f"{command}"
         )
-    content = _read_file(path)
+    content = read_list_file(path)
     clip_ids = _verify(name, content, str(path), f"Delete it and fetch it again with: {command}")
     return ClipList(name, clip_ids, split.sha256)
 
@@ -285,21 +118,6 @@ def _official_split(name: str, complaint: str) -> OfficialSplit:
     if name not in OFFICIAL_SPLITS:
         raise ValueError(f"{name!r} {complaint} one of: {', '.join(OFFICIAL_SPLITS)}.")
     return OFFICIAL_SPLITS[name]
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_file(path: Path) -> bytes:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"No clip list at {path}. Expected a text, CSV or VGG-SS JSON file. The official lists "
-            "are fetched with: bash scripts/get_splits.sh"
-        )
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder. Expected a clip list: a text, CSV or JSON file.")
-    return path.read_bytes()
 
 
 def _write_whole(name: str, target: Path, content: bytes) -> None:
@@ -322,87 +140,18 @@ def _write_whole(name: str, target: Path, content: bytes) -> None:
 def _verify(name: str, content: bytes, source: str, remedy: str) -> tuple[str, ...]:
     """Returns the clip ids of an official list after checking that it is the published one."""
     split = OFFICIAL_SPLITS[name]
-    actual = _sha256(content)
+    actual = hashlib.sha256(content).hexdigest()
     if actual != split.sha256:
         raise ValueError(
             f"{name}: {source} has sha256 {actual}, expected {split.sha256} "
             f"({split.num_clips} clips, {split.repository} at {split.commit}). {remedy}"
         )
-    clip_ids = _parse(content, is_json=split.file_name.endswith(".json"), source=source)
+    clip_ids = parse_clip_ids(content, is_json=split.file_name.endswith(".json"), source=source)
     if len(clip_ids) != split.num_clips:
         raise ValueError(
             f"{name}: {source} has {len(clip_ids)} clips, expected {split.num_clips}. {remedy}"
         )
     return clip_ids
-
-
-def _parse(content: bytes, *, is_json: bool, source: str) -> tuple[str, ...]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source} is not text in UTF-8 (byte {error.start}). Expected a clip list: one id per "
-            "line, CSV with the id first, or VGG-SS JSON. Save it as UTF-8 text."
-        ) from error
-    fields = _json_fields(text, source) if is_json else _text_fields(text, source)
-    clip_ids = tuple(_clip_id(field) for field in fields)
-    if not clip_ids:
-        raise ValueError(f"{source} names no clips. Expected at least one id; check the file.")
-    if "" in clip_ids:
-        raise ValueError(
-            f"{source}: entry {clip_ids.index('') + 1} has no clip id. Expected an id in the first "
-            "column of each line; give it one or remove it."
-        )
-    duplicates = [clip_id for clip_id, count in Counter(clip_ids).items() if count > 1]
-    if duplicates:
-        raise ValueError(
-            f"{source}: {len(duplicates)} of {len(set(clip_ids))} ids occur more than once, first: "
-            f"{', '.join(duplicates[:5])}. Expected each clip once; remove the repeats."
-        )
-    return clip_ids
-
-
-def _text_fields(text: str, source: str) -> list[str]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = [[field.strip().strip('"') for field in line.split(",")] for line in lines]
-    if rows and rows[0][0].lower() in _HEADER_NAMES:
-        _refuse_foreign_audio([name.lower() for name in rows[0]], rows[1:], source)
-        rows = rows[1:]
-    return [row[0] for row in rows]
-
-
-def _refuse_foreign_audio(header: list[str], rows: list[list[str]], source: str) -> None:
-    """Lists of mismatched pairs must not be scored as if each frame came with its own sound."""
-    if "audio" not in header:
-        return
-    column = header.index("audio")
-    foreign = [row for row in rows if len(row) > column and row[column] != row[0]]
-    if foreign:
-        raise ValueError(
-            f"{source}: {len(foreign)} of {len(rows)} lines pair a frame with the audio of another "
-            f"clip, first: {foreign[0][0]} with {foreign[0][column]}. Expected a list of clips "
-            "that keep their own audio; remove these lines."
-        )
-
-
-def _json_fields(text: str, source: str) -> list[str]:
-    expected = 'Expected the VGG-SS form: [{"file": "<clip id>", ...}, ...].'
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not valid JSON ({error}). {expected}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{source} holds a JSON {type(entries).__name__}. {expected}")
-    for position, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-            raise ValueError(f'{source}: entry {position} has no text under "file". {expected}')
-    return [entry["file"] for entry in entries]
-
-
-def _clip_id(field: str) -> str:
-    name = PurePosixPath(field.strip().replace("\\", "/"))
-    # Other dots stay: they may be part of the id.
-    return name.stem if name.suffix.lower() in MEDIA_SUFFIXES else name.name
 
 
 def _download(name: str, url: str, target: Path) -> bytes:

@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 
 from utils.report import (
-    PLOT_BOTTOM,
-    PLOT_LEFT,
-    PLOT_RIGHT,
-    PLOT_TOP,
     Gallery,
     GalleryClip,
     Report,
     ReportRow,
-    SuccessCurve,
     render_report,
     write_report,
 )
+from utils.success_plot import PLOT_BOTTOM, PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, SuccessCurve
 from utils.visualisation import encode_jpeg
 
 VOID_TAGS = {"meta", "img", "link", "br", "hr", "input"}

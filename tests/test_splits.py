@@ -13,13 +13,9 @@ from pathlib import Path
 import pytest
 
 from datasets import splits
-from datasets.splits import (
-    OFFICIAL_SPLITS,
-    OfficialSplit,
-    fetch_split,
-    read_clip_list,
-    resolve_clip_list,
-)
+from datasets.clip_lists import MEDIA_SUFFIXES, read_clip_list
+from datasets.official_splits import OFFICIAL_SPLITS, OfficialSplit
+from datasets.splits import fetch_split, resolve_clip_list
 
 ROOT = Path(__file__).resolve().parents[1]
 # Copies of the published lists that a developer may keep beside the repository.
@@ -141,7 +137,7 @@ def test_accepted_formats(tmp_path, file_name, content, expected):
     assert clip_list.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("suffix", sorted(splits.MEDIA_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(MEDIA_SUFFIXES))
 def test_every_media_suffix_is_cut(tmp_path, suffix):
     assert read_clip_list(write(tmp_path, "l.txt", f"x/a_1{suffix}\n")).clip_ids == ("a_1",)
 

@@ -1,17 +1,18 @@
 """Heat, boxes, captions and JPEG files."""
 
+import os
 import time
 
 import cv2
 import numpy as np
 import pytest
 
+from utils.files import write_atomically
 from utils.visualisation import (
     BOX_COLOUR,
     HEAT_FLOOR,
     encode_jpeg,
     overlay_localisation_map,
-    write_atomically,
     write_jpeg,
 )
 
@@ -167,6 +168,20 @@ def test_failed_write_keeps_the_old_file(tmp_path):
         write_atomically(folder, b"content")
     assert [entry.name for entry in tmp_path.iterdir()] == ["in_the_way"]
     assert folder.is_dir()
+
+
+def test_bytes_reach_the_disk_before_the_file_takes_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    synced = []
+
+    def record_fsync(descriptor):
+        synced.append((os.fstat(descriptor).st_size, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    write_atomically(path, memoryview(b"the new content"))
+    assert synced == [(15, b"old")]
+    assert path.read_bytes() == b"the new content"
 
 
 def test_overlay_is_fast():

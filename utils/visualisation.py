@@ -1,11 +1,12 @@
 """Pictures of a localisation: heat and bounding boxes over the frame, and their JPEG files."""
 
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from utils.files import write_atomically
 
 # Min-max normalised maps sit near 0.3 on background; heat starts above that, so that it marks
 # a source instead of tinting the whole frame.
@@ -88,22 +89,6 @@ def write_jpeg(path: Path, picture: Picture) -> None:
         ValueError: If the picture is not as above.
     """
     write_atomically(path, encode_jpeg(picture))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in its own folder, then move it into place.
-
-    Args:
-        path: the file to write or to replace; missing parent folders are made.
-        content: the whole file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_picture(picture: Picture, name: str) -> None:

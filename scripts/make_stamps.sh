@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Makes the stamps data set: real object photos and recordings on real backgrounds, no VGGSound needed.
+# Usage: bash scripts/make_stamps.sh data/stamps [--train N] [--test M] ...   --help lists all options
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bash scripts/setup.sh
+exec .venv/bin/python -m datasets.stamps "$@"

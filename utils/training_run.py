@@ -1,0 +1,224 @@
+"""The folder of a training run: checkpoints, history, TensorBoard, and where the run stands.
+
+    last.pth       after each epoch, and when stopped; --resume goes on from it
+    best.pth       the epoch with the best validation score; only when a benchmark is named
+    options.json   all options
+    history.csv    a row per epoch: mean losses, validation scores
+    log.txt        the program's messages
+    events.*       TensorBoard
+"""
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.evaluation import BrokenClipLike, LocalisationResult
+from utils.files import write_atomically
+from utils.reporting import log_to_file
+from utils.visualisation import overlay_localisation_map
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """Where a run stands, and what it leaves on disk."""
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        """Claims a folder.
+
+        Args:
+            folder: of the run; made when it is not there.
+            resume: whether it holds a run to go on with.
+
+        Raises:
+            FileExistsError: it holds a run, and resume is not set.
+            FileNotFoundError: it holds none, and resume is set.
+        """
+        self.folder = folder
+        self.last_path = folder / "last.pth"
+        self.best_path = folder / "best.pth"
+        if self.last_path.exists() and not resume:
+            raise FileExistsError(
+                f"{self.last_path} exists: a run lives in this folder. Go on with it (--resume), or "
+                "name another --output."
+            )
+        if resume and not self.last_path.exists():
+            raise FileNotFoundError(
+                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to start anew."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.epoch = 0
+        """finished epochs"""
+        self.step = 0
+        """finished steps of the current epoch"""
+        self.best_score = -1.0
+        """best validation cIoU@0.5 so far, percent"""
+        self.history: list[dict[str, float]] = []
+        """a row per finished epoch"""
+        self.broken: dict[str, str] = {}
+        """reason by id, of training clips that broke while being decoded"""
+        self._sums: dict[str, float] = {}
+        self._num_summed = 0
+        self._recent: list[Mapping[str, Tensor]] = []
+
+    def progress(self) -> dict[str, Any]:
+        """What resuming needs beside the weights."""
+        return {
+            "best_score": self.best_score,
+            "history": self.history,
+            "broken": self.broken,
+            "sums": self._sums,
+            "num_summed": self._num_summed,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stands where the checkpoint stood."""
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.best_score = checkpoint.progress["best_score"]
+        self.history = checkpoint.progress["history"]
+        self.broken = checkpoint.progress["broken"]
+        self._sums = checkpoint.progress["sums"]
+        self._num_summed = checkpoint.progress["num_summed"]
+
+    def start(self, options: Mapping[str, Any], *, steps_per_epoch: int, log_every: int) -> None:
+        """Opens the logs.
+
+        Args:
+            options: of the run, as plain values.
+            steps_per_epoch: full batches in an epoch.
+            log_every: steps between two TensorBoard entries.
+        """
+        self.steps_per_epoch = steps_per_epoch
+        self.log_every = log_every
+        self._log_handler = log_to_file(self.folder / "log.txt")
+        write_atomically(
+            self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n"
+        )
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+
+    def close(self) -> None:
+        """Closes the logs."""
+        self.writer.close()
+        logging.getLogger().removeHandler(self._log_handler)
+        self._log_handler.close()
+
+    @property
+    def global_step(self) -> int:
+        """Steps since the beginning."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def note_broken(self, broken: Sequence[BrokenClipLike]) -> None:
+        """Lists clips that were skipped because their files could not be decoded."""
+        for clip in broken:
+            if clip.clip_id not in self.broken:
+                logger.warning("Skipped %s: %s", clip.clip_id, clip.reason)
+            self.broken[clip.clip_id] = clip.reason
+
+    def note_step(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Counts a finished step and logs every so often.
+
+        Args:
+            loss: scalar.
+            terms: scalars by name.
+
+        Raises:
+            FloatingPointError: the loss is not finite; nothing is saved from there on.
+        """
+        self._recent.append({"loss": loss.detach(), **terms})
+        self.step += 1
+        if self.step % self.log_every == 0 or self.step == self.steps_per_epoch:
+            self._log_recent()
+
+    def _log_recent(self) -> None:
+        # Reading the values waits for the device, hence not at each step.
+        for values in self._recent:
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value.item()
+        self._num_summed += len(self._recent)
+        if not self._recent:
+            return
+        for name, value in self._recent[-1].items():
+            self.writer.add_scalar(f"train/{name}", value.item(), self.global_step)
+        self._recent = []
+        if not math.isfinite(self._sums["loss"]):
+            raise FloatingPointError(
+                f"The loss is no longer a finite number (epoch {self.epoch + 1}, within the "
+                f"{self.log_every} steps before step {self.step}). {self.last_path} holds the last "
+                "good epoch, if one was finished; a lower --learning-rate is the usual remedy."
+            )
+
+    def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
+        """Adds overlays to TensorBoard.
+
+        Args:
+            frames: (N, S, S, 3) RGB.
+            maps: (N, h, w), scaled to the range of each.
+        """
+        for index, (frame, similarity) in enumerate(zip(frames, maps, strict=True)):
+            size = (frame.shape[1], frame.shape[0])
+            heat = cv2.normalize(cv2.resize(similarity, size), None, 0, 1, cv2.NORM_MINMAX)  # type: ignore[call-overload]
+            picture = overlay_localisation_map(frame, np.clip(heat, 0, 1), np.zeros((0, 4)))
+            self.writer.add_image(
+                f"train/overlay_{index}", picture, self.global_step, dataformats="HWC"
+            )
+
+    def finish_epoch(self, result: LocalisationResult | None) -> bool:
+        """Closes an epoch's account.
+
+        Args:
+            result: of the validation; None without one.
+
+        Returns:
+            whether this is the best epoch so far.
+        """
+        self._log_recent()
+        row: dict[str, float] = {"epoch": self.epoch + 1}
+        row |= {name: total / max(self._num_summed, 1) for name, total in self._sums.items()}
+        row["broken_clips"] = len(self.broken)
+        is_best = False
+        if result is not None:
+            scores = result.model.summary()
+            for name in ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy"):
+                row[f"validation_{name}"] = float(scores[name] or 0.0)
+                self.writer.add_scalar(f"validation/{name}", scores[name], self.global_step)
+            is_best = row["validation_ciou_at_0.5"] > self.best_score
+            self.best_score = max(self.best_score, row["validation_ciou_at_0.5"])
+        self.history.append(row)
+        logger.info("Epoch %s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums, self._num_summed = {}, 0
+        self._write_history()
+        return is_best
+
+    def save(self, checkpoint: Checkpoint, *, validated_on: Mapping[str, str] | None) -> None:
+        """Writes last.pth, and best.pth where the epoch is the best on the named clips.
+
+        Args:
+            checkpoint: of now.
+            validated_on: the benchmark and list on which this epoch is the best; None if it is not.
+        """
+        checkpoint.selection = {"kind": "last"}
+        save_checkpoint(self.last_path, checkpoint)
+        if validated_on is not None:
+            checkpoint.selection = {"kind": "best", **validated_on}
+            save_checkpoint(self.best_path, checkpoint)
+
+    def _write_history(self) -> None:
+        names = list(dict.fromkeys(name for row in self.history for name in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.history)
+        write_atomically(self.folder / "history.csv", text.getvalue().encode())

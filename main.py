@@ -92,10 +92,9 @@ def train(options: opts.TrainOptions) -> int:
                         "list_name": validation_set.list_name,
                         "list_sha256": validation_set.list_sha256,
                         "protocol": options.validation.validation_protocol,
+                        "clips": validation_set.clip_ids,
                     }
-            run.save(
-                make_checkpoint(options, run, training_set, model, optimizer), validated_on=best_on
-            )
+            run.save(make_checkpoint(options, run, training_set, model, optimizer), best_on=best_on)
             if stop.signal_number is not None:
                 logger.warning("Saved %s; go on with --resume.", run.last_path)
                 return 128 + stop.signal_number
@@ -187,7 +186,9 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
         clip_list=chosen.validation_list,
         allow_missing=options.data.allow_missing,
     )
-    find_leak(training_set.clip_ids, validation_set.clip_ids, purpose="validation")
+    leak = find_leak(training_set.clip_ids, validation_set.clip_ids, purpose="validation")
+    if leak.num_clips:
+        logger.warning("%s", leak.message)
     return validation_set
 
 
@@ -234,8 +235,8 @@ def restore(
         differences.append("the training clips")
     if differences:
         raise ValueError(
-            f"{run.last_path} was trained with other settings: {'; '.join(differences)}. Resume with "
-            "the same ones, or start anew in another --output."
+            f"{run.last_path} was trained with other settings: {'; '.join(differences)}. "
+            "Resume with the same ones, or start anew in another --output."
         )
     assert checkpoint.optimizer is not None
     model.load_state_dict(checkpoint.state_dict)

@@ -86,7 +86,8 @@ class OptimisationOptions:
         """Refuses values without meaning."""
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(
-                f"--epochs and --batch-size must be at least 1, got {self.epochs}, {self.batch_size}"
+                "--epochs and --batch-size must be at least 1, got "
+                f"{self.epochs}, {self.batch_size}"
             )
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError(
@@ -221,7 +222,7 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         for group in (config_class, *_SHARED_GROUPS.values()):
             _add_group(sub, group)
     values = vars(parser.parse_args(arguments))
-    groups = {name: _build(group, values) for name, group in _SHARED_GROUPS.items()}
+    groups: dict[str, Any] = {name: _build(group, values) for name, group in _SHARED_GROUPS.items()}
     method = values["method"]
     return TrainOptions(method=method, model=_build(METHODS[method][1], values), **groups)
 
@@ -258,7 +259,7 @@ MAY_CHANGE_ON_RESUME = {
     "log_every", "pictures", "dry_run", "validation_benchmark", "validation_root",
     "validation_list", "validation_protocol",
 }  # fmt: skip
-"""Options without effect on the weights of a given epoch; the clips themselves are compared apart."""
+"""Options that leave the weights of an epoch as they are; the clips are compared apart."""
 
 
 def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -278,7 +279,7 @@ def _build(config_class: type[ConfigType], values: dict[str, Any]) -> ConfigType
 
 
 def _add_group(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One option per field: --field-name, --switch/--no-switch; fields without default are required."""
+    """One option per field: --field-name, --switch/--no-switch; required without a default."""
     summary = (inspect.getdoc(config_class) or "").splitlines()[0]
     group = parser.add_argument_group(config_class.__name__, summary)
     help_of, type_of = field_docstrings(config_class), typing.get_type_hints(config_class)

@@ -28,7 +28,7 @@ def read_vgg_ss_xml(path: Path) -> NDArray[np.float64]:
     Raises:
         BrokenFileError: no XML, or a box without four numbers.
     """
-    boxes = []
+    boxes: list[list[float]] = []
     for block in _root(path).iter("bbox"):
         holders = [child for child in block if len(child)] or ([block] if len(block) else [])
         boxes.extend(_last_four(holder, path) for holder in holders)

@@ -99,9 +99,9 @@ def check_sound_header(path: Path) -> None:
 class LogMelSpectrogram(nn.Module):
     """Waveforms -> log-mel spectrograms, batched, on any device.
 
-    Power spectrogram of a Hann window divided by its energy, HTK mel filters, 10 log10 with a floor
-    of 1e-10, hence -100 dB. At 16 kHz, 28 of the 257 filters are narrower than a bin and constant at
-    -100 dB; the released weights expect them.
+    Power spectrogram of a Hann window divided by its energy, HTK mel filters, 10 log10 with a
+    floor of 1e-10, hence -100 dB. At 16 kHz, 28 of the 257 filters are narrower than a bin and
+    constant at -100 dB; the released weights expect them.
     """
 
     def __init__(self, config: AudioConfig) -> None:

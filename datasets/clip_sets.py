@@ -58,7 +58,7 @@ def build_clips(
     Args:
         dataset: a key of LAYOUTS.
         data_root: the user's folder, see docs/data.md.
-        clip_list: file of clip ids or name of an official list; None: every clip that has all files.
+        clip_list: file of clip ids or name of an official list; None: every complete clip.
         annotations: VGG-SS JSON to use instead of the XML files.
         allow_missing: leave clips out whose files are missing or broken, instead of refusing.
 
@@ -180,7 +180,9 @@ def _report_problems(
     if not problems:
         return
     first = "; ".join(f"{clip_id}: {problem}" for clip_id, problem in problems[:5])
-    message = f"{dataset}: {len(problems)} of {num_listed} clips are missing or broken, first: {first}"
+    message = (
+        f"{dataset}: {len(problems)} of {num_listed} clips are missing or broken, first: {first}"
+    )
     if not allow_missing:
         raise FileNotFoundError(
             f"{message}. Mend the data, or pass --allow-missing to use only what is there."

@@ -33,7 +33,8 @@ class Clip:
 class ClipRequest(NamedTuple):
     """What a sampler asks the Dataset for: which clip, and the seed of its random crop."""
 
-    index: int
+    position: int
+    """of the clip in the data set"""
     crop_seed: int
 
 
@@ -120,7 +121,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             clips: what to decode, in order.
             geometry: from the frame on disk to the square.
             audio: sample rate and window.
-            excerpt_seconds: use only the first seconds of each sound; None: all that the window takes.
+            excerpt_seconds: use only the first seconds of each sound; None: the window.
             random_crop: cut frames at random by the request's seed instead of using them whole.
             map_size: side of the ground-truth map, pixels.
         """
@@ -136,8 +137,8 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         return len(self.clips)
 
     def __getitem__(self, request: ClipRequest) -> Sample | BrokenClip:
-        """Decodes one clip; a file that cannot be decoded gives a BrokenClip, never another clip."""
-        clip = self.clips[request.index]
+        """Decodes one clip; a broken file gives a BrokenClip, never another clip."""
+        clip = self.clips[request.position]
         try:
             picture = read_frame(clip.frame_path)
             waveform = load_waveform(

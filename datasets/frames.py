@@ -71,7 +71,7 @@ class FrameGeometry:
             return boxes
         size, shorter = self.frame_size, min(width, height)
         resized = np.array([int(size * width / shorter), int(size * height / shorter)])
-        offset = np.array([int(round((side - size) / 2)) for side in resized])
+        offset = np.array([round((side - size) / 2) for side in resized])
         return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / size
 
 

@@ -108,7 +108,8 @@ def find_files(layout: Layout, data_root: Path) -> ClipFolder:
             annotations = _files_by_id([root / layout.annotation_folder], (".xml",))
     if layout.frame_name:
         frames = {
-            entry.name: entry / layout.frame_name for entry in (root / layout.frame_folder).iterdir()
+            entry.name: entry / layout.frame_name
+            for entry in (root / layout.frame_folder).iterdir()
         }
     else:
         frames = _files_by_id([root / layout.frame_folder], FRAME_SUFFIXES)
@@ -123,10 +124,13 @@ def _find_root(layout: Layout, data_root: Path) -> Path:
         if has_audio and (root / layout.frame_folder).is_dir():
             return root
     there = sorted(path.name for path in data_root.iterdir()) if data_root.is_dir() else None
-    found = "it does not exist" if there is None else f"it holds: {', '.join(there[:10]) or 'nothing'}"
+    found = (
+        "it does not exist" if there is None else f"it holds: {', '.join(there[:10]) or 'nothing'}"
+    )
     raise FileNotFoundError(
-        f"{layout.title}: no folders {layout.frame_folder}/ and {'|'.join(layout.audio_folders)}/ in "
-        f"{data_root} or its sub-folder {layout.roots[-1]}/ ({found}). See docs/data.md for the layout."
+        f"{layout.title}: no folders {layout.frame_folder}/ and {'|'.join(layout.audio_folders)}/ "
+        f"in {data_root} or its sub-folder {layout.roots[-1]}/ ({found}). See docs/data.md for the "
+        "layout."
     )
 
 

@@ -1,5 +1,6 @@
 """Loaders: the order of clips, and decoding in worker processes."""
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -84,7 +85,7 @@ def build_train_loader(
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
     return DataLoader(
-        clips,
+        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
@@ -106,7 +107,7 @@ def build_test_loader(
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
     return DataLoader(
-        clips,
+        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
         batch_sampler=_InOrder(len(clips), batch_size),
         num_workers=num_workers,
         collate_fn=collate,
@@ -129,7 +130,7 @@ class _InOrder(Sampler[Sequence[ClipRequest]]):
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-self.num_clips // self.batch_size)
+        return math.ceil(self.num_clips / self.batch_size)
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         for start in range(0, self.num_clips, self.batch_size):

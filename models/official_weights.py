@@ -29,7 +29,7 @@ IGNORED = frozenset(
         "norm3.num_batches_tracked",
     }
 )
-"""Official tensors that never reach the similarity map: stems of the other modality, unused heads."""
+"""Official tensors that never reach the map: stems of the other modality, unused heads."""
 
 
 def is_ssl_tie_release(content: Mapping[str, Any]) -> bool:

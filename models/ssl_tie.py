@@ -141,7 +141,9 @@ class SSLTIE(nn.Module):
         """Similarity map (B, h, w) in [0, 1] of each frame with its own sound."""
         return similarity_map(self.encode_frames(frames), self.encode_audio(log_mel_spectrogram))
 
-    def contrast(self, visual_feature_map: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def contrast(
+        self, visual_feature_map: Tensor, audio_embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Contrastive logits and own similarity maps of a batch.
 
         Args:

@@ -31,7 +31,7 @@ def official_state_dict():
     return state
 
 
-def formula_weight(name, shape, random):  # noqa: PLR0911 - the goldens' rules, in their order
+def formula_weight(name, shape, random):
     if name.endswith("num_batches_tracked"):
         return np.int64(7)
     if name.endswith("running_mean"):

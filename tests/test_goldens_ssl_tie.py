@@ -6,8 +6,8 @@ import torch
 from golden_inputs import arrays, frames, official_state_dict, records, spectrograms
 
 from datasets.geometric_transform import GeometricTransform
-from models.official_weights import convert_ssl_tie_release
 from models.losses import contrastive_loss
+from models.official_weights import convert_ssl_tie_release
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
 
@@ -57,7 +57,9 @@ def assert_logits(logits, golden):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_forward(build, mode, dtype):
     golden_name = f"{mode}_f{32 if dtype == torch.float32 else 64}"
-    golden = {k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")}
+    golden = {
+        k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")
+    }
     model = build(audio_encodings=2).to(dtype).train(mode == "train")
     (logits, maps), embedding = forward_head(model, frames(), dtype)
     np.testing.assert_allclose(maps, golden["A"][:, 0], atol=2e-6)
@@ -69,7 +71,10 @@ def test_forward(build, mode, dtype):
         for name in ("imgnet.bn1", "audnet.bn1"):
             for statistic in ("running_mean", "running_var"):
                 np.testing.assert_allclose(
-                    state[f"{name}.{statistic}"], golden[f"buf/{name}.{statistic}"], rtol=1e-5, atol=1e-5
+                    state[f"{name}.{statistic}"],
+                    golden[f"buf/{name}.{statistic}"],
+                    rtol=1e-5,
+                    atol=1e-5,
                 )
 
 
@@ -105,7 +110,9 @@ def test_loss_head_alone(build, dtype):
     )
     np.testing.assert_allclose(maps, golden["head_f64/A"][:, 0], atol=2e-6)
     assert_logits(logits, golden["head_f64/logits"])  # float64: the reference's float32 has a NaN
-    assert contrastive_loss(logits).item() == pytest.approx(float(golden["head_f64/loss"]), abs=2e-6)
+    assert contrastive_loss(logits).item() == pytest.approx(
+        float(golden["head_f64/loss"]), abs=2e-6
+    )
     first_five = contrastive_loss(logits[:5]).item()
     assert first_five == pytest.approx(float(golden["head_f64/loss_first5"]), abs=2e-6)
 

@@ -1,1 +1,1 @@
-"""Everything around the model: evaluation, metrics, checkpoints, reports. No networks, no decoding."""
+"""Around the model: evaluation, metrics, checkpoints, reports. No networks, no decoding."""

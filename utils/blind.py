@@ -15,7 +15,9 @@ def centre_disc(map_size: int) -> NDArray[np.bool_]:
     return squared < np.sort(squared.ravel())[squared.size // 2]
 
 
-def centre_gaussian(protocol: LocalisationProtocol) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def centre_gaussian(
+    protocol: LocalisationProtocol,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A centred Gaussian map (M, M) in [0, 1], and what the rule predicts for it (M, M)."""
     squared = _squared_distance(protocol.map_size) / protocol.map_size**2
     gaussian = np.exp(-squared / (2 * GAUSSIAN_SIGMA**2)).astype(np.float32)[None]

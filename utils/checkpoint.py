@@ -15,10 +15,11 @@ from utils.files import write_atomically
 
 FORMAT = "vssl-checkpoint-1"
 
-_SAFE_GLOBALS = [
+_rebuild_scalar = np.float64().__reduce__()[0]
+_SAFE_GLOBALS: list[Any] = [
     # The released files hold their best score as a NumPy scalar, pickled under NumPy 1's name.
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_rebuild_scalar, "numpy.core.multiarray.scalar"),
+    (_rebuild_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
 ]
@@ -26,7 +27,7 @@ _SAFE_GLOBALS = [
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """All that is needed to rebuild the model, to go on training, and to know where it comes from."""
+    """All that rebuilds the model, goes on with its training, and says where it comes from."""
 
     method: str
     method_config: dict[str, Any]

@@ -1,10 +1,7 @@
 """Whether clips were used for more than one purpose."""
 
-import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Leak:
 def find_leak(
     training_clips: Collection[str] | None, scored_clips: Collection[str], *, purpose: str
 ) -> Leak:
-    """Compares the training list with a list that is scored, and warns loudly.
+    """Compares the training list with a list that is scored.
 
     Args:
         training_clips: ids; None when not known.
@@ -39,7 +36,6 @@ def find_leak(
             "The checkpoint does not say which clips it was trained on, so the overlap with the "
             f"{purpose} list could not be checked; name its list with --training-list."
         )
-        logger.warning(message)
         return Leak(checked=False, num_clips=None, first=(), message=message)
     shared = sorted(set(training_clips) & set(scored_clips))
     if not shared:
@@ -48,5 +44,4 @@ def find_leak(
         f"LEAK: {len(shared)} of {len(scored_clips)} {purpose} clips are in the training list, "
         f"first: {', '.join(shared[:5])}. The scores are not those of unseen clips."
     )
-    logger.warning(message)
     return Leak(True, len(shared), tuple(shared[:5]), message)

@@ -1,11 +1,11 @@
 """The folder of a training run: checkpoints, history, TensorBoard, and where the run stands.
 
-    last.pth       after each epoch, and when stopped; --resume goes on from it
-    best.pth       the epoch with the best validation score; only when a benchmark is named
-    options.json   all options
-    history.csv    a row per epoch: mean losses, validation scores
-    log.txt        the program's messages
-    events.*       TensorBoard
+last.pth       after each epoch, and when stopped; --resume goes on from it
+best.pth       the epoch with the best validation score; only when a benchmark is named
+options.json   all options
+history.csv    a row per epoch: mean losses, validation scores
+log.txt        the program's messages
+events.*       TensorBoard
 """
 
 import csv
@@ -51,12 +51,13 @@ class TrainingRun:
         self.best_path = folder / "best.pth"
         if self.last_path.exists() and not resume:
             raise FileExistsError(
-                f"{self.last_path} exists: a run lives in this folder. Go on with it (--resume), or "
-                "name another --output."
+                f"{self.last_path} exists: a run lives in this folder. Go on with it "
+                "(--resume), or name another --output."
             )
         if resume and not self.last_path.exists():
             raise FileNotFoundError(
-                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to start anew."
+                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to "
+                "start anew."
             )
         folder.mkdir(parents=True, exist_ok=True)
         self.epoch = 0
@@ -202,17 +203,17 @@ class TrainingRun:
         self._write_history()
         return is_best
 
-    def save(self, checkpoint: Checkpoint, *, validated_on: Mapping[str, str] | None) -> None:
+    def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
         """Writes last.pth, and best.pth where the epoch is the best on the named clips.
 
         Args:
             checkpoint: of now.
-            validated_on: the benchmark and list on which this epoch is the best; None if it is not.
+            best_on: the benchmark and clips on which this epoch is the best; None if it is not.
         """
         checkpoint.selection = {"kind": "last"}
         save_checkpoint(self.last_path, checkpoint)
-        if validated_on is not None:
-            checkpoint.selection = {"kind": "best", **validated_on}
+        if best_on is not None:
+            checkpoint.selection = {"kind": "best", **best_on}
             save_checkpoint(self.best_path, checkpoint)
 
     def _write_history(self) -> None:

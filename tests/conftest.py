@@ -1,0 +1,71 @@
+"""A tiny data set in all layouts: a coloured square at a known box, a tone tied to its colour."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
+PITCHES = (300.0, 700.0, 1500.0, 3200.0)
+SIDE = 96
+RATE = 16_000
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Folders of the tiny data set; the ids are train_0 … and test_0 …"""
+
+    root: Path
+    train_ids: tuple[str, ...]
+    test_ids: tuple[str, ...]
+    boxes: dict[str, tuple[float, float, float, float]]
+
+
+def draw_frame(index, rng):
+    """A square over at least a third of a grey, noisy frame; its box as fractions."""
+    canvas = rng.integers(90, 130, (SIDE, SIDE, 3), dtype=np.uint8)
+    side = SIDE * 5 // 8
+    left, top = rng.integers(0, SIDE - side, 2)
+    canvas[top : top + side, left : left + side] = COLOURS[index % 4]
+    box = (left / SIDE, top / SIDE, (left + side) / SIDE, (top + side) / SIDE)
+    return Image.fromarray(canvas), box
+
+
+def tone(index, seconds=1.0):
+    time = np.arange(round(RATE * seconds)) / RATE
+    return 0.5 * np.sin(2 * np.pi * PITCHES[index % 4] * time)
+
+
+def vgg_ss_xml(clip_id, box):
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    return f"<annotation><filename>{clip_id}.jpg</filename><bbox><box>{inner}</box></bbox></annotation>"
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """VGGSound training clips and VGG-SS test clips in tmp_path/data."""
+    root = tmp_path / "data"
+    frames = root / "VGGSound" / "total_video_frames"
+    sounds = root / "VGGSound" / "total_video_3s_audio"
+    test = root / "VGGSound_test"
+    for folder in (frames, sounds, test / "frame", test / "audio", test / "anno"):
+        folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    boxes = {}
+    train_ids = tuple(f"train_{index}" for index in range(8))
+    test_ids = tuple(f"test_{index}" for index in range(6))
+    for index, clip_id in enumerate(train_ids):
+        picture, boxes[clip_id] = draw_frame(index, rng)
+        (frames / clip_id).mkdir()
+        picture.save(frames / clip_id / "125.jpg")
+        soundfile.write(sounds / f"{clip_id}.wav", tone(index), RATE)
+    for index, clip_id in enumerate(test_ids):
+        picture, boxes[clip_id] = draw_frame(index, rng)
+        picture.save(test / "frame" / f"{clip_id}.jpg")
+        soundfile.write(test / "audio" / f"{clip_id}.wav", tone(index), RATE)
+        (test / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, boxes[clip_id]))
+    return TinyData(root, train_ids, test_ids, boxes)

@@ -1,0 +1,481 @@
+"""SSL-TIE: gradients, precision, switches, initialisation, and the authors' released weights."""
+
+import copy
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+from golden_inputs import FULL_GOLDENS, official_state_dict
+from torch import nn
+
+from datasets.geometric_transform import GeometricTransform
+from models import build_model
+from models.encoders import RepeatedBatchNorm2d
+from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
+from models.official_weights import (
+    IGNORED,
+    RENAMED,
+    convert_ssl_tie_release,
+    is_ssl_tie_release,
+)
+from models.similarity import similarity_maps
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+
+TRANSFORM = GeometricTransform((5, -9, 20), 1.0, True, 64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """At this size threads cost more than they give, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """One randomly initialised model; copy it before a training step."""
+    torch.manual_seed(0)
+    return SSLTIE(SSLTIEConfig())
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """A tiny batch of three clips, and its transform."""
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(3, 3, 64, 64, generator=generator)
+    return {
+        "frames": frames,
+        "log_mel_spectrogram": -40 + 20 * torch.randn(3, 1, 33, 48, generator=generator),
+        "transformed_frames": TRANSFORM.warp_frames(frames),
+        "transform": TRANSFORM.warp_maps,
+    }
+
+
+@pytest.fixture
+def build(initial):
+    """Models with the weights of `initial`."""
+
+    def _build(**options):
+        config = SSLTIEConfig(**options)
+        if config == initial.config:
+            return copy.deepcopy(initial)
+        model = SSLTIE(config)
+        model.load_state_dict(initial.state_dict())
+        return model
+
+    return _build
+
+
+@pytest.fixture(scope="module")
+def official():
+    return official_state_dict()
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def count_calls(module):
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+# ------------------------------------------------------------------------------------- the step
+
+
+def test_every_parameter_gets_a_gradient(build, inputs):
+    model = build()
+    model(**inputs).loss.backward()
+    assert len(gradients(model)) == 120
+    for name, gradient in gradients(model).items():
+        assert gradient is not None, name
+        assert torch.isfinite(gradient).all(), name
+        assert gradient.abs().max() > 0, name
+
+
+def test_the_step_is_the_sum_of_its_parts(build, inputs):
+    """The step again, from the public parts: which frames meet which sounds, and in which order."""
+    model = build(contrastive_weight=0.3, transformed_contrastive_weight=0.2, equivariance_weight=2)
+    parts = copy.deepcopy(model)
+    output = model(**inputs)
+
+    sound = parts.encode_audio(inputs["log_mel_spectrogram"])
+    logits, plain_map = parts.contrast(parts.encode_frames(inputs["frames"]), sound)
+    other_logits, other_map = parts.contrast(
+        parts.encode_frames(inputs["transformed_frames"]), sound
+    )
+    expected = {
+        "contrastive": contrastive_loss(logits),
+        "contrastive_transformed": contrastive_loss(other_logits),
+        "equivariance": equivariance_loss(other_map, *TRANSFORM.warp_maps(plain_map)),
+    }
+    assert output.terms.keys() == expected.keys()
+    for name, term in expected.items():
+        assert output.terms[name].item() == pytest.approx(term.item(), abs=1e-6), name
+        assert not output.terms[name].requires_grad
+    total = 0.3 * expected["contrastive"] + 0.2 * expected["contrastive_transformed"]
+    total = total + 2 * expected["equivariance"]
+    assert output.loss.item() == pytest.approx(total.item(), abs=1e-6)
+    torch.testing.assert_close(output.similarity_map, plain_map.detach())
+    assert not output.similarity_map.requires_grad
+
+
+def test_encoding_the_sound_once_or_twice_is_the_same(build, inputs):
+    once, twice = build(audio_encodings=1), build(audio_encodings=2)
+    calls = [count_calls(model.audnet) for model in (once, twice)]
+    losses = [model(**inputs).loss for model in (once, twice)]
+    assert [len(counted) for counted in calls] == [1, 2]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    others = gradients(twice)
+    for name, gradient in gradients(once).items():
+        assert (gradient - others[name]).norm() <= 2e-5 * others[name].norm(), name
+    buffers = dict(twice.named_buffers())
+    for name, buffer in once.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], rtol=1e-6, atol=1e-6, msg=name)
+        if name.endswith("num_batches_tracked"):
+            assert buffer == 2
+
+
+def test_repeated_batch_norm_is_two_updates_in_one():
+    once, twice = RepeatedBatchNorm2d(4, passes=2), nn.BatchNorm2d(4)
+    features = 3 + 2 * torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+    twice(features)
+    torch.testing.assert_close(once(features), twice(features))
+    assert torch.allclose(once.running_mean, twice.running_mean, rtol=1e-6)
+    assert torch.allclose(once.running_var, twice.running_var, rtol=1e-6)
+    assert once.num_batches_tracked == twice.num_batches_tracked == 2
+    before = once.state_dict()["running_mean"].clone()
+    once.eval()(features)
+    assert torch.equal(once.running_mean, before) and once.num_batches_tracked == 2
+    assert once.state_dict().keys() == twice.state_dict().keys()
+
+
+def test_the_head_stays_in_float32_under_autocast(build, inputs):
+    model = build()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(**inputs)
+        features = model.encode_frames(inputs["frames"])
+        sound = model.encode_audio(inputs["log_mel_spectrogram"])
+        logits, maps = model.contrast(features, sound)
+    results = [features, sound, logits, maps, output.loss, output.similarity_map]
+    for result in (*results, *output.terms.values()):
+        assert result.dtype == torch.float32
+    plain_logits, plain_maps = model.contrast(features, sound)
+    assert torch.equal(maps, plain_maps)
+    assert torch.equal(logits, plain_logits)
+    output.loss.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+
+
+def test_float64_stays_float64(initial, inputs):
+    model = copy.deepcopy(initial).double()
+    embedding = model.encode_audio(inputs["log_mel_spectrogram"].double())
+    assert embedding.dtype == torch.float64
+
+
+# --------------------------------------------------------------------------------- the switches
+
+
+@pytest.mark.parametrize(
+    ("options", "hard_threshold"),
+    [({}, 0.4), ({"tri_map": False}, 0.65), ({"hard_negatives": False}, None)],
+)
+def test_regions_of_the_contrast(build, options, hard_threshold):
+    model = build(**options)
+    generator = torch.Generator().manual_seed(4)
+    features = nn.functional.normalize(torch.rand(3, 8, 5, 5, generator=generator), dim=1)
+    sounds = nn.functional.normalize(torch.rand(3, 8, generator=generator), dim=1)
+    logits, own_maps = model.contrast(features, sounds)
+    maps = similarity_maps(features, sounds)
+    expected = trimap_contrastive_logits(
+        maps,
+        positive_threshold=0.65,
+        negative_threshold=hard_threshold,
+        sharpness=0.03,
+        temperature=0.07,
+    )
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(own_maps, maps[range(3), range(3)])
+
+
+def step_with_weights(build, inputs, weights):
+    return build(**{f"{name}_weight": weight for name, weight in weights.items()})(**inputs)
+
+
+@pytest.mark.parametrize("left_out", ["contrastive", "transformed_contrastive", "equivariance"])
+def test_a_weight_of_zero_leaves_its_term_out(build, inputs, left_out):
+    # At the beginning of training the equivariance loss is tiny; its weight makes it count.
+    weights = {"contrastive": 0.5, "transformed_contrastive": 0.5, "equivariance": 1000.0}
+    plain = step_with_weights(build, inputs, weights)
+    weights[left_out] = 0.0
+    output = step_with_weights(build, inputs, weights)
+    assert output.terms == plain.terms
+    terms = output.terms
+    expected = (
+        weights["contrastive"] * terms["contrastive"]
+        + weights["transformed_contrastive"] * terms["contrastive_transformed"]
+        + weights["equivariance"] * terms["equivariance"]
+    )
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert output.loss.item() < plain.loss.item() - 0.1
+    assert torch.equal(output.similarity_map, plain.similarity_map)
+
+
+def refuse_to_transform(_maps):
+    raise AssertionError("the transform was called")
+
+
+@pytest.mark.parametrize("audio_encodings", [1, 2])
+def test_without_transformed_terms_nothing_is_transformed(build, inputs, audio_encodings):
+    model = build(
+        transformed_contrastive_weight=0,
+        equivariance_weight=0,
+        audio_encodings=audio_encodings,
+    )
+    calls = count_calls(model.imgnet), count_calls(model.audnet)
+    output = model(**inputs | {"transform": refuse_to_transform})
+    assert [len(counted) for counted in calls] == [1, 1]
+    assert output.terms.keys() == {"contrastive"}
+    assert output.loss.item() == pytest.approx(0.5 * output.terms["contrastive"].item())
+    # The sound is seen once, so its batch norms are updated once.
+    assert model.audnet.bn1.num_batches_tracked == 1
+    assert model.audnet.bn1.momentum == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradient):
+    model = build(
+        contrastive_weight=0.0,
+        transformed_contrastive_weight=0.0,
+        equivariance_gradient=with_gradient,
+    )
+    seen = []
+
+    def record(maps):
+        seen.append(maps)
+        return TRANSFORM.warp_maps(maps)
+
+    frames = inputs["frames"].clone().requires_grad_()
+    transformed = inputs["transformed_frames"].clone().requires_grad_()
+    output = model(
+        **inputs | {"frames": frames, "transformed_frames": transformed, "transform": record}
+    )
+    output.loss.backward()
+    assert [maps.requires_grad for maps in seen] == [with_gradient]
+    assert transformed.grad.abs().sum() > 0
+    # What is left of the plain frames' gradient is a contrastive term of weight 0.
+    assert (frames.grad.abs().sum() > 0) == with_gradient
+    default = build(contrastive_weight=0.0, transformed_contrastive_weight=0.0)(**inputs)
+    assert torch.equal(output.loss, default.loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({"sharpness": 0}, ["--sharpness"]),
+        ({"temperature": 0}, ["--temperature"]),
+        ({"temperature": -0.07}, ["--temperature"]),
+        (
+            {"negative_threshold": 0.7},
+            ["--negative-threshold (0.7)", "--positive-threshold (0.65)"],
+        ),
+        ({"contrastive_weight": -0.1}, ["--contrastive-weight"]),
+        ({"transformed_contrastive_weight": -1}, ["--transformed-contrastive-weight"]),
+        ({"equivariance_weight": -1}, ["--equivariance-weight"]),
+        (
+            {
+                "contrastive_weight": 0,
+                "transformed_contrastive_weight": 0,
+                "equivariance_weight": 0,
+            },
+            ["--contrastive-weight", "not all 0"],
+        ),
+    ],
+)
+def test_contradictions_are_refused_with_their_flags(options, flags):
+    with pytest.raises(ValueError) as caught:
+        SSLTIEConfig(**options)
+    for flag in flags:
+        assert flag in str(caught.value)
+
+
+def test_what_is_no_contradiction():
+    SSLTIEConfig(negative_threshold=0.9, tri_map=False)
+    SSLTIEConfig(negative_threshold=0.65)
+    SSLTIEConfig(contrastive_weight=0, equivariance_weight=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SSLTIEConfig().sharpness = 1
+
+
+def test_build_model_takes_method_and_config():
+    model = build_model("ssl_tie", SSLTIEConfig(temperature=0.1))
+    assert isinstance(model, SSLTIE)
+    assert model.config.temperature == 0.1
+    assert model.training
+
+
+# --------------------------------------------------------------------------------- localisation
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("size", [64, 96])
+def test_localise(initial, inputs, batch_size, size):
+    model = copy.deepcopy(initial).eval()
+    frames = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(6))
+    sounds = inputs["log_mel_spectrogram"][:batch_size]
+    with torch.no_grad():
+        maps = model.localise(frames, sounds)
+        embedding, features = model.encode_audio(sounds), model.encode_frames(frames)
+    assert maps.shape == (batch_size, size // 16, size // 16)
+    assert maps.min() >= 0 and maps.max() <= 1 + 1e-6
+    assert maps.std() > 0
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(batch_size))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(maps.shape))
+    for clip in range(batch_size):
+        own = (features[clip] * embedding[clip][:, None, None]).sum(0)
+        torch.testing.assert_close(maps[clip], own)
+
+
+def test_the_sound_of_a_clip_does_not_depend_on_its_batch(initial, inputs):
+    model = copy.deepcopy(initial).eval()
+    spectrograms = inputs["log_mel_spectrogram"]
+    with torch.no_grad():
+        together = model.encode_audio(spectrograms)
+        for clip in range(3):
+            alone = model.encode_audio(spectrograms[clip : clip + 1])[0]
+            torch.testing.assert_close(alone, together[clip])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 65, 80), (2, 65, 80), (65, 80)])
+def test_spectrograms_of_another_shape_are_refused(initial, shape):
+    with pytest.raises(ValueError, match=r"must be \(B, 1, mel_bins, frames\), got \(") as caught:
+        initial.encode_audio(torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------- initialisation
+
+
+def test_initialisation_is_the_authors(initial):
+    convolutions = batch_norms = 0
+    for name, module in initial.named_modules():
+        if isinstance(module, nn.Conv2d):
+            convolutions += 1
+            weight = module.weight.detach()
+            expected = math.sqrt(2 / (weight.shape[0] * weight.shape[2] * weight.shape[3]))
+            # Five standard errors of a sample's mean and standard deviation.
+            count = weight.numel()
+            assert weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * count))
+            assert abs(weight.mean()) < 5 * expected / math.sqrt(count), name
+            assert module.bias is None
+        elif isinstance(module, nn.BatchNorm2d):
+            batch_norms += 1
+            weight = module.weight.detach()
+            count = weight.numel()
+            assert weight.mean().item() == pytest.approx(1, abs=5 * 0.02 / math.sqrt(count))
+            assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * count))
+            assert (module.bias == 0).all(), name
+            assert (module.running_mean == 0).all() and (module.running_var == 1).all(), name
+    assert (convolutions, batch_norms) == (40, 40)
+
+
+def test_initialisation_equals_the_recorded_statistics(initial):
+    path = FULL_GOLDENS / "init_seed0.txt"
+    if not path.is_file():
+        pytest.skip(f"the recorded initialisation is not at {path}")
+    ours = initial.state_dict()
+    compared = 0
+    for line in path.read_text().splitlines():
+        _, official_name, _, mean, std, _ = line.split("\t")
+        name = RENAMED.get(official_name, official_name)
+        if official_name in IGNORED or name.endswith("num_batches_tracked"):
+            continue
+        mean, std = (float(text.split("=")[1]) for text in (mean, std))
+        tensor = ours[name].double()
+        spread = 7 * std / math.sqrt(tensor.numel())  # two samples of one distribution
+        assert tensor.mean().item() == pytest.approx(mean, abs=spread), name
+        assert tensor.std().item() == pytest.approx(std, abs=spread), name
+        compared += 1
+    assert compared == 200
+
+
+# ----------------------------------------------------------------------------- official weights
+
+
+def test_every_official_tensor_is_used_or_ignored_by_name(initial, official):
+    converted = convert_ssl_tie_release(official, initial.state_dict())
+    assert converted.keys() == initial.state_dict().keys()
+    assert official.keys() >= IGNORED
+    assert len(converted) + len(IGNORED) == len(official) == 257
+    assert converted["audnet.conv1.weight"] is official["audnet.conv1_a.weight"]
+    for name in converted.keys() - set(RENAMED.values()):
+        assert converted[name] is official[name]
+    copy.deepcopy(initial).load_state_dict(converted, strict=True)
+
+
+def test_the_prefix_of_data_parallel_is_cut(initial, official):
+    prefixed = {f"module.{name}": tensor for name, tensor in official.items()}
+    plain = convert_ssl_tie_release(official, initial.state_dict())
+    converted = convert_ssl_tie_release(prefixed, initial.state_dict())
+    assert converted.keys() == plain.keys()
+    assert all(converted[name] is plain[name] for name in plain)
+
+
+def test_ignored_tensors_may_be_absent(initial, official):
+    without = {name: tensor for name, tensor in official.items() if name not in IGNORED}
+    converted = convert_ssl_tie_release(without, initial.state_dict())
+    assert converted.keys() == initial.state_dict().keys()
+
+
+def drop(state, name):
+    del state[name]
+
+
+def put(state, name, shape):
+    state[name] = torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            partial(drop, name="imgnet.layer2.0.bn1.running_var"),
+            r"1 tensors missing: imgnet\.layer2\.0\.bn1\.running_var$",
+        ),
+        (partial(drop, name="audnet.conv1_a.weight"), r"missing: audnet\.conv1\.weight$"),
+        (
+            partial(put, name="imgnet.layer5.weight", shape=3),
+            r"1 tensors unknown: imgnet\.layer5\.weight$",
+        ),
+        (
+            partial(put, name="imgnet.conv1.weight", shape=(64, 1, 7, 7)),
+            r"1 tensors of another shape: imgnet\.conv1\.weight \(64, 1, 7, 7\), "
+            r"not \(64, 3, 7, 7\)$",
+        ),
+    ],
+)
+def test_another_state_dict_is_refused_by_name(initial, official, change, message):
+    changed = dict(official)
+    change(changed)
+    with pytest.raises(ValueError, match=message):
+        convert_ssl_tie_release(changed, initial.state_dict())
+
+
+def test_many_problems_are_counted_and_the_first_named(initial, official):
+    changed = {name: tensor for name, tensor in official.items() if "layer3" not in name}
+    changed["stranger"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"60 tensors missing: .* and 55 more; 1 .*: stranger"):
+        convert_ssl_tie_release(changed, initial.state_dict())
+
+
+def test_a_release_file_is_recognised():
+    assert is_ssl_tie_release({"epoch": 1, "state_dict": {}, "best_miou": 0.5})
+    assert not is_ssl_tie_release({"epoch": 1, "state_dict": {}})
+    assert not is_ssl_tie_release({"best_miou": 0.5})

@@ -1,0 +1,218 @@
+"""The files that an evaluation leaves: summary.json, per_clip.csv, report.html."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.evaluation import LocalisationResult, Scores
+from utils.files import write_atomically
+from utils.leaks import Leak
+from utils.metrics import SUCCESS_THRESHOLDS
+from utils.report import Gallery, Report, ReportRow, write_report
+from utils.success_plot import SuccessCurve
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What was scored, with what: stands beside every number."""
+
+    benchmark: str
+    data_root: str
+    clip_list: str
+    clip_list_sha256: str
+    num_listed: int
+    missing: tuple[str, ...]
+    """listed clips without files, with the reason"""
+    frame_geometry: str
+    checkpoint: dict[str, Any]
+    """path, sha256, method, epoch, selection, training list"""
+    leak: Leak
+    num_chosen_on: int
+    """scored clips on which the checkpoint's epoch was chosen as the best"""
+    environment: dict[str, str]
+    command: str
+
+
+def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[str, Any]:
+    """Everything about an evaluation but the single clips, as plain values."""
+    model = result.model.summary()
+    clip_ids = "\n".join(sorted(clip.clip_id for clip in result.model.clips))
+    return {
+        "benchmark": context.benchmark,
+        "protocol": {**asdict(result.protocol), "description": result.protocol.description},
+        "cIoU@0.5": model["ciou_at_0.5"],
+        "AUC": model["auc"],
+        "mean_cIoU": model["mean_ciou"],
+        "pointing_accuracy": model["pointing_accuracy"],
+        "num_clips": len(result.model.clips),
+        "num_listed": context.num_listed,
+        "complete": not context.missing and not result.unreadable,
+        "num_missing": len(context.missing),
+        "missing": list(context.missing),
+        "num_unreadable": len(result.unreadable),
+        "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in result.unreadable],
+        "rows": [scores.summary() for scores in (result.model, *result.references)],
+        "clip_list": {"name": context.clip_list, "sha256": context.clip_list_sha256},
+        "scored_clips_sha256": hashlib.sha256(clip_ids.encode()).hexdigest(),
+        "data_root": context.data_root,
+        "frame_geometry": context.frame_geometry,
+        "checkpoint": context.checkpoint,
+        "leak_check": context.leak.as_dict(),
+        "num_clips_epoch_was_chosen_on": context.num_chosen_on,
+        "environment": context.environment,
+        "command": context.command,
+    }
+
+
+def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = []
+    if context.missing:
+        found.append(
+            f"{len(context.missing)} of {context.num_listed} listed clips are missing or broken "
+            f"and not scored, first: {context.missing[0]}"
+        )
+    if result.unreadable:
+        found.append(
+            f"{len(result.unreadable)} clips could not be decoded and are not scored, first: "
+            f"{result.unreadable[0][1]}"
+        )
+    if not context.leak.checked or context.leak.num_clips:
+        found.append(context.leak.message)
+    if context.num_chosen_on:
+        found.append(
+            f"CHOSEN ON TEST: this epoch was picked as the best on {context.num_chosen_on} of the "
+            "clips that are scored here. An untouched test set would score lower."
+        )
+    if context.clip_list == "every clip found":
+        found.append(
+            "No clip list was given: every clip with a frame, a sound and boxes was scored."
+        )
+    return found
+
+
+def check_results_folder(folder: Path, benchmark: str, protocol: str, sha256: str) -> None:
+    """Refuses a folder that holds another evaluation's results.
+
+    Raises:
+        FileExistsError: the summary there is of another checkpoint, benchmark or protocol.
+        ValueError: the summary there cannot be read.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_text())
+        found = (there["benchmark"], there["protocol"]["name"], there["checkpoint"]["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a summary of this program; name another --output."
+        ) from error
+    if found != (benchmark, protocol, sha256):
+        raise FileExistsError(
+            f"{path} holds the results of another evaluation ({found[0]}, {found[1]}, checkpoint "
+            f"{found[2][:12]}…). Name another --output."
+        )
+
+
+def write_results(
+    folder: Path,
+    result: LocalisationResult,
+    context: EvaluationContext,
+    galleries: Sequence[Gallery],
+) -> dict[str, Any]:
+    """Writes summary.json, per_clip.csv and report.html.
+
+    Args:
+        folder: for the files.
+        result: of the evaluation.
+        context: of the evaluation.
+        galleries: pictures for the report.
+
+    Returns:
+        the summary.
+    """
+    summary = summarise(result, context)
+    write_atomically(folder / "per_clip.csv", _per_clip_table(result).encode())
+    write_report(folder / "report.html", _report(result, context, galleries))
+    write_atomically(
+        folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
+    )
+    return summary
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One line for the screen: scores, count and rule."""
+    pointing = summary["pointing_accuracy"]
+    return (
+        f"{summary['benchmark']}  cIoU@0.5 {summary['cIoU@0.5']:.2f}  AUC {summary['AUC']:.2f}  "
+        f"mean cIoU {summary['mean_cIoU']:.2f}  pointing {pointing:.2f}  "
+        f"(n={summary['num_clips']} of {summary['num_listed']}, protocol "
+        f"{summary['protocol']['name']}: {summary['protocol']['description']})"
+    )
+
+
+def _per_clip_table(result: LocalisationResult) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    disc, gaussian, ceiling = result.references
+    table.writerow(["clip_id", "ciou", "success", "pointing", "disc", "gaussian", "ceiling"])
+    for model, *others in zip(
+        result.model.clips, disc.clips, gaussian.clips, ceiling.clips, strict=True
+    ):
+        scores = [f"{clip.ciou:.6f}" for clip in others]
+        success = int(model.ciou >= 0.5)
+        table.writerow(
+            [model.clip_id, f"{model.ciou:.6f}", success, int(bool(model.pointing)), *scores]
+        )
+    return text.getvalue()
+
+
+def _report(
+    result: LocalisationResult, context: EvaluationContext, galleries: Sequence[Gallery]
+) -> Report:
+    scores = (result.model, *result.references)
+    checkpoint = context.checkpoint
+    facts = {
+        "clips": f"{len(result.model.clips)} of {context.num_listed} listed",
+        "protocol": result.protocol.name,
+        "rule": result.protocol.description,
+        "clip list": f"{context.clip_list} (sha256 {context.clip_list_sha256})",
+        "frames": context.frame_geometry,
+        "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
+        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, "
+        f"{checkpoint['selection']}",
+        "leak check": context.leak.message,
+        "environment": ", ".join(f"{name} {value}" for name, value in context.environment.items()),
+        "command": context.command,
+    }
+    return Report(
+        title=f"Sound localisation on {context.benchmark}",
+        facts=facts,
+        warnings=warnings_of(result, context),
+        rows=[_row(one) for one in scores],
+        curves=[
+            SuccessCurve(one.name, SUCCESS_THRESHOLDS, [100 * rate for rate in one.curve], one.kind)
+            for one in scores
+        ],
+        galleries=galleries,
+    )
+
+
+def _row(scores: Scores) -> ReportRow:
+    summary = scores.summary()
+    pointing = summary["pointing_accuracy"]
+    return ReportRow(
+        name=scores.name,
+        ciou_at_0_5=float(summary["ciou_at_0.5"] or 0.0),
+        auc=float(summary["auc"] or 0.0),
+        mean_ciou=float(summary["mean_ciou"] or 0.0),
+        pointing_accuracy=math.nan if pointing is None else float(pointing),
+        kind=scores.kind,
+    )

@@ -70,21 +70,18 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     """
     content = read_checkpoint_file(path)
     if is_ssl_tie_release(content):
-        model_class, config_class = METHODS["ssl_tie"]
         checkpoint = Checkpoint(
             method="ssl_tie",
             method_config={},
             audio_config={},
             frame_config={},
-            state_dict=convert_ssl_tie_release(
-                content["state_dict"], model_class(config_class()).state_dict()
-            ),
+            state_dict=convert_ssl_tie_release(content["state_dict"], path),
             epoch=int(content.get("epoch", 0)),
             selection={"kind": "released file"},
         )
     else:
         checkpoint = parse_checkpoint(content, path)
-    if checkpoint.method not in METHODS:
+    if checkpoint.method not in list(METHODS):
         raise ValueError(
             f"{path}: unknown method '{checkpoint.method}'; there are {list(METHODS)}."
         )
@@ -106,7 +103,6 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
     device = pick_device(options.device)
     trained = load_model(options.checkpoint, device)
     sha256 = file_sha256(options.checkpoint)
-    check_results_folder(options.output, options.benchmark, options.protocol, sha256)
     clip_set = build_clips(
         options.benchmark,
         options.data_root,
@@ -115,6 +111,7 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
         allow_missing=options.allow_missing,
     )
     context = describe(options, trained, clip_set, device, sha256, command)
+    check_results_folder(options.output, options.protocol, context)
     overlays = OverlayWriter(options.output / "overlays", options.max_overlays)
     result = score(options, trained, clip_set, device, on_batch=overlays)
     galleries = draw_galleries(options, trained, clip_set, result, device)

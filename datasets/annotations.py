@@ -109,4 +109,7 @@ def _last_four(holder: ET.Element, path: Path) -> list[float]:
 
 
 def _as_boxes(boxes: list[list[float]]) -> NDArray[np.float64]:
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if not np.isfinite(array).all():
+        raise ValueError("a box holds a number that is not finite")
+    return array

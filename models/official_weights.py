@@ -1,9 +1,13 @@
 """Reads the weights that the authors released, strictly."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from models.ssl_tie import SSLTIE, SSLTIEConfig
 
 RENAMED = {"audnet.conv1_a.weight": "audnet.conv1.weight"}
 """Official name -> ours. All other names are the same."""
@@ -37,14 +41,12 @@ def is_ssl_tie_release(content: Mapping[str, Any]) -> bool:
     return "state_dict" in content and "best_miou" in content
 
 
-def convert_ssl_tie_release(
-    official: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  # noqa: ANN401
     """Official state dict -> ours.
 
     Args:
         official: the file's `state_dict`, with or without the `module.` prefix of DataParallel.
-        expected: the state dict of a freshly built SSLTIE, for names and shapes.
+        source: of the file, for messages.
 
     Returns:
         state dict that SSLTIE loads strictly.
@@ -52,6 +54,10 @@ def convert_ssl_tie_release(
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
+    if not isinstance(official, Mapping):
+        raise ValueError(f"{source}: its state_dict is a {type(official).__name__}.")
+    with torch.device("meta"):  # names and shapes only
+        expected = SSLTIE(SSLTIEConfig()).state_dict()
     converted: dict[str, Tensor] = {}
     for full_name, tensor in official.items():
         name = full_name.removeprefix("module.")
@@ -72,7 +78,8 @@ def convert_ssl_tie_release(
     ]
     if any(problems):
         raise ValueError(
-            "These are not the weights of an SSL-TIE release: " + "; ".join(filter(None, problems))
+            f"{source} does not hold the weights of an SSL-TIE release: "
+            + "; ".join(filter(None, problems))
         )
     return converted
 

@@ -42,7 +42,8 @@ def tone(index, seconds=1.0):
 def vgg_ss_xml(clip_id, box):
     tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-    return f"<annotation><filename>{clip_id}.jpg</filename><bbox><box>{inner}</box></bbox></annotation>"
+    box_element = f"<bbox><box>{inner}</box></bbox>"
+    return f"<annotation><filename>{clip_id}.jpg</filename>{box_element}</annotation>"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def centre_gaussian(
 def oracle_cious(
     ground_truth_maps: NDArray[np.float32], protocol: LocalisationProtocol
 ) -> NDArray[np.float64]:
-    """The best consensus IoU that any map can reach under a rule.
+    """The best consensus IoU that a map without ties can reach under a rule.
 
     The median rule always predicts half of the frame (one pixel less when it compares by >), so the
     best it can do is to take the pixels with the highest truth first. Under a fixed threshold the
@@ -45,7 +45,7 @@ def oracle_cious(
     total = flat.sum(axis=1)
     if protocol.threshold == "fixed":
         return (total > 0).astype(np.float64)
-    num_predicted = flat.shape[1] // 2 - (protocol.comparison == ">")
+    num_predicted = flat.shape[1] - flat.shape[1] // 2 - (protocol.comparison == ">")
     best_first = -np.partition(-flat, num_predicted - 1, axis=1)[:, :num_predicted]
     false_positive = (best_first == 0).sum(axis=1)
     return best_first.sum(axis=1) / (total + false_positive)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,22 @@ import torch
 from utils.files import write_atomically
 
 FORMAT = "vssl-checkpoint-1"
+
+# What torch.load raises for damaged or foreign bytes, found by feeding it thousands of such files.
+_UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 _rebuild_scalar = np.float64().__reduce__()[0]
 _SAFE_GLOBALS: list[Any] = [
@@ -85,15 +102,16 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
             f"No checkpoint at {path}. In {folder}/ there are: {', '.join(there) or 'none'}. "
             "See ckpts/README.md for the released files, or train one with scripts/train_*.sh."
         )
-    try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be loaded as weights: {reason} Expected a file written by main.py or "
-            "one of the released files of ckpts/README.md; a broken download must be fetched anew."
-        ) from error
+    with path.open("rb") as file, torch.serialization.safe_globals(_SAFE_GLOBALS):
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"{path} cannot be loaded as weights: it is cut off, no checkpoint at all, or "
+                f"holds more than tensors and plain values ({type(error).__name__}). Expected a "
+                "file written by main.py or one of the released files of ckpts/README.md; a "
+                "broken download must be fetched anew."
+            ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     return content
@@ -118,7 +136,8 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
     found = set(content) - {"format"}
     if found != expected:
         raise ValueError(
-            f"{path} lacks {sorted(expected - found)} and holds unknown {sorted(found - expected)}."
+            f"{path} lacks {sorted(expected - found)} and holds unknown "
+            f"{sorted(map(str, found - expected))}."
         )
     return Checkpoint(**{name: content[name] for name in expected})
 

@@ -158,6 +158,11 @@ def evaluate_localisation(
         if truth is None or len(truth) != len(batch.clip_ids):
             raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
         similarity = model.localise(*views(batch)).float().cpu().numpy()
+        if len(similarity) != len(batch.clip_ids):
+            raise ValueError(
+                f"localise must give one map per clip: got {len(similarity)} for "
+                f"{len(batch.clip_ids)} clips."
+            )
         maps = normalise(upsample(similarity, protocol), protocol)
         scores = _score(batch.clip_ids, consensus_iou(binarise(maps, protocol), truth), maps, truth)
         found["model"] += scores
@@ -178,7 +183,9 @@ def evaluate_localisation(
         (
             Scores("centre disc (blind)", "baseline", tuple(found["disc"])),
             Scores("centre Gaussian (blind)", "baseline", tuple(found["gaussian"])),
-            Scores(f"best possible under {protocol.name}", "ceiling", tuple(found["oracle"])),
+            Scores(
+                f"ceiling of {protocol.name} (maps without ties)", "ceiling", tuple(found["oracle"])
+            ),
         ),
         tuple(unreadable),
     )

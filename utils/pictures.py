@@ -84,10 +84,10 @@ class OverlayWriter:
         """Draws and writes what is still wanted of a batch."""
         if self.num_written >= self.limit:
             return
-        for clip in draw_clips(batch, maps, scores):
-            if self.num_written < self.limit:
-                write_jpeg(self.folder / f"{clip.score.clip_id}.jpg", clip.overlay)
-                self.num_written += 1
+        wanted = int(min(self.limit - self.num_written, len(scores)))
+        for clip in draw_clips(batch, maps, scores)[:wanted]:
+            write_jpeg(self.folder / f"{clip.score.clip_id}.jpg", clip.overlay)
+            self.num_written += 1
 
 
 def choose_clips(scores: Sequence[ClipScore], count: int) -> dict[str, list[str]]:

@@ -97,27 +97,46 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
     return found
 
 
-def check_results_folder(folder: Path, benchmark: str, protocol: str, sha256: str) -> None:
+def check_results_folder(folder: Path, protocol: str, context: EvaluationContext) -> None:
     """Refuses a folder that holds another evaluation's results.
 
+    Args:
+        folder: for the results.
+        protocol: name of the rule.
+        context: of the evaluation to come.
+
     Raises:
-        FileExistsError: the summary there is of another checkpoint, benchmark or protocol.
+        FileExistsError: the summary there is of another checkpoint, benchmark, clip list or rule.
         ValueError: the summary there cannot be read.
     """
     path = folder / "summary.json"
     if not path.exists():
         return
+    wanted = {
+        "benchmark": context.benchmark,
+        "protocol": protocol,
+        "checkpoint": context.checkpoint["sha256"],
+        "clip list": context.clip_list_sha256,
+        "frame geometry": context.frame_geometry,
+    }
     try:
         there = json.loads(path.read_text())
-        found = (there["benchmark"], there["protocol"]["name"], there["checkpoint"]["sha256"])
+        found = {
+            "benchmark": there["benchmark"],
+            "protocol": there["protocol"]["name"],
+            "checkpoint": there["checkpoint"]["sha256"],
+            "clip list": there["clip_list"]["sha256"],
+            "frame geometry": there["frame_geometry"],
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a summary of this program; name another --output."
         ) from error
-    if found != (benchmark, protocol, sha256):
+    different = [name for name in wanted if wanted[name] != found[name]]
+    if different:
         raise FileExistsError(
-            f"{path} holds the results of another evaluation ({found[0]}, {found[1]}, checkpoint "
-            f"{found[2][:12]}…). Name another --output."
+            f"{path} holds the results of another evaluation (another {', '.join(different)}). "
+            "Name another --output."
         )
 
 
@@ -139,11 +158,10 @@ def write_results(
         the summary.
     """
     summary = summarise(result, context)
+    summary_text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "per_clip.csv", _per_clip_table(result).encode())
     write_report(folder / "report.html", _report(result, context, galleries))
-    write_atomically(
-        folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
-    )
+    write_atomically(folder / "summary.json", summary_text.encode())
     return summary
 
 

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs a program of this project in its environment; every other script goes through here.
+# Usage: scripts/run.sh main.py … | scripts/run.sh test.py … | scripts/run.sh -m package …
+# VSSL_PYTHON names another interpreter that has the requirements; without it, .venv is made and used.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ -z "${VSSL_PYTHON:-}" ]; then
+  bash "$root/scripts/setup.sh"
+  VSSL_PYTHON=$root/.venv/bin/python
+fi
+# -P and PYTHONPATH: the project's packages are found from any working folder, and nothing else is.
+if [ "$1" != -m ]; then
+  program=$root/$1
+  shift
+  set -- "$program" "$@"
+fi
+export PYTHONPATH=$root
+exec "$VSSL_PYTHON" -P "$@"

@@ -1,0 +1,263 @@
+"""Boxes from XML and JSON, and the ground-truth maps that they make."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from golden_inputs import arrays, records
+
+from datasets.annotations import (
+    consensus_map,
+    read_flickr_xml,
+    read_vgg_ss_json,
+    read_vgg_ss_xml,
+)
+from datasets.errors import BrokenFileError
+
+FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
+NAMES = [str(name) for name in arrays("evaluation")["names"]]
+WRAPPED = {"vggss": {"smooth_21", "smooth_23"}, "flickr": {"smooth_23"}}
+"""Boxes a pixel or more below 0: the authors' slices count them from the other edge."""
+BOX = [0.25, 0.125, 0.5, 0.75]
+
+
+def write(folder, content, name="boxes.xml"):
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def leaves(values, label=""):
+    names = ("xmin", "ymin", "xmax", "ymax")
+    tags = "".join(f"<{n}>{value}</{n}>" for n, value in zip(names, values, strict=True))
+    return (f"<name>{label}</name>" if label else "") + tags
+
+
+# -------------------------------------------------------------------------------------- goldens
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("benchmark", FORMATS)
+def test_golden_ground_truth(tmp_path, benchmark, name):
+    read, annotators_needed = FORMATS[benchmark]
+    boxes = read(write(tmp_path, records("evaluation")["xml"][benchmark][name]))
+    ours = consensus_map(boxes, annotators_needed=annotators_needed)
+    golden, index = arrays("evaluation"), NAMES.index(name)
+    full, some = (
+        np.unpackbits(golden[f"{benchmark}/{kind}"][index]).reshape(224, 224).astype(float)
+        for kind in ("gt_x2", "gt_any")
+    )
+    theirs = full + 0.5 * (some - full)
+    assert ours.dtype == np.float32 and ours.shape == (224, 224)
+    assert np.array_equal(ours, theirs) == (name not in WRAPPED[benchmark])
+    assert (224 * boxes <= -1).any() == (name in WRAPPED[benchmark])
+
+
+def test_golden_names_are_the_files():
+    assert len(NAMES) == 60
+    for benchmark in FORMATS:
+        assert set(records("evaluation")["xml"][benchmark]) == set(NAMES)
+
+
+# ---------------------------------------------------------------------------------- XML shapes
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (f"<bbox><box>{leaves(BOX)}</box></bbox>", [BOX]),
+        (f"<bbox><box>{leaves(BOX)}</box><box>{leaves(BOX[::-1])}</box></bbox>", [BOX, BOX[::-1]]),
+        (f"<bbox><any>{leaves(BOX)}</any></bbox><bbox><one>{leaves(BOX)}</one></bbox>", [BOX, BOX]),
+        (f"<bbox>{leaves(BOX)}</bbox>", [BOX]),
+        (f"<bbox>{leaves(BOX, 'cat')}</bbox>", [BOX]),
+        (f"<bbox><box>{leaves(BOX, 'cat')}</box></bbox>", [BOX]),
+        (f"<size><width>640</width></size><bbox><box>{leaves(BOX)}</box></bbox>", [BOX]),
+        ("<filename>x.jpg</filename>", []),
+        ("<bbox></bbox>", []),
+    ],
+    ids=["one", "two", "two blocks", "flat", "flat label", "label", "size", "no bbox", "empty"],
+)
+def test_vgg_ss_shapes(tmp_path, body, expected):
+    boxes = read_vgg_ss_xml(write(tmp_path, f"<annotation>{body}</annotation>"))
+    assert boxes.dtype == np.float64 and boxes.shape == (len(expected), 4)
+    assert boxes.tolist() == expected
+
+
+PIXELS = [64, 32, 128, 192]  # BOX on the canvas of 256
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (f"<one><bbox>{leaves(PIXELS, 'sound')}</bbox></one>", [BOX]),
+        (f"<one><bbox>{leaves(PIXELS, 's')}</bbox></one>" * 3, [BOX] * 3),
+        ("<one>" + f"<bbox>{leaves(PIXELS, 's')}</bbox>" * 2 + "</one>", [BOX] * 2),
+        (f"<one><bbox>{leaves(PIXELS)}</bbox></one>", [BOX]),
+        (f"<bbox>{leaves(PIXELS, 's')}</bbox>", [BOX]),
+        (f"<size><width>9</width></size><a><bbox>{leaves(PIXELS, 's')}</bbox></a>", [BOX]),
+        (
+            f"<one><bbox>{leaves(['64.0', '32.5', ' 128 ', '1.92e2'], 's')}</bbox></one>",
+            [[0.25, 32.5 / 256, 0.5, 0.75]],
+        ),
+        ("<one></one>", []),
+    ],
+    ids=["one", "three", "two of one", "no label", "no annotator", "size", "floats", "none"],
+)
+def test_flickr_shapes(tmp_path, body, expected):
+    boxes = read_flickr_xml(write(tmp_path, f"<annotation>{body}</annotation>"))
+    assert boxes.dtype == np.float64 and boxes.shape == (len(expected), 4)
+    assert boxes.tolist() == expected
+
+
+@pytest.mark.parametrize("read", [read_vgg_ss_xml, read_flickr_xml])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not readable as XML"),
+        ("no boxes here", "not readable as XML"),
+        ("<annotation><bbox>", "not readable as XML"),
+        (f"<a><b><bbox>{leaves(BOX).replace('0.5', 'half')}</bbox></b></a>", "half"),
+        (f"<a><b><bbox>{leaves(['', 0, 1, 1])}</bbox></b></a>", "must end in four numbers"),
+        (f"<a><b><bbox>{leaves([0, 0, 1, 'nan'])}</bbox></b></a>", "nan"),
+        (f"<a><b><bbox>{leaves([0, 0, 'inf', 1])}</bbox></b></a>", "inf"),
+        ("<a><b><bbox><x>1</x><y>2</y><z>3</z></bbox></b></a>", "['1', '2', '3']"),
+    ],
+)
+def test_broken_xml_is_named(tmp_path, read, content, reason):
+    path = write(tmp_path, content)
+    with pytest.raises(BrokenFileError) as caught:
+        read(path)
+    assert caught.value.path == path
+    assert str(caught.value).startswith(f"{path} cannot be read: ")
+    assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize("read", [read_vgg_ss_xml, read_flickr_xml, read_vgg_ss_json])
+def test_absent_files_are_named(tmp_path, read):
+    with pytest.raises(BrokenFileError, match=r"absent\.xml cannot be read"):
+        read(tmp_path / "absent.xml")
+
+
+# ----------------------------------------------------------------------------------------- JSON
+
+
+def test_json(tmp_path):
+    # The published file has twelve boxes with such a coordinate: an annotator's slip.
+    slip = [0.634375, 0.253125, -2.8823037615171176e16, 0.74375]
+    entries = [
+        {"file": "a_000001", "class": "elk bugling", "bbox": [BOX, [0, 0, 1, 1]]},
+        {"file": "b_000002", "class": "thunder", "bbox": []},
+        {"file": "c_000003", "class": "rain", "bbox": [slip, BOX]},
+        {"file": "d_000004", "class": "hail", "bbox": [slip]},
+    ]
+    boxes = read_vgg_ss_json(write(tmp_path, json.dumps(entries), "boxes.json"))
+    assert list(boxes) == ["a_000001", "b_000002", "c_000003", "d_000004"]
+    assert [array.shape for array in boxes.values()] == [(2, 4), (0, 4), (2, 4), (1, 4)]
+    assert boxes["a_000001"].tolist() == [BOX, [0, 0, 1, 1]]
+    assert boxes["c_000003"].dtype == np.float64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maps = {name: consensus_map(array, annotators_needed=1) for name, array in boxes.items()}
+    assert (maps["a_000001"] == 1).all()
+    assert not maps["b_000002"].any() and not maps["d_000004"].any()
+    alone = consensus_map(np.array([BOX]), annotators_needed=1)
+    np.testing.assert_array_equal(maps["c_000003"], alone)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[{]",
+        "3",
+        "null",
+        '{"file": "a", "bbox": []}',
+        '[{"file": "a"}]',
+        '[{"bbox": [[0, 0, 1, 1]]}]',
+        '[{"file": "a", "bbox": null}]',
+        '[{"file": "a", "bbox": [[0, 0, 1]]}]',
+        '[{"file": "a", "bbox": [[0, 0, 1, 1], [0, 0, 1]]}]',
+        '[{"file": "a", "bbox": [["left", 0, 1, 1]]}]',
+        pytest.param(
+            '[{"file": "a", "bbox": [[NaN, 0, 1, 1]]}]',
+            marks=pytest.mark.xfail(strict=True, reason="NaN and infinite coordinates pass"),
+        ),
+        pytest.param(
+            '[{"file": "a", "bbox": [[0, 0], [1, 1]]}]',
+            marks=pytest.mark.xfail(strict=True, reason="numbers are regrouped in fours"),
+        ),
+    ],
+)
+def test_broken_json_is_named(tmp_path, content):
+    path = write(tmp_path, content, "boxes.json")
+    with pytest.raises(BrokenFileError) as caught:
+        read_vgg_ss_json(path)
+    assert caught.value.path == path
+    assert "not a list of" in caught.value.reason
+
+
+# ---------------------------------------------------------------------------------- the map
+
+
+def slow_map(boxes, annotators_needed, size):
+    """Pixel by pixel."""
+    result = np.zeros((size, size), np.float32)
+    for row in range(size):
+        for column in range(size):
+            votes = 0
+            for box in boxes:
+                left, top, right, bottom = (math.floor(size * min(max(v, 0), 1)) for v in box)
+                votes += left <= column < right and top <= row < bottom
+            result[row, column] = min(votes / annotators_needed, 1)
+    return result
+
+
+@pytest.mark.parametrize("annotators_needed", [1, 2, 3])
+@pytest.mark.parametrize("size", [23, 64])
+def test_consensus_map_equals_a_slow_loop(annotators_needed, size):
+    random = np.random.default_rng(size + annotators_needed)
+    for num_boxes in (0, 1, 2, 5, 8):
+        corners = random.uniform(-0.3, 1.3, (num_boxes, 4))  # some inverted, some outside
+        upright = np.concatenate(
+            [
+                np.minimum(corners[:, :2], corners[:, 2:]),
+                np.maximum(corners[:, :2], corners[:, 2:]),
+            ],
+            axis=1,
+        )
+        for boxes in (corners, upright):
+            actual = consensus_map(boxes, annotators_needed=annotators_needed, size=size)
+            expected = slow_map(boxes.tolist(), annotators_needed, size)
+            np.testing.assert_allclose(actual, expected, atol=1e-7)
+            assert actual.dtype == np.float32
+
+
+def test_rows_are_y_and_the_upper_end_is_excluded():
+    ground_truth = consensus_map(np.array([[0.25, 0.5, 0.75, 0.625]]), annotators_needed=1, size=8)
+    expected = np.zeros((8, 8))
+    expected[4, 2:6] = 1
+    np.testing.assert_array_equal(ground_truth, expected)
+
+
+def test_boxes_beyond_the_frame_are_cut():
+    beyond = consensus_map(np.array([[-5.0, 0.5, 1e9, 2.0]]), annotators_needed=1)
+    within = consensus_map(np.array([[0.0, 0.5, 1.0, 1.0]]), annotators_needed=1)
+    np.testing.assert_array_equal(beyond, within)
+    assert beyond.sum() == 112 * 224
+
+
+def test_votes_count_up_to_a_full_one():
+    boxes = np.array([[0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.25, 0, 0.5, 1]])
+    row = consensus_map(boxes, annotators_needed=2, size=8)[3]
+    assert row.tolist() == [0.5, 0.5, 1, 1, 0.5, 0.5, 0, 0]
+    row = consensus_map(boxes, annotators_needed=1, size=8)[3]
+    assert row.tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_the_callers_boxes_are_left_alone():
+    boxes = np.array([[-0.5, 0.0, 2.0, 1.0]])
+    before = boxes.copy()
+    consensus_map(boxes, annotators_needed=1)
+    np.testing.assert_array_equal(boxes, before)

@@ -1,0 +1,298 @@
+"""Sound files to log-mel spectrograms: the authors' numbers, every format, every refusal."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
+
+from datasets.audio import AudioConfig, LogMelSpectrogram, check_sound_header, load_waveform
+from datasets.errors import BrokenFileError
+
+SHORT = AudioConfig(window_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def log_mel():
+    return LogMelSpectrogram(AudioConfig())
+
+
+def spectrogram_of(path, config, *, excerpt_seconds=None):
+    waveform = load_waveform(path, config, excerpt_seconds=excerpt_seconds)
+    return LogMelSpectrogram(config)(waveform[None])[0]
+
+
+def assert_decibels(actual, expected):
+    """The golden's own spread between float32 and float64."""
+    assert actual.shape == expected.shape
+    difference = np.abs(actual.numpy() - expected)
+    assert difference.max() < 5e-3
+    assert difference.mean() < 1e-5
+
+
+def full_golden(name):
+    path = FULL_GOLDENS / "c_spec.npz"
+    if not path.is_file():
+        pytest.skip(f"the full goldens are not at {path}")
+    with np.load(path) as golden:
+        return golden[name]
+
+
+def sine(frequency, seconds, rate=16_000):
+    times = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
+
+
+def write(path, samples, rate=16_000, **options):
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+# -------------------------------------------------------------------------------------- goldens
+
+
+@pytest.mark.parametrize("name", ["m16k_3s", "m16k_0p05s"])
+def test_golden_spectrogram(name):
+    spectrogram = spectrogram_of(GOLDENS / "c_audio" / f"{name}.wav", AudioConfig())
+    assert spectrogram.shape == (1, 257, 670)
+    assert_decibels(spectrogram[:, ::8, ::9], arrays("inputs")[name])
+
+
+def test_silence_is_the_floor(log_mel, tmp_path):
+    path = write(tmp_path / "silence.wav", np.zeros(48_000, np.float32))
+    waveform = load_waveform(path, AudioConfig(), excerpt_seconds=None)
+    spectrogram = log_mel(waveform[None])[0]
+    assert (spectrogram == -100).all()
+    assert (spectrogram[:, ::8, ::9].numpy() == arrays("inputs")["silence"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name", "rate", "excerpt_seconds"),
+    [
+        ("m16k_3s", "audio/m16k_3s.wav", 16_000, None),
+        ("m16k_10s", "audio/m16k_10s.wav", 16_000, None),
+        ("m16k_12s", "audio/m16k_12s.wav", 16_000, None),
+        ("m16k_0p05s", "audio/m16k_0p05s.wav", 16_000, None),
+        ("m16k_2p5s_exact", "audio/m16k_2p5s_exact.wav", 16_000, None),
+        ("m22k_3s", "audio/m22k_3s.wav", 22_050, None),
+        ("m44k_10s", "audio/m44k_10s.wav", 44_100, None),
+        ("silence", "audio/silence.wav", 16_000, None),
+        # A WAV file whose name ends in .mp3: what counts is what is inside.
+        ("flickr_train_4s_of_10s", "mp3/flickr_train.mp3", 16_000, 4),
+    ],
+)
+def test_golden_spectrogram_in_full(name, file_name, rate, excerpt_seconds):
+    golden = full_golden(name)
+    path = FULL_GOLDENS / "c_audio" / file_name
+    config = AudioConfig(sample_rate=rate)
+    assert_decibels(spectrogram_of(path, config, excerpt_seconds=excerpt_seconds), golden)
+
+
+@pytest.mark.parametrize("name", ["s16k_3s", "s44k_4s"])
+def test_golden_spectrogram_of_each_channel(name):
+    golden = full_golden(name)
+    path = FULL_GOLDENS / "c_audio" / "audio" / f"{name}.wav"
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    config = AudioConfig(sample_rate=rate)
+    channels = torch.from_numpy(samples.T).repeat(1, 4)[:, : config.num_samples]
+    assert_decibels(LogMelSpectrogram(config)(channels)[:, 0], golden)
+    mixed = load_waveform(path, config, excerpt_seconds=None)
+    torch.testing.assert_close(mixed, channels.mean(dim=0))
+
+
+def test_golden_filters(log_mel):
+    np.testing.assert_allclose(log_mel.mel.mel_scale.fb, full_golden("fb_16000"), atol=1e-7)
+
+
+# ------------------------------------------------------------------------------- the waveform
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_short_sounds_are_tiled(tmp_path, rate):
+    path = write(tmp_path / "short.wav", sine(440, 0.3, rate), rate, subtype="FLOAT")
+    waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+    assert waveform.shape == (16_000,) and waveform.dtype == torch.float32
+    for start in (4800, 9600):
+        assert torch.equal(waveform[start : start + 4800], waveform[:4800])
+    assert torch.equal(waveform[14_400:], waveform[:1600])
+
+
+def test_one_sample_is_enough(tmp_path):
+    path = write(tmp_path / "click.wav", np.full(1, 0.25, np.float32), subtype="FLOAT")
+    assert torch.equal(
+        load_waveform(path, SHORT, excerpt_seconds=None), torch.full((16_000,), 0.25)
+    )
+
+
+def test_long_sounds_are_cut(tmp_path):
+    samples = np.linspace(-1, 1, 40_000, dtype=np.float32)
+    path = write(tmp_path / "long.wav", samples, subtype="FLOAT")
+    waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+    assert torch.equal(waveform, torch.from_numpy(samples[:16_000]))
+
+
+@pytest.mark.parametrize("seconds", [0.25, 0.5, 7])
+def test_an_excerpt_is_tiled(tmp_path, seconds):
+    samples = np.linspace(-1, 1, 40_000, dtype=np.float32)
+    path = write(tmp_path / "long.wav", samples, subtype="FLOAT")
+    waveform = load_waveform(path, SHORT, excerpt_seconds=seconds)
+    kept = torch.from_numpy(samples[: min(round(seconds * 16_000), 16_000)])
+    assert torch.equal(waveform, kept.repeat(4)[:16_000])
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 8_000])
+def test_resampling_keeps_pitch_and_length(tmp_path, rate):
+    path = write(tmp_path / "tone.wav", sine(1000, 2, rate), rate)
+    config = AudioConfig(window_seconds=2)
+    waveform = load_waveform(path, config, excerpt_seconds=None)
+    assert waveform.shape == (32_000,)
+    spectrum = np.abs(np.fft.rfft(waveform.numpy()))
+    assert spectrum.argmax() == 2000  # bins of 0.5 Hz
+    np.testing.assert_allclose(waveform[200:-200], sine(1000, 2)[200:-200], atol=5e-3)
+
+
+def test_resampling_comes_before_tiling(tmp_path):
+    path = write(tmp_path / "tone.wav", sine(1000, 0.5, 44_100), 44_100)
+    waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+    assert torch.equal(waveform[8000:], waveform[:8000])
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = sine(300, 1), sine(700, 1)
+    path = write(tmp_path / "stereo.wav", np.stack([left, right], 1), subtype="FLOAT")
+    waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.03), (".mp3", 0.03)]
+)
+def test_every_format_is_read(tmp_path, suffix, tolerance):
+    samples = sine(440, 1) * np.linspace(1, 0.2, 16_000, dtype=np.float32)  # no period to hide in
+    path = write(tmp_path / f"tone{suffix}", samples)
+    check_sound_header(path)
+    waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+    assert waveform.shape == (16_000,)
+    np.testing.assert_allclose(waveform, samples, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------- broken files
+
+
+def broken_files(folder):
+    empty = folder / "empty.wav"
+    empty.touch()
+    no_samples = write(folder / "no_samples.wav", np.zeros(0, np.float32))
+    text = folder / "text.wav"
+    text.write_text("HTTP 404: the sound you want is not here\n" * 20)
+    garbage = []
+    for suffix in (".wav", ".mp3", ".flac", ".ogg"):
+        garbage.append(folder / f"garbage{suffix}")
+        garbage[-1].write_bytes(np.random.default_rng(0).bytes(3000))
+    return [empty, no_samples, text, folder / "absent.wav", *garbage]
+
+
+def test_broken_files_are_named(tmp_path):
+    for path in broken_files(tmp_path):
+        for read in (
+            lambda path: load_waveform(path, SHORT, excerpt_seconds=None),
+            check_sound_header,
+        ):
+            with pytest.raises(BrokenFileError) as caught:
+                read(path)
+            assert caught.value.path == path
+            assert str(caught.value).startswith(f"{path} cannot be read: ")
+            assert caught.value.reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_samples_that_are_no_numbers(tmp_path, value):
+    samples = sine(440, 0.5)
+    samples[3000] = value
+    path = write(tmp_path / "bad.wav", samples, subtype="FLOAT")
+    with pytest.raises(BrokenFileError, match=r"bad\.wav cannot be read: .* not finite"):
+        load_waveform(path, SHORT, excerpt_seconds=None)
+    check_sound_header(path)  # reads no samples
+    assert load_waveform(path, SHORT, excerpt_seconds=0.1).isfinite().all()
+
+
+def test_a_file_that_ends_early_is_read_or_named(tmp_path):
+    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
+        path = write(tmp_path / f"tone{suffix}", sine(440, 1))
+        path.write_bytes(path.read_bytes()[:-1500])
+        try:
+            waveform = load_waveform(path, SHORT, excerpt_seconds=None)
+        except BrokenFileError as error:
+            assert error.path == path
+        else:
+            assert waveform.shape == (16_000,) and waveform.isfinite().all()
+
+
+def test_header_check_accepts_a_sound(tmp_path):
+    check_sound_header(write(tmp_path / "good.wav", sine(440, 0.1)))
+
+
+# --------------------------------------------------------------------------- the spectrogram
+
+
+def test_a_batch_is_its_clips(log_mel):
+    generator = torch.Generator().manual_seed(0)
+    waveforms = 0.1 * torch.randn(3, 160_000, generator=generator)
+    together = log_mel(waveforms)
+    assert together.shape == (3, 1, 257, 670)
+    for clip in range(3):
+        alone = log_mel(waveforms[clip : clip + 1])
+        assert (together[clip] - alone[0]).abs().max() < 5e-3
+    swapped = log_mel(waveforms.flip(0))
+    assert (swapped.flip(0) - together).abs().max() < 5e-3
+
+
+def test_power_and_decibels(log_mel):
+    waveforms = torch.from_numpy(sine(440, 10))[None]
+    power = log_mel.power(waveforms)
+    assert power.shape == (1, 257, 670) and power.min() >= 0
+    assert torch.equal(log_mel.to_decibels(power), log_mel(waveforms))
+    known = log_mel.to_decibels(torch.tensor([[[1.0, 10.0, 0.001, 1e-10, 0.0]]]))
+    torch.testing.assert_close(known, torch.tensor([[[[0.0, 10, -30, -100, -100]]]]))
+    louder = log_mel(2 * waveforms) - log_mel(waveforms)
+    assert louder[power[:, None] > 1e-9].mean().item() == pytest.approx(6.0206, abs=1e-3)
+
+
+def test_filters_without_a_bin_stay_at_the_floor(log_mel):
+    noise = torch.randn(1, 160_000, generator=torch.Generator().manual_seed(1))
+    rows = (log_mel(noise)[0, 0] == -100).all(dim=1)
+    assert rows.sum() == 28
+
+
+def test_a_higher_tone_lies_in_a_higher_filter(log_mel):
+    tones = torch.from_numpy(np.stack([sine(f, 10) for f in (200, 1000, 4000)]))
+    loudest = log_mel(tones)[:, 0].mean(dim=2).argmax(dim=1).tolist()
+    mel = [2595 * math.log10(1 + f / 700) for f in (200, 1000, 4000)]
+    top = 2595 * math.log10(1 + 8000 / 700)
+    # Below some 500 Hz a filter is narrower than a bin, so the peak may be a few filters off.
+    expected = [258 * value / top - 1 for value in mel]
+    np.testing.assert_allclose(loudest, expected, atol=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_rate": 0}, r"--sample-rate.* must be at least 1, got 0, 512"),
+        ({"fft_size": 0}, "--fft-size"),
+        ({"hop_length": 0}, "--hop-length"),
+        ({"mel_bins": -1}, "--mel-bins"),
+        ({"window_seconds": 0.01}, r"--window-seconds 0.01 is shorter than one --fft-size of 512"),
+        ({"window_seconds": -1}, "--window-seconds -1"),
+    ],
+)
+def test_impossible_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AudioConfig(**options)
+
+
+def test_the_window_in_samples():
+    assert AudioConfig().num_samples == 160_000
+    assert AudioConfig(sample_rate=22_050, window_seconds=0.1).num_samples == 2205
+    assert AudioConfig(window_seconds=2.01).num_samples == 32_160  # 32159.999… as a product

@@ -1,0 +1,478 @@
+"""Checkpoints: what is written comes back, broken and hostile files do not, released ones do."""
+
+import importlib.util
+import io
+import os
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_inputs import official_state_dict
+
+from models.official_weights import IGNORED
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from utils.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    file_sha256,
+    parse_checkpoint,
+    read_checkpoint_file,
+    save_checkpoint,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def load_model():
+    """Of the test program; its module's own name belongs to Python."""
+    specification = importlib.util.spec_from_file_location("test_program", ROOT / "test.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    yield lambda path: module.load_model(path, torch.device("cpu"))
+    del sys.modules[specification.name]
+
+
+def build_trained():
+    """A small network after two steps of Adam."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, weight_decay=1e-4)
+    for _ in range(2):
+        take_step(network, optimizer)
+    return network, optimizer
+
+
+def take_step(network, optimizer):
+    optimizer.zero_grad()
+    network(torch.arange(15.0).reshape(3, 5).sin()).square().sum().backward()
+    optimizer.step()
+
+
+def make_checkpoint(**changes):
+    network, optimizer = build_trained()
+    values = {
+        "method": "ssl_tie",
+        "method_config": {"sharpness": 0.03, "tri_map": True},
+        "audio_config": {"sample_rate": 16_000},
+        "frame_config": {"frame_size": 224},
+        "state_dict": network.state_dict(),
+        "training_clips": ["clip_1", "clip_2"],
+        "training_list": {"name": "my list", "sha256": "ab" * 32},
+        "epoch": 7,
+        "step": 3,
+        "selection": {"kind": "best", "clips": ["clip_9"]},
+        "options": {"output": "runs/é", "workers": 0, "resume": None},
+        "optimizer": optimizer.state_dict(),
+        "progress": {"best_score": 31.5, "history": [{"epoch": 1, "loss": 2.5}]},
+    }
+    return Checkpoint(**(values | changes))
+
+
+def read_back(path):
+    return parse_checkpoint(read_checkpoint_file(path), path)
+
+
+def assert_same(found, expected):
+    """Equal in type, structure and every bit."""
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert type(found) is type(expected) and len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert type(found) is type(expected) and found == expected
+
+
+# ------------------------------------------------------------------------------ writing, reading
+
+
+def test_what_is_written_comes_back(tmp_path):
+    path = tmp_path / "new" / "folder" / "last.pth"
+    checkpoint = make_checkpoint()
+    save_checkpoint(path, checkpoint)
+    assert_same(asdict(read_back(path)), asdict(checkpoint))
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
+
+
+def test_defaults_come_back(tmp_path):
+    path = tmp_path / "last.pth"
+    checkpoint = Checkpoint(
+        method="ssl_tie", method_config={}, audio_config={}, frame_config={}, state_dict={}
+    )
+    save_checkpoint(path, checkpoint)
+    assert read_back(path) == checkpoint
+    assert checkpoint.training_clips is None and checkpoint.optimizer is None
+
+
+def test_adam_goes_on_as_if_it_had_not_stopped(tmp_path):
+    path = tmp_path / "last.pth"
+    network, optimizer = build_trained()
+    save_checkpoint(path, make_checkpoint())
+    found = read_back(path)
+    resumed = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+    resumed_optimizer = torch.optim.Adam(resumed.parameters())
+    resumed.load_state_dict(found.state_dict)
+    resumed_optimizer.load_state_dict(found.optimizer)
+    take_step(network, optimizer)
+    take_step(resumed, resumed_optimizer)
+    assert_same(resumed.state_dict(), network.state_dict())
+    assert_same(resumed_optimizer.state_dict(), optimizer.state_dict())
+
+
+def test_tensors_come_back_on_the_cpu_and_own_their_memory(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, make_checkpoint())
+    found = read_back(path).state_dict["0.weight"]
+    found.fill_(9)
+    assert found.device.type == "cpu"
+    assert not (read_back(path).state_dict["0.weight"] == 9).any()
+
+
+@pytest.mark.parametrize("moment", ["torch.save", "fsync", "replace"])
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, make_checkpoint(epoch=1))
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    target, name = {
+        "torch.save": (torch, "save"),
+        "fsync": (os, "fsync"),
+        "replace": (Path, "replace"),
+    }[moment]
+    monkeypatch.setattr(target, name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, make_checkpoint(epoch=2))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"]
+    save_checkpoint(path, make_checkpoint(epoch=2))
+    assert read_back(path).epoch == 2
+
+
+def test_sha256(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert file_sha256(path).startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
+
+
+# ---------------------------------------------------------------------------------- broken files
+
+
+def test_missing_file_says_which_there_are(tmp_path):
+    for name in ("b.pth", "a.pth.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError) as caught:
+        read_checkpoint_file(tmp_path / "c.pth")
+    message = str(caught.value)
+    assert f"No checkpoint at {tmp_path}/c.pth." in message
+    assert f"In {tmp_path}/ there are: a.pth.tar, b.pth." in message
+    assert "ckpts/README.md" in message and "scripts/train_" in message
+
+
+@pytest.mark.parametrize("name", ["empty/c.pth", "nowhere/c.pth", "empty"])
+def test_missing_file_where_there_is_none(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="there are: none"):
+        read_checkpoint_file(tmp_path / name)
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def read_bytes(folder, content):
+    path = folder / "some.pth"
+    path.write_bytes(content)
+    return parse_checkpoint(read_checkpoint_file(path), path)
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_code_in_a_file_is_not_run(tmp_path, form):
+    marker = tmp_path / "was_here"
+    content = {"format": FORMAT, "state_dict": {}, "best_miou": Hostile(marker)}
+    given = {
+        "zip": lambda: saved(content),
+        "legacy": lambda: saved(content, _use_new_zipfile_serialization=False),
+        "pickle": lambda: pickle.dumps(content, protocol=2),
+    }[form]()
+    with pytest.raises(ValueError, match=r"some\.pth cannot be loaded as weights"):
+        read_bytes(tmp_path, given)
+    assert not marker.exists()
+    # The same bytes do run code where nobody forbids it.
+    if form == "pickle":
+        pickle.loads(given)
+    else:
+        torch.load(io.BytesIO(given), weights_only=False)
+    assert marker.is_dir()
+
+
+TEXTS = {
+    "empty": b"",
+    "web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n",
+    "log": b"epoch 1 loss 2.5\n",
+    "word": b"resnet\n",
+    "bracket": b"(1, 2)\n",
+    "json": b'{"format": 1}\n',
+    "picture": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "half a zip header": b"PK\x03\x04",
+    "protocol byte": b"\x80",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+def test_files_that_are_no_weights(tmp_path, text):
+    with pytest.raises(ValueError, match=r"some\.pth cannot be loaded as weights") as caught:
+        read_bytes(tmp_path, text)
+    message = str(caught.value)
+    assert "ckpts/README.md" in message
+    # torch itself recommends to switch the protection off.
+    assert "weights_only" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_truncated_file_is_a_value_error(tmp_path, zipped):
+    content = saved(asdict(make_checkpoint()), _use_new_zipfile_serialization=zipped)
+    others = []
+    for length in range(0, len(content), 29 if zipped else 13):
+        try:
+            read_bytes(tmp_path, content[:length])
+        except ValueError:
+            continue
+        except Exception as error:  # noqa: BLE001 - what comes out is what is tested
+            others.append(f"{length} bytes: {error!r}")
+        else:
+            others.append(f"{length} bytes: loaded")
+    assert not others
+
+
+def test_truncated_file_of_ours(tmp_path):
+    content = saved({"format": FORMAT, **asdict(make_checkpoint())})
+    assert read_bytes(tmp_path, content).epoch == 7
+    with pytest.raises(ValueError, match="broken download must be fetched anew"):
+        read_bytes(tmp_path, content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not a checkpoint"),
+        (torch.zeros(3), "holds a Tensor, not a checkpoint"),
+        ({"state_dict": {}, "epoch": 3}, "format None.*It holds: state_dict, epoch"),
+        ({"format": "other-1"}, f"format 'other-1', expected '{FORMAT}'"),
+        ({0: 1, "a": 2}, "It holds: 0, a"),
+        ({"format": FORMAT}, r"lacks \['audio_config', .*'training_list'\]"),
+        ({"format": FORMAT, 0: 1, "a": 2}, "lacks .*holds unknown"),
+    ],
+)
+def test_wrong_format(tmp_path, content, message):
+    with pytest.raises(ValueError, match=r"some\.pth .*" + message):
+        read_bytes(tmp_path, saved(content))
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "message"),
+    [
+        ("optimizer", None, r"lacks \['optimizer'\] and holds unknown \[\]"),
+        (None, "weights", r"lacks \[\] and holds unknown \['weights'\]"),
+        ("state_dict", "weights", r"lacks \['state_dict'\] and holds unknown \['weights'\]"),
+    ],
+)
+def test_missing_and_unknown_entries(tmp_path, removed, added, message):
+    content = {"format": FORMAT, **asdict(make_checkpoint())}
+    content.pop(removed, None)
+    if added:
+        content[added] = {}
+    with pytest.raises(ValueError, match=message):
+        read_bytes(tmp_path, saved(content))
+
+
+# ------------------------------------------------------------------------------ rebuilding models
+
+
+PLAIN: dict[str, dict] = {"method_config": {}, "audio_config": {}, "frame_config": {}}
+SMALL_STATE = {"imgnet.conv1.weight": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "other"}, r"some\.pth: unknown method 'other'; there are \['ssl_tie'"),
+        ({"method_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
+        ({"method_config": {"sharpness": "high"}}, r"some\.pth does not fit "),
+        ({"audio_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
+        ({"frame_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
+        ({"frame_config": {"frame_size": 33}}, "multiple of 32"),
+        ({"method_config": [1]}, r"some\.pth does not fit "),
+        ({"state_dict": [1]}, r"some\.pth does not fit "),
+        ({"method": ["ssl_tie"]}, r"some\.pth: unknown method"),
+    ],
+)
+def test_checkpoint_that_fits_no_model(tmp_path, load_model, changes, message):
+    path = tmp_path / "some.pth"
+    save_checkpoint(path, make_checkpoint(**(PLAIN | {"state_dict": SMALL_STATE} | changes)))
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+def test_weights_of_another_model(tmp_path, load_model):
+    path = tmp_path / "some.pth"
+    save_checkpoint(path, make_checkpoint(**PLAIN, state_dict=SMALL_STATE))
+    with pytest.raises(
+        ValueError, match=r"(?s)does not fit .*Missing key.*size mismatch"
+    ) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+def test_trained_model_comes_back_ready_to_localise(tmp_path, load_model):
+    path = tmp_path / "some.pth"
+    torch.manual_seed(3)
+    model = SSLTIE(SSLTIEConfig(sharpness=0.05))
+    checkpoint = make_checkpoint(
+        method_config={"sharpness": 0.05},
+        audio_config={},
+        frame_config={"frame_size": 96},
+        state_dict=model.state_dict(),
+    )
+    save_checkpoint(path, checkpoint)
+    trained = load_model(path)
+    assert_same(dict(trained.model.state_dict()), dict(model.state_dict()))
+    assert not trained.model.training
+    assert trained.frame.frame_size == 96
+    assert trained.checkpoint.method_config == {"sharpness": 0.05}
+    assert trained.checkpoint.training_clips == ["clip_1", "clip_2"]
+
+
+# -------------------------------------------------------------------------------- released files
+
+
+def with_old_numpy_name(content):
+    """The file as NumPy 1 would have written it: torch.save here writes NumPy 2's names."""
+    old, new = b"cnumpy.core.multiarray\nscalar\n", b"cnumpy._core.multiarray\nscalar\n"
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        assert content.count(new) == 1
+        return content.replace(new, old)
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(rewritten, "w") as target:
+        for name in source.namelist():
+            entry = source.read(name)
+            if name.endswith("/data.pkl"):
+                assert entry.count(new) == 1
+                entry = entry.replace(new, old)
+            target.writestr(name, entry)
+    return rewritten.getvalue()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("rename", [with_old_numpy_name, bytes], ids=["NumPy 1", "NumPy 2"])
+def test_best_score_as_a_numpy_scalar_is_read(tmp_path, zipped, rename):
+    content = {"best_miou": np.float64(0.37), "state_dict": OrderedDict(w=torch.ones(2))}
+    path = tmp_path / "released.pth.tar"
+    path.write_bytes(rename(saved(content, _use_new_zipfile_serialization=zipped)))
+    found = read_checkpoint_file(path)
+    assert found["best_miou"] == 0.37
+    assert torch.equal(found["state_dict"]["w"], torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def official():
+    return official_state_dict()
+
+
+def write_release(path, state_dict, **more):
+    """A file of the released layout: NumPy scalar, Adam of torch 1.7, about 96 MB of weights."""
+    group = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
+    content = {
+        "epoch": 31,
+        "state_dict": state_dict,
+        "best_miou": np.float64(0.386),
+        "optimizer": {"state": {}, "param_groups": [{**group, "amsgrad": False, "params": [0]}]},
+        "iteration": 4800,
+        **more,
+    }
+    path.write_bytes(with_old_numpy_name(saved(content)))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_released_file_gives_the_right_weights(tmp_path, load_model, official, prefix):
+    path = tmp_path / "released.pth.tar"
+    write_release(path, {prefix + name: tensor for name, tensor in official.items()})
+    trained = load_model(path)
+    path.unlink()  # pytest keeps its folders
+    state = trained.model.state_dict()
+    kept = official.keys() - IGNORED - {"audnet.conv1_a.weight"}
+    assert state.keys() == kept | {"audnet.conv1.weight"}
+    for name in kept:
+        assert torch.equal(state[name], official[name]), name
+    assert torch.equal(state["audnet.conv1.weight"], official["audnet.conv1_a.weight"])
+    assert not trained.model.training
+    assert trained.checkpoint.epoch == 31
+    assert trained.checkpoint.training_clips is None
+    assert trained.checkpoint.selection == {"kind": "released file"}
+    assert trained.frame.frame_size == 224
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "message"),
+    [
+        ("imgnet.bn1.weight", {}, "1 tensors missing: imgnet.bn1.weight"),
+        (None, {"imgnet.bn9.weight": torch.ones(2)}, "1 tensors unknown: imgnet.bn9.weight"),
+        (
+            None,
+            {"imgnet.bn1.weight": torch.ones(3)},
+            r"of another shape: imgnet.bn1.weight \(3,\), not \(64,\)",
+        ),
+    ],
+)
+def test_released_file_with_other_tensors(tmp_path, load_model, official, removed, added, message):
+    path = tmp_path / "released.pth.tar"
+    # One value stands for all of a tensor, which keeps the file small.
+    state_dict = {
+        name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        for name, tensor in official.items()
+        if name != removed
+    }
+    write_release(path, state_dict | added)
+    assert path.stat().st_size < 1e6
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("state_dict", [[1], None])
+def test_released_layout_without_weights(tmp_path, load_model, state_dict):
+    path = tmp_path / "released.pth.tar"
+    write_release(path, state_dict)
+    with pytest.raises(ValueError, match=r"released\.pth\.tar"):
+        load_model(path)

@@ -1,0 +1,215 @@
+"""From files to a report through the command line: train, stop, resume, test."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 1"
+).split()
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(program, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / program, *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+    )
+
+
+def train(tiny_data, output, *arguments):
+    return run(
+        "main.py", "ssl_tie", "--train-set", "vggsound", "--data-root", tiny_data.root,
+        "--output", output, *SMALL, *arguments,
+    )  # fmt: skip
+
+
+def localisation(tiny_data, checkpoint, output, *arguments):
+    return run(
+        "test.py", "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss",
+        "--data-root", tiny_data.root, "--output", output, "--workers", 0, "--device", "cpu",
+        *arguments,
+    )  # fmt: skip
+
+
+def weights(path):
+    content = torch.load(path, weights_only=True)
+    return {**content["state_dict"], **flatten(content["optimizer"]["state"])}
+
+
+def flatten(state):
+    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def assert_refused(finished, *words):
+    assert finished.returncode == 2, finished.stderr
+    assert "Traceback" not in finished.stderr
+    for word in words:
+        assert word in finished.stderr
+
+
+def test_train_resume_test_report(tiny_data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished = train(tiny_data, whole, "--epochs", 2)
+    assert finished.returncode == 0, finished.stderr
+    assert "clip/s" in finished.stderr
+    assert train(tiny_data, parts, "--epochs", 1).returncode == 0
+    assert train(tiny_data, parts, "--epochs", 2, "--resume").returncode == 0
+    assert_same_weights(whole / "last.pth", parts / "last.pth")
+
+    history = list(csv.DictReader((parts / "history.csv").open()))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert history == list(csv.DictReader((whole / "history.csv").open()))
+    assert not (whole / "best.pth").exists()
+    assert list(whole.glob("events.*"))
+    assert json.loads((whole / "options.json").read_text())["run"]["seed"] == 4
+
+    results = tmp_path / "results"
+    finished = localisation(tiny_data, whole / "last.pth", results, "--save-overlays", "all")
+    assert finished.returncode == 0, finished.stderr
+    assert "cIoU@0.5" in finished.stdout
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["num_clips"] == 6
+    assert summary["leak_check"]["num_clips"] == 0
+    assert [row["kind"] for row in summary["rows"]] == ["model", "baseline", "baseline", "ceiling"]
+    rows = list(csv.DictReader((results / "per_clip.csv").open()))
+    hits = sum(float(row["ciou"]) >= 0.5 for row in rows)
+    assert summary["cIoU@0.5"] == pytest.approx(100 * hits / 6)
+    assert len(list((results / "overlays").glob("*.jpg"))) == 6
+    assert "data:image/jpeg" in (results / "report.html").read_text()
+
+    other = tmp_path / "batch_of_one"
+    assert localisation(tiny_data, whole / "last.pth", other, "--batch-size", 1).returncode == 0
+    for one, many in zip(csv.DictReader((other / "per_clip.csv").open()), rows, strict=True):
+        assert one["clip_id"] == many["clip_id"]
+        assert float(one["ciou"]) == pytest.approx(float(many["ciou"]), abs=1e-4)
+
+
+def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
+    output = tmp_path / "run"
+    finished = train(
+        tiny_data, output, "--epochs", 1,
+        "--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    history = next(csv.DictReader((output / "history.csv").open()))
+    assert localisation(tiny_data, output / "best.pth", tmp_path / "results").returncode == 0
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["cIoU@0.5"] == pytest.approx(float(history["validation_ciou_at_0.5"]), abs=1e-3)
+    assert summary["checkpoint"]["selection"]["kind"] == "best"
+    assert summary["num_clips_epoch_was_chosen_on"] == 6
+    assert "CHOSEN ON TEST" in (tmp_path / "results" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(tiny_data, whole, "--epochs", 3).returncode == 0
+    command = [
+        sys.executable, ROOT / "main.py", "ssl_tie", "--train-set", "vggsound",
+        "--data-root", tiny_data.root, "--output", stopped, *SMALL, "--epochs", "500",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    wait_for((stopped / "history.csv").exists, process)
+    process.send_signal(sent)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 128 + sent, messages
+    assert "Traceback" not in messages
+    content = torch.load(stopped / "last.pth", weights_only=True)
+    target = max(3, content["epoch"] + 1)
+    assert train(tiny_data, stopped, "--epochs", target, "--resume").returncode == 0
+    if target != 3:
+        assert train(tiny_data, whole, "--epochs", target, "--resume").returncode == 0
+    assert_same_weights(whole / "last.pth", stopped / "last.pth")
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_broken_clip_in_training_is_skipped_and_listed(tiny_data, tmp_path):
+    path = tiny_data.root / "VGGSound" / "total_video_frames" / "train_3" / "125.jpg"
+    path.write_bytes(path.read_bytes()[:700])  # the header is whole, the picture is not
+    finished = train(tiny_data, tmp_path / "run", "--epochs", 1)
+    assert finished.returncode == 0, finished.stderr
+    assert "Skipped train_3" in finished.stderr
+    content = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    assert list(content["progress"]["broken"]) == ["train_3"]
+    assert next(csv.DictReader((tmp_path / "run" / "history.csv").open()))["broken_clips"] == "1"
+
+
+def test_broken_clip_at_test_is_left_out_and_said(tiny_data, tmp_path):
+    assert train(tiny_data, tmp_path / "run", "--epochs", 1).returncode == 0
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    checkpoint = tmp_path / "run" / "last.pth"
+    finished = localisation(tiny_data, checkpoint, tmp_path / "results")
+    assert_refused(finished, "test_3")
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["num_clips"] == 5
+    assert not summary["complete"]
+    assert "test_3" in summary["unreadable"][0]
+    allowed = localisation(tiny_data, checkpoint, tmp_path / "results", "--allow-missing")
+    assert allowed.returncode == 0
+
+
+def test_a_leak_is_loud(tiny_data, tmp_path):
+    assert train(tiny_data, tmp_path / "run", "--epochs", 1).returncode == 0
+    leaking = tmp_path / "leaking.txt"
+    leaking.write_text("test_0\ntrain_1\n")
+    finished = localisation(
+        tiny_data, tmp_path / "run" / "last.pth", tmp_path / "results", "--training-list", leaking
+    )
+    assert "LEAK" in finished.stderr
+    assert "LEAK" in (tmp_path / "results" / "report.html").read_text()
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["leak_check"]["num_clips"] == 1
+    assert summary["leak_check"]["first"] == ["test_0"]
+
+
+def test_wrong_input_is_refused_without_a_traceback(tiny_data, tmp_path):
+    run_folder = tmp_path / "run"
+    assert_refused(localisation(tiny_data, tmp_path / "no.pth", tmp_path / "r"), "No checkpoint")
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"PK\x03\x04 not a checkpoint")
+    assert_refused(localisation(tiny_data, broken, tmp_path / "r"), "broken.pth")
+    assert_refused(train(tiny_data, run_folder, "--resume"), "Nothing to resume")
+    assert_refused(train(tiny_data, run_folder, "--clip-list", "no_such_list"), "no_such_list")
+    assert_refused(train(tiny_data, run_folder, "--device", "cuda:7"), "--device")
+    assert_refused(train(tiny_data, run_folder, "--batch-size", 9), "--batch-size")
+    assert_refused(train(tiny_data, run_folder, "--data-root", tmp_path / "no"), "does not exist")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_data, tmp_path):
+    output = tmp_path / "run"
+    assert train(tiny_data, output, "--epochs", 1).returncode == 0
+    assert_refused(train(tiny_data, output, "--epochs", 1), "--resume")
+    assert_refused(train(tiny_data, output, "--epochs", 2, "--resume", "--no-blur"), "--blur")

@@ -1,0 +1,235 @@
+"""Picture files to square frames, and boxes that go the same way."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
+from PIL import Image, ImageDraw
+
+from datasets.errors import BrokenFileError
+from datasets.frames import (
+    FrameConfig,
+    FrameGeometry,
+    random_resized_crop,
+    read_frame,
+    read_frame_size,
+    to_tensor,
+)
+
+GOLDEN_PICTURES = ("sq299", "land", "port", "gray", "small")
+MEAN = np.array([0.485, 0.456, 0.406])[:, None, None]
+STD = np.array([0.229, 0.224, 0.225])[:, None, None]
+
+
+def golden_frame(name, mode):
+    picture = read_frame(GOLDENS / "frame" / f"img_{name}.png")
+    frame = to_tensor(FrameGeometry(224, mode).apply_to_frame(picture))
+    assert frame.shape == (3, 224, 224) and frame.dtype == torch.uint8
+    return (frame.numpy() / 255 - MEAN) / STD
+
+
+# -------------------------------------------------------------------------------------- goldens
+
+
+@pytest.mark.parametrize("name", GOLDEN_PICTURES)
+def test_golden_test_transform(name):
+    frame = golden_frame(name, "centre_crop")
+    np.testing.assert_allclose(frame[:, ::8, ::8], arrays("inputs")[f"img_{name}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GOLDEN_PICTURES)
+def test_golden_test_transform_at_every_pixel(name):
+    path = FULL_GOLDENS / "c_spec.npz"
+    if not path.is_file():
+        pytest.skip(f"the full goldens are not at {path}")
+    with np.load(path) as golden:
+        expected = golden[f"img_{name}"]
+    np.testing.assert_allclose(golden_frame(name, "centre_crop"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GOLDEN_PICTURES)
+def test_squash_differs_on_oblong_frames_only(name):
+    same = np.array_equal(golden_frame(name, "squash"), golden_frame(name, "centre_crop"))
+    assert same == (name in {"sq299", "gray"})
+
+
+# ---------------------------------------------------------------------------- frames and boxes
+
+
+def frame_with_rectangle(width, height, box):
+    frame = Image.new("RGB", (width, height))
+    left, top, right, bottom = box
+    ImageDraw.Draw(frame).rectangle((left, top, right - 1, bottom - 1), fill="white")
+    return frame, np.array([box]) / (width, height, width, height)
+
+
+def white_box(frame):
+    """Edges of what is white, as fractions."""
+    white = np.asarray(frame)[:, :, 1] > 127
+    rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+    height, width = white.shape
+    return np.array(
+        [
+            columns[0] / width,
+            rows[0] / height,
+            (columns[-1] + 1) / width,
+            (rows[-1] + 1) / height,
+        ]
+    )
+
+
+@pytest.mark.parametrize("mode", ["squash", "centre_crop"])
+@pytest.mark.parametrize("size", [224, 128])
+@pytest.mark.parametrize(
+    ("width", "height"), [(500, 333), (333, 500), (640, 360), (241, 240), (300, 300), (100, 151)]
+)
+def test_boxes_go_where_the_frame_goes(mode, size, width, height):
+    geometry = FrameGeometry(size, mode)
+    for shares in ((0.4, 0.3, 0.6, 0.7), (0.0, 0.1, 0.5, 0.9), (0.45, 0.05, 1.0, 1.0)):
+        box = [round(s * side) for s, side in zip(shares, (width, height) * 2, strict=True)]
+        frame, fractions = frame_with_rectangle(width, height, box)
+        square = geometry.apply_to_frame(frame)
+        assert square.size == (size, size)
+        (moved,) = geometry.apply_to_boxes(fractions, width, height)
+        np.testing.assert_allclose(white_box(square), moved.clip(0, 1), atol=1.01 / size)
+
+
+def test_squash_leaves_fractions_alone_and_crop_cuts_the_long_side():
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.25, 0.25, 0.75, 0.75]])
+    squashed = FrameGeometry(224).apply_to_boxes(boxes, 448, 224)
+    np.testing.assert_array_equal(squashed, boxes)
+    cropped = FrameGeometry(224, "centre_crop").apply_to_boxes(boxes, 448, 224)
+    np.testing.assert_allclose(cropped, [[-0.5, 0, 1.5, 1], [0, 0.25, 1, 0.75]])
+    upright = FrameGeometry(224, "centre_crop").apply_to_boxes(boxes, 224, 448)
+    np.testing.assert_allclose(upright, [[0, -0.5, 1, 1.5], [0.25, 0, 0.75, 1]])
+    nothing = FrameGeometry(224, "centre_crop").apply_to_boxes(np.zeros((0, 4)), 224, 448)
+    assert nothing.shape == (0, 4)
+
+
+# --------------------------------------------------------------------------------- random crop
+
+
+def coordinates(width, height):
+    """Red tells the column of a pixel, green its row."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
+
+
+def crop_of(picture, seed, size=64):
+    """Left, top, width and height of what the crop kept, pixels."""
+    frame = np.asarray(random_resized_crop(picture, size, seed), dtype=float)
+    assert frame.shape == (size, size, 3)
+    inner = np.arange(8, size - 8)  # away from the borders, where there is less to filter
+    edges = []
+    for profile in (frame[:, :, 0].mean(axis=0), frame[:, :, 1].mean(axis=1)):
+        slope, start = np.polyfit(inner + 0.5, profile[inner], 1)
+        edges.append((start + 0.5, slope * size))
+    (left, width), (top, height) = edges
+    return left, top, width, height
+
+
+def test_random_crop_is_a_function_of_its_seed():
+    picture = coordinates(200, 160)
+    before = torch.get_rng_state()
+    first = np.asarray(random_resized_crop(picture, 64, seed=5))
+    torch.manual_seed(999)
+    assert np.array_equal(random_resized_crop(picture, 64, seed=5), first)
+    assert len({random_resized_crop(picture, 64, seed).tobytes() for seed in range(20)}) == 20
+    torch.set_rng_state(before)
+    random_resized_crop(picture, 64, seed=6)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_crop_keeps_to_its_limits_and_uses_them():
+    picture = coordinates(256, 256)
+    crops = np.array([crop_of(picture, seed) for seed in range(400)])
+    left, top, width, height = crops.T
+    area, aspect = width * height / 256**2, width / height
+    assert area.min() > 0.29 and area.max() < 1.02
+    assert aspect.min() > 0.73 and aspect.max() < 1.37
+    assert area.min() < 0.35 and area.max() > 0.9
+    assert aspect.min() < 0.8 and aspect.max() > 1.25
+    assert 0.5 < area.mean() < 0.68
+    assert abs(np.log(aspect).mean()) < 0.05  # as often upright as lying
+    assert min(left.min(), top.min()) > -1.5
+    assert max((left + width).max(), (top + height).max()) < 257.5
+    for offset, side in ((left, width), (top, height)):
+        share = (offset / np.maximum(256 - side, 1))[side < 220]
+        assert share.min() < 0.1 and share.max() > 0.9
+
+
+# --------------------------------------------------------------------------------- broken files
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    path = tmp_path / "frame.jpg"
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def test_whole_files_are_read(jpeg, tmp_path):
+    assert read_frame(jpeg).size == read_frame_size(jpeg) == (120, 90)
+    for mode in ("L", "RGBA", "P", "CMYK", "1"):
+        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, (40, 30)).save(path)
+        assert read_frame(path).mode == "RGB"
+        assert read_frame_size(path) == (40, 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"HTTP 404: no such frame\n" * 9, b"\xff\xd8\xff\xe0\0"])
+@pytest.mark.parametrize("read", [read_frame, read_frame_size])
+def test_files_without_a_picture_are_named(tmp_path, content, read):
+    path = tmp_path / "frame.jpg"
+    path.write_bytes(content)
+    assert_broken(path, read)
+
+
+@pytest.mark.parametrize("read", [read_frame, read_frame_size])
+def test_absent_files_and_folders_are_named(tmp_path, read):
+    assert_broken(tmp_path / "absent.jpg", read)
+    assert_broken(tmp_path, read)
+
+
+def test_a_truncated_picture_is_named(jpeg, tmp_path):
+    jpeg.write_bytes(jpeg.read_bytes()[:3000])
+    assert_broken(jpeg, read_frame)
+    assert read_frame_size(jpeg) == (120, 90)  # the header is whole
+    png = tmp_path / "frame.png"
+    coordinates(200, 200).save(png)
+    png.write_bytes(png.read_bytes()[:200])
+    assert_broken(png, read_frame)
+
+
+def test_a_picture_too_large_to_be_one_is_named(jpeg, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert_broken(jpeg, read_frame)
+    assert_broken(jpeg, read_frame_size)
+
+
+def assert_broken(path, read):
+    with pytest.raises(BrokenFileError) as caught:
+        read(path)
+    assert caught.value.path == path
+    assert str(caught.value).startswith(f"{path} cannot be read: ")
+    assert caught.value.reason
+
+
+def test_the_error_survives_the_way_between_processes(tmp_path):
+    error = BrokenFileError(tmp_path / "frame.jpg", "no header")
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.path, copied.reason, str(copied)) == (error.path, error.reason, str(error))
+
+
+@pytest.mark.parametrize("size", [0, 16, -32, 100, 225])
+def test_frame_sizes_off_the_grid_are_refused(size):
+    with pytest.raises(ValueError, match=f"--frame-size must be a multiple of 32, got {size}"):
+        FrameConfig(frame_size=size)
+
+
+def test_frame_sizes_on_the_grid():
+    assert FrameConfig().frame_size == 224
+    assert [FrameConfig(frame_size=size).frame_size for size in (32, 96, 256)] == [32, 96, 256]

@@ -1,0 +1,174 @@
+"""Options: each is read somewhere, refused in words, and recorded."""
+
+import ast
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import opts
+from datasets.audio import AudioConfig
+from datasets.frames import FrameConfig
+from datasets.geometric_transform import GeometricConfig
+from datasets.transforms import AugmentationConfig
+from models import METHODS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = [
+    *(config for _, config in METHODS.values()),
+    AudioConfig,
+    FrameConfig,
+    AugmentationConfig,
+    GeometricConfig,
+    opts.DataOptions,
+    opts.ValidationOptions,
+    opts.OptimisationOptions,
+    opts.RunOptions,
+    opts.LocalisationOptions,
+]
+MINIMAL = ["ssl_tie", "--train-set", "vggsound", "--data-root", "data", "--output", "run"]
+MINIMAL_TEST = "localisation --checkpoint c --benchmark vgg_ss --data-root d --output o".split()
+
+
+@cache
+def parsed_sources():
+    packages = (
+        path for name in ("models", "datasets", "utils") for path in (ROOT / name).rglob("*.py")
+    )
+    return [ast.parse(path.read_text()) for path in [*ROOT.glob("*.py"), *packages]]
+
+
+def attributes_read(config_class):
+    """Names read as attributes anywhere but in the class's own checks."""
+    own_checks = set()
+    read = []
+    for tree in parsed_sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == config_class.__name__:
+                checks = (
+                    item for item in node.body if getattr(item, "name", "") == "__post_init__"
+                )
+                own_checks |= {id(inner) for check in checks for inner in ast.walk(check)}
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.append(node)
+    return {node.attr for node in read if id(node) not in own_checks}
+
+
+@pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: c.__name__)
+def test_every_option_is_read(config_class):
+    unread = {field.name for field in fields(config_class)} - attributes_read(config_class)
+    assert not unread
+
+
+@pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: c.__name__)
+def test_every_option_is_documented(config_class):
+    documented = opts.field_docstrings(config_class)
+    assert {field.name for field in fields(config_class)} == documented.keys()
+
+
+def test_option_names_are_unique_within_a_command():
+    names = [
+        field.name
+        for config_class in CONFIGS
+        if config_class is not opts.LocalisationOptions
+        for field in fields(config_class)
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_defaults_are_the_published_recipe():
+    options = opts.parse_train_options(MINIMAL)
+    model, optimisation = options.model, options.optimisation
+    assert (model.positive_threshold, model.negative_threshold) == (0.65, 0.4)
+    assert (model.sharpness, model.temperature, model.equivariance_weight) == (0.03, 0.07, 1.0)
+    assert (optimisation.epochs, optimisation.batch_size) == (100, 32)
+    assert (optimisation.learning_rate, optimisation.weight_decay) == (1e-4, 1e-4)
+    assert options.geometric.max_rotation == 30
+    assert options.geometric.equivariance_target == "reference"
+    assert options.frame.frame_size == 224
+    assert options.augmentation == AugmentationConfig()
+
+
+def test_values_reach_the_options():
+    options = opts.parse_train_options(
+        [*MINIMAL, "--no-colour", "--epochs", "3", "--equivariance-target", "masked", "--resume"]
+    )
+    assert not options.augmentation.colour
+    assert options.augmentation.blur
+    assert options.optimisation.epochs == 3
+    assert options.geometric.equivariance_target == "masked"
+    assert options.run.resume
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--learning-rate", "0"], "--learning-rate"),
+        (["--workers", "-1"], "--workers"),
+        (["--temperature", "0"], "--temperature"),
+        (["--negative-threshold", "0.9"], "--negative-threshold"),
+        (["--equivariance-weight", "-1"], "--equivariance-weight"),
+        (["--max-rotation", "200"], "--max-rotation"),
+        (["--frame-size", "100"], "--frame-size"),
+        (["--window-seconds", "0.001"], "--window-seconds"),
+        (["--time-mask", "0"], "--time-mask"),
+        (["--audio-excerpt-seconds", "0"], "--audio-excerpt-seconds"),
+        (["--validation-benchmark", "vgg_ss"], "--validation-root"),
+        (["--validation-list", "x"], "--validation-benchmark"),
+        (["--log-every", "0"], "--log-every"),
+    ],
+)
+def test_nonsense_is_refused_with_the_flag_s_name(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        opts.parse_train_options([*MINIMAL, *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ssl_tie"],
+        ["no_such_method"],
+        [*MINIMAL, "--no-such-option"],
+        [*MINIMAL, "--epoch", "3"],
+        [*MINIMAL, "--train-set", "imagenet"],
+    ],
+)
+def test_unknown_and_missing_options_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        opts.parse_train_options(arguments)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_overlays_take_a_number_or_all():
+    assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "all"]).max_overlays == float(
+        "inf"
+    )
+    assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "3"]).max_overlays == 3
+    with pytest.raises(ValueError, match="--save-overlays"):
+        opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "some"])
+
+
+def test_differences_that_matter():
+    before = opts.as_plain(opts.parse_train_options(MINIMAL))
+    same = opts.as_plain(opts.parse_train_options([*MINIMAL, "--epochs", "7", "--workers", "0"]))
+    other = opts.as_plain(opts.parse_train_options([*MINIMAL, "--seed", "5", "--no-blur"]))
+    assert opts.differences_that_matter(before, same) == []
+    found = " ".join(opts.differences_that_matter(before, other))
+    assert "--seed" in found
+    assert "--blur" in found
+
+
+@pytest.mark.parametrize("command", [["ssl_tie", "--help"]])
+def test_help_names_every_option(command, capsys):
+    with pytest.raises(SystemExit):
+        opts.parse_train_options(command)
+    text = capsys.readouterr().out
+    for config_class in CONFIGS:
+        if config_class is opts.LocalisationOptions:
+            continue
+        for field in fields(config_class):
+            assert "--" + field.name.replace("_", "-") in text

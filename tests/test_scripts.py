@@ -1,0 +1,113 @@
+"""Every shipped recipe parses, and lets its data folder come from outside."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
+TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
+ROOTS = {"VGGSOUND_ROOT": "/no/vgg", "FLICKR_ROOT": "/no/flickr",
+         "VGGSOUND_TEST_ROOT": "/no/vgg_ss",
+         "FLICKR_TEST_ROOT": "/no/flickr_test"}  # fmt: skip
+
+
+def run(script, *arguments, cwd=ROOT, **variables):
+    environment = {k: v for k, v in os.environ.items() if k not in ROOTS}
+    return subprocess.run(
+        ["bash", str(script), *map(str, arguments)],
+        cwd=cwd,
+        env={**environment, "VSSL_PYTHON": sys.executable, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_recipes_are_there():
+    data_sets = ("Flickr10k", "Flickr144k", "VGGSound10k", "VGGSound144k")
+    assert [path.stem for path in TRAIN_SCRIPTS] == [f"train_{name}" for name in data_sets]
+    names = ("Flickr10k", "Flickr144k", "VGGSound", "VGGSound_Flickr")
+    assert [path.stem for path in TEST_SCRIPTS] == [f"test_{name}" for name in names]
+
+
+@pytest.mark.parametrize("script", TRAIN_SCRIPTS, ids=lambda path: path.stem)
+def test_train_script_is_the_published_recipe(script, tmp_path):
+    finished = run(script, "--dry-run", cwd=tmp_path, **ROOTS)
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    optimisation = options["optimisation"]
+    assert (optimisation["epochs"], optimisation["batch_size"]) == (100, 32)
+    assert (optimisation["learning_rate"], optimisation["weight_decay"]) == (1e-4, 1e-4)
+    assert (options["run"]["seed"], options["geometric"]["max_rotation"]) == (4, 30)
+    flickr = "Flickr" in script.stem
+    assert options["data"]["train_set"] == ("flickr" if flickr else "vggsound")
+    assert options["data"]["audio_excerpt_seconds"] == (4.0 if flickr else None)
+    assert options["data"]["data_root"] == ("/no/flickr" if flickr else "/no/vgg")
+    size = script.stem.removeprefix("train_").lower()
+    expected = (
+        None
+        if size == "flickr144k"
+        else f"ssl_tie_{size.replace('10k', '_10k').replace('144k', '_144k')}"
+    )
+    assert options["data"]["clip_list"] == expected
+    assert all(options["augmentation"][name] for name in ("crop", "colour", "grey", "blur", "flip"))
+
+
+@pytest.mark.parametrize("script", TRAIN_SCRIPTS, ids=lambda path: path.stem)
+def test_arguments_win_over_the_recipe(script):
+    finished = run(script, "--dry-run", "--epochs", 3, "--data-root", "mine", **ROOTS)
+    options = json.loads(finished.stdout)
+    assert options["optimisation"]["epochs"] == 3
+    assert options["data"]["data_root"] == "mine"
+
+
+@pytest.mark.parametrize("script", [*TRAIN_SCRIPTS, *TEST_SCRIPTS], ids=lambda path: path.stem)
+def test_without_a_data_folder_the_option_is_named(script):
+    finished = run(script)
+    assert finished.returncode == 2
+    assert "--data-root" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("script", TEST_SCRIPTS, ids=lambda path: path.stem)
+def test_test_script_wants_its_checkpoint(script, tmp_path):
+    finished = run(script, "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
+    assert finished.returncode == 2
+    assert "No checkpoint at" in finished.stderr
+    assert "ckpts" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda p: p.stem)
+def test_shell_scripts_parse_and_stop_at_errors(script):
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert "set -euo pipefail" in script.read_text()
+
+
+@pytest.mark.slow
+def test_quickstart_from_nothing_to_a_report(tmp_path):
+    finished = run(
+        ROOT / "scripts" / "quickstart.sh",
+        *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
+        QUICKSTART_DATA=str(tmp_path / "data"),
+        QUICKSTART_OUTPUT=str(tmp_path / "run"),
+        QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
+    )
+    assert finished.returncode == 0, finished.stderr
+    report = tmp_path / "run" / "results" / "report.html"
+    assert str(report) in finished.stdout
+    assert "procedural" in json.loads((tmp_path / "data" / "stamps.json").read_text())["source"]
+    again = run(
+        ROOT / "scripts" / "quickstart.sh",
+        *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
+        QUICKSTART_DATA=str(tmp_path / "data"),
+        QUICKSTART_OUTPUT=str(tmp_path / "run"),
+        QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
+    )
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr

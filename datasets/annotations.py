@@ -58,7 +58,7 @@ def read_vgg_ss_json(path: Path) -> dict[str, NDArray[np.float64]]:
         BrokenFileError: no JSON, or not of this form.
     """
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         return {entry["file"]: _as_boxes(entry["bbox"]) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BrokenFileError(
@@ -109,6 +109,8 @@ def _last_four(holder: ET.Element, path: Path) -> list[float]:
 
 
 def _as_boxes(boxes: list[list[float]]) -> NDArray[np.float64]:
+    if any(len(box) != 4 for box in boxes):
+        raise ValueError("a box must be four numbers")
     array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if not np.isfinite(array).all():
         raise ValueError("a box holds a number that is not finite")

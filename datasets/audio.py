@@ -17,6 +17,11 @@ AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
 
 
+MIN_COMMON_RATE = 25
+"""Hz. The filter for resampling grows with rate / gcd(rate, target); the usual rates share 25 Hz or
+more with 16 kHz, odd ones such as 47,999 Hz would take gigabytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:
     """How sound becomes the audio encoder's input; stored in the checkpoint."""
@@ -60,7 +65,7 @@ def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | N
         excerpt_seconds: use only the first seconds of the file; None: as many as the window takes.
 
     Returns:
-        (L,) float32 in [-1, 1].
+        (L,) float32, nominally in [-1, 1].
 
     Raises:
         BrokenFileError: the file cannot be decoded or holds no sample.
@@ -77,6 +82,12 @@ def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | N
     if not np.isfinite(samples).all():
         raise BrokenFileError(path, "it holds samples that are not finite numbers")
     waveform = torch.from_numpy(samples).mean(dim=1)
+    if rate != config.sample_rate and math.gcd(rate, config.sample_rate) < MIN_COMMON_RATE:
+        raise BrokenFileError(
+            path,
+            f"its sample rate of {rate} Hz cannot be resampled to {config.sample_rate} Hz within "
+            "reasonable memory; convert the file to a usual rate",
+        )
     waveform = torchaudio.functional.resample(waveform, rate, config.sample_rate)
     copies = math.ceil(config.num_samples / len(waveform))
     return waveform.repeat(copies)[: config.num_samples]

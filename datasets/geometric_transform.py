@@ -118,7 +118,12 @@ class GeometricTransform:
             mode the map goes through the frame's own path, resized to S first, and every cell
             counts. In the masked mode cells are averaged straight from the map, and a cell counts
             only if it lies within the frame altogether.
+
+        Raises:
+            ValueError: the maps are not square, or not one per frame.
         """
+        if maps.ndim != 3 or len(maps) != len(self.angles) or maps.shape[1] != maps.shape[2]:
+            raise ValueError(f"maps must be ({len(self.angles)}, h, h), got {tuple(maps.shape)}")
         if self.target == "masked":
             return self._sample_maps(maps)
         enlarged = _resize(maps[:, None], self.frame_size)
@@ -129,17 +134,26 @@ class GeometricTransform:
         """Warp by M at size S, then mirror.
 
         The products and the inverse stay in float32 and in kornia's order: exact arithmetic moves
-        the sampling points by 4e-4 pixels, more than the reference's own spread.
+        the sampling points by 4e-4 pixels, more than the reference's own spread, and the bfloat16
+        of an autocast region by whole cells.
         """
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(pictures.device.type, enabled=False),
+        ):
+            grid = self._sampling_grid(pictures)
+            warped = F.grid_sample(pictures, grid, align_corners=True)
+        return warped.flip(-1) if self.flip else warped
+
+    def _sampling_grid(self, pictures: Tensor) -> Tensor:
+        """Where each destination pixel comes from, (B, S, S, 2) in [-1, 1]."""
         last = self.frame_size - 1
         to_unit = torch.tensor([[[2 / last, 0, -1], [0, 2 / last, -1], [0, 0, 1]]])
         bottom_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(self.angles), 1, 3)
         pixel_matrix = torch.cat([self.matrix(), bottom_row], dim=1)
         unit_matrix = to_unit @ (pixel_matrix @ torch.inverse(to_unit))
         theta = torch.inverse(unit_matrix)[:, :2].to(pictures)
-        grid = F.affine_grid(theta, list(pictures.shape), align_corners=True)
-        warped = F.grid_sample(pictures, grid, align_corners=True)
-        return warped.flip(-1) if self.flip else warped
+        return F.affine_grid(theta, list(pictures.shape), align_corners=True)
 
     def _sample_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Averages the map over each destination cell, at the places the frame's path takes."""

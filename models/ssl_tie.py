@@ -19,8 +19,8 @@ Deliberate differences from the authors' program, all without effect on its publ
 4. The head runs in float32 whatever the precision of the encoders.
 5. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are
    not built.
-6. `equivariance_target = masked` in datasets/transforms.py mends the blurred, mostly blank target
-   of the authors' transform; `reference` keeps it.
+6. `equivariance_target = masked` in datasets/geometric_transform.py mends the blurred, mostly blank
+   target of the authors' transform; `reference` keeps it.
 """
 
 from collections.abc import Callable
@@ -75,6 +75,8 @@ class SSLTIEConfig:
                 f"--negative-threshold ({self.negative_threshold}) must not be above "
                 f"--positive-threshold ({self.positive_threshold})"
             )
+        if self.audio_encodings not in (1, 2):
+            raise ValueError(f"--audio-encodings must be 1 or 2, got {self.audio_encodings}")
         weights = (
             self.contrastive_weight,
             self.transformed_contrastive_weight,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
@@ -70,3 +71,12 @@ def tiny_data(tmp_path):
         soundfile.write(test / "audio" / f"{clip_id}.wav", tone(index), RATE)
         (test / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, boxes[clip_id]))
     return TinyData(root, train_ids, test_ids, boxes)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """At the size of most tests threads cost more than they give, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -296,3 +296,18 @@ def test_the_window_in_samples():
     assert AudioConfig().num_samples == 160_000
     assert AudioConfig(sample_rate=22_050, window_seconds=0.1).num_samples == 2205
     assert AudioConfig(window_seconds=2.01).num_samples == 32_160  # 32159.999… as a product
+
+
+def test_a_rate_that_would_take_gigabytes_to_resample_is_refused(tmp_path):
+    path = tmp_path / "odd.wav"
+    soundfile.write(path, np.zeros(100), 47_999)
+    with pytest.raises(BrokenFileError, match="47999 Hz"):
+        load_waveform(path, AudioConfig(), excerpt_seconds=None)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
+def test_the_usual_rates_are_resampled(tmp_path, rate):
+    path = tmp_path / "usual.wav"
+    soundfile.write(path, np.zeros(rate), rate)
+    config = AudioConfig(window_seconds=1.0)
+    assert load_waveform(path, config, excerpt_seconds=None).shape == (16_000,)

@@ -24,16 +24,8 @@ from models.official_weights import (
 from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TRANSFORM = GeometricTransform((5, -9, 20), 1.0, True, 64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """At this size threads cost more than they give, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

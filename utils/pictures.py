@@ -51,13 +51,18 @@ def draw_clips(
     size = maps.shape[1:]
     frames = batch.frames.permute(0, 2, 3, 1).cpu().numpy()
     drawn = []
-    for frame, heat, boxes, score in zip(frames, maps, batch.bounding_boxes, scores, strict=True):
+    for frame, heat, annotated, score in zip(
+        frames, maps, batch.bounding_boxes, scores, strict=True
+    ):
+        boxes = np.zeros((0, 4)) if annotated is None else np.clip(annotated, 0, 1)
+        # VGG-SS holds inverted boxes, which annotate nothing.
+        visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         scaled = frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1])
         # Constant maps lie outside [0, 1] under the median rule, see utils/protocols.py.
         overlay = overlay_localisation_map(
             scaled,
             np.clip(heat, 0, 1),
-            np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1),
+            boxes[visible],
             f"cIoU {score.ciou:.2f}",
         )
         drawn.append(DrawnClip(score, scaled, overlay))

@@ -103,6 +103,13 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
     device = pick_device(options.device)
     trained = load_model(options.checkpoint, device)
     sha256 = file_sha256(options.checkpoint)
+    logger.info(
+        "%s, %d epochs, from %s (sha256 %s)",
+        trained.checkpoint.method,
+        trained.checkpoint.epoch,
+        options.checkpoint,
+        sha256,
+    )
     clip_set = build_clips(
         options.benchmark,
         options.data_root,

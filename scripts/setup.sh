@@ -6,9 +6,9 @@ cd "$(dirname "$0")/.."
 
 requirements=${1:-requirements.txt}
 python=${PYTHON:-python3}
-stamp=.venv/.installed-$(cat requirements.txt "$requirements" | sha256sum | cut -c1-16)
+stamp_of() { echo ".venv/.installed-$(cat requirements.txt "$1" | sha256sum | cut -c1-16)"; }
 
-[ -f "$stamp" ] && exit 0
+[ -f "$(stamp_of "$requirements")" ] && exit 0
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
   echo "setup: Python 3.11 or newer is needed, '$python' is $("$python" --version 2>&1 || true)." \
        "Install one, or name it: PYTHON=python3.12 bash scripts/setup.sh" >&2
@@ -21,5 +21,9 @@ if ! [ -x .venv/bin/python ]; then
   }
 fi
 echo "setup: installing $requirements into .venv (about 5 GB, a few minutes)" >&2
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
-touch "$stamp"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2 || {
+  echo "setup: pip could not install $requirements; its message is above. Call again to go on." >&2
+  exit 2
+}
+# Each requirements file contains requirements.txt, so that one is installed as well.
+touch "$(stamp_of requirements.txt)" "$(stamp_of "$requirements")"

@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 1"
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 3"
 ).split()
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -106,6 +106,22 @@ def test_train_resume_test_report(tiny_data, tmp_path):
         assert float(one["ciou"]) == pytest.approx(float(many["ciou"]), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--precision bf16 --equivariance-target masked",
+        "--audio-encodings 2 --no-equivariance-gradient --no-tri-map",
+        "--equivariance-weight 0 --transformed-contrastive-weight 0 --no-hard-negatives",
+        "--no-crop --no-colour --no-grey --no-blur --no-flip --no-spec-augment --workers 2",
+    ],
+)
+def test_variants_train(tiny_data, tmp_path, arguments):
+    finished = train(tiny_data, tmp_path / "run", "--epochs", 1, *arguments.split())
+    assert finished.returncode == 0, finished.stderr
+    history = next(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert 0 < float(history["loss"]) < 20
+
+
 def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
     output = tmp_path / "run"
     finished = train(
@@ -144,6 +160,7 @@ def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
     if target != 3:
         assert train(tiny_data, whole, "--epochs", target, "--resume").returncode == 0
     assert_same_weights(whole / "last.pth", stopped / "last.pth")
+    assert (whole / "history.csv").read_text() == (stopped / "history.csv").read_text()
 
 
 def wait_for(condition, process, seconds=120):

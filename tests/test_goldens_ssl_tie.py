@@ -10,6 +10,7 @@ from golden_inputs import arrays, frames, official_state_dict, records, spectrog
 from datasets.geometric_transform import GeometricTransform
 from models.losses import contrastive_loss
 from models.official_weights import convert_ssl_tie_release
+from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
 
@@ -42,7 +43,9 @@ def forward_head(model, inputs, dtype):
     log_mel = spectrograms(batch_size=len(inputs)).to(dtype)
     with torch.no_grad():
         embedding = model.encode_audio(log_mel)
-        return model.contrast(model.encode_frames(inputs.to(dtype)), embedding), embedding
+        features = model.encode_frames(inputs.to(dtype))
+        peaks = similarity_maps(features, embedding).amax((2, 3))  # the authors' A0_ref
+        return model.contrast(features, embedding), embedding, peaks
 
 
 def assert_logits(logits, golden):
@@ -63,8 +66,9 @@ def test_forward(build, mode, dtype):
         k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")
     }
     model = build(audio_encodings=2).to(dtype).train(mode == "train")
-    (logits, maps), embedding = forward_head(model, frames(), dtype)
+    (logits, maps), embedding, peaks = forward_head(model, frames(), dtype)
     np.testing.assert_allclose(maps, golden["A"][:, 0], atol=2e-6)
+    np.testing.assert_allclose(peaks, golden["A0_ref"], atol=2e-6)
     np.testing.assert_allclose(embedding, golden["aud_emb"], atol=2e-6)
     assert_logits(logits, golden["logits"])
     assert contrastive_loss(logits).item() == pytest.approx(float(golden["loss"]), abs=2e-6)
@@ -89,15 +93,16 @@ def test_forward(build, mode, dtype):
     ],
 )
 def test_forward_variants(build, name, options):
-    (logits, maps), _ = forward_head(build(**options).eval(), frames(), torch.float32)
+    (logits, maps), _, peaks = forward_head(build(**options).eval(), frames(), torch.float32)
     golden = arrays("model")
     np.testing.assert_allclose(maps, golden[f"{name}/A"][:, 0], atol=2e-6)
+    np.testing.assert_allclose(peaks, golden[f"{name}/A0_ref"], atol=2e-6)
     assert_logits(logits, golden[f"{name}/logits"])
     assert contrastive_loss(logits).item() == pytest.approx(float(golden[f"{name}/loss"]), abs=2e-6)
 
 
 def test_forward_at_half_size(build):
-    (logits, maps), _ = forward_head(build().eval(), frames(batch_size=2, size=112), torch.float32)
+    (logits, maps), *_ = forward_head(build().eval(), frames(batch_size=2, size=112), torch.float32)
     np.testing.assert_allclose(maps, arrays("model")["eval112/A"][:, 0], atol=2e-6)
     assert_logits(logits, arrays("model")["eval112/logits"])
 

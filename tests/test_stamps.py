@@ -81,6 +81,7 @@ def test_layout_is_complete(stamps_set, manifest):
     train_ids = [f"train_{index:06d}" for index in range(NUM_TRAIN)]
     test_ids = [f"test_{index:06d}" for index in range(NUM_TEST)]
     expected = {"stamps.json", "train.txt", "test.txt"}
+    expected |= {path.name for path in stamps_set.glob("test_*.txt")}
     expected |= {f"VGGSound/total_video_frames/{clip_id}/125.jpg" for clip_id in train_ids}
     expected |= {f"VGGSound/total_video_3s_audio/{clip_id}.wav" for clip_id in train_ids}
     for part, suffix in (("frame", "jpg"), ("audio", "wav"), ("anno", "xml")):
@@ -90,6 +91,23 @@ def test_layout_is_complete(stamps_set, manifest):
     assert (stamps_set / "test.txt").read_text(encoding="utf-8").split() == test_ids
     assert list(manifest["clips"]) == train_ids + test_ids
     assert [path.name for path in stamps_set.parent.iterdir()] == [stamps_set.name]
+
+
+def test_parts_of_the_test_list_follow_the_manifest(stamps_set, manifest):
+    tests = {i: record for i, record in manifest["clips"].items() if i.startswith("test_")}
+    known = [
+        i for i, r in tests.items() if r["photo_seen_in_training"] and r["sound_seen_in_training"]
+    ]
+    single = [i for i, r in tests.items() if not r["other_objects"]]
+    expected = {
+        "test_known": known,
+        "test_held_out": [i for i in tests if i not in known],
+        "test_one_object": single,
+        "test_two_objects": [i for i in tests if i not in single],
+    }
+    found = {p.stem: p.read_text().split() for p in stamps_set.glob("test_*.txt")}
+    assert found == {name: clip_ids for name, clip_ids in expected.items() if clip_ids}
+    assert sum(map(bool, expected.values())) >= 3
 
 
 def test_annotations_are_the_sounding_boxes_of_the_manifest(stamps_set, manifest):

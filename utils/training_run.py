@@ -76,6 +76,7 @@ class TrainingRun:
 
     def progress(self) -> dict[str, Any]:
         """What resuming needs beside the weights."""
+        self._log_recent()
         return {
             "best_score": self.best_score,
             "history": self.history,

@@ -23,7 +23,7 @@ from datasets.stamps.material import SAMPLE_RATE, Material
 log = logging.getLogger(__name__)
 
 MANIFEST = "stamps.json"
-_FORMAT_VERSION = 1  # goes up whenever the same recipe gives other files
+_FORMAT_VERSION = 2  # goes up whenever the same recipe gives other files
 _CLIPS_PER_TASK = 8
 
 
@@ -107,12 +107,32 @@ def write_set(folder: Path, recipe: Recipe, material: Material, *, num_workers: 
         for part in _PARTS:
             (partial / part).mkdir(parents=True)
         records = _write_clips(partial, recipe, material, tasks, num_workers)
-        for split in SPLITS:
-            lines = [f"{clip_id}\n" for clip_id in records if clip_id.startswith(f"{split}_")]
-            (partial / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+        for name, clip_ids in _clip_lists(records).items():
+            lines = "".join(f"{clip_id}\n" for clip_id in clip_ids)
+            (partial / f"{name}.txt").write_text(lines, encoding="utf-8")
         manifest = _manifest(recipe, material, records)
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _clip_lists(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Both splits, and the parts of the test split that mean different things; none is empty."""
+    test = {clip_id: record for clip_id, record in records.items() if clip_id.startswith("test_")}
+    known = {
+        clip_id
+        for clip_id, record in test.items()
+        if record["photo_seen_in_training"] and record["sound_seen_in_training"]
+    }
+    single = {clip_id for clip_id, record in test.items() if not record["other_objects"]}
+    lists = {
+        "train": [clip_id for clip_id in records if clip_id not in test],
+        "test": list(test),
+        "test_known": [clip_id for clip_id in test if clip_id in known],
+        "test_held_out": [clip_id for clip_id in test if clip_id not in known],
+        "test_one_object": [clip_id for clip_id in test if clip_id in single],
+        "test_two_objects": [clip_id for clip_id in test if clip_id not in single],
+    }
+    return {name: clip_ids for name, clip_ids in lists.items() if clip_ids}
 
 
 _TRAIN_FRAMES = "VGGSound/total_video_frames"

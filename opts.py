@@ -50,7 +50,7 @@ class DataOptions:
 class ValidationOptions:
     """Scoring after each epoch; best.pth is only kept when a benchmark is named."""
 
-    validation_benchmark: Literal["vgg_ss", "flickr_soundnet"] | None = None
+    validation_benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"] | None = None
     """benchmark to choose the best epoch on; none: no best.pth"""
     validation_root: Path | None = None
     """folder of the benchmark"""
@@ -130,7 +130,7 @@ class LocalisationOptions:
 
     checkpoint: Path
     """written by main.py, or a released file (ckpts/README.md)"""
-    benchmark: Literal["vgg_ss", "flickr_soundnet"]
+    benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"]
     """data set with boxes, see docs/data.md for its folders"""
     data_root: Path
     """folder of the benchmark"""
@@ -150,6 +150,8 @@ class LocalisationOptions:
     """score what is there; every result says what is not"""
     save_overlays: str = "0"
     """number of overlay pictures to write, or all"""
+    note: str = ""
+    """words that go into every result, e.g. what is special about the data"""
     gallery: int = 8
     """best, median and worst clips shown in report.html, of each"""
     batch_size: int = 32

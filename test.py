@@ -211,6 +211,7 @@ def describe(
         num_listed=clip_set.num_listed,
         missing=clip_set.missing,
         frame_geometry=options.frame_geometry,
+        note=options.note,
         checkpoint={
             "path": str(options.checkpoint),
             "sha256": sha256,

@@ -54,6 +54,14 @@ LAYOUTS: dict[str, Layout] = {
         annotation_folder="anno",
         read_annotation=read_vgg_ss_xml,
     ),
+    "stamps": Layout(
+        title="Stamps test clips (scripts/make_stamps.sh)",
+        roots=(".", "VGGSound_test"),
+        frame_folder="frame",
+        audio_folders=("audio",),
+        annotation_folder="anno",
+        read_annotation=read_vgg_ss_xml,
+    ),
     "flickr_soundnet": Layout(
         title="Flickr-SoundNet test clips",
         roots=(".", "Flickr_test"),
@@ -65,9 +73,6 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 """Every data set, by name. Those with an annotation folder are benchmarks."""
-
-TRAINING_SETS = tuple(name for name, layout in LAYOUTS.items() if not layout.annotation_folder)
-BENCHMARKS = tuple(name for name, layout in LAYOUTS.items() if layout.annotation_folder)
 
 
 @dataclass(frozen=True)

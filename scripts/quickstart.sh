@@ -14,6 +14,9 @@ output=${QUICKSTART_OUTPUT:-$root/runs/quickstart}
 read -ra stamps_options <<< "${QUICKSTART_STAMPS:-}"
 bash "$scripts/make_stamps.sh" "$data" --train 2000 --test 200 --seed 0 "${stamps_options[@]}"
 
+# "real" or "procedural"; stands in the title of the report.
+source=$(grep -m1 -o '"source": "[a-z]*"' "$data/stamps.json" | cut -d'"' -f4)
+
 # Method, loss and networks are the published ones. Cheaper than published, so that two CPU cores need
 # minutes: 3 s of sound (the clips hold no more) in 76 x 64 instead of 670 x 257 points, frames of 96
 # pixels, no crop, colour, grey or blur augmentation, no scaling, 6 epochs at 3 x the learning rate.
@@ -27,5 +30,5 @@ bash "$scripts/run.sh" main.py ssl_tie \
   --learning-rate 3e-4 --epochs 6 --workers 1 "$@"
 
 bash "$scripts/run.sh" test.py localisation --checkpoint "$output/last.pth" \
-  --benchmark vgg_ss --data-root "$data" --clip-list "$data/test.txt" \
+  --benchmark stamps --data-root "$data" --clip-list "$data/test.txt" --note "$source set" \
   --output "$output/results" --save-overlays all --workers 1

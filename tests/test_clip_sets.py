@@ -21,8 +21,10 @@ def test_vggsound_training_layout(tiny_data):
         assert clips.clips[0].frame_path.name == "125.jpg"
 
 
-def test_vgg_ss_layout_with_xml(tiny_data):
-    clips = build_clips("vgg_ss", tiny_data.root, clip_list=None)
+@pytest.mark.parametrize("dataset", ["vgg_ss", "stamps"])
+def test_vgg_ss_layout_with_xml(tiny_data, dataset):
+    clips = build_clips(dataset, tiny_data.root, clip_list=None)
+    assert clips.dataset == dataset
     assert clips.clip_ids == sorted(tiny_data.test_ids)
     for clip in clips.clips:
         np.testing.assert_allclose(clip.bounding_boxes, [tiny_data.boxes[clip.clip_id]])

@@ -62,6 +62,7 @@ def make_context(**changes):
         num_listed=4,
         missing=(),
         frame_geometry="squash",
+        note="",
         checkpoint={
             "path": "runs/last.pth",
             "sha256": SHA256,
@@ -114,6 +115,7 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
         "scored_clips_sha256",
         "data_root",
         "frame_geometry",
+        "note",
         "checkpoint",
         "leak_check",
         "num_clips_epoch_was_chosen_on",
@@ -253,6 +255,12 @@ def test_reasons_for_distrust_stand_in_the_report(tmp_path, changes, words):
     assert words in warning
     write_results(tmp_path, make_result(), context, [])
     assert warning in (tmp_path / "report.html").read_text()
+
+
+def test_the_note_stands_in_every_result(tmp_path):
+    summary = write_results(tmp_path, make_result(), make_context(note="drawn <set>"), [])
+    assert summary["note"] == "drawn <set>"
+    assert "vgg_ss (drawn &lt;set&gt;)" in (tmp_path / "report.html").read_text()
 
 
 def test_report_says_what_was_run(tmp_path):

@@ -91,23 +91,23 @@ def test_shell_scripts_parse_and_stop_at_errors(script):
 
 @pytest.mark.slow
 def test_quickstart_from_nothing_to_a_report(tmp_path):
-    finished = run(
-        ROOT / "scripts" / "quickstart.sh",
-        *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
-        QUICKSTART_DATA=str(tmp_path / "data"),
-        QUICKSTART_OUTPUT=str(tmp_path / "run"),
-        QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
-    )
+    def quickstart():
+        return run(
+            ROOT / "scripts" / "quickstart.sh",
+            *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
+            QUICKSTART_DATA=str(tmp_path / "data"),
+            QUICKSTART_OUTPUT=str(tmp_path / "run"),
+            QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
+        )
+
+    finished = quickstart()
     assert finished.returncode == 0, finished.stderr
     report = tmp_path / "run" / "results" / "report.html"
     assert str(report) in finished.stdout
-    assert "procedural" in json.loads((tmp_path / "data" / "stamps.json").read_text())["source"]
-    again = run(
-        ROOT / "scripts" / "quickstart.sh",
-        *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
-        QUICKSTART_DATA=str(tmp_path / "data"),
-        QUICKSTART_OUTPUT=str(tmp_path / "run"),
-        QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
-    )
+    assert "data:image/jpeg" in report.read_text()
+    assert "stamps (procedural set)" in report.read_text()
+    assert json.loads((tmp_path / "data" / "stamps.json").read_text())["source"] == "procedural"
+
+    again = quickstart()
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr

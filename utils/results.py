@@ -30,6 +30,8 @@ class EvaluationContext:
     missing: tuple[str, ...]
     """listed clips without files, with the reason"""
     frame_geometry: str
+    note: str
+    """the user's words"""
     checkpoint: dict[str, Any]
     """path, sha256, method, epoch, selection, training list"""
     leak: Leak
@@ -62,6 +64,7 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "scored_clips_sha256": hashlib.sha256(clip_ids.encode()).hexdigest(),
         "data_root": context.data_root,
         "frame_geometry": context.frame_geometry,
+        "note": context.note,
         "checkpoint": context.checkpoint,
         "leak_check": context.leak.as_dict(),
         "num_clips_epoch_was_chosen_on": context.num_chosen_on,
@@ -199,6 +202,7 @@ def _report(
     checkpoint = context.checkpoint
     facts = {
         "clips": f"{len(result.model.clips)} of {context.num_listed} listed",
+        "data": context.data_root,
         "protocol": result.protocol.name,
         "rule": result.protocol.description,
         "clip list": f"{context.clip_list} (sha256 {context.clip_list_sha256})",
@@ -211,7 +215,8 @@ def _report(
         "command": context.command,
     }
     return Report(
-        title=f"Sound localisation on {context.benchmark}",
+        title=f"Sound localisation on {context.benchmark}"
+        + (f" ({context.note})" if context.note else ""),
         facts=facts,
         warnings=warnings_of(result, context),
         rows=[_row(one) for one in scores],

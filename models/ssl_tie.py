@@ -61,7 +61,7 @@ class SSLTIEConfig:
     equivariance_gradient: bool = True
     """let the equivariance loss also move the map of the plain frames"""
     audio_encodings: Literal[1, 2] = 1
-    """times the sound is encoded in a step: 2 as the authors' program, 1 equal and 1.7 x faster"""
+    """times the sound is encoded in a step: 2 as the authors do, 1 for the same at less cost"""
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""

@@ -47,7 +47,8 @@ def run_command(command: Callable[[], int]) -> int:
         logger.error("%s", error, exc_info=bool(os.environ.get("VSSL_DEBUG")))
         return 2
     except OSError as error:
-        logger.error("%s (%s)", error.strerror, error.filename)
+        where = f" ({error.filename})" if error.filename else ""
+        logger.error("%s%s", error.strerror or error, where)
         return 2
     except FloatingPointError as error:
         logger.error("%s", error)

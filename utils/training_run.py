@@ -192,6 +192,9 @@ class TrainingRun:
         is_best = False
         if result is not None:
             scores = result.model.summary()
+            row["validation_clips"] = len(result.model.clips)
+            for clip_id, reason in result.unreadable:
+                logger.warning("Validation clip %s is not scored: %s", clip_id, reason)
             for name in ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy"):
                 row[f"validation_{name}"] = float(scores[name] or 0.0)
                 self.writer.add_scalar(f"validation/{name}", scores[name], self.global_step)

@@ -65,9 +65,9 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
             converted[RENAMED.get(name, name)] = tensor
 
     problems = [
-        _listing("missing", sorted(expected.keys() - converted.keys())),
-        _listing("unknown", sorted(converted.keys() - expected.keys())),
-        _listing(
+        list_names("missing", sorted(expected.keys() - converted.keys())),
+        list_names("unknown", sorted(converted.keys() - expected.keys())),
+        list_names(
             "of another shape",
             sorted(
                 f"{name} {tuple(converted[name].shape)}, not {tuple(expected[name].shape)}"
@@ -84,7 +84,8 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
     return converted
 
 
-def _listing(kind: str, names: list[str], shown: int = 5) -> str:
+def list_names(kind: str, names: list[str], shown: int = 5) -> str:
+    """What is wrong with how many tensors, and the first of them; empty for none."""
     if not names:
         return ""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""

@@ -223,6 +223,7 @@ def test_wrong_input_is_refused_without_a_traceback(tiny_data, tmp_path):
     assert_refused(train(tiny_data, run_folder, "--batch-size", 9), "--batch-size")
     assert_refused(train(tiny_data, run_folder, "--data-root", tmp_path / "no"), "does not exist")
     assert not (tmp_path / "r").exists()
+    assert not run_folder.exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_data, tmp_path):

@@ -36,10 +36,10 @@ class TrainingRun:
     """Where a run stands, and what it leaves on disk."""
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        """Claims a folder.
+        """Looks whether a folder is free; nothing is written before `start`.
 
         Args:
-            folder: of the run; made when it is not there.
+            folder: of the run.
             resume: whether it holds a run to go on with.
 
         Raises:
@@ -59,7 +59,6 @@ class TrainingRun:
                 f"Nothing to resume: there is no {self.last_path}. Leave --resume out to "
                 "start anew."
             )
-        folder.mkdir(parents=True, exist_ok=True)
         self.epoch = 0
         """finished epochs"""
         self.step = 0
@@ -95,7 +94,7 @@ class TrainingRun:
         self._num_summed = checkpoint.progress["num_summed"]
 
     def start(self, options: Mapping[str, Any], *, steps_per_epoch: int, log_every: int) -> None:
-        """Opens the logs.
+        """Makes the folder and opens the logs.
 
         Args:
             options: of the run, as plain values.
@@ -104,6 +103,7 @@ class TrainingRun:
         """
         self.steps_per_epoch = steps_per_epoch
         self.log_every = log_every
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._log_handler = log_to_file(self.folder / "log.txt")
         write_atomically(
             self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n"

@@ -1,0 +1,260 @@
+"""SSPL: sound localisation without negatives, by self-supervised predictive learning.
+
+Song, Wang, Fan, Tan, Zhang: "Self-Supervised Predictive Learning: A Negative-Free Method for Sound
+Source Localization in Visual Scenes", CVPR 2022. A training step on two views of a frame and the
+three log-mel segments of its sound, where F is VGG-16's map and e_i VGGish's embeddings:
+
+    u   = mean_i g(e_i)                                audio embedding, g an MLP
+    V   = PCM(F, a),  a = mean_i e_i / |mean_i e_i|    aligned map; V = F without the PCM
+    S   = cos(V(y, x), u)                              similarity map
+    A   = (S - min S) / (max S - min S)                attention map
+    f   = sum_{y, x} A(y, x) V(y, x)                   pooled feature
+    z   = projection(f),  p = prediction(z)
+    loss = (D(p_1, sg z_2) + D(p_2, sg z_1)) / 2,      D = mean negative cosine, sg stop-gradient
+
+VGG-16 and VGGish are frozen; g, the PCM and both heads are trained. What looks accidental but is
+kept, since weights depend on it: conv5_3 is taken before its ReLU, f is a sum of unnormalised
+vectors, the mean of u comes after g, and each view passes batch norms on its own.
+
+Deliberate differences from the authors' program:
+
+1. This module holds model and loss and is itself what a data-parallel wrapper calls. Theirs calls
+   the networks inside the wrapper, so that gradients are never averaged over processes.
+2. One class with a switch for the PCM, instead of two copies of the program.
+3. VGGish takes all segments of all clips in one call, and no graph is kept for frozen networks.
+4. The flags for training VGG-16 are left out: they never reach the optimiser.
+5. A batch of one clip can be localised; theirs fails on it. In training it is refused in words.
+6. The similarity map of one view is enough to localise; theirs computes two equal ones and a loss.
+7. The attention and the loss are computed in float32 whatever the precision of the networks.
+8. Terms that show a collapse are reported beside the loss, which does not show it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads import (
+    PredictionHead,
+    ProjectionHead,
+    View,
+    attention_map,
+    attention_pool,
+    collapse_terms,
+    cosine_map,
+    symmetric_loss,
+)
+from models.predictive_coding import PredictiveCodingModule
+from models.ssl_tie import TrainingOutput
+from models.vgg16 import VGG16Encoder
+from models.vggish import VGGishEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSPLConfig:
+    """What defines the model; stored in the checkpoint."""
+
+    pcm: bool = True
+    """align frame and sound by the predictive coding module"""
+    pcm_cycles: int = 4
+    """T: refinements of the predictive coding module after its initial sweep"""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
+        if self.pcm_cycles < 1:
+            raise ValueError(f"--pcm-cycles must be at least 1, got {self.pcm_cycles}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSPLLearningRates:
+    """How fast each trained part moves; the defaults are the authors' for 10k Flickr clips."""
+
+    audio_learning_rate: float | None = None
+    """of the MLP after VGGish; none: 2e-5 with the PCM, 5e-4 without"""
+    pcm_learning_rate: float = 2e-5
+    """of the predictive coding module"""
+    head_learning_rate: float | None = None
+    """of projection and prediction head; none: 5e-5 with the PCM, 2e-3 without"""
+
+    def __post_init__(self) -> None:
+        """Refuses rates that cannot work."""
+        given = (self.audio_learning_rate, self.pcm_learning_rate, self.head_learning_rate)
+        if any(rate is not None and rate <= 0 for rate in given):
+            raise ValueError(
+                "--audio-learning-rate, --pcm-learning-rate and --head-learning-rate must be above "
+                f"0, got {given}"
+            )
+
+
+class SSPL(nn.Module):
+    """The localiser and its training loss."""
+
+    def __init__(self, config: SSPLConfig) -> None:
+        """Builds all networks, randomly initialised; the frozen ones need released weights.
+
+        Args:
+            config: with or without the PCM.
+        """
+        super().__init__()
+        self.config = config
+        self.frame_encoder = VGG16Encoder()
+        self.audio_encoder = VGGishEncoder()
+        width = VGG16Encoder.embedding_size
+        self.audio_projection = nn.Sequential(
+            nn.Linear(VGGishEncoder.embedding_size, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+        )
+        self.predictive_coding = (
+            PredictiveCodingModule(
+                config.pcm_cycles, channels=width, audio_size=VGGishEncoder.embedding_size
+            )
+            if config.pcm
+            else None
+        )
+        self.projection_head = ProjectionHead(width)
+        self.prediction_head = PredictionHead()
+
+    def encode_audio(self, log_mel_segments: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes the sounds, once for what localises and once for what the PCM predicts.
+
+        Args:
+            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+
+        Returns:
+            audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and
+            without gradient.
+        """
+        segments = self.audio_encoder(log_mel_segments)  # (B, S, 128)
+        audio_target = F.normalize(_at_least_float32(segments).mean(dim=1), dim=1)
+        return _at_least_float32(self.audio_projection(segments)).mean(dim=1), audio_target
+
+    def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
+        """VGG-16's map (B, 512, h, w) -> aligned map of the same shape, at least float32."""
+        if self.predictive_coding is not None:
+            visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
+        return _at_least_float32(visual_feature_map)
+
+    def localise(self, frames: Tensor, log_mel_segments: Tensor) -> Tensor:
+        """Similarity map of each frame with its own sound.
+
+        Args:
+            frames: (B, 3, H, W), normalised.
+            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+
+        Returns:
+            (B, h, w) in [-1, 1], h = H/16 and w = W/16.
+
+        Raises:
+            ValueError: frames and sounds are not of as many clips.
+        """
+        _check_same_clips(frames, log_mel_segments)
+        audio_embedding, audio_target = self.encode_audio(log_mel_segments)
+        aligned = self.align(self.frame_encoder(frames), audio_target)
+        with torch.autocast(aligned.device.type, enabled=False):
+            return cosine_map(aligned, audio_embedding)
+
+    def process_view(
+        self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor
+    ) -> View:
+        """From VGG-16's map of one view to its projection and prediction.
+
+        Args:
+            visual_feature_map: (B, 512, h, w).
+            audio_embedding: (B, 512).
+            audio_target: (B, 128), unit norm.
+
+        Returns:
+            maps, pooled feature, projection and prediction of the view.
+        """
+        aligned = self.align(visual_feature_map, audio_target)
+        with torch.autocast(aligned.device.type, enabled=False):
+            similarity = cosine_map(aligned, audio_embedding)
+            attention = attention_map(similarity)
+            pooled = attention_pool(aligned, attention)
+        projection = self.projection_head(pooled)
+        prediction = self.prediction_head(projection)
+        return View(
+            similarity,
+            attention,
+            pooled,
+            _at_least_float32(projection),
+            _at_least_float32(prediction),
+        )
+
+    def forward(
+        self, *, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
+    ) -> TrainingOutput:
+        """One training step's loss.
+
+        Args:
+            frames_view_1: (B, 3, H, W), normalised.
+            frames_view_2: (B, 3, H, W), another view of the same frames.
+            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+
+        Returns:
+            loss, terms that show a collapse, and the similarity maps of view 1.
+
+        Raises:
+            ValueError: views and sounds are not of as many clips, or of one clip in training.
+        """
+        _check_same_clips(frames_view_1, log_mel_segments)
+        _check_same_clips(frames_view_2, log_mel_segments)
+        if self.training and len(log_mel_segments) < 2:
+            raise ValueError(
+                "SSPL cannot train on a batch of one clip: its batch norms need at least two. Set "
+                "--batch-size to 2 or more and drop a last batch of one."
+            )
+        audio_embedding, audio_target = self.encode_audio(log_mel_segments)
+        first, second = (
+            self.process_view(self.frame_encoder(frames), audio_embedding, audio_target)
+            for frames in (frames_view_1, frames_view_2)
+        )
+        return TrainingOutput(
+            loss=symmetric_loss(first, second),
+            terms=collapse_terms(first, second),
+            similarity_map=first.similarity_map.detach(),
+        )
+
+    def parameter_groups(
+        self, learning_rates: SSPLLearningRates, *, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """The trained parameters, for AdamW; the PCM's rates a and b are not decayed.
+
+        Args:
+            learning_rates: of each part.
+            weight_decay: decoupled, of all parameters but the PCM's rates.
+
+        Returns:
+            groups with name, params, lr and weight_decay, in the authors' order.
+        """
+        audio_rate = learning_rates.audio_learning_rate or (2e-5 if self.config.pcm else 5e-4)
+        head_rate = learning_rates.head_learning_rate or (5e-5 if self.config.pcm else 2e-3)
+        head = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
+        parts = [
+            ("audio_projection", [*self.audio_projection.parameters()], audio_rate, weight_decay)
+        ]
+        if self.predictive_coding is not None:
+            rates = self.predictive_coding.rates
+            of_rates = {id(rate) for rate in rates}
+            weights = [p for p in self.predictive_coding.parameters() if id(p) not in of_rates]
+            pcm_rate = learning_rates.pcm_learning_rate
+            parts.append(("predictive_coding", weights, pcm_rate, weight_decay))
+            parts.append(("predictive_coding_rates", rates, pcm_rate, 0.0))
+        parts.append(("heads", head, head_rate, weight_decay))
+        names = ("name", "params", "lr", "weight_decay")
+        return [dict(zip(names, part, strict=True)) for part in parts]
+
+
+def _check_same_clips(frames: Tensor, log_mel_segments: Tensor) -> None:
+    if len(frames) != len(log_mel_segments):
+        raise ValueError(
+            "frames and log_mel_segments must be of the same clips, got "
+            f"{len(frames)} frames and the segments of {len(log_mel_segments)} sounds"
+        )
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))

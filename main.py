@@ -32,7 +32,12 @@ from utils.interruption import Interruption
 from utils.leaks import find_leak
 from utils.protocols import PROTOCOLS
 from utils.reporting import configure_logging, run_command
-from utils.reproducibility import environment_report, pick_device, seed_everything
+from utils.reproducibility import (
+    environment_report,
+    pick_device,
+    seed_everything,
+    use_full_float32,
+)
 from utils.training_run import TrainingRun
 
 logger = logging.getLogger("main")
@@ -41,6 +46,7 @@ logger = logging.getLogger("main")
 def train(options: opts.TrainOptions) -> int:
     """Trains from the options; returns the process's exit status."""
     device = pick_device(options.run.device)
+    use_full_float32()
     run = TrainingRun(options.run.output, resume=options.run.resume)
     training_set = build_clips(
         options.data.train_set,
@@ -72,6 +78,7 @@ def train(options: opts.TrainOptions) -> int:
     views = SSLTIEViews(options.audio, options.augmentation, options.geometric, device)
     run.start(
         opts.as_plain(options),
+        missing=training_set.missing,
         steps_per_epoch=batches.steps_per_epoch,
         log_every=options.run.log_every,
     )
@@ -127,23 +134,23 @@ def train_one_epoch(
             if len(batch) < 2:
                 logger.warning("Skipped a batch of which %d clips could be read.", len(batch))
                 run.step += 1
-                continue
-            inputs = views(batch.to(device), hash_seed(options.run.seed, run.epoch, run.step))
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                output = model(**inputs)
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            optimizer.step()
-            run.note_step(output.loss, output.terms)
+            else:
+                inputs = views(batch.to(device), hash_seed(options.run.seed, run.epoch, run.step))
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    output = model(**inputs)
+                optimizer.zero_grad(set_to_none=True)
+                output.loss.backward()
+                optimizer.step()
+                run.note_step(output.loss, output.terms)
+                if run.step == run.steps_per_epoch:
+                    shown = slice(options.run.pictures)
+                    run.add_pictures(
+                        to_displayable(inputs["frames"][shown]),
+                        output.similarity_map[shown].float().cpu().numpy(),
+                    )
             bar.update(batch_size)
             if stop.signal_number is not None:
                 return
-            if run.step == run.steps_per_epoch:
-                shown = slice(options.run.pictures)
-                run.add_pictures(
-                    to_displayable(inputs["frames"][shown]),
-                    output.similarity_map[shown].float().cpu().numpy(),
-                )
 
 
 def validate(
@@ -208,7 +215,12 @@ def make_checkpoint(
         frame_config=plain["frame"],
         state_dict=model.state_dict(),
         training_clips=training_set.clip_ids,
-        training_list={"name": training_set.list_name, "sha256": training_set.list_sha256},
+        training_list={
+            "name": training_set.list_name,
+            "sha256": training_set.list_sha256,
+            "num_listed": training_set.num_listed,
+            "num_missing": len(training_set.missing),
+        },
         epoch=run.epoch,
         step=run.step,
         options=plain,

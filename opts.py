@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,9 +41,10 @@ class DataOptions:
         """Refuses values without meaning."""
         if self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if self.audio_excerpt_seconds is not None and self.audio_excerpt_seconds <= 0:
+        if self.audio_excerpt_seconds is not None and not 0 < self.audio_excerpt_seconds < math.inf:
             raise ValueError(
-                f"--audio-excerpt-seconds must be above 0, got {self.audio_excerpt_seconds}"
+                "--audio-excerpt-seconds must be a number of seconds above 0, got "
+                f"{self.audio_excerpt_seconds}"
             )
 
 
@@ -84,12 +86,12 @@ class OptimisationOptions:
 
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
-                "--epochs and --batch-size must be at least 1, got "
-                f"{self.epochs}, {self.batch_size}"
+                "--epochs must be at least 1 and --batch-size at least 2 (the other clips of a "
+                f"batch are the negatives), got {self.epochs}, {self.batch_size}"
             )
-        if self.learning_rate <= 0 or self.weight_decay < 0:
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 "--learning-rate must be above 0 and --weight-decay not below, got "
                 f"{self.learning_rate}, {self.weight_decay}"
@@ -145,7 +147,9 @@ class LocalisationOptions:
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
     """how frames that are not square become so; boxes follow"""
     training_list: str | None = None
-    """list the checkpoint was trained on, for the leak check of released files"""
+    """list that was trained on, for the leak check of files that do not tell (released ones)"""
+    audio: Literal["own", "shuffled"] = "own"
+    """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
     allow_missing: bool = False
     """score what is there; every result says what is not"""
     save_overlays: str = "0"
@@ -160,6 +164,8 @@ class LocalisationOptions:
     """decoding processes; 0 decodes in the main process"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
+    dry_run: bool = False
+    """print all options and stop"""
 
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
@@ -192,6 +198,17 @@ class TrainOptions:
     validation: ValidationOptions
     optimisation: OptimisationOptions
     run: RunOptions
+
+    def __post_init__(self) -> None:
+        """Refuses groups that contradict each other."""
+        frames, masked = self.audio.num_frames, self.augmentation.time_mask
+        filters, band = self.audio.mel_bins, self.augmentation.frequency_mask
+        if self.augmentation.spec_augment and (masked > frames or band > filters):
+            raise ValueError(
+                f"--time-mask {masked} and --frequency-mask {band} do not fit a spectrogram of "
+                f"{frames} frames and {filters} filters (--window-seconds, --hop-length, "
+                "--mel-bins)."
+            )
 
 
 _SHARED_GROUPS = {
@@ -247,10 +264,10 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> LocalisationOp
     return _build(LocalisationOptions, vars(parser.parse_args(arguments)))
 
 
-def as_plain(options: TrainOptions) -> dict[str, Any]:
+def as_plain(options: TrainOptions | LocalisationOptions) -> dict[str, Any]:
     """The options as nested plain values, for JSON and checkpoints."""
     plain = asdict(options)
-    for group in plain.values():
+    for group in (plain, *plain.values()):
         if isinstance(group, dict):
             group |= {name: str(v) for name, v in group.items() if isinstance(v, Path)}
     return plain
@@ -258,8 +275,7 @@ def as_plain(options: TrainOptions) -> dict[str, Any]:
 
 MAY_CHANGE_ON_RESUME = {
     "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "resume", "device",
-    "log_every", "pictures", "dry_run", "validation_benchmark", "validation_root",
-    "validation_list", "validation_protocol",
+    "log_every", "pictures", "dry_run", "validation_root",
 }  # fmt: skip
 """Options that leave the weights of an epoch as they are; the clips are compared apart."""
 

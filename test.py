@@ -7,6 +7,7 @@ The checkpoint knows its method and its audio: no model options are needed. File
 authors of SSL-TIE are read as they are, see ckpts/README.md.
 """
 
+import json
 import logging
 import shlex
 import sys
@@ -21,21 +22,27 @@ from tqdm import tqdm
 import opts
 from datasets.audio import AudioConfig
 from datasets.clip_sets import ClipSet, build_clips
-from datasets.clips import AudioVisualClips
+from datasets.clips import AudioVisualClips, with_wrong_sounds
 from datasets.frames import FrameConfig, FrameGeometry
 from datasets.loaders import build_test_loader
 from datasets.splits import resolve_clip_list
 from datasets.views import TestViews
 from models import METHODS, build_model
 from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release
-from utils.checkpoint import Checkpoint, file_sha256, parse_checkpoint, read_checkpoint_file
+from utils.checkpoint import (
+    Checkpoint,
+    file_sha256,
+    find_non_finite,
+    parse_checkpoint,
+    read_checkpoint_file,
+)
 from utils.evaluation import LocalisationResult, OnBatch, evaluate_localisation
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.protocols import PROTOCOLS
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
-from utils.reproducibility import environment_report, pick_device
+from utils.reproducibility import environment_report, pick_device, use_full_float32
 from utils.results import (
     EvaluationContext,
     check_results_folder,
@@ -81,6 +88,12 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         )
     else:
         checkpoint = parse_checkpoint(content, path)
+    non_finite = find_non_finite(checkpoint.state_dict)
+    if non_finite:
+        raise ValueError(
+            f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
+            f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
+        )
     if checkpoint.method not in list(METHODS):
         raise ValueError(
             f"{path}: unknown method '{checkpoint.method}'; there are {list(METHODS)}."
@@ -101,6 +114,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
     """Scores a checkpoint on a benchmark; returns 0, or 2 when clips broke on the way."""
     device = pick_device(options.device)
+    use_full_float32()
     trained = load_model(options.checkpoint, device)
     sha256 = file_sha256(options.checkpoint)
     logger.info(
@@ -117,6 +131,8 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
         annotations=options.annotations,
         allow_missing=options.allow_missing,
     )
+    if options.audio == "shuffled":
+        clip_set = replace(clip_set, clips=tuple(with_wrong_sounds(clip_set.clips)))
     context = describe(options, trained, clip_set, device, sha256, command)
     check_results_folder(options.output, options.protocol, context)
     overlays = OverlayWriter(options.output / "overlays", options.max_overlays)
@@ -200,7 +216,7 @@ def describe(
     """What stands beside the scores."""
     checkpoint = trained.checkpoint
     trained_on: Sequence[str] | None = checkpoint.training_clips
-    if options.training_list is not None:
+    if trained_on is None and options.training_list is not None:
         trained_on = resolve_clip_list(options.training_list).clip_ids
     chosen_on = checkpoint.selection.get("clips", ())
     return EvaluationContext(
@@ -211,6 +227,7 @@ def describe(
         num_listed=clip_set.num_listed,
         missing=clip_set.missing,
         frame_geometry=options.frame_geometry,
+        audio=options.audio,
         note=options.note,
         checkpoint={
             "path": str(options.checkpoint),
@@ -234,9 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 for bad input."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     configure_logging()
-    return run_command(
-        lambda: localisation(opts.parse_test_options(given), "python test.py " + shlex.join(given))
-    )
+
+    def command() -> int:
+        options = opts.parse_test_options(given)
+        if options.dry_run:
+            sys.stdout.write(json.dumps(opts.as_plain(options), indent=2) + "\n")
+            return 0
+        return localisation(options, "python test.py " + shlex.join(given))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

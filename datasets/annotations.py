@@ -7,6 +7,7 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from xml.parsers import expat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,12 @@ from datasets.errors import BrokenFileError
 
 FLICKR_CANVAS = 256
 """Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels."""
+
+MAX_FRACTION = 2.0
+"""Annotators drew a little beyond the frame; what lies further out is in another unit."""
+
+SLIP = -1e6
+"""Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16."""
 
 
 def read_vgg_ss_xml(path: Path) -> NDArray[np.float64]:
@@ -26,13 +33,15 @@ def read_vgg_ss_xml(path: Path) -> NDArray[np.float64]:
         (N, 4), N may be 0.
 
     Raises:
-        BrokenFileError: no XML, or a box without four numbers.
+        BrokenFileError: no XML, a box without four numbers, or one that is not in fractions.
     """
     boxes: list[list[float]] = []
     for block in _root(path).iter("bbox"):
         holders = [child for child in block if len(child)] or ([block] if len(block) else [])
         boxes.extend(_last_four(holder, path) for holder in holders)
-    return _as_boxes(boxes)
+    array = _as_boxes(boxes)
+    _refuse(array, (array > MAX_FRACTION) | ((array < -MAX_FRACTION) & (array > SLIP)), path)
+    return array
 
 
 def read_flickr_xml(path: Path) -> NDArray[np.float64]:
@@ -42,10 +51,12 @@ def read_flickr_xml(path: Path) -> NDArray[np.float64]:
         (N, 4), all annotators' boxes; N may be 0.
 
     Raises:
-        BrokenFileError: no XML, or a box without four numbers.
+        BrokenFileError: no XML, a box without four numbers, or one beyond the canvas.
     """
-    boxes = [_last_four(block, path) for block in _root(path).iter("bbox")]
-    return _as_boxes(boxes) / FLICKR_CANVAS
+    array = _as_boxes([_last_four(block, path) for block in _root(path).iter("bbox")])
+    unit = f"pixels on a canvas of {FLICKR_CANVAS} x {FLICKR_CANVAS}"
+    _refuse(array, array > MAX_FRACTION * FLICKR_CANVAS, path, unit)
+    return array / FLICKR_CANVAS
 
 
 def read_vgg_ss_json(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -55,15 +66,18 @@ def read_vgg_ss_json(path: Path) -> dict[str, NDArray[np.float64]]:
         clip_id -> (N, 4).
 
     Raises:
-        BrokenFileError: no JSON, or not of this form.
+        BrokenFileError: no JSON, not of this form, or a box that is not in fractions.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["file"]: _as_boxes(entry["bbox"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        boxes_of = {entry["file"]: _as_boxes(entry["bbox"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BrokenFileError(
             path, f"not a list of {{'file': …, 'bbox': [[…]]}} ({error!r})"
         ) from error
+    for boxes in boxes_of.values():
+        _refuse(boxes, boxes > MAX_FRACTION, path)
+    return boxes_of
 
 
 def consensus_map(
@@ -90,10 +104,34 @@ def consensus_map(
 
 
 def _root(path: Path) -> ET.Element:
+    """The file's root element; entities are never expanded, nor fetched."""
     try:
-        return ET.parse(path).getroot()
-    except (OSError, ET.ParseError) as error:
+        content = path.read_bytes()
+        # Its own pass: ElementTree's parser would only report the handler's error at the end.
+        guard = expat.ParserCreate()
+        guard.StartDoctypeDeclHandler = _refuse_doctype
+        guard.Parse(content, True)
+        return ET.fromstring(content)
+    except (OSError, expat.ExpatError, ET.ParseError, LookupError, ValueError) as error:
         raise BrokenFileError(path, f"not readable as XML ({error})") from error
+
+
+def _refuse_doctype(name: str, *_: object) -> None:
+    raise ValueError(
+        f"it declares a DOCTYPE '{name}', which can define entities; box files need none, remove it"
+    )
+
+
+def _refuse(
+    boxes: NDArray[np.float64],
+    beyond: NDArray[np.bool_],
+    path: Path,
+    unit: str = "fractions of the frame's width and height",
+) -> None:
+    """Names the first box with a coordinate that can only be in another unit."""
+    if beyond.any():
+        first = boxes[beyond.any(axis=1)][0].tolist()
+        raise BrokenFileError(path, f"boxes are expected as {unit}, got {first}")
 
 
 def _last_four(holder: ET.Element, path: Path) -> list[float]:

@@ -1,6 +1,7 @@
 """From a sound file to a log-mel spectrogram."""
 
 import math
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target); the usual rates share 25 Hz or
 more with 16 kHz, odd ones such as 47,999 Hz would take gigabytes."""
+
+STREAMED_BYTES = 0x7FFF0000
+"""Programs that write WAV into a pipe announce about 2 or 4 GiB, as they cannot know the size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class AudioConfig:
                 "--sample-rate, --fft-size, --hop-length and --mel-bins must be at least 1, got "
                 f"{self.sample_rate}, {self.fft_size}, {self.hop_length}, {self.mel_bins}"
             )
+        if not math.isfinite(self.window_seconds):
+            raise ValueError(f"--window-seconds must be a number, got {self.window_seconds}")
         if self.num_samples < self.fft_size:
             raise ValueError(
                 f"--window-seconds {self.window_seconds} is shorter than one --fft-size of "
@@ -54,6 +60,11 @@ class AudioConfig:
     def num_samples(self) -> int:
         """L, samples of the window."""
         return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def num_frames(self) -> int:
+        """T, frames of the spectrogram."""
+        return self.num_samples // self.hop_length + 1
 
 
 def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | None) -> Tensor:
@@ -97,14 +108,35 @@ def check_sound_header(path: Path) -> None:
     """Reads a sound file's header only.
 
     Raises:
-        BrokenFileError: it cannot be read or announces no sample.
+        BrokenFileError: it cannot be read, announces no sample, or is a WAV that was cut off.
     """
     try:
         frames = soundfile.info(path).frames
+        missing = _missing_wav_bytes(path)
     except (OSError, soundfile.LibsndfileError) as error:
         raise BrokenFileError(path, str(error)) from error
     if frames == 0:
         raise BrokenFileError(path, "it holds no audio sample")
+    if missing:
+        raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
+
+
+def _missing_wav_bytes(path: Path) -> int:
+    """How much of a WAV's announced sound lies beyond the end of the file; 0 for other formats.
+
+    libsndfile reads such files without a word, up to their end.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(12)
+        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+            return 0
+        while len(chunk := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", chunk)
+            if name == b"data":
+                return 0 if length >= STREAMED_BYTES else max(0, file.tell() + length - size)
+            file.seek(length + length % 2, 1)  # chunks begin at even places
+    return 0
 
 
 class LogMelSpectrogram(nn.Module):

@@ -74,9 +74,8 @@ def build_clips(
     layout = LAYOUTS[dataset]
     folder = find_files(layout, data_root)
     boxes_of = _box_reader(dataset, layout, folder, annotations)
-    available = _complete_ids(folder, boxes_of)
     if clip_list is None:
-        clip_ids: Sequence[str] = sorted(available)
+        clip_ids: Sequence[str] = sorted(_complete_ids(folder, boxes_of))
         list_name = "every clip found"
         list_sha256 = hashlib.sha256("\n".join(clip_ids).encode()).hexdigest()
     else:

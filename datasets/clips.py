@@ -1,7 +1,7 @@
 """Clips and the one Dataset that decodes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +100,28 @@ class Batch:
             self.ground_truth_maps,
             self.broken,
         )
+
+
+def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
+    """The same frames and boxes, each with the sound of another clip.
+
+    A model that listens must do worse on them; one that only sees does as well.
+
+    Args:
+        clips: at least two.
+        seed: the same seed and clips give the same pairs.
+
+    Raises:
+        ValueError: there is only one clip.
+    """
+    if len(clips) < 2:
+        raise ValueError("--audio shuffled needs at least two clips.")
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
+    donors = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [
+        replace(clip, audio_path=clips[donors[position]].audio_path)
+        for position, clip in enumerate(clips)
+    ]
 
 
 class AudioVisualClips(Dataset[Sample | BrokenClip]):

@@ -52,10 +52,16 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
         state dict that SSLTIE loads strictly.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape.
+        ValueError: a tensor is missing, unknown or of another shape, or a value is no tensor.
     """
     if not isinstance(official, Mapping):
         raise ValueError(f"{source}: its state_dict is a {type(official).__name__}.")
+    strangers = [str(name) for name, value in official.items() if not _is_weight(name, value)]
+    if strangers:
+        raise ValueError(
+            f"{source}: its state_dict holds {len(strangers)} values that are not tensors with "
+            f"storage under a name, first: {', '.join(strangers[:5])}"
+        )
     with torch.device("meta"):  # names and shapes only
         expected = SSLTIE(SSLTIEConfig()).state_dict()
     converted: dict[str, Tensor] = {}
@@ -82,6 +88,16 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
             + "; ".join(filter(None, problems))
         )
     return converted
+
+
+def _is_weight(name: Any, value: Any) -> bool:  # noqa: ANN401
+    """Neither sparse nor without storage: such tensors have names and shapes, but no numbers."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+    )
 
 
 def list_names(kind: str, names: list[str], shown: int = 5) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a program of this project in its environment; every other script goes through here.
-# Usage: scripts/run.sh main.py … | scripts/run.sh test.py … | scripts/run.sh -m package …
+# Usage: scripts/run.sh main.py … | scripts/run.sh test.py … | scripts/run.sh -m package … (or -c code)
 # VSSL_PYTHON names another interpreter that has the requirements; without it, .venv is made and used.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -10,7 +10,7 @@ if [ -z "${VSSL_PYTHON:-}" ]; then
   VSSL_PYTHON=$root/.venv/bin/python
 fi
 # -P and PYTHONPATH: the project's packages are found from any working folder, and nothing else is.
-if [ "$1" != -m ]; then
+if [ "${1#-}" = "$1" ]; then
   program=$root/$1
   shift
   set -- "$program" "$@"

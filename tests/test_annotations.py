@@ -140,6 +140,67 @@ def test_absent_files_are_named(tmp_path, read):
         read(tmp_path / "absent.xml")
 
 
+ONE_BOX = f"<a><b><bbox>{leaves(BOX)}</bbox></b></a>"
+LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
+
+
+@pytest.mark.parametrize("read", [read_vgg_ss_xml, read_flickr_xml])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><a>&l11;</a>'.encode(), "DOCTYPE"),
+        (b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>', "DOCTYPE"),
+        (f'<?xml version="1.0"?><!DOCTYPE a SYSTEM "a.dtd">{ONE_BOX}'.encode(), "DOCTYPE"),
+        (f"<!DOCTYPE a>{ONE_BOX}".encode("utf-16"), "DOCTYPE"),
+        (f'<?xml version="1.0" encoding="klingon"?>{ONE_BOX}'.encode(), "encoding"),
+        (f'<?xml version="1.0" encoding="shift_jis"?>{ONE_BOX}'.encode(), "encoding"),
+        (f'<?xml version="1.0" encoding="utf-32"?>{ONE_BOX}'.encode(), "XML"),
+        (f'<?xml version="1.0" encoding="utf-7"?>{ONE_BOX}'.encode(), "XML"),
+        (f'<?xml version="1.0" encoding="base64"?>{ONE_BOX}'.encode(), "XML"),
+        (b"\x00\xff\x00", "XML"),
+    ],
+)
+def test_hostile_xml_is_named(tmp_path, read, content, reason):
+    path = tmp_path / "boxes.xml"
+    path.write_bytes(content)
+    with pytest.raises(BrokenFileError, match="not readable as XML") as caught:
+        read(path)
+    assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
+def test_usual_encodings_are_read(tmp_path, encoding):
+    path = tmp_path / "boxes.xml"
+    path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{ONE_BOX}'.encode(encoding))
+    assert read_flickr_xml(path).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("read", "values", "unit"),
+    [
+        (read_vgg_ss_xml, PIXELS, "fractions"),
+        (read_vgg_ss_xml, [0, 0, 1, 2.1], "fractions"),
+        (read_vgg_ss_xml, [-40, 0, 1, 1], "fractions"),
+        (read_flickr_xml, [64, 32, 640, 192], "canvas of 256"),
+    ],
+)
+def test_boxes_in_another_unit_are_named(tmp_path, read, values, unit):
+    path = write(tmp_path, f"<a><bbox><box>{leaves(values)}</box></bbox></a>")
+    if read is read_flickr_xml:
+        path = write(tmp_path, f"<a><one><bbox>{leaves(values)}</bbox></one></a>")
+    with pytest.raises(BrokenFileError, match=f"boxes are expected as .*{unit}.* got "):
+        read(path)
+
+
+def test_boxes_a_little_beyond_the_frame_are_kept(tmp_path):
+    for values in ([-0.3, -1.5, 1.2, 1.5], [0.6, 0.2, -2.8823037615171176e16, 0.7]):
+        path = write(tmp_path, f"<a><bbox><box>{leaves(values)}</box></bbox></a>")
+        assert read_vgg_ss_xml(path).tolist() == [values]
+    values = [-80, 0, 300, 384]
+    path = write(tmp_path, f"<a><one><bbox>{leaves(values)}</bbox></one></a>")
+    assert (256 * read_flickr_xml(path)).tolist() == [values]
+
+
 # ----------------------------------------------------------------------------------------- JSON
 
 
@@ -183,6 +244,8 @@ def test_json(tmp_path):
         '[{"file": "a", "bbox": [[NaN, 0, 1, 1]]}]',
         '[{"file": "a", "bbox": [[0, 0, 1e400, 1]]}]',
         '[{"file": "a", "bbox": [[0, 0], [1, 1]]}]',
+        f'[{{"file": "a", "bbox": [[0, 0, 1{"0" * 400}, 1]]}}]',
+        "[" * 100_000,
     ],
 )
 def test_broken_json_is_named(tmp_path, content):
@@ -191,6 +254,14 @@ def test_broken_json_is_named(tmp_path, content):
         read_vgg_ss_json(path)
     assert caught.value.path == path
     assert "not a list of" in caught.value.reason
+
+
+@pytest.mark.parametrize("values", [PIXELS, [0, 0, 1, 2.1], [-1e17, 0, 1, 1e17]])
+def test_json_in_pixels_is_named(tmp_path, values):
+    entries = [{"file": "a", "bbox": [BOX]}, {"file": "b", "bbox": [BOX, values]}]
+    path = write(tmp_path, json.dumps(entries), "boxes.json")
+    with pytest.raises(BrokenFileError, match=r"boxes\.json cannot be read: .* fractions"):
+        read_vgg_ss_json(path)
 
 
 # ---------------------------------------------------------------------------------- the map

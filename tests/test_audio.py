@@ -230,6 +230,48 @@ def test_a_file_that_ends_early_is_read_or_named(tmp_path):
             assert waveform.shape == (16_000,) and waveform.isfinite().all()
 
 
+def with_announced_size(path, size):
+    """The size of a WAV's data chunk, replaced."""
+    content = path.read_bytes()
+    place = content.index(b"data") + 4
+    path.write_bytes(content[:place] + size.to_bytes(4, "little") + content[place + 4 :])
+
+
+@pytest.mark.parametrize("lost", [1, 2, 1500, 31_000])
+def test_a_wav_that_was_cut_off_is_named(tmp_path, lost):
+    path = write(tmp_path / "tone.wav", sine(440, 1))
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(BrokenFileError, match=rf"cut off: {lost} bytes of its sound are missing"):
+        check_sound_header(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000])
+def test_a_streamed_wav_is_read(tmp_path, size):
+    path = write(tmp_path / "tone.wav", sine(440, 1))
+    with_announced_size(path, size)
+    check_sound_header(path)
+    assert load_waveform(path, SHORT, excerpt_seconds=None).shape == (16_000,)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "subtype"),
+    [
+        ("WAV", "PCM_U8"),
+        ("WAV", "PCM_24"),
+        ("WAV", "FLOAT"),
+        ("WAV", "IMA_ADPCM"),
+        ("WAVEX", "PCM_16"),
+        ("RF64", "PCM_16"),
+    ],
+)
+def test_every_kind_of_wav_is_whole(tmp_path, format_name, subtype):
+    path = write(tmp_path / "x.wav", sine(440, 1)[:15_999], format=format_name, subtype=subtype)
+    check_sound_header(path)
+    with path.open("ab") as file:  # chunks behind the sound
+        file.write(b"LIST\x04\x00\x00\x00INFO")
+    check_sound_header(path)
+
+
 def test_header_check_accepts_a_sound(tmp_path):
     check_sound_header(write(tmp_path / "good.wav", sine(440, 0.1)))
 

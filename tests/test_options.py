@@ -105,7 +105,11 @@ def test_values_reach_the_options():
     ("arguments", "words"),
     [
         (["--epochs", "0"], "--epochs"),
-        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "1"], "--batch-size"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--audio-excerpt-seconds", "nan"], "--audio-excerpt-seconds"),
+        (["--window-seconds", "inf"], "--window-seconds"),
+        (["--window-seconds", "1"], "--time-mask"),
         (["--learning-rate", "0"], "--learning-rate"),
         (["--workers", "-1"], "--workers"),
         (["--temperature", "0"], "--temperature"),

@@ -75,6 +75,32 @@ def test_without_a_data_folder_the_option_is_named(script):
 
 
 @pytest.mark.parametrize("script", TEST_SCRIPTS, ids=lambda path: path.stem)
+def test_test_script_prints_its_options(script):
+    finished = run(script, "--dry-run", **ROOTS)
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    vgg_ss = script.stem == "test_VGGSound"
+    assert options["benchmark"] == ("vgg_ss" if vgg_ss else "flickr_soundnet")
+    assert options["clip_list"] == ("ssl_tie_vgg_ss_4911" if vgg_ss else "ssl_tie_flickr_249")
+    assert options["protocol"] == "ssl_tie"
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_quickstart_prints_its_training_options(size):
+    finished = run(ROOT / "scripts" / "quickstart.sh", "--dry-run", QUICKSTART_SIZE=size)
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    assert options["frame"]["frame_size"] == {"small": 96, "full": 224}[size]
+    assert options["audio"]["mel_bins"] == {"small": 64, "full": 257}[size]
+
+
+def test_quickstart_refuses_another_size():
+    finished = run(ROOT / "scripts" / "quickstart.sh", QUICKSTART_SIZE="huge")
+    assert finished.returncode == 2
+    assert "huge" in finished.stderr
+
+
+@pytest.mark.parametrize("script", TEST_SCRIPTS, ids=lambda path: path.stem)
 def test_test_script_wants_its_checkpoint(script, tmp_path):
     finished = run(script, "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
     assert finished.returncode == 2
@@ -95,14 +121,15 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
         return run(
             ROOT / "scripts" / "quickstart.sh",
             *"--epochs 1 --batch-size 8 --frame-size 64 --device cpu --workers 0".split(),
+            QUICKSTART_SIZE="small",
             QUICKSTART_DATA=str(tmp_path / "data"),
             QUICKSTART_OUTPUT=str(tmp_path / "run"),
-            QUICKSTART_STAMPS="--source procedural --train 16 --test 6",
+            QUICKSTART_STAMPS="--source procedural --train 16 --test 12",
         )
 
     finished = quickstart()
     assert finished.returncode == 0, finished.stderr
-    report = tmp_path / "run" / "results" / "report.html"
+    report = tmp_path / "run" / "results" / "test" / "report.html"
     assert str(report) in finished.stdout
     assert "data:image/jpeg" in report.read_text()
     assert "stamps (procedural set)" in report.read_text()

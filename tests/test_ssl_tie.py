@@ -466,6 +466,15 @@ def test_many_problems_are_counted_and_the_first_named(initial, official):
         convert_ssl_tie_release(changed, Path("x.pth"))
 
 
+@pytest.mark.parametrize(
+    "value", [3, None, [1.0], torch.zeros(2).to_sparse(), torch.zeros(64, device="meta")], ids=str
+)
+def test_values_that_are_not_tensors_are_named(official, value):
+    changed = {**official, "imgnet.bn1.weight": value}
+    with pytest.raises(ValueError, match=r"x\.pth: .* 1 values that are not tensors .*bn1\.weight"):
+        convert_ssl_tie_release(changed, Path("x.pth"))
+
+
 def test_a_release_file_is_recognised():
     assert is_ssl_tie_release({"epoch": 1, "state_dict": {}, "best_miou": 0.5})
     assert not is_ssl_tie_release({"epoch": 1, "state_dict": {}})

@@ -95,16 +95,23 @@ def test_layout_is_complete(stamps_set, manifest):
 
 def test_parts_of_the_test_list_follow_the_manifest(stamps_set, manifest):
     tests = {i: record for i, record in manifest["clips"].items() if i.startswith("test_")}
-    known = [
-        i for i, r in tests.items() if r["photo_seen_in_training"] and r["sound_seen_in_training"]
-    ]
     single = [i for i, r in tests.items() if not r["other_objects"]]
-    expected = {
-        "test_known": known,
-        "test_held_out": [i for i in tests if i not in known],
-        "test_one_object": single,
-        "test_two_objects": [i for i in tests if i not in single],
+    kinds = {
+        "test_seen": (True, True),
+        "test_held_out_recording": (True, False),
+        "test_held_out_photo": (False, True),
+        "test_both_held_out": (False, False),
     }
+    expected = {
+        name: [
+            i
+            for i, r in tests.items()
+            if (r["photo_seen_in_training"], r["sound_seen_in_training"]) == kind
+        ]
+        for name, kind in kinds.items()
+    }
+    expected["test_one_object"] = single
+    expected["test_two_objects"] = [i for i in tests if i not in single]
     found = {p.stem: p.read_text().split() for p in stamps_set.glob("test_*.txt")}
     assert found == {name: clip_ids for name, clip_ids in expected.items() if clip_ids}
     assert sum(map(bool, expected.values())) >= 3

@@ -4,7 +4,7 @@ import hashlib
 import io
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     training_clips: list[str] | None = None
     """ids of the training set; None where the file does not tell (released files)"""
-    training_list: dict[str, str] = field(default_factory=dict)
-    """name and sha256 of the training list"""
+    training_list: dict[str, Any] = field(default_factory=dict)
+    """name, sha256, size of the training list, and how many of its clips were missing"""
     epoch: int = 0
     """finished epochs"""
     step: int = 0
@@ -125,7 +125,7 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
         path: of the file, for messages.
 
     Raises:
-        ValueError: another format, or entries are missing or unknown.
+        ValueError: another format, or entries are missing, unknown or of another type.
     """
     if content.get("format") != FORMAT:
         raise ValueError(
@@ -139,7 +139,89 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path} lacks {sorted(expected - found)} and holds unknown "
             f"{sorted(map(str, found - expected))}."
         )
+    for name in (f.name for f in fields(Checkpoint)):
+        kind, fits = _ENTRIES[name]
+        if not fits(content[name]):
+            raise ValueError(
+                f"{path}: its entry '{name}' is not {kind}, but {_shown(content[name])}. The file "
+                "is damaged or was not written by main.py."
+            )
     return Checkpoint(**{name: content[name] for name in expected})
+
+
+def find_non_finite(state_dict: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the floating tensors that hold NaN or infinity.
+
+    Args:
+        state_dict: name -> tensor; integers and the like are passed over.
+    """
+    return [
+        name
+        for name, tensor in state_dict.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
+    ]
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_list_of_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_state_dict(value: Any) -> bool:  # noqa: ANN401
+    return _is_dict(value) and all(
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type != "meta"
+        and not tensor.is_quantized
+        for tensor in value.values()
+    )
+
+
+def _is_selection(value: Any) -> bool:  # noqa: ANN401
+    return _is_dict(value) and _is_list_of_ids(value.get("clips", []))
+
+
+_PLAIN = ("a dictionary with names as keys", _is_dict)
+_COUNT = ("a whole number, 0 or more", _is_count)
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "method": ("a name", lambda value: isinstance(value, str)),
+    "method_config": _PLAIN,
+    "audio_config": _PLAIN,
+    "frame_config": _PLAIN,
+    "state_dict": ("a dictionary of dense tensors by name", _is_state_dict),
+    "training_clips": (
+        "a list of clip ids, or None",
+        lambda value: value is None or _is_list_of_ids(value),
+    ),
+    "training_list": _PLAIN,
+    "epoch": _COUNT,
+    "step": _COUNT,
+    "selection": ("a dictionary, its 'clips' a list of clip ids", _is_selection),
+    "options": _PLAIN,
+    "optimizer": (
+        "a dictionary with names as keys, or None",
+        lambda value: value is None or _is_dict(value),
+    ),
+    "progress": _PLAIN,
+}
+"""What each entry of a checkpoint must be, in words and as a check."""
+
+
+def _shown(value: object) -> str:
+    """A value in a message: its type, and its beginning where that is short to write."""
+    if isinstance(value, (str, int, float)):
+        return f"{type(value).__name__} {str(value)[:40]!r}"
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    kinds = sorted({type(entry).__name__ for entry in value.values()})
+    return f"a dict of {', '.join(kinds) or 'nothing'}"
 
 
 def file_sha256(path: Path) -> str:

@@ -118,6 +118,10 @@ class LocalisationResult:
     """blind baselines and the ceiling of the rule, on the same clips"""
     unreadable: tuple[tuple[str, str], ...]
     """(clip id, reason) of clips that broke while being decoded; they are not scored"""
+    num_empty: int = 0
+    """scored clips whose ground truth is empty: a miss whatever the map"""
+    num_non_finite: int = 0
+    """scored clips whose map is not a finite number everywhere: a miss"""
 
 
 OnBatch = Callable[[BatchType, NDArray[np.float32], Sequence[ClipScore]], None]
@@ -150,6 +154,7 @@ def evaluate_localisation(
     gaussian_map, gaussian_mask = centre_gaussian(protocol)
     found: dict[str, list[ClipScore]] = {"model": [], "disc": [], "gaussian": [], "oracle": []}
     unreadable: list[tuple[str, str]] = []
+    num_empty = num_non_finite = 0
     for batch in batches:
         unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
         if not batch.clip_ids:
@@ -163,6 +168,8 @@ def evaluate_localisation(
                 f"localise must give one map per clip: got {len(similarity)} for "
                 f"{len(batch.clip_ids)} clips."
             )
+        num_non_finite += int((~np.isfinite(similarity)).any(axis=(1, 2)).sum())
+        num_empty += int((truth.max(axis=(1, 2)) == 0).sum())
         maps = normalise(upsample(similarity, protocol), protocol)
         scores = _score(batch.clip_ids, consensus_iou(binarise(maps, protocol), truth), maps, truth)
         found["model"] += scores
@@ -188,6 +195,8 @@ def evaluate_localisation(
             ),
         ),
         tuple(unreadable),
+        num_empty,
+        num_non_finite,
     )
 
 

@@ -46,13 +46,13 @@ def draw_clips(
     Args:
         batch: the clips.
         maps: (B, M, M) localisation maps.
-        scores: of the clips.
+        scores: of the clips that are wanted, the batch's first.
     """
-    size = maps.shape[1:]
-    frames = batch.frames.permute(0, 2, 3, 1).cpu().numpy()
+    size, count = maps.shape[1:], len(scores)
+    frames = batch.frames[:count].permute(0, 2, 3, 1).cpu().numpy()
     drawn = []
     for frame, heat, annotated, score in zip(
-        frames, maps, batch.bounding_boxes, scores, strict=True
+        frames, maps[:count], batch.bounding_boxes[:count], scores, strict=True
     ):
         boxes = np.zeros((0, 4)) if annotated is None else np.clip(annotated, 0, 1)
         # VGG-SS holds inverted boxes, which annotate nothing.
@@ -87,10 +87,8 @@ class OverlayWriter:
         self, batch: PictureBatch, maps: NDArray[np.float32], scores: Sequence[ClipScore]
     ) -> None:
         """Draws and writes what is still wanted of a batch."""
-        if self.num_written >= self.limit:
-            return
         wanted = int(min(self.limit - self.num_written, len(scores)))
-        for clip in draw_clips(batch, maps, scores)[:wanted]:
+        for clip in draw_clips(batch, maps, scores[:wanted]):
             write_jpeg(self.folder / f"{clip.score.clip_id}.jpg", clip.overlay)
             self.num_written += 1
 
@@ -134,7 +132,8 @@ class PictureCollector:
     def galleries(self, chosen: dict[str, list[str]]) -> list[Gallery]:
         """The galleries of the chosen clips, frame and overlay side by side."""
         return [
-            Gallery(title, [self._gallery_clip(clip_id) for clip_id in clip_ids])
+            # A clip that breaks between its two readings is left out of the pictures.
+            Gallery(title, [self._gallery_clip(i) for i in clip_ids if i in self.drawn])
             for title, clip_ids in chosen.items()
         ]
 

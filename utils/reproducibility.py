@@ -5,13 +5,27 @@ from importlib.metadata import version
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "opencv-python-headless")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "soundfile",
+)
 """Packages whose versions can move a score."""
 
 
 def seed_everything(seed: int) -> None:
     """Seeds torch on all devices; the networks' initial weights follow from it."""
     torch.manual_seed(seed)
+
+
+def use_full_float32() -> None:
+    """Keeps GPUs from rounding float32 products to TF32, which moves scores and losses."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def environment_report(device: torch.device) -> dict[str, str]:

@@ -30,6 +30,8 @@ class EvaluationContext:
     missing: tuple[str, ...]
     """listed clips without files, with the reason"""
     frame_geometry: str
+    audio: str
+    """own, or shuffled: each frame with another clip's sound"""
     note: str
     """the user's words"""
     checkpoint: dict[str, Any]
@@ -57,6 +59,8 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "complete": not context.missing and not result.unreadable,
         "num_missing": len(context.missing),
         "missing": list(context.missing),
+        "num_empty_ground_truth": result.num_empty,
+        "num_non_finite_maps": result.num_non_finite,
         "num_unreadable": len(result.unreadable),
         "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in result.unreadable],
         "rows": [scores.summary() for scores in (result.model, *result.references)],
@@ -64,6 +68,7 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "scored_clips_sha256": hashlib.sha256(clip_ids.encode()).hexdigest(),
         "data_root": context.data_root,
         "frame_geometry": context.frame_geometry,
+        "audio": context.audio,
         "note": context.note,
         "checkpoint": context.checkpoint,
         "leak_check": context.leak.as_dict(),
@@ -86,8 +91,22 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
             f"{len(result.unreadable)} clips could not be decoded and are not scored, first: "
             f"{result.unreadable[0][1]}"
         )
+    if result.num_empty:
+        found.append(
+            f"{result.num_empty} clips have no box inside the frame: a miss whatever the map."
+        )
+    if result.num_non_finite:
+        found.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
+    if context.checkpoint.get("training_list", {}).get("num_missing"):
+        trained = context.checkpoint["training_list"]
+        found.append(
+            f"Trained without {trained['num_missing']} of the {trained['num_listed']} clips of "
+            f"{trained['name']}, which were missing."
+        )
     if not context.leak.checked or context.leak.num_clips:
         found.append(context.leak.message)
+    if context.audio != "own":
+        found.append("CONTROL: each frame was scored with another clip's sound.")
     if context.num_chosen_on:
         found.append(
             f"CHOSEN ON TEST: this epoch was picked as the best on {context.num_chosen_on} of the "
@@ -121,6 +140,7 @@ def check_results_folder(folder: Path, protocol: str, context: EvaluationContext
         "checkpoint": context.checkpoint["sha256"],
         "clip list": context.clip_list_sha256,
         "frame geometry": context.frame_geometry,
+        "audio": context.audio,
     }
     try:
         there = json.loads(path.read_text())
@@ -130,6 +150,7 @@ def check_results_folder(folder: Path, protocol: str, context: EvaluationContext
             "checkpoint": there["checkpoint"]["sha256"],
             "clip list": there["clip_list"]["sha256"],
             "frame geometry": there["frame_geometry"],
+            "audio": there["audio"],
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

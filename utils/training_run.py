@@ -3,6 +3,7 @@
 last.pth       after each epoch, and when stopped; --resume goes on from it
 best.pth       the epoch with the best validation score; only when a benchmark is named
 options.json   all options
+missing_clips.txt  listed clips that are not trained on (--allow-missing)
 history.csv    a row per epoch: mean losses, validation scores
 log.txt        the program's messages
 events.*       TensorBoard
@@ -93,11 +94,19 @@ class TrainingRun:
         self._sums = checkpoint.progress["sums"]
         self._num_summed = checkpoint.progress["num_summed"]
 
-    def start(self, options: Mapping[str, Any], *, steps_per_epoch: int, log_every: int) -> None:
+    def start(
+        self,
+        options: Mapping[str, Any],
+        *,
+        missing: Sequence[str],
+        steps_per_epoch: int,
+        log_every: int,
+    ) -> None:
         """Makes the folder and opens the logs.
 
         Args:
             options: of the run, as plain values.
+            missing: listed training clips that are not trained on, with the reason.
             steps_per_epoch: full batches in an epoch.
             log_every: steps between two TensorBoard entries.
         """
@@ -108,6 +117,9 @@ class TrainingRun:
         write_atomically(
             self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n"
         )
+        if missing:
+            lines = "".join(f"{line}\n" for line in missing)
+            write_atomically(self.folder / "missing_clips.txt", lines.encode())
         self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
 
     def close(self) -> None:
@@ -186,6 +198,11 @@ class TrainingRun:
             whether this is the best epoch so far.
         """
         self._log_recent()
+        if self._num_summed == 0:
+            raise ValueError(
+                f"No step of epoch {self.epoch + 1} could be made: {len(self.broken)} clips cannot "
+                f"be decoded, first: {next(iter(self.broken.values()), 'none')}"
+            )
         row: dict[str, float] = {"epoch": self.epoch + 1}
         row |= {name: total / max(self._num_summed, 1) for name, total in self._sums.items()}
         row["broken_clips"] = len(self.broken)
@@ -201,7 +218,7 @@ class TrainingRun:
             is_best = row["validation_ciou_at_0.5"] > self.best_score
             self.best_score = max(self.best_score, row["validation_ciou_at_0.5"])
         self.history.append(row)
-        logger.info("Epoch %s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        logger.info("Finished %s", ", ".join(f"{k} {value:.4g}" for k, value in row.items()))
         self.epoch, self.step = self.epoch + 1, 0
         self._sums, self._num_summed = {}, 0
         self._write_history()

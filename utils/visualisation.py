@@ -88,7 +88,7 @@ def write_jpeg(path: Path, picture: Picture) -> None:
     Raises:
         ValueError: If the picture is not as above.
     """
-    write_atomically(path, encode_jpeg(picture))
+    write_atomically(path, encode_jpeg(picture), durable=False)
 
 
 def _check_picture(picture: Picture, name: str) -> None:

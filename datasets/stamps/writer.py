@@ -23,7 +23,7 @@ from datasets.stamps.material import SAMPLE_RATE, Material
 log = logging.getLogger(__name__)
 
 MANIFEST = "stamps.json"
-_FORMAT_VERSION = 2  # goes up whenever the same recipe gives other files
+_FORMAT_VERSION = 3  # goes up whenever the same recipe gives other files
 _CLIPS_PER_TASK = 8
 
 
@@ -118,17 +118,18 @@ def write_set(folder: Path, recipe: Recipe, material: Material, *, num_workers: 
 def _clip_lists(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Both splits, and the parts of the test split that mean different things; none is empty."""
     test = {clip_id: record for clip_id, record in records.items() if clip_id.startswith("test_")}
-    known = {
-        clip_id
+    seen = {
+        clip_id: (record["photo_seen_in_training"], record["sound_seen_in_training"])
         for clip_id, record in test.items()
-        if record["photo_seen_in_training"] and record["sound_seen_in_training"]
     }
     single = {clip_id for clip_id, record in test.items() if not record["other_objects"]}
     lists = {
         "train": [clip_id for clip_id in records if clip_id not in test],
         "test": list(test),
-        "test_known": [clip_id for clip_id in test if clip_id in known],
-        "test_held_out": [clip_id for clip_id in test if clip_id not in known],
+        "test_seen": [clip_id for clip_id in test if seen[clip_id] == (True, True)],
+        "test_held_out_recording": [i for i in test if seen[i] == (True, False)],
+        "test_held_out_photo": [i for i in test if seen[i] == (False, True)],
+        "test_both_held_out": [i for i in test if seen[i] == (False, False)],
         "test_one_object": [clip_id for clip_id in test if clip_id in single],
         "test_two_objects": [clip_id for clip_id in test if clip_id not in single],
     }

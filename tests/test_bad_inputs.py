@@ -1,0 +1,472 @@
+"""Whatever is wrong with an input, the user reads words: status 2, no traceback, nothing written.
+
+The programs run within this process, as starting Python takes longer than any of the refusals.
+"""
+
+import importlib.util
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, tone
+
+import main as training_program
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from utils.checkpoint import FORMAT, Checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
+    "--frequency-mask 8 --workers 0 --device cpu --epochs 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def testing_program():
+    """Its module's own name belongs to Python."""
+    specification = importlib.util.spec_from_file_location("testing_program", ROOT / "test.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules[specification.name]
+
+
+@pytest.fixture(scope="module")
+def fresh_checkpoint(tmp_path_factory):
+    """An untrained model, saved as main.py does."""
+    path = tmp_path_factory.mktemp("checkpoint") / "fresh.pth"
+    torch.manual_seed(0)
+    checkpoint = Checkpoint(
+        method="ssl_tie",
+        method_config={},
+        audio_config={"window_seconds": 1.0, "mel_bins": 32, "hop_length": 400},
+        frame_config={"frame_size": 64},
+        state_dict=SSLTIE(SSLTIEConfig()).state_dict(),
+        training_clips=["train_0"],
+        selection={"kind": "last"},
+    )
+    save_checkpoint(path, checkpoint)
+    yield path
+    path.unlink()  # pytest keeps its folders
+
+
+@dataclass
+class Inputs:
+    """What a row may spoil."""
+
+    folder: Path
+    data: Path
+    checkpoint: Path
+    output: Path
+
+    @property
+    def test_set(self):
+        return self.data / "VGGSound_test"
+
+    @property
+    def frame(self):
+        return self.test_set / "frame" / "test_3.jpg"
+
+    @property
+    def audio(self):
+        return self.test_set / "audio" / "test_3.wav"
+
+    @property
+    def boxes(self):
+        return self.test_set / "anno" / "test_3.xml"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bad input."""
+
+    name: str
+    program: str
+    """main or test"""
+    spoil: Callable[[Inputs], object] | None
+    words: tuple[str, ...]
+    """that the message must hold"""
+    arguments: str = ""
+    """more of the command line; {folder} is the folder of the inputs"""
+    leaves_results: bool = False
+    """known only while decoding: the other clips are scored, and the status tells"""
+
+
+# ------------------------------------------------------------------------- how inputs are spoilt
+
+
+def replaced(kind, content):
+    """The file of that kind, with other content."""
+
+    def spoil(inputs):
+        getattr(inputs, kind).write_bytes(content)
+
+    return spoil
+
+
+def absent(kind):
+    return lambda inputs: getattr(inputs, kind).unlink()
+
+
+def cut(kind, kept):
+    def spoil(inputs):
+        path = getattr(inputs, kind)
+        path.write_bytes(path.read_bytes()[:kept])
+
+    return spoil
+
+
+def extra_file(name, content):
+    """A file beside the data, for an option to name."""
+
+    def spoil(inputs):
+        (inputs.folder / name).write_bytes(content if isinstance(content, bytes) else content())
+
+    return spoil
+
+
+def other_checkpoint(content):
+    """Another file stands in for the checkpoint."""
+
+    def spoil(inputs):
+        inputs.checkpoint = inputs.folder / "spoilt.pth"
+        inputs.checkpoint.write_bytes(content)
+
+    return spoil
+
+
+def no_checkpoint(inputs):
+    inputs.checkpoint = inputs.folder / "absent.pth"
+
+
+def truncated_checkpoint(inputs):
+    content = inputs.checkpoint.read_bytes()
+    other_checkpoint(content[: len(content) // 3])(inputs)
+
+
+def light_weights():
+    """Names and shapes of the model's; one stored value stands for all of a tensor."""
+    with torch.device("meta"):
+        state = SSLTIE(SSLTIEConfig()).state_dict()
+    return {
+        name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        for name, tensor in state.items()
+    }
+
+
+def changed_checkpoint(change):
+    """A checkpoint whose content went through `change`."""
+
+    def spoil(inputs):
+        checkpoint = Checkpoint(
+            method="ssl_tie",
+            method_config={},
+            audio_config={},
+            frame_config={},
+            state_dict=light_weights(),
+        )
+        content = {"format": FORMAT, **asdict(checkpoint)}
+        change(content)
+        inputs.checkpoint = inputs.folder / "spoilt.pth"
+        torch.save(content, inputs.checkpoint)
+
+    return spoil
+
+
+def changed_weights(**changes):
+    """Tensors by name, `__` for a dot; None takes one away."""
+
+    def change(content):
+        for name, tensor in changes.items():
+            content["state_dict"][name.replace("__", ".")] = tensor
+            if tensor is None:
+                del content["state_dict"][name.replace("__", ".")]
+
+    return changed_checkpoint(change)
+
+
+def changed_release(**changes):
+    """The layout of the released files."""
+
+    def change(content):
+        weights = {**light_weights(), **changes}
+        weights["audnet.conv1_a.weight"] = weights.pop("audnet.conv1.weight")
+        content.clear()
+        content.update(state_dict=weights, best_miou=0.5, epoch=3)
+
+    return changed_checkpoint(change)
+
+
+def written_sound(samples, rate=RATE):
+    return lambda inputs: soundfile.write(inputs.audio, samples, rate)
+
+
+def xml_boxes(*values):
+    tags = "".join(f"<v{place}>{value}</v{place}>" for place, value in enumerate(values))
+    text = f"<annotation><bbox><box>{tags}</box></bbox></annotation>"
+    return replaced("boxes", text.encode())
+
+
+def json_boxes(box):
+    entries = [{"file": f"test_{index}", "bbox": [box]} for index in range(6)]
+    return extra_file("boxes.json", json.dumps(entries).encode())
+
+
+def training_file(name, content):
+    """A file of a training clip; None takes it away."""
+
+    def spoil(inputs):
+        path = inputs.data / "VGGSound" / name
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+
+    return spoil
+
+
+def finished_run(content):
+    def spoil(inputs):
+        inputs.output.mkdir()
+        (inputs.output / "last.pth").write_bytes(content)
+
+    return spoil
+
+
+def taken_output(inputs):
+    inputs.output.write_text("a file, not a folder")
+
+
+def other_results(inputs):
+    inputs.output.mkdir()
+    (inputs.output / "summary.json").write_text('{"title": "not of this program"}')
+
+
+class Foreign:
+    """Asks the reader to call a function."""
+
+    def __reduce__(self):
+        return print, ("was called",)
+
+
+LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
+BOMB = f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><a>&l11;</a>'.encode()
+UNKNOWN_ENCODING = b'<?xml version="1.0" encoding="klingon"?><annotation/>'
+NOT_LOADED = "cannot be loaded as weights"
+BROKEN = ("test_3", "1 of 6 clips are missing or broken", "--allow-missing")
+LIST = "--clip-list {folder}/list.txt"
+JSON = "--annotations {folder}/boxes.json"
+FRAME = "total_video_frames/train_3/125.jpg"
+
+CHECKPOINTS = [
+    Row("missing checkpoint", "test", no_checkpoint, ("No checkpoint", "absent.pth")),
+    Row("empty checkpoint", "test", other_checkpoint(b""), (NOT_LOADED,)),
+    Row("text checkpoint", "test", other_checkpoint(b"Not found\n"), (NOT_LOADED,)),
+    Row("truncated checkpoint", "test", truncated_checkpoint, (NOT_LOADED, "cut off")),
+    Row("pickle with foreign object", "test", other_checkpoint(pickle.dumps(Foreign(), 2)),
+        (NOT_LOADED, "more than tensors")),
+    Row("wrong format", "test", changed_checkpoint(lambda c: c.update(format="other-9")),
+        ("format 'other-9'", FORMAT)),
+    Row("missing entry", "test", changed_checkpoint(lambda c: c.pop("optimizer")),
+        ("lacks ['optimizer']",)),
+    Row("entry of another type", "test", changed_checkpoint(lambda c: c.update(epoch="last")),
+        ("'epoch'", "whole number", "'last'")),
+    Row("weights that are numbers", "test", changed_weights(imgnet__bn1__weight=3.5),
+        ("'state_dict'", "float")),
+    Row("missing tensor", "test", changed_weights(imgnet__bn1__weight=None),
+        ("does not fit", "Missing key", "imgnet.bn1.weight")),
+    Row("unknown tensor", "test", changed_weights(stranger=torch.zeros(2)),
+        ("does not fit", "Unexpected key", "stranger")),
+    Row("wrong shape", "test", changed_weights(imgnet__bn1__weight=torch.zeros(3)),
+        ("does not fit", "size mismatch", "imgnet.bn1.weight")),
+    Row("NaN weights", "test", changed_weights(imgnet__bn1__weight=torch.full((64,), np.nan)),
+        ("not finite", "imgnet.bn1.weight")),
+    Row("unknown method in checkpoint", "test",
+        changed_checkpoint(lambda c: c.update(method="psychic")), ("unknown method 'psychic'",)),
+    Row("unknown setting in checkpoint", "test",
+        changed_checkpoint(lambda c: c.update(audio_config={"colour": 1})), ("'colour'",)),
+    Row("release with a stranger", "test", changed_release(stranger=torch.zeros(2)),
+        ("1 tensors unknown: stranger",)),
+    Row("release with a number", "test", changed_release(stranger=3), ("not tensors", "stranger")),
+]  # fmt: skip
+
+FILES = [
+    Row("missing data root", "test", None, ("does not exist", "docs/data.md"),
+        "--data-root {folder}/nowhere"),
+    Row("missing data root in training", "main", None, ("does not exist", "docs/data.md"),
+        "--data-root {folder}/nowhere"),
+    Row("missing frame", "test", absent("frame"), ("no frame", "test_3"), LIST),
+    Row("missing audio", "test", absent("audio"), ("no audio", "test_3"), LIST),
+    Row("missing annotation", "test", absent("boxes"), ("no annotation", "test_3"), LIST),
+    Row("missing frame in training", "main", training_file(FRAME, None), ("no frame", "train_3"),
+        LIST),
+    Row("zero-length frame", "test", replaced("frame", b""), (*BROKEN, "test_3.jpg")),
+    Row("zero-length frame in training", "main", training_file(FRAME, b""),
+        ("train_3", "1 of 8 clips", "--allow-missing")),
+    Row("truncated jpeg header", "test", cut("frame", 20), (*BROKEN, "test_3.jpg")),
+    Row("text as jpeg", "test", replaced("frame", b"<html>404</html>"), (*BROKEN, "test_3.jpg")),
+    Row("zero-length wav", "test", replaced("audio", b""), (*BROKEN, "test_3.wav")),
+    Row("wav without a sample", "test", written_sound(np.zeros(0)), (*BROKEN, "no audio sample")),
+    Row("text as wav", "test", replaced("audio", b"HTTP 404\n" * 50), (*BROKEN, "test_3.wav")),
+    Row("truncated wav", "test", cut("audio", 900), (*BROKEN, "cut off", "bytes")),
+    Row("odd sample rate", "test", written_sound(tone(3), 15_999), ("test_3", "15999 Hz"),
+        leaves_results=True),
+    Row("XML cut off", "test", cut("boxes", 60), (*BROKEN, "not readable as XML")),
+    Row("XML bomb", "test", replaced("boxes", BOMB), (*BROKEN, "DOCTYPE")),
+    Row("XML of unknown encoding", "test", replaced("boxes", UNKNOWN_ENCODING),
+        (*BROKEN, "unknown encoding")),
+    Row("boxes in pixels", "test", xml_boxes(12, 30, 200, 180), (*BROKEN, "fractions")),
+    Row("box with three numbers", "test", xml_boxes(0.1, 0.2, 0.6), (*BROKEN, "four numbers")),
+    Row("JSON that is none", "test", extra_file("boxes.json", b"[{"), ("boxes.json", "not a list"),
+        JSON),
+    Row("JSON box with three numbers", "test", json_boxes([0, 0, 1]),
+        ("boxes.json", "four numbers"), JSON),
+    Row("JSON boxes in pixels", "test", json_boxes([12, 30, 200, 180]),
+        ("boxes.json", "fractions"), JSON),
+    Row("missing JSON", "test", None, ("No annotations at",), JSON),
+]  # fmt: skip
+
+LISTS = [
+    Row("empty clip list", "test", extra_file("list.txt", b""), ("list.txt", "no clips"), LIST),
+    Row("duplicate ids", "test", extra_file("list.txt", b"test_1\ntest_1\n"),
+        ("list.txt", "more than once", "test_1"), LIST),
+    Row("list with unknown id", "test", extra_file("list.txt", b"test_1\ntest_99\n"),
+        ("1 of 2 clips", "test_99"), LIST),
+    Row("unknown list name", "test", None, ("neither an existing file nor an official list",),
+        "--clip-list ssl_tie_flickr_9"),
+    Row("binary list", "test", extra_file("list.txt", b"\xff\xfe\x00\x81"),
+        ("list.txt", "UTF-8"), LIST),
+    Row("empty list in training", "main", extra_file("list.txt", b"\n\n"),
+        ("list.txt", "no clips"), LIST),
+]  # fmt: skip
+
+OPTIONS = [
+    Row("unknown benchmark", "test", None, ("--benchmark", "'imagenet'"), "--benchmark imagenet"),
+    Row("unknown protocol", "test", None, ("--protocol", "'strict'"), "--protocol strict"),
+    Row("unknown option", "test", None, ("unrecognized arguments", "--colour"), "--colour red"),
+    Row("unknown option in training", "main", None, ("unrecognized arguments",), "--batch-siz 4"),
+    Row("word for a number", "main", None, ("--epochs", "'many'"), "--epochs many"),
+    Row("validation without its folder", "main", None, ("--validation-root", "go together"),
+        "--validation-benchmark vgg_ss"),
+    Row("JSON boxes of another benchmark", "test",
+        lambda inputs: (inputs.data / "VGGSound_test").rename(inputs.data / "Flickr_test"),
+        ("--annotations", "flickr_soundnet"), f"--benchmark flickr_soundnet {JSON}"),
+    Row("window shorter than the FFT", "main", None, ("--window-seconds", "--fft-size"),
+        "--window-seconds 0.01"),
+    Row("GPU that is not there", "test", None, ("--device", "cuda:77"), "--device cuda:77"),
+    Row("GPU that is not there in training", "main", None, ("--device",), "--device cuda:77"),
+    Row("unknown device", "test", None, ("--device", "abacus"), "--device abacus"),
+    Row("batch larger than the set", "main", None, ("--batch-size 9", "8 clips"),
+        "--batch-size 9"),
+    Row("batch size 1 in training", "main", None, ("--batch-size",), "--batch-size 1"),
+    Row("batch size 0", "test", None, ("--batch-size",), "--batch-size 0"),
+    Row("infinite window", "main", None, ("--window-seconds",), "--window-seconds inf"),
+    Row("excerpt that is no number", "main", None, ("--audio-excerpt-seconds",),
+        "--audio-excerpt-seconds nan"),
+    Row("odd frame size", "main", None, ("--frame-size", "32"), "--frame-size 65"),
+    Row("overlays in words", "test", None, ("--save-overlays", "'some'"), "--save-overlays some"),
+]  # fmt: skip
+
+OUTPUTS = [
+    Row("output is a file", "test", taken_output, ("output",)),
+    Row("output is a file in training", "main", taken_output, ("output",)),
+    Row("results of something else", "test", other_results, ("summary.json", "--output")),
+    Row("second run in the same folder", "main", finished_run(b"weights"),
+        ("a run lives in this folder", "--resume")),
+    Row("nothing to resume", "main", None, ("Nothing to resume",), "--resume"),
+    Row("resuming from a broken file", "main", finished_run(b"weights"),
+        (NOT_LOADED, "last.pth"), "--resume"),
+]  # fmt: skip
+
+ROWS = [*CHECKPOINTS, *FILES, *LISTS, *OPTIONS, *OUTPUTS]
+
+
+# ------------------------------------------------------------------------------------- the test
+
+
+@pytest.fixture
+def inputs(tiny_data, tmp_path, fresh_checkpoint):
+    return Inputs(tmp_path, tiny_data.root, fresh_checkpoint, tmp_path / "output")
+
+
+def command_line(row, inputs):
+    given = row.arguments.format(folder=inputs.folder).split()
+    usual = {"--data-root": inputs.data, "--output": inputs.output}
+    if row.program == "main":
+        usual |= {"--train-set": "vggsound", "--batch-size": 4}
+        usual |= dict(zip(SMALL[::2], SMALL[1::2], strict=True))
+        first = "ssl_tie"
+    else:
+        usual |= {"--checkpoint": inputs.checkpoint, "--benchmark": "vgg_ss"}
+        usual |= {"--workers": 0, "--device": "cpu"}
+        first = "localisation"
+    return [first, *(str(word) for pair in usual.items() for word in pair), *given]
+
+
+def left_in(folder):
+    """Every file with its content; None for what is not there."""
+    if not folder.exists():
+        return None
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    return [(path, path.read_bytes() if path.is_file() else None) for path in files]
+
+
+def run(program, arguments):
+    try:
+        return program.main(arguments)
+    except SystemExit as stop:  # how argparse refuses
+        return stop.code
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace(" ", "_"))
+def test_bad_input_is_refused_in_words(row, inputs, testing_program, capsys, caplog):
+    if row.arguments == LIST:  # rows about the list itself write their own
+        prefix = "train" if row.program == "main" else "test"
+        (inputs.folder / "list.txt").write_text(f"{prefix}_1\n{prefix}_3\n")
+    if row.spoil is not None:
+        row.spoil(inputs)
+    before = left_in(inputs.output)
+    program = training_program if row.program == "main" else testing_program
+    status = run(program, command_line(row, inputs))
+    printed = capsys.readouterr()
+    message = caplog.text + printed.err
+    assert status == 2, message
+    for word in row.words:
+        assert word in message
+    assert "Traceback" not in message
+    assert "was called" not in printed.out
+    assert row.leaves_results or left_in(inputs.output) == before
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "word"),
+    [("main", ["telepathy"], "telepathy"), ("test", ["retrieval"], "retrieval")],
+)
+def test_unknown_methods_and_tasks_are_refused(program, arguments, word, testing_program, capsys):
+    assert run(training_program if program == "main" else testing_program, arguments) == 2
+    message = capsys.readouterr().err
+    assert word in message and "Traceback" not in message
+
+
+def test_the_inputs_are_good_before_they_are_spoilt(inputs, testing_program, capsys):
+    """Otherwise any row could pass for another reason than its own."""
+    row = Row("whole", "test", None, ())
+    assert run(testing_program, command_line(row, inputs)) == 0
+    assert "cIoU@0.5" in capsys.readouterr().out
+    row = Row("whole", "main", None, (), "--dry-run")
+    assert run(training_program, command_line(row, inputs)) == 0
+
+
+def test_the_table_is_a_table():
+    names = [row.name for row in ROWS]
+    assert len(names) == len(set(names)) >= 28

@@ -72,6 +72,7 @@ def train(options: opts.TrainOptions) -> int:
         model.parameters(),
         lr=options.optimisation.learning_rate,
         weight_decay=options.optimisation.weight_decay,
+        fused=True,
     )
     if options.run.resume:
         restore(options, run, training_set, model, optimizer)

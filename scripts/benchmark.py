@@ -157,7 +157,7 @@ class TimedStep:
         self.device = device
         self.model = SSLTIE(config).to(device).train()
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+            self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
         )
 
     def seconds_per_step(self, inputs: StepInputs, steps: int) -> float:

@@ -99,6 +99,14 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     assert len(list((results / "overlays").glob("*.jpg"))) == 6
     assert "data:image/jpeg" in (results / "report.html").read_text()
 
+    control = tmp_path / "control"
+    assert (
+        localisation(tiny_data, whole / "last.pth", control, "--audio", "shuffled").returncode == 0
+    )
+    assert json.loads((control / "summary.json").read_text())["audio"] == "shuffled"
+    assert "CONTROL" in (control / "report.html").read_text()
+    assert (control / "per_clip.csv").read_text() != (results / "per_clip.csv").read_text()
+
     other = tmp_path / "batch_of_one"
     assert localisation(tiny_data, whole / "last.pth", other, "--batch-size", 1).returncode == 0
     for one, many in zip(csv.DictReader((other / "per_clip.csv").open()), rows, strict=True):

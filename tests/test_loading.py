@@ -8,7 +8,7 @@ import torch
 
 from datasets.audio import AudioConfig
 from datasets.clip_sets import build_clips
-from datasets.clips import AudioVisualClips, ClipRequest, collate
+from datasets.clips import AudioVisualClips, ClipRequest, collate, with_wrong_sounds
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
@@ -75,6 +75,22 @@ def test_a_batch_of_broken_clips_is_empty(test_clips):
     batch = collate([test_clips[ClipRequest(i, 0)] for i in range(2)])
     assert len(batch) == 0
     assert len(batch.broken) == 2
+
+
+def test_wrong_sounds_are_those_of_other_clips(test_clips):
+    clips = test_clips.clips
+    wrong = with_wrong_sounds(clips)
+    assert [clip.clip_id for clip in wrong] == [clip.clip_id for clip in clips]
+    assert [clip.frame_path for clip in wrong] == [clip.frame_path for clip in clips]
+    assert all(w.audio_path != c.audio_path for w, c in zip(wrong, clips, strict=True))
+    assert {clip.audio_path for clip in wrong} == {clip.audio_path for clip in clips}
+    assert with_wrong_sounds(clips) == wrong
+    assert any(
+        a.audio_path != b.audio_path
+        for a, b in zip(with_wrong_sounds(clips, 1), wrong, strict=True)
+    )
+    with pytest.raises(ValueError, match="--audio shuffled"):
+        with_wrong_sounds(clips[:1])
 
 
 def test_batches_are_a_function_of_seed_and_epoch():

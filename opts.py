@@ -147,7 +147,7 @@ class LocalisationOptions:
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
     """how frames that are not square become so; boxes follow"""
     training_list: str | None = None
-    """list that was trained on, for the leak check of files that do not tell (released ones)"""
+    """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
     audio: Literal["own", "shuffled"] = "own"
     """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
     allow_missing: bool = False

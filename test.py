@@ -216,8 +216,8 @@ def describe(
     """What stands beside the scores."""
     checkpoint = trained.checkpoint
     trained_on: Sequence[str] | None = checkpoint.training_clips
-    if trained_on is None and options.training_list is not None:
-        trained_on = resolve_clip_list(options.training_list).clip_ids
+    if options.training_list is not None:
+        trained_on = [*(trained_on or ()), *resolve_clip_list(options.training_list).clip_ids]
     chosen_on = checkpoint.selection.get("clips", ())
     return EvaluationContext(
         benchmark=options.benchmark,

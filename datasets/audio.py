@@ -5,6 +5,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -26,9 +27,28 @@ STREAMED_BYTES = 0x7FFF0000
 """Programs that write WAV into a pipe announce about 2 or 4 GiB, as they cannot know the size."""
 
 
+class AudioWindow(Protocol):
+    """Which part of a sound a method hears."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz; other files are resampled."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window."""
+        ...
+
+    @property
+    def centred(self) -> bool:
+        """The middle of the file instead of its beginning."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class AudioConfig:
-    """How sound becomes the audio encoder's input; stored in the checkpoint."""
+    """How sound becomes SSL-TIE's input; stored in the checkpoint."""
 
     sample_rate: int = 16_000
     """Hz; other files are resampled"""
@@ -62,18 +82,50 @@ class AudioConfig:
         return round(self.window_seconds * self.sample_rate)
 
     @property
+    def centred(self) -> bool:
+        """The window is the beginning of the file."""
+        return False
+
+    @property
     def num_frames(self) -> int:
         """T, frames of the spectrogram."""
         return self.num_samples // self.hop_length + 1
 
 
-def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | None) -> Tensor:
-    """Reads the beginning of a sound, mono, at the configured rate, tiled to the window.
+def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
+    """The middle of each waveform; a shorter one is repeated first.
+
+    A waveform of L samples is repeated floor(num_samples / L) + 1 times if it is shorter than the
+    clip; the clip then starts num_samples / 2 before the middle.
+
+    Args:
+        waveforms: (..., L).
+        num_samples: of the clip, even.
+
+    Returns:
+        (..., num_samples).
+
+    Raises:
+        ValueError: the waveforms hold no sample.
+    """
+    length = waveforms.shape[-1]
+    if length == 0:
+        raise ValueError("a waveform must hold at least one sample, got none")
+    copies = num_samples // length + 1 if length < num_samples else 1
+    start = length * copies // 2 - num_samples // 2
+    positions = torch.arange(start, start + num_samples, device=waveforms.device)
+    return waveforms[..., positions % length]
+
+
+def load_waveform(
+    path: Path, window: AudioWindow, *, excerpt_seconds: float | None = None
+) -> Tensor:
+    """Reads the beginning or the middle of a sound, mono, at one rate, tiled to the window.
 
     Args:
         path: any file that libsndfile reads (WAV, MP3, FLAC, Ogg).
-        config: rate and window.
-        excerpt_seconds: use only the first seconds of the file; None: as many as the window takes.
+        window: rate, length and place of what is wanted.
+        excerpt_seconds: use only the first seconds of the file; None: as many as the window needs.
 
     Returns:
         (L,) float32, nominally in [-1, 1].
@@ -81,11 +133,13 @@ def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | N
     Raises:
         BrokenFileError: the file cannot be decoded or holds no sample.
     """
-    seconds = min(excerpt_seconds or math.inf, config.window_seconds)
+    needed = math.inf if window.centred else window.num_samples / window.sample_rate
+    seconds = min(excerpt_seconds or math.inf, needed)
     try:
         with soundfile.SoundFile(path) as file:
-            samples = file.read(math.ceil(seconds * file.samplerate), "float32", always_2d=True)
             rate = file.samplerate
+            frames = -1 if math.isinf(seconds) else math.ceil(seconds * rate)
+            samples = file.read(frames, "float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise BrokenFileError(path, str(error)) from error
     if len(samples) == 0:
@@ -93,15 +147,17 @@ def load_waveform(path: Path, config: AudioConfig, *, excerpt_seconds: float | N
     if not np.isfinite(samples).all():
         raise BrokenFileError(path, "it holds samples that are not finite numbers")
     waveform = torch.from_numpy(samples).mean(dim=1)
-    if rate != config.sample_rate and math.gcd(rate, config.sample_rate) < MIN_COMMON_RATE:
+    if rate != window.sample_rate and math.gcd(rate, window.sample_rate) < MIN_COMMON_RATE:
         raise BrokenFileError(
             path,
-            f"its sample rate of {rate} Hz cannot be resampled to {config.sample_rate} Hz within "
+            f"its sample rate of {rate} Hz cannot be resampled to {window.sample_rate} Hz within "
             "reasonable memory; convert the file to a usual rate",
         )
-    waveform = torchaudio.functional.resample(waveform, rate, config.sample_rate)
-    copies = math.ceil(config.num_samples / len(waveform))
-    return waveform.repeat(copies)[: config.num_samples]
+    waveform = torchaudio.functional.resample(waveform, rate, window.sample_rate)
+    if window.centred:
+        return centre_clip(waveform, window.num_samples)
+    copies = math.ceil(window.num_samples / len(waveform))
+    return waveform.repeat(copies)[: window.num_samples]
 
 
 def check_sound_header(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import consensus_map
-from datasets.audio import AudioConfig, load_waveform
+from datasets.audio import AudioWindow, load_waveform
 from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, random_resized_crop, read_frame, to_tensor
 
@@ -132,7 +132,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         clips: Sequence[Clip],
         *,
         geometry: FrameGeometry,
-        audio: AudioConfig,
+        audio: AudioWindow,
         excerpt_seconds: float | None = None,
         random_crop: bool = False,
         map_size: int = 224,
@@ -142,7 +142,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         Args:
             clips: what to decode, in order.
             geometry: from the frame on disk to the square.
-            audio: sample rate and window.
+            audio: which part of each sound.
             excerpt_seconds: use only the first seconds of each sound; None: the window.
             random_crop: cut frames at random by the request's seed instead of using them whole.
             map_size: side of the ground-truth map, pixels.

@@ -5,13 +5,14 @@ The front end is VGGish's own (Hershey et al., ICASSP 2017), but SSPL first stre
 lowest mel bins; weights trained on it expect it.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 SAMPLE_RATE = 16_000
 """Hz."""
-CLIP_SAMPLES = 48_000
-"""L, samples of a clip: 3 seconds."""
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 160
 FFT_SIZE = 512
@@ -20,31 +21,39 @@ LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 SEGMENT_FRAMES = 96
 """Spectrogram frames of a segment, 0.96 s."""
+SEGMENT_SAMPLES = WINDOW_SAMPLES + (SEGMENT_FRAMES - 1) * HOP_SAMPLES
+"""Samples that the frames of a segment cover."""
 
 
-def centre_clip(waveforms: Tensor, num_samples: int = CLIP_SAMPLES) -> Tensor:
-    """The middle of each waveform; a shorter one is repeated first.
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """How sound becomes SSPL's input; stored in the checkpoint."""
 
-    A waveform of L samples is repeated floor(num_samples / L) + 1 times if it is shorter than the
-    clip; the clip then starts num_samples / 2 before the middle.
+    segment_seconds: float = 3.0
+    """middle of the sound given to VGGish, seconds: short clips are repeated, long ones cut"""
 
-    Args:
-        waveforms: (..., L).
-        num_samples: of the clip, even.
+    def __post_init__(self) -> None:
+        """Refuses a window without a segment."""
+        if not (math.isfinite(self.segment_seconds) and self.num_samples >= SEGMENT_SAMPLES):
+            raise ValueError(
+                f"--segment-seconds must be at least {SEGMENT_SAMPLES / SAMPLE_RATE}, one segment "
+                f"of VGGish, got {self.segment_seconds}"
+            )
 
-    Returns:
-        (..., num_samples).
+    @property
+    def sample_rate(self) -> int:
+        """Hz; other files are resampled."""
+        return SAMPLE_RATE
 
-    Raises:
-        ValueError: the waveforms hold no sample.
-    """
-    length = waveforms.shape[-1]
-    if length == 0:
-        raise ValueError("a waveform must hold at least one sample, got none")
-    copies = num_samples // length + 1 if length < num_samples else 1
-    start = length * copies // 2 - num_samples // 2
-    positions = torch.arange(start, start + num_samples, device=waveforms.device)
-    return waveforms[..., positions % length]
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window, even."""
+        return 2 * round(self.segment_seconds * SAMPLE_RATE / 2)
+
+    @property
+    def centred(self) -> bool:
+        """The window is the middle of the file."""
+        return True
 
 
 def level_waveform(waveforms: Tensor) -> Tensor:
@@ -111,10 +120,9 @@ class VGGishLogMel(nn.Module):
         Raises:
             ValueError: the waveforms are not (B, L), or too short for one segment.
         """
-        needed = WINDOW_SAMPLES + (SEGMENT_FRAMES - 1) * HOP_SAMPLES
-        if waveforms.ndim != 2 or waveforms.shape[1] < needed:
+        if waveforms.ndim != 2 or waveforms.shape[1] < SEGMENT_SAMPLES:
             raise ValueError(
-                f"waveforms must be (B, L) with at least {needed} samples, "
+                f"waveforms must be (B, L) with at least {SEGMENT_SAMPLES} samples, "
                 f"got {tuple(waveforms.shape)}"
             )
         frames = waveforms.double().unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)  # (B, T, 400)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.vggish_log_mel import VGGishLogMel, centre_clip, level_waveform, mel_matrix
+from datasets.audio import centre_clip
+from datasets.vggish_log_mel import VGGishLogMel, level_waveform, mel_matrix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,12 +23,12 @@ def test_centre_clip_is_tiling_then_cutting(length):
     waveform = torch.arange(length)[None].repeat(2, 1)
     tiled = waveform if length >= 48_000 else waveform.repeat(1, 48_000 // length + 1)
     start = tiled.shape[1] // 2 - 24_000
-    assert torch.equal(centre_clip(waveform), tiled[:, start : start + 48_000])
+    assert torch.equal(centre_clip(waveform, 48_000), tiled[:, start : start + 48_000])
 
 
 def test_a_waveform_without_samples_is_refused():
     with pytest.raises(ValueError, match="at least one sample"):
-        centre_clip(torch.zeros(2, 0))
+        centre_clip(torch.zeros(2, 0), 48_000)
 
 
 def test_levelling_is_of_each_waveform_and_leaves_silence_finite():

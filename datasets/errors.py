@@ -1,16 +1,14 @@
 """What goes wrong with files."""
 
-from pathlib import Path
-
 
 class BrokenFileError(ValueError):
-    """A file exists but cannot be decoded."""
+    """A file, or a row of one, exists but cannot be decoded."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: object, reason: str) -> None:
         """Names the file and the decoder's words.
 
         Args:
-            path: the file.
+            path: the file, or the row of an HDF5 file.
             reason: what the decoder said.
         """
         super().__init__(path, reason)  # both, so that it survives pickling between processes

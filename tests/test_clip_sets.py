@@ -18,7 +18,7 @@ def test_vggsound_training_layout(tiny_data):
         assert clips.list_name == "every clip found"
         assert clips.missing == ()
         assert all(clip.bounding_boxes is None for clip in clips.clips)
-        assert clips.clips[0].frame_path.name == "125.jpg"
+        assert clips.clips[0].frame_source.name == "125.jpg"
 
 
 @pytest.mark.parametrize("dataset", ["vgg_ss", "stamps"])
@@ -60,6 +60,23 @@ def test_flickr_test_layout(tmp_path, audio_folder):
     assert clip.annotators_needed == 2
 
 
+def test_sspl_s_flickr_test_layout(tmp_path):
+    data = tmp_path / "SoundNet_Flickr" / "5k_labeled" / "Data"
+    boxes = data.parent / "Annotations"
+    for folder in (data / "frames", data / "audio", boxes):
+        folder.mkdir(parents=True)
+    draw_frame(0, np.random.default_rng(0))[0].save(data / "frames" / "10.jpg")
+    soundfile.write(data / "audio" / "10.wav", tone(0), RATE)
+    numbers = "<xmin>64</xmin><ymin>0</ymin><xmax>256</xmax><ymax>128</ymax>"
+    (boxes / "10.xml").write_text(f"<a><p1><bbox><name>x</name>{numbers}</bbox></p1></a>")
+    (tmp_path / "flickr_test249_in5k.csv").write_text("10,202\n")
+    for root in (tmp_path, tmp_path / "SoundNet_Flickr"):
+        clip_list = str(tmp_path / "flickr_test249_in5k.csv")
+        clip = build_clips("flickr_soundnet", root, clip_list=clip_list).clips[0]
+        np.testing.assert_allclose(clip.bounding_boxes, [[0.25, 0, 1, 0.5]])
+        assert clip.audio_source == root.joinpath(*data.relative_to(root).parts, "audio", "10.wav")
+
+
 @pytest.mark.parametrize("audio_folder", ["mp3", "wav", "audio"])
 def test_flickr_training_layout(tmp_path, audio_folder):
     (tmp_path / "frames" / "77").mkdir(parents=True)
@@ -67,8 +84,8 @@ def test_flickr_training_layout(tmp_path, audio_folder):
     draw_frame(0, np.random.default_rng(0))[0].save(tmp_path / "frames" / "77" / "00000003.jpg")
     soundfile.write(tmp_path / audio_folder / "77.flac", tone(0), RATE)
     clips = build_clips("flickr", tmp_path, clip_list=None)
-    assert clips.clips[0].audio_path.suffix == ".flac"
-    assert clips.clips[0].frame_path.name == "00000003.jpg"
+    assert clips.clips[0].audio_source.suffix == ".flac"
+    assert clips.clips[0].frame_source.name == "00000003.jpg"
 
 
 def test_clip_list_gives_the_order(tiny_data, tmp_path):

@@ -1,0 +1,394 @@
+"""The SSPL authors' HDF5 files: found, refused in words, and heard and seen as they were."""
+
+import json
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import vgg_ss_xml
+from hdf5_inputs import level, real_sounds, write_authors_files
+
+import datasets.hdf5
+from datasets.audio import AudioConfig, load_waveform
+from datasets.clip_sets import build_clips
+from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
+from datasets.errors import BrokenFileError
+from datasets.frames import FrameGeometry, read_frame
+from datasets.hdf5 import HDF5Row, close_file, undo_levelling
+from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
+from datasets.vggish_log_mel import SegmentConfig, VGGishLogMel, level_waveform
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_CLIPS = 5
+
+
+def pictures(count, seed=0, side=24):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def training_files(tmp_path):
+    """A folder of five clips, and what was put into it."""
+    folder = tmp_path / "10k_unlabeled"
+    sounds = real_sounds(NUM_CLIPS)
+    return folder, sounds, write_authors_files(
+        folder, "train", pictures(NUM_CLIPS), sounds, "_10k"
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- levelling
+
+
+def test_levelling_is_undone_up_to_a_constant():
+    for sound in real_sounds(12, seed=1):
+        restored = undo_levelling(level(sound))
+        original = sound - sound.astype(np.float64).mean()
+        # 1 - max y is about 2e-3 / R, of which float32 keeps about 4 digits for loud sounds.
+        np.testing.assert_allclose(restored, original, atol=1e-4 * max(np.ptp(sound), 1e-6))
+
+
+def test_levelled_again_it_is_what_was_stored():
+    levelled = np.stack([level(sound) for sound in real_sounds(12, seed=2)])
+    restored = torch.from_numpy(np.stack([undo_levelling(y) for y in levelled]))
+    again = level_waveform(restored)
+    torch.testing.assert_close(again, torch.from_numpy(levelled), atol=1e-5, rtol=0)
+
+
+def test_the_stored_spectrograms_are_never_needed(training_files):
+    folder, _, stored = training_files
+    clips = build_clips("flickr", folder, clip_list=None).clips
+    window = SegmentConfig()
+    waveforms = torch.stack([load_waveform(clip.audio_source, window) for clip in clips])
+    log_mel = VGGishLogMel()(level_waveform(waveforms))
+    expected = torch.from_numpy(stored["spects"])[:, :, None]
+    # Levelling the same sounds in float32 instead of float64 differs by 3e-4 as well: the logarithm
+    # begins at 0.01 and makes a hundred times as much of the rounding.
+    torch.testing.assert_close(log_mel, expected, atol=5e-4, rtol=0)
+    assert (log_mel - expected).abs().mean() < 1e-5
+
+
+def test_silence_is_silent():
+    assert (undo_levelling(np.full(100, -1, np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "word"),
+    [
+        ([-1, 0, 1], "-1 to just under 1"),
+        ([-1, 0, 1.5], "-1 to just under 1"),
+        ([-0.5, 0, 0.5], "got -0.5 to 0.5"),
+        ([-2, 0, 0.5], "not levelled"),
+        ([-1, np.nan, 0.5], "not finite"),
+        ([], "no audio sample"),
+    ],
+)
+def test_what_the_formula_cannot_give_is_refused(samples, word):
+    with pytest.raises(ValueError, match=word):
+        undo_levelling(np.array(samples, np.float32))
+
+
+# ------------------------------------------------------------------------------- frames and sounds
+
+
+def test_frames_are_the_stored_pixels(training_files):
+    folder, _, stored = training_files
+    for row, clip in enumerate(build_clips("flickr", folder, clip_list=None).clips):
+        assert np.array_equal(np.asarray(read_frame(clip.frame_source)), stored["frames"][row])
+
+
+def test_frames_may_be_bytes(training_files):
+    folder, _, stored = training_files
+    path = folder / "h5py_train_frames_10k.h5"
+    with h5py.File(path, "w") as file:
+        file["train_frames"] = stored["frames"].astype(np.uint8)
+    clip = build_clips("flickr", folder, clip_list=None).clips[2]
+    assert np.array_equal(np.asarray(read_frame(clip.frame_source)), stored["frames"][2])
+
+
+@pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan, np.inf])
+def test_numbers_that_are_no_pixels(training_files, value):
+    folder, _, _ = training_files
+    with h5py.File(folder / "h5py_train_frames_10k.h5", "r+") as file:
+        file["train_frames"][3, 1, 1, 1] = value
+    clips = build_clips("flickr", folder, clip_list=None).clips
+    with pytest.raises(BrokenFileError, match=r"row 3 of train_frames cannot.*0 to 255"):
+        read_frame(clips[3].frame_source)
+    read_frame(clips[2].frame_source)
+
+
+@pytest.mark.parametrize(
+    ("window", "excerpt_seconds"),
+    [
+        (AudioConfig(window_seconds=1.0), None),
+        (AudioConfig(window_seconds=10.0), None),
+        (AudioConfig(window_seconds=10.0), 1.3),
+        (AudioConfig(window_seconds=2.0, sample_rate=22_050), None),
+        (SegmentConfig(), None),
+        (SegmentConfig(segment_seconds=1.0), None),
+        (SegmentConfig(segment_seconds=5.0), None),
+    ],
+)
+def test_a_stored_sound_is_heard_like_a_file(training_files, tmp_path, window, excerpt_seconds):
+    folder, _, stored = training_files
+    clip = build_clips("flickr", folder, clip_list=None).clips[1]
+    path = tmp_path / "same.wav"
+    soundfile.write(path, undo_levelling(stored["audios"][1]), 16_000, subtype="FLOAT")
+    heard = load_waveform(clip.audio_source, window, excerpt_seconds=excerpt_seconds)
+    expected = load_waveform(path, window, excerpt_seconds=excerpt_seconds)
+    assert torch.equal(heard, expected)
+
+
+# -------------------------------------------------------------------------------- which files, rows
+
+
+def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path):
+    frames, sounds = pictures(22, side=2), real_sounds(22, num_samples=50)
+    for number in range(1, 12):  # as words, _10 and _11 come before _2
+        part = slice(2 * number - 2, 2 * number)
+        write_authors_files(
+            tmp_path, "train", frames[part], sounds[part], f"_144k_{number}", spects=False
+        )
+    clips = build_clips("vggsound", tmp_path, clip_list=None).clips
+    assert [clip.clip_id for clip in clips] == [f"row_{row:06d}" for row in range(22)]
+    for row, clip in enumerate(clips):
+        assert np.array_equal(np.asarray(read_frame(clip.frame_source)), frames[row])
+        heard = load_waveform(
+            clip.audio_source, AudioConfig(window_seconds=50 / 16_000, fft_size=8)
+        )
+        assert torch.equal(heard, torch.from_numpy(undo_levelling(level(sounds[row]))))
+
+
+def test_rows_without_a_list_have_no_known_ids(training_files):
+    clip_set = build_clips("flickr", training_files[0], clip_list=None)
+    assert not clip_set.ids_known
+    assert clip_set.num_listed == NUM_CLIPS
+
+
+def test_a_list_of_as_many_lines_names_the_rows(training_files, tmp_path):
+    folder, _, stored = training_files
+    path = tmp_path / "mine.csv"
+    path.write_text("".join(f"{name},{n}\n" for n, name in enumerate("edcba")))
+    clip_set = build_clips("flickr", folder, clip_list=str(path))
+    assert clip_set.ids_known
+    assert clip_set.clip_ids == list("edcba")
+    frame = read_frame(clip_set.clips[4].frame_source)
+    assert np.array_equal(np.asarray(frame), stored["frames"][4])
+    path.write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"names 2 clips.* 5 rows"):
+        build_clips("flickr", folder, clip_list=str(path))
+
+
+@pytest.fixture
+def sspl_vgg_ss(tmp_path, tiny_data):
+    """The README's tree of VGG-SS: list, boxes, and the test files two folders deeper."""
+    root = tmp_path / "sspl" / "VGG-Sound"
+    write_authors_files(
+        root / "5k_labeled" / "Data", "test", pictures(6), real_sounds(6, num_samples=16_000),
+        spects=False,
+    )  # fmt: skip
+    ids = sorted(tiny_data.test_ids, reverse=True)
+    (root / "vggss_test_4692.csv").write_text("".join(f"{clip_id}\n" for clip_id in ids))
+    entries = [{"file": i, "class": "x", "bbox": [tiny_data.boxes[i]]} for i in ids]
+    (root / "5k_labeled" / "Annotations").mkdir()
+    boxes = root / "5k_labeled" / "Annotations" / "vggss_test_5158.json"
+    boxes.write_text(json.dumps(entries))
+    return root, ids, boxes
+
+
+def test_sspl_s_vgg_ss_tree(sspl_vgg_ss, tiny_data):
+    root, ids, boxes = sspl_vgg_ss
+    clip_list = str(root / "vggss_test_4692.csv")
+    for data_root in (root, root.parent):
+        clip_set = build_clips("vgg_ss", data_root, clip_list=clip_list)
+        assert clip_set.clip_ids == ids
+        for row, clip in enumerate(clip_set.clips):
+            assert clip.frame_source.row == clip.audio_source.row == row
+            np.testing.assert_allclose(clip.bounding_boxes, [tiny_data.boxes[clip.clip_id]])
+    moved = boxes.rename(root.parent / "elsewhere.json")
+    with pytest.raises(FileNotFoundError, match="--annotations"):
+        build_clips("vgg_ss", root, clip_list=clip_list)
+    named = build_clips("vgg_ss", root, clip_list=clip_list, annotations=moved)
+    np.testing.assert_allclose(named.clips[0].bounding_boxes, [tiny_data.boxes[ids[0]]])
+
+
+def test_boxes_in_xml_beside_the_hdf5_files(sspl_vgg_ss, tiny_data):
+    root, ids, _ = sspl_vgg_ss
+    (root / "anno").mkdir()
+    for clip_id in ids:
+        (root / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, (0, 0, 0.5, 1)))
+    clips = build_clips("vgg_ss", root, clip_list=str(root / "vggss_test_4692.csv")).clips
+    np.testing.assert_allclose(clips[0].bounding_boxes, [(0, 0, 0.5, 1)])
+
+
+@pytest.mark.parametrize("with_json", [True, False])
+def test_a_benchmark_needs_ids(sspl_vgg_ss, with_json):
+    root, _, boxes = sspl_vgg_ss
+    with pytest.raises(ValueError, match=r"no clip ids.*--clip-list.*sspl_vgg_ss_4692"):
+        build_clips("vgg_ss", root, clip_list=None, annotations=boxes if with_json else None)
+
+
+def test_folders_and_hdf5_together_are_refused(training_files, tmp_path):
+    folder, _, _ = training_files
+    for name in ("frames", "wav"):
+        (folder / name).mkdir()
+    with pytest.raises(ValueError, match=r"several ways.*frames/.*h5py_train_") as refusal:
+        build_clips("flickr", folder, clip_list=None)
+    assert "Expected one" in str(refusal.value)
+    shutil.rmtree(folder / "frames")
+    (folder / "clips.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"several ways.*clips\.h5.*h5py_train_"):
+        build_clips("flickr", folder, clip_list=None)
+
+
+def rename(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def rewrite(kind, change):
+    """The file of that kind with another array."""
+
+    def spoil(folder):
+        path = folder / f"h5py_train_{kind}_10k.h5"
+        with h5py.File(path, "r+") as file:
+            array = file[f"train_{kind}"][()]
+            del file[f"train_{kind}"]
+            file[f"train_{kind}"] = change(array)
+
+    return spoil
+
+
+def cut(folder):
+    path = folder / "h5py_train_audios_10k.h5"
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def other_set(folder):
+    for kind in ("frames", "audios"):
+        shutil.copy(folder / f"h5py_train_{kind}_10k.h5", folder / f"h5py_train_{kind}_144k_1.h5")
+
+
+def numbered(*numbers):
+    def spoil(folder):
+        for kind in ("frames", "audios", "spects"):
+            path = folder / f"h5py_train_{kind}_10k.h5"
+            for number in numbers:
+                shutil.copy(path, folder / f"h5py_train_{kind}_144k_{number}.h5")
+            path.unlink()
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (rename("h5py_train_audios_10k.h5", "audios.h5"), "no h5py_train_audios_10k.h5 beside"),
+        (rename("h5py_train_frames_10k.h5", "f.h5"), "no h5py_train_frames_10k.h5 beside"),
+        (rewrite("audios", lambda a: a[:3]), "audios_10k.h5 3, .*frames_10k.h5 5"),
+        (rewrite("spects", lambda a: a[:4]), "spects_10k.h5 4"),
+        (rewrite("spects", lambda a: a[:, :2]), "expected .N, 3, 96, 64"),
+        (rewrite("frames", lambda a: a.transpose(0, 3, 1, 2)), "expected .N, 256, 256, 3"),
+        (rewrite("frames", lambda a: a.astype(np.int64)), "int64, expected"),
+        (rewrite("frames", lambda a: a[:0]), "expected .N, 256, 256, 3"),
+        (rewrite("audios", lambda a: a.astype(np.float64)), "float64, expected"),
+        (rewrite("audios", lambda a: a[..., None]), "expected .N, 48000"),
+        (cut, "audios_10k.h5 cannot be read: not a whole HDF5 file"),
+        (lambda f: (f / "h5py_train_frames_10k.h5").write_text("404"), "not a whole HDF5 file"),
+        (other_set, "several sets: .*10k.*144k_1"),
+        (numbered(1, 2, 4), "numbers .3. are missing"),
+        (numbered(2, 3), "numbers .1. are missing"),
+    ],
+)
+def test_files_that_do_not_go_together_are_refused(training_files, spoil, words):
+    spoil(training_files[0])
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        build_clips("flickr", training_files[0], clip_list=None)
+
+
+def test_another_key_is_named(training_files):
+    path = training_files[0] / "h5py_train_frames_10k.h5"
+    with h5py.File(path, "r+") as file:
+        file.move("train_frames", "pictures")
+    with pytest.raises(BrokenFileError, match=r"no data set 'train_frames', it has: pictures"):
+        build_clips("flickr", training_files[0], clip_list=None)
+
+
+# ---------------------------------------------------------------------------------- open files
+
+
+def as_clips(clip_set):
+    return AudioVisualClips(
+        clip_set.clips, geometry=FrameGeometry(32), audio=AudioConfig(window_seconds=1.0)
+    )
+
+
+def test_damage_found_while_training_is_named_and_never_replaced(training_files):
+    folder, _, _ = training_files
+    clips = as_clips(build_clips("flickr", folder, clip_list=None))
+    path = folder / "h5py_train_audios_10k.h5"
+    close_file(path)
+    with h5py.File(path, "r+") as file:
+        file["train_audios"][1, 7] = 3
+    broken = clips[ClipRequest(1, 0)]
+    assert isinstance(broken, BrokenClip)
+    assert "row 1 of train_audios" in broken.reason
+    assert not isinstance(clips[ClipRequest(2, 0)], BrokenClip)
+    (folder / "h5py_train_frames_10k.h5").unlink()
+    close_file(folder / "h5py_train_frames_10k.h5")
+    assert isinstance(clips[ClipRequest(2, 0)], BrokenClip)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_read_what_this_process_reads(training_files, num_workers):
+    clips = as_clips(build_clips("flickr", training_files[0], clip_list=None))
+    expected = [clips[ClipRequest(i, 0)] for i in range(NUM_CLIPS)]  # the files are open now
+    loader = build_test_loader(clips, batch_size=2, num_workers=num_workers, pin_memory=False)
+    frames = torch.cat([batch.frames for batch in loader])
+    assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))
+    batches = SeededBatches(NUM_CLIPS, 2, seed=0)
+    train = build_train_loader(clips, batches, num_workers=num_workers, pin_memory=False)
+    for _ in range(2):
+        for batch in train:
+            for clip_id, waveform in zip(batch.clip_ids, batch.waveforms, strict=True):
+                assert torch.equal(waveform, expected[int(clip_id[4:])].waveform)
+
+
+def test_no_open_file_crosses_a_fork(training_files):
+    clips = build_clips("flickr", training_files[0], clip_list=None).clips
+    before = np.asarray(read_frame(clips[0].frame_source))
+    files = datasets.hdf5._open_files
+    assert files._files
+    child = os.fork()
+    if child == 0:
+        is_same = np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
+        os._exit(0 if is_same else 1)
+    assert not files._files
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
+
+
+def test_only_so_many_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.hdf5, "MAX_OPEN_FILES", 3)
+    frames, sounds = pictures(6, side=2), real_sounds(6, num_samples=50)
+    for number in range(1, 7):
+        write_authors_files(
+            tmp_path, "train", frames[number - 1 : number], sounds[number - 1 : number],
+            f"_{number}", spects=False,
+        )  # fmt: skip
+    clips = build_clips("vggsound", tmp_path, clip_list=None).clips
+    for _ in range(2):
+        for row, clip in enumerate(clips):
+            assert np.array_equal(np.asarray(read_frame(clip.frame_source)), frames[row])
+            assert len(datasets.hdf5._open_files._files) <= 3
+
+
+def test_wrong_sounds_work_with_rows(training_files):
+    clips = build_clips("flickr", training_files[0], clip_list=None).clips
+    wrong = with_wrong_sounds(clips)
+    assert all(w.audio_source != c.audio_source for w, c in zip(wrong, clips, strict=True))
+    assert {w.audio_source for w in wrong} == {c.audio_source for c in clips}
+    assert str(HDF5Row(clips[0].frame_source.path, "train_frames", 0)) in str(clips[0].frame_source)

@@ -1,0 +1,325 @@
+"""Folders of videos become data sets: layouts, failures that are named, stopping and going on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from video_inputs import make_video, number_on, tone
+
+from datasets.clip_preparation import (
+    AUTHORS_SOUNDS,
+    STAGING,
+    ClipTask,
+    PreparationConfig,
+    clip_places,
+    prepare_clip,
+)
+from datasets.clip_sets import build_clips
+from datasets.prepare_videos import main
+from datasets.processes import Crash, run_in_processes
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = ["--workers", "1", "--frame-size", "48"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two good videos, one of them in a sub-folder, and one of each kind that fails."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "more").mkdir()
+    make_video(folder / "good_1.mp4", seconds=10, options={"preset": "ultrafast"})
+    make_video(folder / "more" / "good.2.webm", seconds=6, codec="libvpx", sound_codec="libopus")
+    make_video(folder / "mute.mp4", seconds=6, sounds=[])
+    make_video(folder / "silent.mkv", seconds=6, sounds=[tone(6, level=0)])
+    make_video(folder / "short.mp4", seconds=3)
+    make_video(folder / "short_sound.mp4", seconds=6, sounds=[tone(0.5)])
+    content = (folder / "good_1.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "text.avi").write_text("no video")
+    for suffix in ("mkv", "ts"):
+        (folder / f"twice.{suffix}").write_bytes(b"")
+    (folder / "notes.txt").write_text("not looked at")
+    (folder / ".hidden.mp4").write_bytes(b"")
+    return folder
+
+
+FAILURES = {
+    "mute": "no_audio_stream",
+    "silent": "silent",
+    "short": "too_short",
+    "short_sound": "too_short",
+    "cut": "truncated",
+    "text": "unreadable",
+    "twice": "several_videos",
+}
+
+
+def failures(folder):
+    with (folder / "failed.csv").open() as file:
+        return {row["clip_id"]: row for row in csv.DictReader(file)}
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in {".jpg", ".wav"}
+    }
+
+
+def test_both_layouts_are_read_as_they_are(videos, tmp_path, capsys):
+    assert main([str(videos), str(tmp_path / "set"), *ARGUMENTS]) == 1
+    training = build_clips("vggsound", tmp_path / "set", clip_list=None)
+    assert training.clip_ids == ["good.2", "good_1"]
+    boxes = [{"file": i, "class": "x", "bbox": [[0, 0, 1, 1]]} for i in training.clip_ids]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    testing = build_clips(
+        "vgg_ss", tmp_path / "set", clip_list=None, annotations=tmp_path / "boxes.json"
+    )
+    assert testing.clip_ids == training.clip_ids
+    lengths = {"good_1": (3, 10), "good.2": (3, 6)}
+    for clips, place in ((training, 0), (testing, 1)):
+        for clip in clips.clips:
+            picture = Image.open(clip.frame_source)
+            assert (number_on(picture), picture.size) == (124, (48, 48))
+            samples, rate = soundfile.read(clip.audio_source, always_2d=True)
+            assert rate == 16_000
+            assert samples.shape[1] == 1
+            assert len(samples) == pytest.approx(lengths[clip.clip_id][place] * rate, abs=200)
+            assert soundfile.info(clip.audio_source).subtype == "PCM_16"
+    printed = capsys.readouterr().out
+    assert "2 of 9 clips are prepared (0 were before)" in printed
+    assert "failed, too_short: 2" in printed
+
+
+def test_every_failure_is_named_with_its_reason(videos, tmp_path):
+    assert main([str(videos), str(tmp_path / "set"), *ARGUMENTS]) == 1
+    found = failures(tmp_path / "set")
+    assert {clip_id: row["reason"] for clip_id, row in found.items()} == FAILURES
+    assert found["short"]["detail"] == ("its pictures end at 3.00 s, frame 125 is shown at 4.98 s")
+    assert found["silent"]["video"] == str(videos / "silent.mkv")
+    assert all(row["detail"] for row in found.values())
+    for clip_id in FAILURES:
+        assert not any(clip_id in name.split("/")[-2:] for name in files(tmp_path / "set"))
+    assert not (tmp_path / "set" / STAGING).exists()
+
+
+def test_a_list_chooses_and_names_what_is_missing(videos, tmp_path):
+    (tmp_path / "list.txt").write_text("good_1\nabsent\n")
+    arguments = [str(videos), str(tmp_path / "set"), "--clip-list", str(tmp_path / "list.txt")]
+    assert main([*arguments, *ARGUMENTS]) == 1
+    assert build_clips("vggsound", tmp_path / "set", clip_list=None).clip_ids == ["good_1"]
+    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {
+        "absent": "no_video"
+    }
+
+
+def test_status_0_when_all_are_prepared_and_2_when_none_is(videos, tmp_path):
+    for clip_id, status in (("good_1", 0), ("mute", 2)):
+        path = tmp_path / f"{clip_id}.txt"
+        path.write_text(clip_id)
+        assert main(
+            [str(videos), str(tmp_path / clip_id), "--clip-list", str(path), *ARGUMENTS]
+        ) == (status)
+    assert failures(tmp_path / "good_1") == {}
+
+
+@pytest.mark.parametrize("layout", AUTHORS_SOUNDS)
+def test_each_layout_alone_is_found_by_its_reader(videos, tmp_path, layout):
+    config = PreparationConfig(layouts=(layout,), frame_size=48)
+    outcome = prepare_clip(ClipTask("7", videos / "good_1.mp4", tmp_path, config))
+    assert outcome.reason is None
+    places = clip_places(layout, tmp_path, "7")
+    if layout in {"vgg_ss", "flickr_soundnet"}:
+        with pytest.raises(FileNotFoundError, match="no boxes"):  # they come from elsewhere
+            build_clips(layout, tmp_path, clip_list=None)
+    else:
+        clip = build_clips(layout, tmp_path, clip_list=None).clips[0]
+        assert (clip.frame_source, clip.audio_source) == (places.frame, places.sound)
+    assert number_on(Image.open(places.frame)) == 124
+    expected = 3 if layout == "vggsound" else 10
+    assert soundfile.info(places.sound).duration == pytest.approx(expected, abs=0.02)
+
+
+def test_all_frames_are_numbered_around_the_same_125(videos, tmp_path):
+    for frames in ("used", "all"):
+        config = PreparationConfig(frames=frames, frame_size=48)
+        prepare_clip(ClipTask("7", videos / "good_1.mp4", tmp_path / frames, config))
+    used, everything = files(tmp_path / "used"), files(tmp_path / "all")
+    assert all(everything[name] == content for name, content in used.items())
+    folder = tmp_path / "all" / "VGGSound" / "total_video_frames" / "7"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{n:03d}.jpg" for n in range(1, 251)]
+    assert number_on(Image.open(folder / "007.jpg")) == 6
+
+
+def test_the_window_is_the_middle_of_10_s(tmp_path):
+    samples = np.zeros((2, 10 * 48_000), np.float32)
+    samples[:, 5 * 48_000 - 50 : 5 * 48_000 + 50] = 0.9
+    video = make_video(
+        tmp_path / "v.mkv", seconds=10, sounds=[samples], sound_codec="pcm_s16le",
+        options={"preset": "ultrafast"},
+    )  # fmt: skip
+    prepare_clip(ClipTask("v", video, tmp_path, PreparationConfig(frame_size=48)))
+    for layout, middle in (("vggsound", 1.5), ("vgg_ss", 5.0)):
+        waveform, rate = soundfile.read(clip_places(layout, tmp_path, "v").sound)
+        loud = np.flatnonzero(np.abs(waveform) > 0.4)
+        assert loud.mean() / rate == pytest.approx(middle, abs=1e-3)
+
+
+def test_what_lies_behind_10_s_is_not_used(tmp_path):
+    samples = tone(14)
+    samples[:, 10 * 48_000 :] = 0
+    video = make_video(tmp_path / "v.mkv", seconds=6, sounds=[samples], sound_codec="pcm_s16le")
+    prepare_clip(ClipTask("v", video, tmp_path, PreparationConfig(frame_size=48)))
+    waveform, rate = soundfile.read(clip_places("vgg_ss", tmp_path, "v").sound)
+    assert len(waveform) == 10 * rate
+    assert np.abs(waveform[-100:]).max() > 0.2
+
+
+def test_silence_can_be_kept_and_shapes_too(videos, tmp_path):
+    config = PreparationConfig(
+        keep_silent=True, frame_geometry="short_side", frame_size=30, audio="full_10s"
+    )
+    assert prepare_clip(ClipTask("s", videos / "silent.mkv", tmp_path, config)).reason is None
+    places = clip_places("vggsound", tmp_path, "s")
+    assert Image.open(places.frame).size == (40, 30)
+    assert soundfile.info(places.sound).duration == pytest.approx(6, abs=0.05)
+
+
+def test_a_second_run_leaves_finished_clips_alone(videos, tmp_path, capsys):
+    folder = tmp_path / "set"
+    main([str(videos), str(folder), *ARGUMENTS])
+    places = clip_places("vgg_ss", folder, "good_1")
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.wav")}
+    capsys.readouterr()
+    assert main([str(videos), str(folder), *ARGUMENTS]) == 1
+    assert "(2 were before)" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.wav")} == times
+    assert failures(folder).keys() == FAILURES.keys()
+
+    before = files(folder)
+    places.sound.unlink()
+    record = folder / "prepared.jsonl"
+    record.write_text(record.read_text()[:-10])  # as a power cut leaves it
+    main([str(videos), str(folder), *ARGUMENTS])
+    assert files(folder) == before
+    assert all(json.loads(line) for line in record.read_text().splitlines())
+
+
+def test_a_changed_video_is_prepared_again(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    make_video(folder / "a.mp4", seconds=6)
+    assert main([str(folder), str(tmp_path / "set"), *ARGUMENTS]) == 0
+    before = files(tmp_path / "set")
+    make_video(folder / "a.mp4", seconds=6, rate=30)
+    assert main([str(folder), str(tmp_path / "set"), *ARGUMENTS]) == 0
+    assert files(tmp_path / "set").keys() == before.keys()
+    assert files(tmp_path / "set") != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layout", "stamps"], "--layout"),
+        (["--layout", "vgg_ss,vgg_ss"], "--layout"),
+        (["--frames", "all", "--layout", "flickr"], "--frames all"),
+        (["--frames", "all", "--frame-number", "3"], "--frames all"),
+        (["--frame-size", "0"], "--frame-size"),
+        (["--workers", "0"], "--workers"),
+        (["--clip-list", "no_such_list"], "no_such_list"),
+    ],
+)
+def test_bad_options_are_refused_in_words(videos, tmp_path, capsys, arguments, words):
+    assert main([str(videos), str(tmp_path / "set"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_bad_folders_are_refused_in_words(videos, tmp_path, capsys):
+    assert main([str(tmp_path / "absent"), str(tmp_path / "set")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), str(tmp_path / "set")]) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    assert main([str(videos), str(tmp_path / "other")]) == 2
+    words = capsys.readouterr().err
+    assert "No folder of videos" in words
+    assert "No video in" in words
+    assert "neither empty" in words
+    (tmp_path / "list").write_text("good_1")
+    arguments = [str(videos), str(tmp_path / "set"), "--clip-list", str(tmp_path / "list")]
+    assert main([*arguments, *ARGUMENTS]) == 0
+    assert main([*arguments, "--frame-size", "64"]) == 2
+    assert "frame_size 48 instead of 64" in capsys.readouterr().err
+
+
+def start_run(videos, folder):
+    command = [sys.executable, "-m", "datasets.prepare_videos", videos, folder, "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [str(part) for part in command], env=environment, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_run_leaves_whole_clips_and_goes_on(tmp_path, number, status):
+    folder, prepared = tmp_path / "videos", tmp_path / "set"
+    folder.mkdir()
+    make_video(folder / "clip_0.mp4", seconds=6)
+    for index in range(1, 60):
+        os.link(folder / "clip_0.mp4", folder / f"clip_{index}.mp4")
+    run = start_run(folder, prepared)
+    record = prepared / "prepared.jsonl"
+    while run.poll() is None and (not record.exists() or record.read_text().count("\n") < 5):
+        time.sleep(0.01)
+    run.send_signal(number) if number != signal.SIGINT else os.killpg(run.pid, number)
+    if number == signal.SIGKILL:
+        os.killpg(run.pid, number)  # its processes are left alone otherwise
+    _, words = run.communicate(timeout=60)
+    assert run.returncode == status
+    assert "Traceback" not in words
+    assert record.read_text().count("\n") < 60
+    for clip in build_clips("vggsound", prepared, clip_list=None).clips:
+        Image.open(clip.frame_source).load()
+        assert len(soundfile.read(clip.audio_source)[0]) == 48_000
+    if number != signal.SIGKILL:
+        assert not (prepared / STAGING).exists()
+        assert failures(prepared) == {}
+    assert main([str(folder), str(prepared)]) == 0
+    assert len(build_clips("vggsound", prepared, clip_list=None).clips) == 60
+    assert len(record.read_text().splitlines()) == 61
+
+
+def test_two_runs_do_not_write_into_one_folder(videos, tmp_path, capsys):
+    first = start_run(videos, tmp_path / "set")
+    while first.poll() is None and not (tmp_path / "set" / "prepared.jsonl").exists():
+        time.sleep(0.005)
+    status = main([str(videos), str(tmp_path / "set")])
+    first.communicate(timeout=60)
+    assert status == 2
+    assert "Another run" in capsys.readouterr().err
+
+
+def die_of_odd_numbers(number):
+    if number % 10 == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_a_crash_is_the_fault_of_one_task():
+    results = dict(run_in_processes(die_of_odd_numbers, range(24), num_workers=2))
+    crashed = {number for number, result in results.items() if isinstance(result, Crash)}
+    assert crashed == {3, 13, 23}
+    assert all(results[number] == number * number for number in set(range(24)) - crashed)

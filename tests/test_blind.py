@@ -9,13 +9,15 @@ import pytest
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
 from datasets.clip_lists import read_clip_list
-from utils.blind import GAUSSIAN_SIGMA, centre_disc, centre_gaussian, oracle_cious
+from utils.blind import centre_disc, centre_gaussian, centre_square, oracle_cious, whole_frame
+from utils.evaluation import evaluate_baselines
 from utils.metrics import area_under_success, consensus_iou, success_curve, success_rate
-from utils.protocols import PROTOCOLS, binarise, normalise
+from utils.protocols import PROTOCOLS, predict
 
 METADATA = Path(__file__).parents[2] / "shared" / "metadata"
 MEDIAN = PROTOCOLS["ssl_tie"]
-FIXED = PROTOCOLS["min_max_0.5"]
+FIXED = PROTOCOLS["sspl"]
+ADAPTIVE = PROTOCOLS["ssl_align_adaptive"]
 
 
 def small(protocol, size=4):
@@ -29,43 +31,81 @@ def union(*boxes):
 # ---------------------------------------------------------------------------- published numbers
 
 
+RULES = [PROTOCOLS[name] for name in ("ssl_tie", "sspl", "ez_vsl", "ssl_align_adaptive")]
+
+
 @pytest.fixture(scope="module")
 def vgg_ss():
-    """Name of the score -> clip id -> consensus IoU, for all 5,158 clips of VGG-SS."""
+    """(rule, predictor) -> clip id -> consensus IoU, for all 5,158 clips of VGG-SS."""
     path = METADATA / "lvs_vggss.json"
     if not path.exists():
         pytest.skip(f"no {path}")
     boxes = read_vgg_ss_json(path)
     clip_ids = list(boxes)
-    disc = centre_disc(224)
-    cious = {"disc": [], "oracle": []}
-    for start in range(0, len(clip_ids), 64):
-        truth = np.stack([union(*boxes[clip_id]) for clip_id in clip_ids[start : start + 64]])
-        cious["disc"].extend(consensus_iou(np.broadcast_to(disc, truth.shape), truth))
-        cious["oracle"].extend(oracle_cious(truth, MEDIAN))
-    return {name: dict(zip(clip_ids, values, strict=True)) for name, values in cious.items()}
+    parts = (clip_ids[start : start + 64] for start in range(0, len(clip_ids), 64))
+    truths = ((part, np.stack([union(*boxes[clip_id]) for clip_id in part])) for part in parts)
+    return {
+        (one.protocol.name, row.name.split(" of ")[0]): {c.clip_id: c.ciou for c in row.clips}
+        for one in evaluate_baselines(truths, RULES)
+        for row in one.rows
+    }
 
 
-def percent(cious):
+def percent(cious, digits=2):
     auc = area_under_success(success_curve(cious))
-    return round(100 * success_rate(cious), 2), round(100 * auc, 2)
+    return round(100 * success_rate(cious), digits), round(100 * auc, digits)
 
 
-def test_scores_on_the_4911_clips_of_ssl_tie(vgg_ss):
+@pytest.mark.parametrize(
+    ("rule", "predictor", "scores"),
+    [
+        ("ssl_tie", "centre disc (blind)", (33.94, 37.40)),
+        ("ssl_tie", "centre Gaussian (blind)", (33.94, 37.40)),
+        ("ssl_tie", "whole frame (blind)", (21.97, 31.24)),
+        ("ssl_tie", "ceiling", (50.52, 49.45)),
+        ("ez_vsl", "ceiling", (50.58, 49.46)),
+    ],
+)
+def test_scores_on_the_4911_clips_of_ssl_tie(vgg_ss, rule, predictor, scores):
     clip_ids = read_clip_list(METADATA / "ssl_tie_test_vggss_4911.txt").clip_ids
     assert len(clip_ids) == 4911
-    assert percent([vgg_ss["disc"][clip_id] for clip_id in clip_ids]) == (33.94, 37.40)
-    assert percent([vgg_ss["oracle"][clip_id] for clip_id in clip_ids]) == (50.52, 49.45)
+    assert percent([vgg_ss[rule, predictor][clip_id] for clip_id in clip_ids]) == scores
+
+
+def test_blind_guess_of_the_right_size_on_the_4911_clips(vgg_ss):
+    # A disc drawn at 224 scores 43.70 and 42.95; this one comes from 14 x 14 cells.
+    clip_ids = read_clip_list(METADATA / "ssl_tie_test_vggss_4911.txt").clip_ids
+    gaussian = vgg_ss["ssl_align_adaptive", "centre Gaussian (blind)"]
+    ciou, auc = percent([gaussian[clip_id] for clip_id in clip_ids])
+    assert ciou == pytest.approx(43.70, abs=0.1)
+    assert auc == pytest.approx(42.95, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "predictor", "scores"),
+    [
+        ("sspl", "whole frame (blind)", (22.3, 31.4)),
+        ("sspl", "centre square (blind)", (31.8, 36.9)),
+        ("sspl", "centre Gaussian (blind)", (21.4, 35.2)),
+        ("ssl_tie", "centre Gaussian (blind)", (34.0, 37.4)),
+    ],
+)
+def test_scores_on_the_4692_clips_of_sspl(vgg_ss, rule, predictor, scores):
+    clip_ids = read_clip_list(METADATA / "sspl_vggss_test_4692.csv").clip_ids
+    assert len(clip_ids) == 4692
+    assert percent([vgg_ss[rule, predictor][clip_id] for clip_id in clip_ids], 1) == scores
 
 
 def test_scores_on_all_5158_clips(vgg_ss):
-    assert len(vgg_ss["disc"]) == 5158
-    assert percent(list(vgg_ss["disc"].values())) == (33.95, 37.43)
-    assert percent(list(vgg_ss["oracle"].values()))[0] == 50.48
+    disc, ceiling = vgg_ss["ssl_tie", "centre disc (blind)"], vgg_ss["ssl_tie", "ceiling"]
+    assert len(disc) == 5158
+    assert percent(list(disc.values())) == (33.95, 37.43)
+    assert percent(list(ceiling.values()))[0] == 50.48
 
 
 def test_disc_stays_below_the_ceiling(vgg_ss):
-    disc, oracle = (np.array(list(vgg_ss[name].values())) for name in ("disc", "oracle"))
+    names = ("centre disc (blind)", "ceiling")
+    disc, oracle = (np.array(list(vgg_ss["ssl_tie", name].values())) for name in names)
     # Its last ring left out, the disc has three pixels less than the rule predicts without ties.
     num_predicted = centre_disc(224).sum()
     assert num_predicted == 25_084
@@ -94,28 +134,48 @@ def test_disc_of_a_small_map():
     )
 
 
-def test_gaussian_is_centred_and_a_disc_under_the_median_rule():
-    gaussian, mask = centre_gaussian(MEDIAN)
-    assert gaussian.shape == (224, 224) and gaussian.dtype == np.float32
-    assert gaussian.min() == 0 and gaussian.max() == 1
-    peaks = {tuple(map(int, position)) for position in np.argwhere(gaussian == 1)}
-    assert peaks == {(111, 111), (111, 112), (112, 111), (112, 112)}
-    assert (np.diff(gaussian[112, 112:]) < 0).all()
-    np.testing.assert_array_equal(gaussian, gaussian.T)
-    np.testing.assert_array_equal(gaussian, gaussian[::-1])
-    np.testing.assert_array_equal(mask, centre_disc(224))
+def test_square_and_whole_frame():
+    square = centre_square(224)
+    rows, columns = np.nonzero(square)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (33, 190, 33, 190)
+    assert square.sum() == 158**2
+    assert whole_frame(224).all() and whole_frame(224).shape == (224, 224)
 
 
-def test_gaussian_under_the_fixed_rule():
-    _, mask = centre_gaussian(FIXED)
-    offsets = (np.arange(224) - 111.5) / 224
-    squared = offsets[:, None] ** 2 + offsets**2
-    heights = np.exp(-squared / (2 * GAUSSIAN_SIGMA**2))
-    middle = (heights.min() + heights.max()) / 2
-    certain = np.abs(heights - middle) > 1e-6
-    np.testing.assert_array_equal(mask[certain], heights[certain] > middle)
-    assert certain.sum() >= 224**2 - 8
-    assert 0.3 < mask.mean() < 0.35
+def predicted(protocol, num_annotated=None):
+    counts = None if num_annotated is None else np.array([num_annotated])
+    (prediction,) = predict(centre_gaussian(), [protocol], counts)
+    return prediction.localisation_maps[0], prediction.masks[0]
+
+
+def test_gaussian_has_a_deviation_of_four_cells():
+    (grid,) = centre_gaussian()
+    assert grid.shape == (14, 14) and grid.dtype == np.float32
+    for row in range(14):
+        for column in range(14):
+            squared = (row - 6.5) ** 2 + (column - 6.5) ** 2
+            assert grid[row, column] == pytest.approx(np.exp(-squared / 32), rel=1e-6)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+def test_gaussian_is_predicted_in_the_middle_under_every_rule(protocol):
+    heat, mask = predicted(protocol, 8_000)
+    assert heat.shape == mask.shape == (224, 224)
+    assert heat[111, 111] == pytest.approx(heat.max(), abs=1e-6)
+    for turned in (heat[::-1], heat[:, ::-1], heat.T):
+        np.testing.assert_allclose(turned, heat, atol=1e-6)
+    assert mask[96:128, 96:128].all()
+
+
+def test_gaussian_is_nearly_the_disc_under_the_median_rule():
+    _, mask = predicted(MEDIAN)
+    assert mask.sum() == pytest.approx(25_087, abs=8)
+    assert (mask != centre_disc(224)).mean() < 0.02
+
+
+def test_gaussian_predicts_a_third_under_the_fixed_rule_and_the_truth_s_size_under_the_adaptive():
+    assert predicted(FIXED)[1].sum() == 16_340
+    assert predicted(ADAPTIVE, 8_000)[1].sum() == pytest.approx(8_000, abs=9)
 
 
 # --------------------------------------------------------------------------------------- ceiling
@@ -140,7 +200,7 @@ def masks_of(num_predicted, num_pixels=16):
 def test_ceiling_of_the_median_rule_is_the_best_of_all_masks(comparison, num_predicted):
     protocol = replace(small(MEDIAN), comparison=comparison)
     distinct = np.random.default_rng(1).permutation(16).reshape(1, 4, 4).astype(np.float32)
-    assert binarise(normalise(distinct, protocol), protocol).sum() == num_predicted
+    assert predict(distinct, [protocol])[0].masks.sum() == num_predicted
     masks = masks_of(num_predicted)
     truths = tiny_truths()
     best = [consensus_iou(masks, np.broadcast_to(t, masks.shape)).max() for t in truths]
@@ -151,10 +211,30 @@ def test_ceiling_of_the_median_rule_is_the_best_of_all_masks(comparison, num_pre
 def test_ceiling_of_the_median_rule_on_a_map_with_an_odd_number_of_pixels():
     protocol = small(MEDIAN, 3)
     distinct = np.arange(9, dtype=np.float32).reshape(1, 3, 3)
-    mask = binarise(normalise(distinct, protocol), protocol)
+    mask = predict(distinct, [protocol])[0].masks
     truth = mask.astype(np.float32)
     assert consensus_iou(mask, truth)[0] == 1
     assert oracle_cious(truth, protocol)[0] == 1
+
+
+@pytest.mark.parametrize("comparison", [">", ">="])
+def test_ceiling_of_the_adaptive_rule_is_the_best_of_all_masks(comparison):
+    protocol = replace(small(ADAPTIVE), comparison=comparison)
+    distinct = np.random.default_rng(1).permutation(16).reshape(1, 4, 4).astype(np.float32)
+    for truth in tiny_truths():
+        count = np.array([np.count_nonzero(truth)])
+        num_predicted = int(predict(distinct, [protocol], count)[0].masks.sum())
+        assert num_predicted == (count[0] or 8) - (comparison == ">")
+        masks = masks_of(num_predicted)
+        best = consensus_iou(masks, np.broadcast_to(truth, masks.shape)).max()
+        assert oracle_cious(truth[None], protocol)[0] == pytest.approx(best, abs=1e-12)
+
+
+def test_ceiling_where_one_pixel_is_annotated():
+    truth = np.zeros((1, 4, 4), np.float32)
+    truth[0, 2, 1] = 1
+    assert oracle_cious(truth, small(ADAPTIVE)).tolist() == [0]
+    assert oracle_cious(truth, replace(small(ADAPTIVE), comparison=">=")).tolist() == [1]
 
 
 def test_ceiling_of_the_fixed_rule_is_reached_by_the_truth():
@@ -162,7 +242,7 @@ def test_ceiling_of_the_fixed_rule_is_reached_by_the_truth():
     truths = truths[(truths > 0).any(axis=(1, 2)) & (truths == 0).any(axis=(1, 2))]
     assert len(truths) > 8
     protocol = small(FIXED)
-    masks = binarise(normalise((truths > 0).astype(np.float32), protocol), protocol)
+    masks = predict((truths > 0).astype(np.float32), [protocol])[0].masks
     np.testing.assert_array_equal(consensus_iou(masks, truths), 1)
     np.testing.assert_array_equal(oracle_cious(truths, protocol), 1)
 
@@ -185,7 +265,8 @@ def test_no_map_without_ties_beats_the_ceiling(protocol):
     # Noise, the truth itself with noise, and what lies beside it.
     for weight in (0, 0.5, 3, -1):
         maps = rng.random(truths.shape, dtype=np.float32) + np.float32(weight) * truths
-        cious = consensus_iou(binarise(normalise(maps, protocol), protocol), truths)
+        counts = np.count_nonzero(truths, axis=(1, 2))
+        cious = consensus_iou(predict(maps, [protocol], counts)[0].masks, truths)
         assert (cious <= oracle_cious(truths, protocol)).all()
 
 

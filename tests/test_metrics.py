@@ -166,3 +166,16 @@ def test_pointing_of_a_batch_looks_at_each_clips_own_map():
         truths[clip, row, column] = 1
     np.testing.assert_array_equal(pointing_hits(maps, truths), [True, True, True])
     np.testing.assert_array_equal(pointing_hits(maps, truths[[0, 2, 1]]), [True, False, False])
+
+
+def test_one_mask_and_one_map_stand_for_each_clip():
+    rng = np.random.default_rng(0)
+    truths = (rng.random((5, 6, 7)) < 0.5).astype(np.float32)
+    mask, values = rng.random((1, 6, 7)) < 0.5, rng.random((1, 6, 7)).astype(np.float32)
+    repeated = consensus_iou(mask.repeat(5, axis=0), truths)
+    np.testing.assert_array_equal(consensus_iou(mask, truths), repeated)
+    hits = pointing_hits(values.repeat(5, axis=0), truths)
+    np.testing.assert_array_equal(pointing_hits(values, truths), hits)
+    assert 0 < hits.sum() < 5
+    values[0, 3, 3] = NAN
+    assert not pointing_hits(values, truths).any()

@@ -14,6 +14,7 @@ from utils.report import (
     GalleryClip,
     Report,
     ReportRow,
+    ReportTable,
     render_report,
     write_report,
 )
@@ -65,15 +66,21 @@ def report():
         title="SSL-TIE on VGG-SS",
         facts={"clips": "8", "protocol": "median", "homepage": "https://example.org/a?b=1&c=2"},
         warnings=["2 of 10 clips have no frame."],
-        rows=[
-            ReportRow("SSL-TIE", 38.64, 39.6, 37.9, float("nan"), "model"),
-            ReportRow("centre box", 30.14, 41.1, 31.4, 44.0, "baseline"),
-            ReportRow("14 x 14 grid", 97.2, 88.4, 86.0, 99.8, "ceiling"),
-        ],
-        curves=[
-            SuccessCurve("SSL-TIE", [0.0, 0.5, 1.0], [100.0, 40.0, 0.0], "model"),
-            SuccessCurve("centre box", [0.0, 1.0], [90.0, 10.0], "baseline"),
-            SuccessCurve("14 x 14 grid", [0.0, 1.0], [100.0, 100.0], "ceiling"),
+        tables=[
+            ReportTable(
+                "median",
+                "upper half of each map",
+                [
+                    ReportRow("SSL-TIE", 38.64, 39.6, 37.9, float("nan"), "model"),
+                    ReportRow("centre box", 30.14, 41.1, 31.4, 44.0, "baseline"),
+                    ReportRow("14 x 14 grid", 97.2, 88.4, 86.0, 99.8, "ceiling"),
+                ],
+                [
+                    SuccessCurve("SSL-TIE", [0.0, 0.5, 1.0], [100.0, 40.0, 0.0], "model"),
+                    SuccessCurve("centre box", [0.0, 1.0], [90.0, 10.0], "baseline"),
+                    SuccessCurve("14 x 14 grid", [0.0, 1.0], [100.0, 100.0], "ceiling"),
+                ],
+            )
         ],
         galleries=[
             Gallery("Best", [GalleryClip("abc_000001", 0.914, [picture, picture], "easy")]),
@@ -125,15 +132,21 @@ def test_every_text_is_escaped(report):
         title=nasty,
         facts={"clips": nasty, "protocol": nasty, nasty: nasty},
         warnings=[nasty],
-        rows=[ReportRow(nasty, 1, 2, 3, 4, "model")],
-        curves=[SuccessCurve(nasty, [0, 1], [1, 0], "model")],
+        tables=[
+            ReportTable(
+                nasty,
+                nasty,
+                [ReportRow(nasty, 1, 2, 3, 4, "model")],
+                [SuccessCurve(nasty, [0, 1], [1, 0], "model")],
+            )
+        ],
         galleries=[Gallery(nasty, [clip])],
     )
     page = render_report(changed)
     assert "<script" not in page
     reader = read_page(page)
     assert {image["alt"] for image in reader.all("img")} == {nasty}
-    assert "".join(reader.texts).count(nasty) == 15
+    assert "".join(reader.texts).count(nasty) == 18
 
 
 def test_nan_is_a_dash(report):
@@ -165,10 +178,26 @@ def test_models_are_drawn_last_and_named_first(report):
     assert legend.index("SSL-TIE") < legend.index("centre box")
 
 
+def test_each_rule_has_its_labelled_table_and_curves(report):
+    (first,) = report.tables
+    rows = [ReportRow("SSL-TIE", 12.3, 4.5, 6.7, 8.9, "model")]
+    second = dataclasses.replace(first, name="fixed", rule="at least one half", rows=rows)
+    page = render_report(dataclasses.replace(report, tables=[first, second]))
+    reader = read_page(page)
+    plots = [svg["aria-label"] for svg in reader.all("svg") if svg.get("class") == "plot"]
+    assert plots == ["Success curves, protocol median", "Success curves, protocol fixed"]
+    assert len([table for table in reader.all("table") if table.get("class") == "scores"]) == 2
+    marks = ["<code>median</code>", "upper half", ">38.6<", plots[0]]
+    marks += ["<code>fixed</code>", "at least one half", ">12.3<", plots[1]]
+    places = [page.index(mark, page.index("<h2>Scores</h2>")) for mark in marks]
+    assert places == sorted(places)
+    header = page[: page.index("<h2>Scores</h2>")]
+    assert "38.6" in header and "12.3" not in header
+
+
 def test_empty_sections_are_left_out(report):
-    bare = dataclasses.replace(
-        report, warnings=[], curves=[], galleries=[], rows=list(report.rows[:1])
-    )
+    table = dataclasses.replace(report.tables[0], curves=[], rows=report.tables[0].rows[:1])
+    bare = dataclasses.replace(report, warnings=[], galleries=[], tables=[table])
     page = render_report(bare)
     read_page(page)
     for mark in ("<polyline", "<img", '<div class="warnings"', "points against"):
@@ -201,4 +230,6 @@ def test_nonsense_is_refused_in_words(report):
     with pytest.raises(ValueError, match=r"lack \['protocol'\]"):
         dataclasses.replace(report, facts={"clips": "8"})
     with pytest.raises(ValueError, match="needs a row of kind 'model'"):
-        dataclasses.replace(report, rows=report.rows[1:])
+        dataclasses.replace(report.tables[0], rows=report.tables[0].rows[1:])
+    with pytest.raises(ValueError, match="needs a table of scores"):
+        dataclasses.replace(report, tables=[])

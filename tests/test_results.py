@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import json
 import math
 from dataclasses import replace
@@ -12,14 +13,15 @@ import pytest
 import torch
 
 from datasets.clips import Batch
-from utils.evaluation import ClipScore, LocalisationResult, Scores
+from utils.evaluation import ClipScore, LocalisationResult, ProtocolScores, Scores
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips, draw_clips
-from utils.protocols import PROTOCOLS
+from utils.protocols import PROTOCOLS, find_protocols
 from utils.results import (
     EvaluationContext,
     check_results_folder,
     headline,
+    score_table,
     summarise,
     warnings_of,
     write_results,
@@ -38,19 +40,28 @@ def make_scores(name, kind, cious, pointing=None):
     return Scores(name, kind, tuple(clips))
 
 
-def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
+def make_protocol_scores(name, cious):
     count = len(cious)
-    hits = [index % 2 == 0 for index in range(count)]
+    rows = (
+        make_scores("model", "model", cious, [index % 2 == 0 for index in range(count)]),
+        make_scores("centre disc (blind)", "baseline", [0.25] * count),
+        make_scores("centre Gaussian (blind)", "baseline", [0.5] * count, [True] * count),
+        make_scores(f"best possible under {name}", "ceiling", [1.0] * count),
+    )
+    return ProtocolScores(PROTOCOLS[name], rows)
+
+
+def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
+    under_sspl = [0.6] * len(cious)
     return LocalisationResult(
-        PROTOCOLS["ssl_tie"],
-        make_scores("model", "model", cious, hits),
-        (
-            make_scores("centre disc (blind)", "baseline", [0.25] * count),
-            make_scores("centre Gaussian (blind)", "baseline", [0.5] * count, [True] * count),
-            make_scores("best possible under ssl_tie", "ceiling", [1.0] * count),
-        ),
+        (make_protocol_scores("ssl_tie", cious), make_protocol_scores("sspl", under_sspl)),
         tuple(unreadable),
     )
+
+
+def with_rows(result, rows):
+    first, *others = result.by_protocol
+    return replace(result, by_protocol=(replace(first, rows=tuple(rows)), *others))
 
 
 def make_context(**changes):
@@ -114,6 +125,7 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
         "num_unreadable",
         "unreadable",
         "rows",
+        "protocols",
         "clip_list",
         "scored_clips_sha256",
         "data_root",
@@ -140,13 +152,25 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
     assert [row["pointing_accuracy"] for row in summary["rows"]] == [50, None, 100, None]
 
 
+def test_summary_holds_every_rule_with_its_rows(tmp_path):
+    summary = write_results(tmp_path, make_result(), make_context(), [])
+    first, second = summary["protocols"]
+    assert first["rows"] == summary["rows"]
+    assert {name: value for name, value in first.items() if name != "rows"} == summary["protocol"]
+    assert (second["name"], second["threshold"], second["value"]) == ("sspl", "fixed", 0.5)
+    assert second["description"] == PROTOCOLS["sspl"].description
+    assert [row["kind"] for row in second["rows"]] == ["model", "baseline", "baseline", "ceiling"]
+    assert [row["ciou_at_0.5"] for row in second["rows"]] == [100, 0, 100, 100]
+
+
 def test_scored_clips_are_fingerprinted_whatever_their_order():
     expected = hashlib.sha256(b"clip_0\nclip_1\nclip_2\nclip_3").hexdigest()
     result = make_result()
     assert summarise(result, make_context())["scored_clips_sha256"] == expected
-    turned = replace(result, model=replace(result.model, clips=result.model.clips[::-1]))
+    rows = result.by_protocol[0].rows
+    turned = with_rows(result, [replace(row, clips=row.clips[::-1]) for row in rows])
     assert summarise(turned, make_context())["scored_clips_sha256"] == expected
-    fewer = replace(result, model=replace(result.model, clips=result.model.clips[1:]))
+    fewer = with_rows(result, [replace(row, clips=row.clips[1:]) for row in rows])
     assert summarise(fewer, make_context())["scored_clips_sha256"] != expected
 
 
@@ -162,25 +186,29 @@ def test_results_are_three_files(tmp_path):
 def test_table_of_clips(tmp_path):
     write_results(tmp_path, make_result(), make_context(), [])
     text = (tmp_path / "per_clip.csv").read_text()
-    assert text.splitlines()[0] == "clip_id,ciou,success,pointing,disc,gaussian,ceiling"
-    assert text.splitlines()[1] == "clip_0,0.750000,1,1,0.250000,0.500000,1.000000"
-    assert [row["clip_id"] for row in table_of(tmp_path)] == [f"clip_{index}" for index in range(4)]
-    assert [float(row["ciou"]) for row in table_of(tmp_path)] == [0.75, 0.25, 0.5, 0.123457]
-    assert [row["success"] for row in table_of(tmp_path)] == ["1", "0", "1", "0"]
-    assert [row["pointing"] for row in table_of(tmp_path)] == ["1", "0", "1", "0"]
+    assert text.splitlines()[0] == (
+        "clip_id,pointing,"
+        "ssl_tie:ciou,ssl_tie:success,ssl_tie:disc,ssl_tie:gaussian,ssl_tie:ceiling,"
+        "sspl:ciou,sspl:success,sspl:disc,sspl:gaussian,sspl:ceiling"
+    )
+    assert text.splitlines()[1] == (
+        "clip_0,1,0.750000,1,0.250000,0.500000,1.000000,0.600000,1,0.250000,0.500000,1.000000"
+    )
+    rows = table_of(tmp_path)
+    assert [row["clip_id"] for row in rows] == [f"clip_{index}" for index in range(4)]
+    assert [float(row["ssl_tie:ciou"]) for row in rows] == [0.75, 0.25, 0.5, 0.123457]
+    assert [row["ssl_tie:success"] for row in rows] == ["1", "0", "1", "0"]
+    assert [row["sspl:success"] for row in rows] == ["1", "1", "1", "1"]
+    assert [row["pointing"] for row in rows] == ["1", "0", "1", "0"]
     assert "\r" not in text
 
 
 def test_rows_of_other_clips_are_never_put_side_by_side(tmp_path):
     result = make_result()
-    shorter = replace(result.references[0], clips=result.references[0].clips[:-1])
+    model, disc, *others = result.by_protocol[0].rows
+    shorter = replace(disc, clips=disc.clips[:-1])
     with pytest.raises(ValueError):
-        write_results(
-            tmp_path,
-            replace(result, references=(shorter, *result.references[1:])),
-            make_context(),
-            [],
-        )
+        write_results(tmp_path, with_rows(result, [model, shorter, *others]), make_context(), [])
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -188,8 +216,8 @@ def test_nan_of_a_clip_stays_out_of_the_summary(tmp_path):
     summary = write_results(tmp_path, make_result((NAN, 1.0, NAN)), make_context(num_listed=3), [])
     assert summary["cIoU@0.5"] == summary["mean_cIoU"] == pytest.approx(100 / 3)
     strict_json(tmp_path / "summary.json")
-    assert [row["ciou"] for row in table_of(tmp_path)] == ["nan", "1.000000", "nan"]
-    assert [row["success"] for row in table_of(tmp_path)] == ["0", "1", "0"]
+    assert [row["ssl_tie:ciou"] for row in table_of(tmp_path)] == ["nan", "1.000000", "nan"]
+    assert [row["ssl_tie:success"] for row in table_of(tmp_path)] == ["0", "1", "0"]
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf])
@@ -203,9 +231,23 @@ def test_no_file_says_nan_in_json(tmp_path, value):
 
 def test_headline_for_the_screen():
     line = headline(summarise(make_result(), make_context(num_listed=5)))
-    assert line.startswith("vgg_ss  cIoU@0.5 50.00  AUC ")
-    assert "(n=4 of 5, protocol ssl_tie: maps up-sampled" in line
-    assert "\n" not in line
+    assert line == "vgg_ss, 4 of 5 listed clips"
+
+
+def test_table_for_the_screen():
+    summary = summarise(make_result(), make_context())
+    lines = score_table(summary["protocols"], "what was scored").splitlines()
+    assert lines[0] == "what was scored"
+    assert lines[1].split() == "protocol in percent cIoU@0.5 AUC mean cIoU pointing".split()
+    assert [line.split()[:2] for line in (lines[2], lines[6])] == [
+        ["ssl_tie", "model"],
+        ["sspl", "model"],
+    ]
+    assert lines[2].split()[2:] == ["50.00", "42.50", "40.59", "50.00"]
+    assert lines[3].split() == "centre disc (blind) 0.00 27.50 25.00 -".split()
+    assert lines[9].split() == "best possible under sspl 100.00 100.00 100.00 -".split()
+    assert len({len(line) for line in lines[1:10]}) == 1
+    assert lines[10:] == [f"{n}: {PROTOCOLS[n].description}" for n in ("ssl_tie", "sspl")]
 
 
 # -------------------------------------------------------------------------------------- warnings
@@ -267,6 +309,17 @@ def test_the_note_stands_in_every_result(tmp_path):
     assert "vgg_ss (drawn &lt;set&gt;)" in (tmp_path / "report.html").read_text()
 
 
+def test_report_shows_every_rule(tmp_path):
+    write_results(tmp_path, make_result(), make_context(), [])
+    page = (tmp_path / "report.html").read_text()
+    for name in ("ssl_tie", "sspl"):
+        assert page.count(f"<h3>Protocol <code>{name}</code></h3>") == 1
+        assert html.escape(PROTOCOLS[name].description) in page
+        assert f"best possible under {name}" in page
+    header = page[page.index("</style>") : page.index("<h2>Scores</h2>")]
+    assert "50.0" in header and "ssl_tie" in header and "100.0" not in header
+
+
 def test_report_says_what_was_run(tmp_path):
     write_results(tmp_path, make_result(), make_context(), [])
     page = (tmp_path / "report.html").read_text()
@@ -278,8 +331,8 @@ def test_report_says_what_was_run(tmp_path):
 # ---------------------------------------------------------------------------------- whose folder
 
 
-def check(folder, protocol="ssl_tie", **changes):
-    check_results_folder(folder, protocol, make_context(**changes))
+def check(folder, protocol="ssl_tie,sspl", **changes):
+    check_results_folder(folder, find_protocols(protocol), make_context(**changes))
 
 
 def test_new_folder_and_the_same_evaluation_again_are_fine(tmp_path):
@@ -295,7 +348,10 @@ def test_new_folder_and_the_same_evaluation_again_are_fine(tmp_path):
     ("other", "name"),
     [
         ({"benchmark": "flickr_soundnet"}, "benchmark"),
-        ({"protocol": "min_max_0.5"}, "protocol"),
+        ({"protocol": "sspl"}, "protocol"),
+        ({"protocol": "ssl_tie"}, "protocol"),
+        ({"protocol": "sspl,ssl_tie"}, "protocol"),
+        ({"protocol": "all"}, "protocol"),
         ({"checkpoint": {"sha256": "f" * 64}}, "checkpoint"),
         ({"clip_list_sha256": "e" * 64}, "clip list"),
         ({"frame_geometry": "centre_crop"}, "frame geometry"),
@@ -325,6 +381,14 @@ def test_foreign_summary_is_refused(tmp_path, content):
         check(tmp_path)
 
 
+def test_summary_of_a_version_with_one_rule_is_refused_in_words(tmp_path):
+    summary = write_results(tmp_path, make_result(), make_context(), [])
+    del summary["protocols"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=r"not a summary of this version .*another --output"):
+        check(tmp_path)
+
+
 # -------------------------------------------------------------------------------------- pictures
 
 
@@ -337,6 +401,7 @@ def make_batch(clip_ids, size=32, boxes=((0.25, 0.25, 0.75, 0.75),)):
         waveforms=torch.zeros(count, 4),
         bounding_boxes=(None if boxes is None else np.array(boxes),) * count,
         ground_truth_maps=None,
+        crop_seeds=(0,) * count,
         broken=(),
     )
 

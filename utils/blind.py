@@ -3,10 +3,26 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.protocols import LocalisationProtocol, binarise, normalise
+from utils.protocols import LocalisationProtocol, threshold_ranks
 
-GAUSSIAN_SIGMA = 4 / 14
-"""Standard deviation of the centred Gaussian, fraction of the frame's side."""
+GAUSSIAN_GRID = 14
+"""side of the similarity map that holds the centred Gaussian, cells"""
+GAUSSIAN_SIGMA = 4.0
+"""standard deviation of the centred Gaussian, cells"""
+
+
+def whole_frame(map_size: int) -> NDArray[np.bool_]:
+    """Every pixel (M, M)."""
+    return np.ones((map_size, map_size), dtype=np.bool_)
+
+
+def centre_square(map_size: int) -> NDArray[np.bool_]:
+    """A centred square (M, M) of half of the map: 158 x 158 of 224 x 224."""
+    side = round(map_size * 0.5**0.5)
+    start = (map_size - side) // 2
+    square = np.zeros((map_size, map_size), dtype=np.bool_)
+    square[start : start + side, start : start + side] = True
+    return square
 
 
 def centre_disc(map_size: int) -> NDArray[np.bool_]:
@@ -15,14 +31,10 @@ def centre_disc(map_size: int) -> NDArray[np.bool_]:
     return squared < np.sort(squared.ravel())[squared.size // 2]
 
 
-def centre_gaussian(
-    protocol: LocalisationProtocol,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A centred Gaussian map (M, M) in [0, 1], and what the rule predicts for it (M, M)."""
-    squared = _squared_distance(protocol.map_size) / protocol.map_size**2
-    gaussian = np.exp(-squared / (2 * GAUSSIAN_SIGMA**2)).astype(np.float32)[None]
-    maps = normalise(gaussian, protocol)
-    return maps[0], binarise(maps, protocol)[0]
+def centre_gaussian() -> NDArray[np.float32]:
+    """A similarity map (1, 14, 14) in [0, 1]: a rule up-samples it as it does a model's."""
+    squared = _squared_distance(GAUSSIAN_GRID)
+    return np.exp(-squared / (2 * GAUSSIAN_SIGMA**2)).astype(np.float32)[None]
 
 
 def oracle_cious(
@@ -30,9 +42,9 @@ def oracle_cious(
 ) -> NDArray[np.float64]:
     """The best consensus IoU that a map without ties can reach under a rule.
 
-    The median rule always predicts half of the frame (one pixel less when it compares by >), so the
-    best it can do is to take the pixels with the highest truth first. Under a fixed threshold the
-    truth itself can be predicted.
+    The median rule always predicts half of the frame, the adaptive rule as many pixels as the truth
+    has (one less when they compare by >), so the best that they can do is to take the pixels with
+    the highest truth first. Under a fixed threshold the truth itself can be predicted.
 
     Args:
         ground_truth_maps: (B, M, M) in [0, 1].
@@ -41,14 +53,19 @@ def oracle_cious(
     Returns:
         (B,) in [0, 1]; 0 where the truth is empty.
     """
-    flat = ground_truth_maps.reshape(len(ground_truth_maps), -1).astype(np.float64)
-    total = flat.sum(axis=1)
+    flat = ground_truth_maps.reshape(len(ground_truth_maps), -1)
+    total = flat.sum(axis=1, dtype=np.float64)
     if protocol.threshold == "fixed":
         return (total > 0).astype(np.float64)
-    num_predicted = flat.shape[1] - flat.shape[1] // 2 - (protocol.comparison == ">")
-    best_first = -np.partition(-flat, num_predicted - 1, axis=1)[:, :num_predicted]
-    false_positive = (best_first == 0).sum(axis=1)
-    return best_first.sum(axis=1) / (total + false_positive)
+    num_pixels = flat.shape[1]
+    num_annotated = np.count_nonzero(flat, axis=1)
+    ranks = threshold_ranks(protocol, num_pixels, num_annotated) + (protocol.comparison == ">")
+    ranks = np.broadcast_to(ranks, len(flat))
+    false_positive = np.maximum(num_pixels - ranks - num_annotated, 0)
+    best = total.copy()
+    for clip in np.flatnonzero(num_pixels - ranks < num_annotated):
+        best[clip] = np.sort(flat[clip])[ranks[clip] :].sum(dtype=np.float64)
+    return best / (total + false_positive)
 
 
 def _squared_distance(map_size: int) -> NDArray[np.float64]:

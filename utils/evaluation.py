@@ -1,6 +1,6 @@
 """The one evaluation of sound localisation, called by training and by testing."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -9,7 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.blind import centre_disc, centre_gaussian, oracle_cious
+from utils.blind import (
+    centre_disc,
+    centre_gaussian,
+    centre_square,
+    oracle_cious,
+    whole_frame,
+)
+from utils.distributed import gather_objects
 from utils.metrics import (
     area_under_success,
     consensus_iou,
@@ -18,7 +25,7 @@ from utils.metrics import (
     success_curve,
     success_rate,
 )
-from utils.protocols import LocalisationProtocol, binarise, normalise, upsample
+from utils.protocols import LocalisationProtocol, predict
 
 
 class SoundLocaliser(Protocol):
@@ -61,6 +68,8 @@ class EvaluationBatch(Protocol):
         """Clips of this batch that could not be decoded."""
         ...
 
+
+MODEL, GAUSSIAN, CEILING = "model", "centre Gaussian (blind)", "ceiling"
 
 BatchType = TypeVar("BatchType", bound=EvaluationBatch)
 
@@ -109,19 +118,32 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class ProtocolScores:
+    """What was found under one rule."""
+
+    protocol: LocalisationProtocol
+    rows: tuple[Scores, ...]
+    """the model, where there is one, then blind baselines and the rule's ceiling, on the same
+    clips"""
+
+
+@dataclass(frozen=True)
 class LocalisationResult:
     """What an evaluation found."""
 
-    protocol: LocalisationProtocol
-    model: Scores
-    references: tuple[Scores, ...]
-    """blind baselines and the ceiling of the rule, on the same clips"""
+    by_protocol: tuple[ProtocolScores, ...]
+    """a rule each, the headline first; the model's scores are its first row"""
     unreadable: tuple[tuple[str, str], ...]
     """(clip id, reason) of clips that broke while being decoded; they are not scored"""
     num_empty: int = 0
     """scored clips whose ground truth is empty: a miss whatever the map"""
     num_non_finite: int = 0
     """scored clips whose map is not a finite number everywhere: a miss"""
+
+    @property
+    def model(self) -> Scores:
+        """The model's scores under the headline rule."""
+        return self.by_protocol[0].rows[0]
 
 
 OnBatch = Callable[[BatchType, NDArray[np.float32], Sequence[ClipScore]], None]
@@ -132,27 +154,33 @@ def evaluate_localisation(
     model: SoundLocaliser,
     batches: Iterable[BatchType],
     views: Callable[[BatchType], tuple[Tensor, Tensor]],
-    protocol: LocalisationProtocol,
+    protocols: Sequence[LocalisationProtocol],
     on_batch: OnBatch[BatchType] | None = None,
+    *,
+    shared: bool = False,
 ) -> LocalisationResult:
     """Scores a model, the blind baselines and the ceiling on the same clips.
+
+    Each clip is decoded and localised once, whatever the number of rules.
 
     Args:
         model: in evaluation mode.
         batches: decoded clips, each exactly once.
         views: batch -> normalised frames (B, 3, S, S) and log-mel spectrograms (B, 1, F, T).
-        protocol: the scoring rule.
-        on_batch: called with the batch, its localisation maps (B, M, M) and its scores.
+        protocols: the scoring rules, the headline first.
+        on_batch: called with the batch, and its localisation maps (B, M, M) and scores under the
+            headline rule.
+        shared: each process brings its own part of the batches; all of them get the whole result,
+            in the order of their ranks.
 
     Returns:
         scores in the order of the batches.
 
     Raises:
-        ValueError: no clip could be scored, a clip came twice, or a clip has no boxes.
+        ValueError: no clip could be scored, a clip came twice, or a clip has no boxes; the rules
+            are none, come twice, or score maps of different sizes.
     """
-    disc = centre_disc(protocol.map_size)
-    gaussian_map, gaussian_mask = centre_gaussian(protocol)
-    found: dict[str, list[ClipScore]] = {"model": [], "disc": [], "gaussian": [], "oracle": []}
+    sheet = _ScoreSheet(protocols, {"centre disc (blind)": centre_disc})
     unreadable: list[tuple[str, str]] = []
     num_empty = num_non_finite = 0
     for batch in batches:
@@ -170,58 +198,136 @@ def evaluate_localisation(
             )
         num_non_finite += int((~np.isfinite(similarity)).any(axis=(1, 2)).sum())
         num_empty += int((truth.max(axis=(1, 2)) == 0).sum())
-        maps = normalise(upsample(similarity, protocol), protocol)
-        scores = _score(batch.clip_ids, consensus_iou(binarise(maps, protocol), truth), maps, truth)
-        found["model"] += scores
-        found["disc"] += _score(batch.clip_ids, consensus_iou(_repeat(disc, truth), truth))
-        found["gaussian"] += _score(
-            batch.clip_ids,
-            consensus_iou(_repeat(gaussian_mask, truth), truth),
-            _repeat(gaussian_map, truth),
-            truth,
-        )
-        found["oracle"] += _score(batch.clip_ids, oracle_cious(truth, protocol))
+        maps, scores = sheet.add_maps(MODEL, batch.clip_ids, similarity, truth)
+        sheet.add_references(batch.clip_ids, truth)
         if on_batch is not None:
             on_batch(batch, maps, scores)
-    _check_clips([clip.clip_id for clip in found["model"]], unreadable)
+    if shared:
+        sheet.gather()
+        unreadable = gather_objects(unreadable)
+        num_empty = sum(gather_objects([num_empty]))
+        num_non_finite = sum(gather_objects([num_non_finite]))
     return LocalisationResult(
-        protocol,
-        Scores("model", "model", tuple(found["model"])),
-        (
-            Scores("centre disc (blind)", "baseline", tuple(found["disc"])),
-            Scores("centre Gaussian (blind)", "baseline", tuple(found["gaussian"])),
-            Scores(
-                f"ceiling of {protocol.name} (maps without ties)", "ceiling", tuple(found["oracle"])
-            ),
-        ),
-        tuple(unreadable),
-        num_empty,
-        num_non_finite,
+        sheet.by_protocol(unreadable), tuple(unreadable), num_empty, num_non_finite
     )
 
 
-def _score(
-    clip_ids: Sequence[str],
-    cious: NDArray[np.float64],
-    maps: NDArray[np.float32] | None = None,
-    truth: NDArray[np.float32] | None = None,
-) -> list[ClipScore]:
-    hits: Sequence[bool | None] = [None] * len(clip_ids)
-    if maps is not None and truth is not None:
-        hits = pointing_hits(maps, truth).tolist()
-    return [
-        ClipScore(clip_id, float(ciou), hit)
-        for clip_id, ciou, hit in zip(clip_ids, cious, hits, strict=True)
-    ]
+def evaluate_baselines(
+    truths: Iterable[tuple[Sequence[str], NDArray[np.float32]]],
+    protocols: Sequence[LocalisationProtocol],
+) -> tuple[ProtocolScores, ...]:
+    """Scores what needs no model: blind predictors and the ceiling of each rule.
+
+    Args:
+        truths: batches of clip ids and ground-truth maps (B, M, M) in [0, 1].
+        protocols: the scoring rules.
+
+    Returns:
+        scores by rule, in the order of the batches.
+
+    Raises:
+        ValueError: no clip, or a clip came twice; the rules are none, come twice, or score maps of
+            different sizes.
+    """
+    shapes = {
+        "whole frame (blind)": whole_frame,
+        "centre square (blind)": centre_square,
+        "centre disc (blind)": centre_disc,
+    }
+    sheet = _ScoreSheet(protocols, shapes)
+    for clip_ids, truth in truths:
+        sheet.add_references(clip_ids, truth)
+    return sheet.by_protocol(unreadable=())
 
 
-def _repeat(single: NDArray, like: NDArray[np.float32]) -> NDArray:
-    return np.broadcast_to(single, like.shape)
+class _ScoreSheet:
+    """Scores of every predictor under every rule, filled batch by batch.
 
+    Rules that differ in name only are scored once.
+    """
 
-def _check_clips(clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> None:
-    if not clip_ids:
-        first = f", first: {unreadable[0][1]}" if unreadable else ""
-        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
-    if len(set(clip_ids)) != len(clip_ids):
-        raise ValueError("A clip came twice in the evaluation; scores would count it twice.")
+    def __init__(
+        self,
+        protocols: Sequence[LocalisationProtocol],
+        shapes: Mapping[str, Callable[[int], NDArray[np.bool_]]],
+    ) -> None:
+        names = [protocol.name for protocol in protocols]
+        sizes = {protocol.map_size for protocol in protocols}
+        if not names or len(set(names)) != len(names) or len(sizes) != 1:
+            raise ValueError(
+                "Scoring takes one protocol or more, each once and all of one map size, got "
+                f"{names} of sizes {sorted(sizes)}."
+            )
+        self._protocols = tuple(protocols)
+        self._rules = list(dict.fromkeys(protocol.rule for protocol in protocols))
+        (map_size,) = sizes
+        self._masks = {name: shape(map_size) for name, shape in shapes.items()}
+        self._clip_ids: list[str] = []
+        self._found: dict[tuple[str, LocalisationProtocol], list[ClipScore]] = {}
+
+    def add_maps(
+        self,
+        name: str,
+        clip_ids: Sequence[str],
+        similarity_maps: NDArray[np.float32],
+        truth: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], list[ClipScore]]:
+        """Scores similarity maps; returns the first rule's localisation maps and scores."""
+        num_annotated = np.count_nonzero(truth.reshape(len(truth), -1), axis=1)
+        predictions = predict(similarity_maps, self._rules, num_annotated)
+        for rule, prediction in zip(self._rules, predictions, strict=True):
+            hits = pointing_hits(prediction.localisation_maps, truth).tolist()
+            self._add(name, rule, clip_ids, consensus_iou(prediction.masks, truth), hits)
+        scores = self._found[name, self._rules[0]][-len(clip_ids) :]
+        return predictions[0].localisation_maps, scores
+
+    def add_references(self, clip_ids: Sequence[str], truth: NDArray[np.float32]) -> None:
+        """Scores the blind predictors and the ceiling."""
+        self._clip_ids += clip_ids
+        none = [None] * len(clip_ids)
+        for name, mask in self._masks.items():
+            cious = consensus_iou(mask[None], truth)
+            for rule in self._rules:
+                self._add(name, rule, clip_ids, cious, none)
+        self.add_maps(GAUSSIAN, clip_ids, centre_gaussian(), truth)
+        for rule in self._rules:
+            self._add(CEILING, rule, clip_ids, oracle_cious(truth, rule), none)
+
+    def gather(self) -> None:
+        """Adds up what all processes have found, in the order of their ranks."""
+        self._clip_ids = gather_objects(self._clip_ids)
+        parts, self._found = gather_objects([self._found]), {}
+        for part in parts:
+            for key, scores in part.items():
+                self._found.setdefault(key, []).extend(scores)
+
+    def by_protocol(self, unreadable: Sequence[tuple[str, str]]) -> tuple[ProtocolScores, ...]:
+        """All scores; refuses none at all, and a clip that came twice."""
+        if not self._clip_ids:
+            first = f", first: {unreadable[0][1]}" if unreadable else ""
+            raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
+        if len(set(self._clip_ids)) != len(self._clip_ids):
+            raise ValueError("A clip came twice in the evaluation; scores would count it twice.")
+        names = dict.fromkeys(name for name, _ in self._found)
+        return tuple(
+            ProtocolScores(protocol, tuple(self._row(name, protocol) for name in names))
+            for protocol in self._protocols
+        )
+
+    def _row(self, name: str, protocol: LocalisationProtocol) -> Scores:
+        clips = tuple(self._found[name, protocol.rule])
+        if name == CEILING:
+            return Scores(f"ceiling of {protocol.name} (maps without ties)", "ceiling", clips)
+        return Scores(name, "model" if name == MODEL else "baseline", clips)
+
+    def _add(
+        self,
+        name: str,
+        rule: LocalisationProtocol,
+        clip_ids: Sequence[str],
+        cious: NDArray[np.float64],
+        hits: Sequence[bool | None],
+    ) -> None:
+        self._found.setdefault((name, rule), []).extend(
+            map(ClipScore, clip_ids, cious.tolist(), hits)
+        )

@@ -18,17 +18,25 @@ def consensus_iou(
     Senocak et al., CVPR 2018, Eq. 8.
 
     Args:
-        predicted_masks: (B, M, M).
+        predicted_masks: (B, M, M), or (1, M, M): the same for each clip.
         ground_truth_maps: (B, M, M) in [0, 1].
 
     Returns:
         (B,) in [0, 1]; NaN where both are empty.
     """
-    axes = (1, 2)
-    shared = np.where(predicted_masks, ground_truth_maps, 0).sum(axis=axes, dtype=np.float64)
-    false_positive = (predicted_masks & (ground_truth_maps == 0)).sum(axis=axes)
+    masks = np.broadcast_to(predicted_masks, ground_truth_maps.shape)
+    # Clip by clip: one map stays in the processor's cache, a batch does not.
+    terms = [
+        (
+            np.einsum("hw,hw->", mask, truth, dtype=np.float64),
+            truth.sum(dtype=np.float64),
+            np.count_nonzero(mask & (truth == 0)),
+        )
+        for mask, truth in zip(masks, ground_truth_maps, strict=True)
+    ]
+    shared, annotated, false_positive = np.array(terms, dtype=np.float64).reshape(-1, 3).T
     with np.errstate(invalid="ignore"):
-        return shared / (ground_truth_maps.sum(axis=axes, dtype=np.float64) + false_positive)
+        return shared / (annotated + false_positive)
 
 
 def success_rate(cious: ArrayLike, threshold: float = 0.5) -> float:
@@ -72,8 +80,8 @@ def pointing_hits(
     """Whether the peak of each map lies on an annotated pixel.
 
     Args:
-        localisation_maps: (B, M, M); the first pixel in reading order is the peak among equals, and
-            a map with NaN has none.
+        localisation_maps: (B, M, M), or (1, M, M): the same for each clip; the first pixel in
+            reading order is the peak among equals, and a map with NaN has none.
         ground_truth_maps: (B, M, M) in [0, 1]; any value above 0 is annotated.
 
     Returns:
@@ -82,5 +90,6 @@ def pointing_hits(
     flat = localisation_maps.reshape(len(localisation_maps), -1)
     peaks = np.argmax(flat, axis=1)
     truth = ground_truth_maps.reshape(len(ground_truth_maps), -1)
-    hits = np.take_along_axis(truth, peaks[:, None], axis=1)[:, 0] > 0
-    return hits & ~np.isnan(flat).any(axis=1)
+    hits = truth[np.arange(len(truth)), peaks] > 0
+    # Where there is NaN, argmax points to it.
+    return hits & ~np.isnan(flat[np.arange(len(flat)), peaks])

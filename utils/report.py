@@ -13,6 +13,12 @@ from utils.success_plot import SuccessCurve, check_kind, render_success_plot
 
 KIND_LABELS = {"model": "model", "baseline": "blind baseline", "ceiling": "ceiling"}
 HEADLINE_FACTS = ("clips", "protocol")
+TABLE_HEAD = (
+    '<thead><tr><th scope="col">Name</th><th scope="col" class="number">cIoU@0.5</th>'
+    '<th class="bar" aria-hidden="true"></th><th scope="col" class="number">AUC</th>'
+    '<th scope="col" class="number">mean cIoU</th><th scope="col" class="number">Pointing</th>'
+    "</tr></thead>"
+)
 PAGE_TEMPLATE = Path(__file__).with_name("report_page.html")
 
 
@@ -30,6 +36,24 @@ class ReportRow:
     def __post_init__(self) -> None:
         """Refuse a kind that the page has no style for."""
         check_kind(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """The scores under one rule, named and in words."""
+
+    name: str
+    rule: str
+    rows: Sequence[ReportRow]
+    curves: Sequence[SuccessCurve]
+
+    def __post_init__(self) -> None:
+        """Refuse a table without the model."""
+        if not any(row.kind == "model" for row in self.rows):
+            raise ValueError(
+                f"A table needs a row of kind 'model'; that of {self.name!r} has "
+                f"{[row.kind for row in self.rows]}."
+            )
 
 
 @dataclass(frozen=True)
@@ -57,8 +81,8 @@ class Report:
     title: str
     facts: Mapping[str, str]
     warnings: Sequence[str]
-    rows: Sequence[ReportRow]
-    curves: Sequence[SuccessCurve]
+    tables: Sequence[ReportTable]
+    """one for each rule; the header shows the first"""
     galleries: Sequence[Gallery]
 
     def __post_init__(self) -> None:
@@ -66,10 +90,8 @@ class Report:
         missing = [name for name in HEADLINE_FACTS if name not in self.facts]
         if missing:
             raise ValueError(f"Report facts lack {missing}; there are {list(self.facts)}.")
-        if not any(row.kind == "model" for row in self.rows):
-            raise ValueError(
-                f"A report needs a row of kind 'model'; got {[row.kind for row in self.rows]}."
-            )
+        if not self.tables:
+            raise ValueError("A report needs a table of scores.")
 
 
 def render_report(report: Report) -> str:
@@ -86,8 +108,7 @@ def render_report(report: Report) -> str:
         title=escape(report.title),
         headline=_render_headline(report),
         warnings=_render_warnings(report.warnings),
-        rows="\n".join(_render_row(row) for row in report.rows),
-        curves=render_success_plot(report.curves),
+        tables="\n".join(_render_table(table) for table in report.tables),
         galleries=_render_galleries(report.galleries),
         facts="\n".join(
             f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
@@ -111,8 +132,9 @@ def _number(value: float, digits: int = 1) -> str:
 
 
 def _render_headline(report: Report) -> str:
-    model = next(row for row in report.rows if row.kind == "model")
-    baselines = [row for row in report.rows if row.kind == "baseline"]
+    rows = report.tables[0].rows
+    model = next(row for row in rows if row.kind == "model")
+    baselines = [row for row in rows if row.kind == "baseline"]
     tiles = [
         _score_tile("cIoU@0.5", model.ciou_at_0_5, [row.ciou_at_0_5 for row in baselines]),
         _score_tile("AUC", model.auc, [row.auc for row in baselines]),
@@ -141,6 +163,22 @@ def _render_warnings(warnings: Sequence[str]) -> str:
         return ""
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return f'<div class="warnings" role="alert"><strong>Read first</strong><ul>{items}</ul></div>'
+
+
+def _render_table(table: ReportTable) -> str:
+    rows = "\n".join(_render_row(row) for row in table.rows)
+    return f"""<section>
+<h3>Protocol <code>{escape(table.name)}</code></h3>
+<p class="hint">{escape(table.rule)}</p>
+<div class="panel scroll">
+<table class="scores">
+{TABLE_HEAD}
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>
+{render_success_plot(table.curves, table.name)}</section>"""
 
 
 def _render_row(row: ReportRow) -> str:

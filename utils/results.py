@@ -10,12 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.evaluation import LocalisationResult, Scores
+from utils.evaluation import LocalisationResult, ProtocolScores, Scores
 from utils.files import write_atomically
 from utils.leaks import Leak
 from utils.metrics import SUCCESS_THRESHOLDS
-from utils.report import Gallery, Report, ReportRow, write_report
+from utils.protocols import LocalisationProtocol
+from utils.report import Gallery, Report, ReportRow, ReportTable, write_report
 from utils.success_plot import SuccessCurve
+
+SCORE_KEYS = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")
+"""of Scores.summary, in the order of the table on the screen"""
+PER_CLIP_SCORES = ("ciou", "success", "disc", "gaussian", "ceiling")
+"""columns of each rule in per_clip.csv"""
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,12 @@ class EvaluationContext:
 
 def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[str, Any]:
     """Everything about an evaluation but the single clips, as plain values."""
-    model = result.model.summary()
+    by_protocol = summarise_protocols(result.by_protocol)
+    first, model = by_protocol[0], result.model.summary()
     clip_ids = "\n".join(sorted(clip.clip_id for clip in result.model.clips))
     return {
         "benchmark": context.benchmark,
-        "protocol": {**asdict(result.protocol), "description": result.protocol.description},
+        "protocol": {name: value for name, value in first.items() if name != "rows"},
         "cIoU@0.5": model["ciou_at_0.5"],
         "AUC": model["auc"],
         "mean_cIoU": model["mean_ciou"],
@@ -63,7 +70,8 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "num_non_finite_maps": result.num_non_finite,
         "num_unreadable": len(result.unreadable),
         "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in result.unreadable],
-        "rows": [scores.summary() for scores in (result.model, *result.references)],
+        "rows": first["rows"],
+        "protocols": by_protocol,
         "clip_list": {"name": context.clip_list, "sha256": context.clip_list_sha256},
         "scored_clips_sha256": hashlib.sha256(clip_ids.encode()).hexdigest(),
         "data_root": context.data_root,
@@ -73,9 +81,22 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "checkpoint": context.checkpoint,
         "leak_check": context.leak.as_dict(),
         "num_clips_epoch_was_chosen_on": context.num_chosen_on,
+        "warnings": warnings_of(result, context),
         "environment": context.environment,
         "command": context.command,
     }
+
+
+def summarise_protocols(by_protocol: Sequence[ProtocolScores]) -> list[dict[str, Any]]:
+    """Each rule with its scores in percent, as plain values."""
+    return [
+        {
+            **asdict(one.protocol),
+            "description": one.protocol.description,
+            "rows": [scores.summary() for scores in one.rows],
+        }
+        for one in by_protocol
+    ]
 
 
 def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[str]:
@@ -97,6 +118,12 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
         )
     if result.num_non_finite:
         found.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
+    return found + _warnings_of_context(context)
+
+
+def _warnings_of_context(context: EvaluationContext) -> list[str]:
+    """What the checkpoint and the choice of clips say against a number."""
+    found = []
     if context.checkpoint.get("training_list", {}).get("num_missing"):
         trained = context.checkpoint["training_list"]
         found.append(
@@ -105,6 +132,11 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
         )
     if not context.leak.checked or context.leak.num_clips:
         found.append(context.leak.message)
+    if context.checkpoint.get("random_encoders"):
+        found.append(
+            "The frozen encoders have random weights (--random-init): this is not the accuracy of "
+            "the published method."
+        )
     if context.audio != "own":
         found.append("CONTROL: each frame was scored with another clip's sound.")
     if context.num_chosen_on:
@@ -119,16 +151,19 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
     return found
 
 
-def check_results_folder(folder: Path, protocol: str, context: EvaluationContext) -> None:
+def check_results_folder(
+    folder: Path, protocols: Sequence[LocalisationProtocol], context: EvaluationContext
+) -> None:
     """Refuses a folder that holds another evaluation's results.
 
     Args:
         folder: for the results.
-        protocol: name of the rule.
+        protocols: the rules, in their order.
         context: of the evaluation to come.
 
     Raises:
-        FileExistsError: the summary there is of another checkpoint, benchmark, clip list or rule.
+        FileExistsError: the summary there is of another checkpoint, benchmark, clip list or other
+            rules.
         ValueError: the summary there cannot be read.
     """
     path = folder / "summary.json"
@@ -136,7 +171,7 @@ def check_results_folder(folder: Path, protocol: str, context: EvaluationContext
         return
     wanted = {
         "benchmark": context.benchmark,
-        "protocol": protocol,
+        "protocol": [protocol.name for protocol in protocols],
         "checkpoint": context.checkpoint["sha256"],
         "clip list": context.clip_list_sha256,
         "frame geometry": context.frame_geometry,
@@ -146,7 +181,7 @@ def check_results_folder(folder: Path, protocol: str, context: EvaluationContext
         there = json.loads(path.read_text())
         found = {
             "benchmark": there["benchmark"],
-            "protocol": there["protocol"]["name"],
+            "protocol": [protocol["name"] for protocol in there["protocols"]],
             "checkpoint": there["checkpoint"]["sha256"],
             "clip list": there["clip_list"]["sha256"],
             "frame geometry": there["frame_geometry"],
@@ -154,7 +189,7 @@ def check_results_folder(folder: Path, protocol: str, context: EvaluationContext
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a summary of this program; name another --output."
+            f"{path} is not a summary of this version of the program; name another --output."
         ) from error
     different = [name for name in wanted if wanted[name] != found[name]]
     if different:
@@ -189,43 +224,69 @@ def write_results(
     return summary
 
 
+def score_table(by_protocol: Sequence[dict[str, Any]], heading: str) -> str:
+    """The scores for the screen: a line for each rule and predictor, then the rules in words.
+
+    Args:
+        by_protocol: as `summarise_protocols` gives it.
+        heading: what was scored; above the first column.
+    """
+    columns = ("cIoU@0.5", "AUC", "mean cIoU", "pointing")
+    rows = [
+        (
+            protocol["name"] if index == 0 else "",
+            row["name"],
+            *(_two_digits(row[key]) for key in SCORE_KEYS),
+        )
+        for protocol in by_protocol
+        for index, row in enumerate(protocol["rows"])
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    widths[0] = max(widths[0], len("protocol"))
+    lines = [heading]
+    for name, predictor, *scores in (("protocol", "in percent", *columns), *rows):
+        cells = "".join(f"{score:>11}" for score in scores)
+        lines.append(f"{name:<{widths[0]}}  {predictor:<{widths[1]}}{cells}")
+    lines += [f"{protocol['name']}: {protocol['description']}" for protocol in by_protocol]
+    return "\n".join(lines)
+
+
 def headline(summary: dict[str, Any]) -> str:
-    """One line for the screen: scores, count and rule."""
-    pointing = summary["pointing_accuracy"]
-    return (
-        f"{summary['benchmark']}  cIoU@0.5 {summary['cIoU@0.5']:.2f}  AUC {summary['AUC']:.2f}  "
-        f"mean cIoU {summary['mean_cIoU']:.2f}  pointing {pointing:.2f}  "
-        f"(n={summary['num_clips']} of {summary['num_listed']}, protocol "
-        f"{summary['protocol']['name']}: {summary['protocol']['description']})"
-    )
+    """What was scored, in a line."""
+    return f"{summary['benchmark']}, {summary['num_clips']} of {summary['num_listed']} listed clips"
+
+
+def _two_digits(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
 
 
 def _per_clip_table(result: LocalisationResult) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    disc, gaussian, ceiling = result.references
-    table.writerow(["clip_id", "ciou", "success", "pointing", "disc", "gaussian", "ceiling"])
-    for model, *others in zip(
-        result.model.clips, disc.clips, gaussian.clips, ceiling.clips, strict=True
-    ):
-        scores = [f"{clip.ciou:.6f}" for clip in others]
-        success = int(model.ciou >= 0.5)
-        table.writerow(
-            [model.clip_id, f"{model.ciou:.6f}", success, int(bool(model.pointing)), *scores]
-        )
+    names = [
+        f"{one.protocol.name}:{score}" for one in result.by_protocol for score in PER_CLIP_SCORES
+    ]
+    table.writerow(["clip_id", "pointing", *names])
+    by_protocol = [
+        list(zip(*(row.clips for row in one.rows), strict=True)) for one in result.by_protocol
+    ]
+    for of_clip in zip(result.model.clips, *by_protocol, strict=True):
+        line = [of_clip[0].clip_id, int(bool(of_clip[0].pointing))]
+        for model, *references in of_clip[1:]:
+            others = [f"{clip.ciou:.6f}" for clip in references]
+            line += [f"{model.ciou:.6f}", int(model.ciou >= 0.5), *others]
+        table.writerow(line)
     return text.getvalue()
 
 
 def _report(
     result: LocalisationResult, context: EvaluationContext, galleries: Sequence[Gallery]
 ) -> Report:
-    scores = (result.model, *result.references)
     checkpoint = context.checkpoint
     facts = {
         "clips": f"{len(result.model.clips)} of {context.num_listed} listed",
         "data": context.data_root,
-        "protocol": result.protocol.name,
-        "rule": result.protocol.description,
+        "protocol": result.by_protocol[0].protocol.name,
         "clip list": f"{context.clip_list} (sha256 {context.clip_list_sha256})",
         "frames": context.frame_geometry,
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
@@ -240,12 +301,22 @@ def _report(
         + (f" ({context.note})" if context.note else ""),
         facts=facts,
         warnings=warnings_of(result, context),
-        rows=[_row(one) for one in scores],
-        curves=[
-            SuccessCurve(one.name, SUCCESS_THRESHOLDS, [100 * rate for rate in one.curve], one.kind)
-            for one in scores
-        ],
+        tables=[_table(one) for one in result.by_protocol],
         galleries=galleries,
+    )
+
+
+def _table(one: ProtocolScores) -> ReportTable:
+    return ReportTable(
+        name=one.protocol.name,
+        rule=one.protocol.description,
+        rows=[_row(scores) for scores in one.rows],
+        curves=[
+            SuccessCurve(
+                scores.name, SUCCESS_THRESHOLDS, [100 * rate for rate in scores.curve], scores.kind
+            )
+            for scores in one.rows
+        ],
     )
 
 

@@ -53,11 +53,12 @@ def check_kind(kind: str, name: str) -> None:
         raise ValueError(f"The kind of {name!r} must be one of {KINDS}, got {kind!r}.")
 
 
-def render_success_plot(curves: Sequence[SuccessCurve]) -> str:
-    """Render success curves as a section of the page; its style sheet is in report_page.html.
+def render_success_plot(curves: Sequence[SuccessCurve], protocol: str) -> str:
+    """Render success curves as a figure of the page; its style sheet is in report_page.html.
 
     Args:
         curves: in the order of the legend; names are escaped here.
+        protocol: name of the rule that they were scored by.
 
     Returns:
         HTML with an SVG inside; empty without curves.
@@ -73,16 +74,13 @@ def render_success_plot(curves: Sequence[SuccessCurve]) -> str:
         f'<span class="{curve.kind}-name">{escape(curve.name)}</span></li>'
         for curve, style in zip(curves, styles, strict=True)
     )
-    return f"""<section>
-<h2>Success curve</h2>
-<p class="hint">Share of clips whose consensus IoU reaches the threshold. The dotted vertical is
-cIoU@0.5; the area under a curve is its AUC.</p>
-<figure class="panel">
-<svg class="plot" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="Success curve">
+    title = f"Success curves, protocol {escape(protocol)}"
+    return f"""<figure class="panel curves">
+<svg class="plot" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{title}">
 {_draw_axes()}{drawn}</svg>
-<figcaption><ul class="legend">{legend}</ul></figcaption>
+<figcaption><strong>{title}</strong><ul class="legend">{legend}</ul></figcaption>
 </figure>
-</section>"""
+"""
 
 
 def _curve_style(curve: SuccessCurve, order: int) -> str:

@@ -1,0 +1,145 @@
+"""Blind baselines from the boxes alone, through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from datasets.ground_truth import read_ground_truth
+from utils.protocols import PROTOCOLS
+
+BOXES = {
+    "middle": [[0.25, 0.25, 0.75, 0.75]],
+    "everything": [[0.0, 0.0, 1.0, 1.0]],
+    "corner": [[0.0, 0.0, 0.25, 0.25]],
+    "two": [[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]],
+}
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "vggss.json"
+    path.write_text(json.dumps([{"file": name, "bbox": boxes} for name, boxes in BOXES.items()]))
+    return path
+
+
+@pytest.fixture
+def baselines(testing_program, annotations):
+    """Runs the task; returns its exit status."""
+
+    def run(*arguments):
+        given = ["--benchmark", "vgg_ss", "--annotations", annotations, *arguments]
+        return testing_program.main(["baselines", *map(str, given)])
+
+    return run
+
+
+def rows_of(path):
+    content = json.loads(path.read_text())
+    return {
+        protocol["name"]: {row["name"].split(" of ")[0]: row for row in protocol["rows"]}
+        for protocol in content["protocols"]
+    }
+
+
+def test_scores_of_made_up_boxes(baselines, tmp_path, capsys):
+    output = tmp_path / "new" / "blind.json"
+    assert baselines("--protocol", "all", "--output", output) == 0
+    rows = rows_of(output)
+    assert list(rows) == list(PROTOCOLS)
+    # The whole frame is right about 'everything' and about three quarters of the frame.
+    assert rows["sspl"]["whole frame (blind)"]["ciou_at_0.5"] == 50
+    assert rows["sspl"]["whole frame (blind)"]["mean_ciou"] == pytest.approx(
+        100 * (1 / 4 + 1 + 1 / 16 + 3 / 4) / 4
+    )
+    # The square of 158 pixels: 112^2 of 158^2 is .502, and 158^2 of 224^2 is .498.
+    assert rows["sspl"]["centre square (blind)"]["ciou_at_0.5"] == 25
+    assert rows["ssl_tie"]["ceiling"]["ciou_at_0.5"] == 50
+    assert rows["ez_vsl"]["ceiling"]["ciou_at_0.5"] == 75
+    assert rows["sspl"]["ceiling"]["auc"] == 100
+    shown = capsys.readouterr().out
+    assert shown.startswith("vgg_ss, 4 clips of every clip annotated, no model\nprotocol")
+    for name, protocol in PROTOCOLS.items():
+        assert f"\n{name}: {protocol.description}\n" in shown
+
+
+def test_only_listed_clips_are_scored(baselines, tmp_path):
+    listed, output = tmp_path / "list.txt", tmp_path / "blind.json"
+    listed.write_text("everything\ntwo\n")
+    assert baselines("--clip-list", listed, "--output", output) == 0
+    content = json.loads(output.read_text())
+    assert (content["num_clips"], content["clip_list"]["name"]) == (2, "list")
+    assert list(rows_of(output)) == ["ssl_tie", "sspl"]
+    assert rows_of(output)["sspl"]["whole frame (blind)"]["ciou_at_0.5"] == 100
+
+
+def test_without_output_nothing_is_written(baselines, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert baselines() == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_prints_the_options(baselines, annotations, capsys):
+    assert baselines("--dry-run") == 0
+    options = json.loads(capsys.readouterr().out)
+    assert options["protocol"] == "ssl_tie,sspl" and options["annotations"] == str(annotations)
+
+
+def test_xml_folder_equals_the_json(annotations, tmp_path):
+    folder = tmp_path / "anno"
+    folder.mkdir()
+    for name, boxes in BOXES.items():
+        blocks = "".join(
+            f"<bbox><b>{''.join(f'<v>{value}</v>' for value in box)}</b></bbox>" for box in boxes
+        )
+        (folder / f"{name}.xml").write_text(f"<a>{blocks}</a>")
+    from_json = read_ground_truth("vgg_ss", annotations, None)
+    from_xml = read_ground_truth("vgg_ss", folder, None)
+    assert list(from_xml.boxes) == list(from_json.boxes) == sorted(BOXES)
+    assert from_xml.list_sha256 == from_json.list_sha256
+    for name, boxes in from_json.boxes.items():
+        np.testing.assert_array_equal(from_xml.boxes[name], boxes)
+
+
+def test_flickr_boxes_are_votes(tmp_path):
+    folder = tmp_path / "anno"
+    folder.mkdir()
+    vote = "<bbox><n>1</n><v>0</v><v>0</v><v>128</v><v>256</v></bbox>"
+    (folder / "one.xml").write_text(f"<a><annotator>{vote}</annotator></a>")
+    (folder / "two.xml").write_text(f"<a><annotator>{vote}</annotator><x>{vote}</x></a>")
+    truth = read_ground_truth("flickr_soundnet", folder, None)
+    ((clip_ids, maps),) = truth.maps(map_size=32, batch_size=8)
+    assert clip_ids == ["one", "two"] and maps.dtype == np.float32
+    np.testing.assert_array_equal(maps[0], np.repeat([[0.5] * 16 + [0] * 16], 32, axis=0))
+    np.testing.assert_array_equal(maps[1], np.repeat([[1] * 16 + [0] * 16], 32, axis=0))
+
+
+def test_maps_come_in_batches_and_in_order(annotations):
+    truth = read_ground_truth("vgg_ss", annotations, None)
+    parts = list(truth.maps(map_size=16, batch_size=3))
+    assert [len(clip_ids) for clip_ids, _ in parts] == [3, 1]
+    assert [*parts[0][0], *parts[1][0]] == list(truth.boxes)
+    assert [len(maps) for _, maps in parts] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--protocol", "strict"], ("--protocol", "'strict'", "ssl_tie, sspl")),
+        (["--clip-list", "{folder}/list.txt"], ("1 of 2 clips", "stranger", "--clip-list")),
+        (["--annotations", "{folder}/no.json"], ("no.json", "get_splits.sh")),
+        (["--annotations", "{folder}/list.txt"], ("list.txt",)),
+        (["--annotations", "{folder}/empty"], ("empty", "0 of 0 clips")),
+        (["--benchmark", "flickr_soundnet"], ("folder of XML files",)),
+    ],
+)
+def test_wrong_input_is_refused_in_words(baselines, tmp_path, caplog, arguments, words):
+    (tmp_path / "list.txt").write_text("middle\nstranger\n")
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "blind.json"
+    given = [word.format(folder=tmp_path) for word in arguments]
+    assert baselines("--output", output, *given) == 2
+    for word in words:
+        assert word in caplog.text
+    assert "Traceback" not in caplog.text
+    assert not output.exists()

@@ -30,6 +30,11 @@ def similarity_maps(visual_feature_map: Tensor, audio_embedding: Tensor) -> Tens
     return torch.einsum("bdhw,ad->bahw", visual_feature_map, audio_embedding)
 
 
+def own_maps(maps: Tensor, first_own: int = 0) -> Tensor:
+    """Of maps (B, A, h, w), those of each frame i with its own sound first_own + i: (B, h, w)."""
+    return maps.diagonal(first_own, dim1=0, dim2=1).movedim(-1, 0)
+
+
 def region_similarity(maps: Tensor, log_region: Tensor) -> Tensor:
     """Mean similarity over a soft region: sum(region * map) / sum(region).
 

@@ -1,0 +1,297 @@
+"""What the processes of test_distributed.py do; spawned processes import this module.
+
+A scenario is a function of (rank, world size) that returns what torch.save can write. With (0, 1)
+and no process group it gives what the processes together are compared with.
+"""
+
+import time
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.geometric_transform import GeometricTransform
+from models.encoders import RepeatedBatchNorm2d
+from models.gather import gather_rows
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.sspl import SSPL, SSPLConfig
+from models.synchronised import synchronise_batch_norms
+from models.vgg16 import VGG16Encoder
+from utils import distributed
+
+TIME_LIMIT = 60
+"""Seconds after which a process that waits for another is taken to hang."""
+LAST_RESORT = 180
+"""Seconds after which all are ended; on a busy machine the start alone takes half a minute."""
+CLIPS = 4
+"""Of the global batch."""
+WIDTH = 16
+"""Features of the narrow networks, which are as good as wide ones to compare processes by."""
+
+
+def run_processes(plan, folder):
+    """Runs scenarios, one after the other, in processes that form groups.
+
+    Args:
+        plan: world size -> names of the scenarios. Processes serve in one group after another.
+        folder: empty, for what they exchange.
+
+    Returns:
+        world size -> scenario -> results of the processes in the order of their ranks.
+    """
+    context = torch.multiprocessing.start_processes(
+        _work, (plan, folder), max(plan), join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + LAST_RESORT
+    while not context.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f"The processes hang in one of {plan}.")
+    return {
+        world_size: dict(zip(names, zip(*_results(world_size, folder), strict=True), strict=True))
+        for world_size, names in plan.items()
+    }
+
+
+def _results(world_size, folder):
+    return [torch.load(folder / f"{world_size}_{rank}.pt") for rank in range(world_size)]
+
+
+def _work(rank, plan, folder):
+    torch.set_num_threads(1)
+    for world_size, names in plan.items():
+        if rank < world_size:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{folder}/rendezvous_of_{world_size}",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=TIME_LIMIT),
+            )
+            results = [SCENARIOS[name](rank, world_size) for name in names]
+            torch.save(results, folder / f"{world_size}_{rank}.pt")
+            dist.destroy_process_group()
+
+
+def own_share(batch, rank, world_size):
+    return {name: distributed.shard(tensor, rank, world_size) for name, tensor in batch.items()}
+
+
+# ------------------------------------------------------------------------------------ batch norms
+
+SHARES = {1: [6], 2: [4, 2], 4: [3, 1, 1, 1]}
+"""Clips of each process, by the number of processes."""
+
+LAYERS = {
+    "1d": (lambda: nn.BatchNorm1d(5), (6, 5)),
+    "1d, sequences": (lambda: nn.BatchNorm1d(5), (6, 5, 7)),
+    "2d": (lambda: nn.BatchNorm2d(3), (6, 3, 4, 2)),
+    "not affine": (lambda: nn.BatchNorm2d(3, affine=False), (6, 3, 4, 2)),
+    "mean of all batches": (lambda: nn.BatchNorm2d(3, momentum=None), (6, 3, 4, 2)),
+    "nothing tracked": (lambda: nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 4, 2)),
+    "repeated": (lambda: RepeatedBatchNorm2d(3, passes=2), (6, 3, 4, 2)),
+}
+"""Batch norm and the shape of its global batch."""
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def batch_norm_steps(layer, shape, dtype, rank, world_size):
+    """Two training steps and an evaluation; the loss is a sum, which adds up over processes."""
+    generator = torch.Generator().manual_seed(2)
+    start = sum(SHARES[world_size][:rank])
+    own = slice(start, start + SHARES[world_size][rank])
+    torch.manual_seed(3)
+    with torch.no_grad():  # the same numbers in all precisions
+        for parameter in layer.parameters():
+            parameter.copy_(0.5 + torch.rand(len(parameter)))
+    found = {}
+    for step in range(2):
+        # A mean that is large beside the spread: sums of squares would cancel.
+        everything = 100 + step + torch.randn(*shape, generator=generator, dtype=torch.float64)
+        factors = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        features = everything[own].to(dtype).detach().requires_grad_()
+        output = layer(features)
+        (output * factors[own].to(dtype)).sum().backward()
+        found[f"output {step}"] = output.detach()
+        found[f"gradient {step}"] = features.grad
+    if any(True for _ in layer.buffers()):
+        with torch.no_grad():
+            found["evaluated"] = layer.eval()(everything[own].to(dtype))
+    found |= {f"sum of {name}": p.grad for name, p in layer.named_parameters()}
+    found |= {f"same {name}": buffer for name, buffer in layer.named_buffers()}
+    return found
+
+
+def batch_norms(rank, world_size):
+    found = {}
+    for name, (build, shape) in LAYERS.items():
+        for precision, dtype in PRECISIONS.items():
+            layer = build()
+            synchronise_batch_norms(layer)
+            layer = layer.double() if dtype == torch.float64 else layer
+            found[name, precision] = batch_norm_steps(layer, shape, dtype, rank, world_size)
+    return found
+
+
+# ---------------------------------------------------------------------------------------- methods
+
+
+def take_step(model, inputs, world_size):
+    """One training step: loss and terms of this process, gradients, running statistics."""
+    called = DistributedDataParallel(model) if world_size > 1 else model
+    output = called(**inputs)
+    output.loss.backward()
+    return {
+        "loss": output.loss.detach(),
+        "terms": output.terms,
+        "gradients": {n: p.grad for n, p in model.named_parameters() if p.requires_grad},
+        "buffers": dict(model.named_buffers()),
+        "maps": output.similarity_map,
+    }
+
+
+def build_sspl(*, pcm):
+    """SSPL in float64, narrow, with stand-ins for its frozen encoders: they have no batch norm."""
+    with (
+        mock.patch.object(VGG16Encoder, "embedding_size", WIDTH),
+        mock.patch("models.heads.PROJECTION_SIZE", 4 * WIDTH),
+        torch.device("meta"),
+    ):
+        model = SSPL(SSPLConfig(pcm=pcm, pcm_cycles=2))
+    torch.manual_seed(0)
+    model.frame_encoder = nn.Conv2d(3, WIDTH, 16, stride=16)
+    model.audio_encoder = nn.Sequential(nn.Flatten(2), nn.Linear(96 * 64, 128), nn.ReLU())
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for rate in model.predictive_coding.rates if pcm else ():
+        nn.init.uniform_(rate, 0.4, 1.0)
+    for encoder in (model.frame_encoder, model.audio_encoder):
+        encoder.requires_grad_(False)
+    return model.double().train()
+
+
+def sspl_inputs():
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(2, CLIPS, 3, 96, 96, generator=generator, dtype=torch.float64)
+    return {
+        "frames_view_1": frames[0],
+        "frames_view_2": frames[0] + 0.5 * frames[1],
+        "log_mel_segments": torch.randn(
+            CLIPS, 3, 1, 96, 64, generator=generator, dtype=torch.float64
+        ),
+    }
+
+
+def sspl(rank, world_size):
+    found = {}
+    for pcm in (True, False):
+        for synchronised in (True, False) if world_size > 1 else (True,):
+            model = build_sspl(pcm=pcm)
+            if synchronised:
+                synchronise_batch_norms(model)
+            inputs = own_share(sspl_inputs(), rank, world_size)
+            found[pcm, synchronised] = take_step(model, inputs, world_size)
+    return found
+
+
+ANGLES = (5, -30, 0, 20)
+SSL_TIE_VARIANTS = {
+    "narrow": ({}, None),
+    "sound encoded twice": ({"audio_encodings": 2}, None),
+    "head in chunks": ({}, 12_000),
+    "no hard negatives": ({"hard_negatives": False}, None),
+    "ResNet-18": ({}, None),
+}
+"""Options and head_bytes, by name."""
+
+
+def narrow_encoder(in_channels, *, passes=1):
+    """Two convolutions, with a map of a sixteenth of the picture's side."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 5, stride=4, padding=2, bias=False),
+        RepeatedBatchNorm2d(8, passes=passes),
+        nn.ReLU(),
+        nn.Conv2d(8, WIDTH, 5, stride=4, padding=2, bias=False),
+        RepeatedBatchNorm2d(WIDTH, passes=passes),
+        nn.ReLU(),
+    )
+
+
+def build_ssl_tie(variant):
+    options, head_bytes = SSL_TIE_VARIANTS[variant]
+    config = SSLTIEConfig(**options)
+    torch.manual_seed(0)
+    if variant == "ResNet-18":
+        return SSLTIE(config).double().train()
+    with torch.device("meta"):
+        model = SSLTIE(config)
+    model.head_bytes = head_bytes
+    model.imgnet = narrow_encoder(3)
+    model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
+    return model.double().train()
+
+
+def ssl_tie_inputs(rank, world_size):
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
+    sounds = torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64)
+    own = own_share({"frames": frames, "log_mel_spectrogram": -40 + 20 * sounds}, rank, world_size)
+    angles = distributed.shard(ANGLES, rank, world_size)
+    transform = GeometricTransform(angles, 1.0, True, 64, "masked")
+    return own | {
+        "transformed_frames": transform.warp_frames(own["frames"]),
+        "transform": transform.warp_maps,
+    }
+
+
+def ssl_tie(rank, world_size):
+    found = {}
+    for name in SSL_TIE_VARIANTS:
+        if name == "ResNet-18" and world_size == 4:
+            continue
+        model = build_ssl_tie(name)
+        synchronise_batch_norms(model)
+        inputs = ssl_tie_inputs(rank, world_size)
+        found[name] = take_step(model, inputs, world_size)
+    return found
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def helpers(rank, world_size):
+    mean = distributed.all_reduce_mean({"b": torch.tensor(float(rank)), "a": torch.tensor(1.0)})
+    distributed.barrier()
+    return {
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "is_main_process": distributed.is_main_process(),
+        "gathered": distributed.gather_objects([(rank, index) for index in range(rank)]),
+        "sharded": distributed.gather_objects(distributed.shard("abcdefg", rank, world_size)),
+        "mean": [(name, value.item()) for name, value in mean.items()],
+        "nobody": distributed.largest(0),
+        "the last": distributed.largest(rank),
+        "smallest": distributed.smallest(10 - rank),
+    }
+
+
+def different_batches(rank, world_size):
+    try:
+        gather_rows(torch.zeros(2 + rank, 3))
+    except ValueError as error:
+        return str(error)
+    return f"not refused among {world_size}"
+
+
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (batch_norms, sspl, ssl_tie, helpers, different_batches)
+}

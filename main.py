@@ -2,7 +2,9 @@
 
     python main.py ssl_tie --train-set vggsound --data-root data/VGGSound --output runs/vggsound
     python main.py ssl_tie ... --resume                 # goes on from last.pth in --output
+    python main.py sspl --train-set flickr --data-root data/Flickr --output runs/sspl --no-pcm
     python main.py ssl_tie --help                       # all options; defaults are the paper's
+    torchrun --standalone --nproc-per-node 4 main.py ssl_tie ...      # the batch on four GPUs
 
 The published recipes are in scripts/train_*.sh.
 """
@@ -12,24 +14,60 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
+from datasets.feature_cache import (
+    CachedClips,
+    CachedViews,
+    FeatureBatch,
+    FeatureCache,
+    clips_fingerprint,
+    fill,
+)
 from datasets.frames import FrameGeometry
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
-from datasets.transforms import to_displayable
-from datasets.views import SSLTIEViews, TestViews
+from datasets.paired_views import PairedViewConfig, enlarged_size
+from datasets.transforms import AugmentationConfig, to_displayable
+from datasets.vggish_log_mel import SegmentConfig
+from datasets.views import SSLTIEViews, SSPLViews, TestViews
 from models import build_model
-from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
+from models.heads import collapse_warning
+from models.pretrained import load_frozen_encoders
+from models.ssl_tie import SSLTIE
+from models.sspl import SSPL
+from models.synchronised import synchronise_batch_norms
+from utils.checkpoint import (
+    Checkpoint,
+    parse_checkpoint,
+    read_checkpoint_file,
+    weights_sha256,
+)
+from utils.distributed import (
+    barrier,
+    is_main_process,
+    largest,
+    main_process_first,
+    own_part,
+    process_group,
+    rank,
+    shard,
+    smallest,
+    world_size,
+)
 from utils.evaluation import LocalisationResult, evaluate_localisation
 from utils.interruption import Interruption
 from utils.leaks import find_leak
+from utils.optimisation import Stepper, Trainer, autocast
 from utils.protocols import PROTOCOLS
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import (
@@ -42,11 +80,23 @@ from utils.training_run import TrainingRun
 
 logger = logging.getLogger("main")
 
+FILL_BATCH = 32
+"""Clips whose features are made at once."""
+
+Views = SSLTIEViews | SSPLViews | CachedViews
+
 
 def train(options: opts.TrainOptions) -> int:
-    """Trains from the options; returns the process's exit status."""
-    device = pick_device(options.run.device)
-    use_full_float32()
+    """Trains from the options, with all processes of torchrun; returns the exit status."""
+    use_full_float32(not options.compute.tf32)
+    with process_group(pick_device(options.run.device)) as device:
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.WARNING)
+        return train_on(device, options)
+
+
+def train_on(device: torch.device, options: opts.TrainOptions) -> int:
+    """Trains in this process; all processes do the same on their parts of each batch."""
     run = TrainingRun(options.run.output, resume=options.run.resume)
     training_set = build_clips(
         options.data.train_set,
@@ -55,103 +105,206 @@ def train(options: opts.TrainOptions) -> int:
         allow_missing=options.data.allow_missing,
     )
     validation_set = build_validation_set(options, training_set)
-    clips = AudioVisualClips(
-        training_set.clips,
-        geometry=FrameGeometry(options.frame.frame_size),
-        audio=options.audio,
-        excerpt_seconds=options.data.audio_excerpt_seconds,
-        random_crop=options.augmentation.crop,
+    batches = SeededBatches(
+        len(training_set.clips),
+        options.optimisation.batch_size,
+        options.run.seed,
+        part=own_part(options.optimisation.batch_size),
     )
-    batches = SeededBatches(len(clips), options.optimisation.batch_size, options.run.seed)
+    trainer = build_trainer(options, device)
+    if options.run.resume:
+        restore(options, run, training_set, trainer)
+    clips, views = build_inputs(options, training_set, trainer.model, device)
     loader = build_train_loader(
         clips, batches, num_workers=options.data.workers, pin_memory=device.type == "cuda"
     )
-    seed_everything(options.run.seed)
-    model = build_model(options.method, options.model).to(device).train()
-    optimizer = torch.optim.Adam(
-        model.parameters(),
-        lr=options.optimisation.learning_rate,
-        weight_decay=options.optimisation.weight_decay,
-        fused=True,
-    )
-    if options.run.resume:
-        restore(options, run, training_set, model, optimizer)
-    views = SSLTIEViews(options.audio, options.augmentation, options.geometric, device)
-    run.start(
-        opts.as_plain(options),
-        missing=training_set.missing,
-        steps_per_epoch=batches.steps_per_epoch,
-        log_every=options.run.log_every,
-    )
-    logger.info("Training %s on %d clips of %s (%s), device: %s, output: %s", options.method,
-                len(clips), options.data.train_set, training_set.list_name,
-                environment_report(device)["device"], run.folder)  # fmt: skip
+    epochs = options.optimisation.epochs
+    assert epochs is not None  # recipes are completed when options are parsed
     with closing(run), Interruption() as stop:
-        while run.epoch < options.optimisation.epochs:
+        run.start(
+            opts.as_plain(options),
+            missing=training_set.missing,
+            steps_per_epoch=batches.steps_per_epoch,
+            log_every=options.run.log_every,
+            diagnose=collapse_warning,
+        )
+        logger.info(
+            "Training %s on %d clips of %s (%s), device: %s, processes: %d, output: %s",
+            options.method, len(training_set.clips), options.data.train_set,
+            training_set.list_name, environment_report(device)["device"], world_size(), run.folder,
+        )  # fmt: skip
+        while run.epoch < epochs:
             batches.start_at(run.epoch, run.step)
-            train_one_epoch(options, run, loader, views, model, optimizer, stop)
+            stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
             best_on = None
-            if stop.signal_number is None:
-                result = validate(options, validation_set, model, device)
+            if stopped_by is None:
+                result = validate(options, validation_set, trainer.model, device)
                 is_best = run.finish_epoch(result)
                 if validation_set is not None and is_best:
-                    best_on = {
-                        "benchmark": validation_set.dataset,
-                        "list_name": validation_set.list_name,
-                        "list_sha256": validation_set.list_sha256,
-                        "protocol": options.validation.validation_protocol,
-                        "clips": validation_set.clip_ids,
-                    }
-            run.save(make_checkpoint(options, run, training_set, model, optimizer), best_on=best_on)
-            if stop.signal_number is not None:
+                    rule = options.validation.validation_protocol
+                    best_on = {**validation_set.identity(), "protocol": rule}
+            checkpoint = make_checkpoint(options, run, training_set, trainer)
+            if is_main_process():
+                run.save(checkpoint, best_on=best_on)
+            if stopped_by is not None:
                 logger.warning("Saved %s; go on with --resume.", run.last_path)
-                return 128 + stop.signal_number
+                return 128 + stopped_by
     logger.info("Done: %s", run.last_path)
     return 0
+
+
+def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
+    """The model with its initial weights, ready to train on a device, alone or with others."""
+    seed_everything(options.run.seed)
+    model = build_model(options.method, options.model).train()
+    if options.memory is not None and isinstance(model, SSLTIE):
+        megabytes = options.memory.head_megabytes
+        model.head_bytes = None if megabytes is None else megabytes * 2**20
+        model.recompute_audio = options.memory.recompute_audio
+    if options.frozen is not None and isinstance(model, SSPL):
+        frozen = options.frozen
+        if frozen.random_init:
+            logger.warning("The frozen encoders keep random weights (--random-init).")
+        else:
+            encoders = model.frozen_encoders()
+            found = load_frozen_encoders(encoders, vgg16=frozen.vgg16, vggish=frozen.vggish)
+            for kind, path in found.items():
+                logger.info("Frozen %s: %s", kind, path)
+    layout = torch.channels_last if options.compute.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = options.optimisation.build_optimizer(model)
+    wrapped = model
+    if world_size() > 1:
+        synchronise_batch_norms(model)
+        ids = [device.index] if device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    if options.compute.compile:
+        for network in model.networks():
+            network.compile()
+    stepper = Stepper(optimizer, device, options.compute.precision)
+    return Trainer(model, wrapped, stepper, options.compute.micro_batches)
+
+
+def build_training_clips(options: opts.TrainOptions, training_set: ClipSet) -> AudioVisualClips:
+    """The training clips, decoded as the method's views need them."""
+    size, augmentation = options.frame.frame_size, options.augmentation
+    if isinstance(augmentation, PairedViewConfig):
+        return AudioVisualClips(
+            training_set.clips, geometry=FrameGeometry(enlarged_size(size)), audio=options.audio
+        )
+    return AudioVisualClips(
+        training_set.clips,
+        geometry=FrameGeometry(size),
+        audio=options.audio,
+        excerpt_seconds=augmentation.audio_excerpt_seconds,
+        random_crop=augmentation.crop,
+    )
+
+
+def build_views(options: opts.TrainOptions, device: torch.device) -> SSLTIEViews | SSPLViews:
+    """What turns a batch into the keyword arguments of the method's forward."""
+    if isinstance(options.audio, SegmentConfig):
+        assert isinstance(options.augmentation, PairedViewConfig)
+        return SSPLViews(options.audio, options.augmentation, options.frame.frame_size, device)
+    assert isinstance(options.augmentation, AugmentationConfig) and options.geometric is not None
+    return SSLTIEViews(options.audio, options.augmentation, options.geometric, device)
+
+
+def build_inputs(
+    options: opts.TrainOptions, training_set: ClipSet, model: nn.Module, device: torch.device
+) -> tuple[AudioVisualClips | CachedClips, Views]:
+    """Where a step's inputs come from: decoded clips, or a cache of features, filled here."""
+    views = build_views(options, device)
+    if options.frozen is None or options.frozen.feature_cache is None:
+        return build_training_clips(options, training_set), views
+    assert isinstance(model, SSPL) and isinstance(views, SSPLViews)
+    with main_process_first():
+        cache = open_cache(options, training_set, model, options.frozen.feature_cache)
+    missing = shard(cache.missing(), rank(), world_size())
+    barrier()  # nobody stores anything before all have seen what is missing
+    rest = replace(training_set, clips=tuple(training_set.clips[p] for p in missing))
+    loader = build_test_loader(
+        build_training_clips(options, rest),
+        batch_size=FILL_BATCH,
+        num_workers=options.data.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+    def encode(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        decoded = batch.to(device)
+        with autocast(device, options.compute.precision):
+            maps = [model.frame_encoder(view) for view in views.pool_of(decoded)]
+            return torch.stack(maps, 1), model.audio_encoder(views.front_end(decoded.waveforms))
+
+    fill(cache, dict(zip(rest.clip_ids, missing, strict=True)), loader, encode)
+    barrier()
+    logger.info("Frozen features of %d clips: %s", len(training_set.clips), cache.folder)
+    return CachedClips(cache, training_set.clip_ids, views.view_pool), CachedViews()
+
+
+def open_cache(
+    options: opts.TrainOptions, training_set: ClipSet, model: SSPL, root: Path
+) -> FeatureCache:
+    """The cache of all that the frozen encoders' output depends on."""
+    assert isinstance(options.audio, SegmentConfig)
+    plain = opts.as_plain(options)
+    frozen = model.frozen_encoders()
+    side, pool = options.frame.frame_size // 16, plain["augmentation"]["view_pool"]
+    return FeatureCache(
+        root,
+        {
+            "clips": clips_fingerprint(training_set.clips),
+            "encoders": {name: weights_sha256(part.state_dict()) for name, part in frozen.items()},
+            "precision": options.compute.precision,
+            **{group: plain[group] for group in ("audio", "frame", "augmentation")},
+        },
+        num_clips=len(training_set.clips),
+        frame_maps_shape=(pool, model.frame_encoder.embedding_size, side, side),
+        sound_shape=(options.audio.num_segments, model.audio_encoder.embedding_size),
+    )
 
 
 def train_one_epoch(
     options: opts.TrainOptions,
     run: TrainingRun,
-    loader: DataLoader[Batch],
-    views: SSLTIEViews,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[Batch] | DataLoader[FeatureBatch],
+    views: Views,
+    trainer: Trainer,
     stop: Interruption,
-) -> None:
-    """The steps of one epoch from run.step on; returns early when a stop is asked for."""
-    device = next(model.parameters()).device
-    half = options.optimisation.precision == "bf16"
+) -> int | None:
+    """The steps of one epoch from run.step on; returns the signal that stopped it early, if any."""
     batch_size = options.optimisation.batch_size
     bar = tqdm(
         desc=f"epoch {run.epoch + 1}/{options.optimisation.epochs}",
         initial=run.step * batch_size,
         total=run.steps_per_epoch * batch_size,
         unit="clip",
+        disable=not is_main_process(),
     )
     with bar:
-        for batch in loader:
-            run.note_broken(batch.broken)
+        for whole in loader:
+            run.note_broken(whole.broken)
+            batch = whole.part(slice(smallest(len(whole)))) if world_size() > 1 else whole
             if len(batch) < 2:
                 logger.warning("Skipped a batch of which %d clips could be read.", len(batch))
                 run.step += 1
             else:
-                inputs = views(batch.to(device), hash_seed(options.run.seed, run.epoch, run.step))
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    output = model(**inputs)
-                optimizer.zero_grad(set_to_none=True)
-                output.loss.backward()
-                optimizer.step()
-                run.note_step(output.loss, output.terms)
-                if run.step == run.steps_per_epoch:
+                step = trainer.step_on(
+                    batch,
+                    views,
+                    seed=hash_seed(options.run.seed, run.epoch, run.step),
+                    global_size=batch_size,
+                )
+                run.note_step(step.loss, step.terms, batch.clip_ids)
+                if run.step == run.steps_per_epoch and views.shown is not None:
                     shown = slice(options.run.pictures)
-                    run.add_pictures(
-                        to_displayable(inputs["frames"][shown]),
-                        output.similarity_map[shown].float().cpu().numpy(),
-                    )
+                    frames = to_displayable(step.inputs[views.shown][shown])
+                    run.add_pictures(frames, step.similarity_map[shown].float().cpu().numpy())
             bar.update(batch_size)
-            if stop.signal_number is not None:
-                return
+            signal_number = largest(stop.signal_number or 0)
+            if signal_number:
+                return signal_number
+    return None
 
 
 def validate(
@@ -164,7 +317,9 @@ def validate(
     if validation_set is None:
         return None
     clips = AudioVisualClips(
-        validation_set.clips, geometry=FrameGeometry(options.frame.frame_size), audio=options.audio
+        shard(validation_set.clips, rank(), world_size()),
+        geometry=FrameGeometry(options.frame.frame_size),
+        audio=options.audio,
     )
     loader = build_test_loader(
         clips,
@@ -177,7 +332,8 @@ def validate(
         model,  # type: ignore[arg-type]  # every method of METHODS offers localise
         (batch.to(device) for batch in tqdm(loader, "validation", unit="batch", leave=False)),
         TestViews(options.audio, device),
-        PROTOCOLS[options.validation.validation_protocol],
+        [PROTOCOLS[options.validation.validation_protocol]],
+        shared=True,
     )
     model.train()
     return result
@@ -201,41 +357,28 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
 
 
 def make_checkpoint(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, trainer: Trainer
 ) -> Checkpoint:
-    """All that rebuilds the model and goes on with the run."""
-    plain = opts.as_plain(options)
+    """All that rebuilds the model and goes on with the run; all processes must call it."""
+    plain, state = opts.as_plain(options), trainer.stepper.state_dict()
     return Checkpoint(
         method=options.method,
         method_config=plain["model"],
         audio_config=plain["audio"],
         frame_config=plain["frame"],
-        state_dict=model.state_dict(),
-        training_clips=training_set.clip_ids,
-        training_list={
-            "name": training_set.list_name,
-            "sha256": training_set.list_sha256,
-            "num_listed": training_set.num_listed,
-            "num_missing": len(training_set.missing),
-        },
+        state_dict=trainer.model.state_dict(),
+        training_clips=training_set.known_ids,
+        training_list=training_set.list_record(),
         epoch=run.epoch,
         step=run.step,
         options=plain,
-        optimizer=optimizer.state_dict(),
-        progress=run.progress(),
+        optimizer=state["optimizer"],
+        progress={**run.progress(), "scaler": state["scaler"]},
     )
 
 
 def restore(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, trainer: Trainer
 ) -> None:
     """Puts model, optimizer and run where last.pth left them.
 
@@ -244,7 +387,7 @@ def restore(
     """
     checkpoint = parse_checkpoint(read_checkpoint_file(run.last_path), run.last_path)
     differences = opts.differences_that_matter(checkpoint.options, opts.as_plain(options))
-    if checkpoint.training_clips != training_set.clip_ids:
+    if checkpoint.training_clips != training_set.known_ids:
         differences.append("the training clips")
     if differences:
         raise ValueError(
@@ -252,8 +395,10 @@ def restore(
             "Resume with the same ones, or start anew in another --output."
         )
     assert checkpoint.optimizer is not None
-    model.load_state_dict(checkpoint.state_dict)
-    optimizer.load_state_dict(checkpoint.optimizer)
+    trainer.model.load_state_dict(checkpoint.state_dict)
+    trainer.stepper.load_state_dict(
+        {"optimizer": checkpoint.optimizer, "scaler": checkpoint.progress["scaler"]}
+    )
     run.restore(checkpoint)
 
 

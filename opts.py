@@ -1,23 +1,24 @@
 """The only place where options are defined and read: frozen dataclasses turned into argparse."""
 
 import argparse
-import ast
 import inspect
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
+from datasets.paired_views import PairedViewConfig
 from datasets.transforms import AugmentationConfig
+from datasets.vggish_log_mel import SegmentConfig
 from models import METHODS
-
-ConfigType = TypeVar("ConfigType")
+from models.recipes import SSLTIERecipe, SSPLRecipe
+from models.sspl import SSPLConfig
+from utils.command_line import add_group, build
+from utils.optimisation import Precision
+from utils.protocols import PROTOCOLS, find_protocols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,6 @@ class DataOptions:
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     allow_missing: bool = False
     """leave clips out whose files are missing or broken, instead of refusing to start"""
-    audio_excerpt_seconds: float | None = None
-    """use only the first seconds of each training sound (the authors: 4 for Flickr)"""
     workers: int = 4
     """decoding processes; 0 decodes in the main process"""
 
@@ -41,11 +40,6 @@ class DataOptions:
         """Refuses values without meaning."""
         if self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if self.audio_excerpt_seconds is not None and not 0 < self.audio_excerpt_seconds < math.inf:
-            raise ValueError(
-                "--audio-excerpt-seconds must be a number of seconds above 0, got "
-                f"{self.audio_excerpt_seconds}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +52,8 @@ class ValidationOptions:
     """folder of the benchmark"""
     validation_list: str | None = None
     """clip list of the benchmark, as --clip-list"""
-    validation_protocol: Literal["ssl_tie", "min_max_0.5"] = "ssl_tie"
-    """scoring rule"""
+    validation_protocol: str = "ssl_tie"
+    """scoring rule, one of those in docs/evaluation.md"""
 
     def __post_init__(self) -> None:
         """Refuses half a benchmark."""
@@ -67,35 +61,67 @@ class ValidationOptions:
             raise ValueError("--validation-benchmark and --validation-root go together.")
         if self.validation_list is not None and self.validation_benchmark is None:
             raise ValueError("--validation-list needs --validation-benchmark.")
+        if self.validation_protocol not in PROTOCOLS:
+            raise ValueError(
+                f"--validation-protocol takes one of {', '.join(PROTOCOLS)}, got "
+                f"{self.validation_protocol!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimisationOptions:
-    """How to train; the defaults are the published recipe."""
+class FrozenOptions:
+    """Where the frozen encoders of SSPL get their weights, and whether their output is kept."""
 
-    epochs: int = 100
-    """passes over the training set"""
-    batch_size: int = 32
-    """clips a step; each is a negative for the others"""
-    learning_rate: float = 1e-4
-    """of Adam, constant"""
-    weight_decay: float = 1e-4
-    """L2 penalty of Adam, not decoupled"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """of the encoders; the loss is always float32"""
+    vgg16: Path | None = None
+    """torchvision's vgg16-397923af.pth; none: looked up by name in ckpts/ and torch hub's folder"""
+    vggish: Path | None = None
+    """torchvggish's vggish-10086976.pth; none: looked up by name likewise"""
+    random_init: bool = False
+    """leave the frozen encoders at random weights: for trials only, no published setting"""
+    feature_cache: Path | None = None
+    """folder in which the frozen encoders' output is kept and read from; needs --view-pool"""
+
+    def __post_init__(self) -> None:
+        """Refuses weights that would not be used."""
+        if self.random_init and (self.vgg16 or self.vggish):
+            raise ValueError("--random-init and --vgg16 or --vggish exclude each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """How the arithmetic is done; docs/performance.md has what each is worth."""
+
+    precision: Precision = "fp32"
+    """of the networks; weights, heads and losses are always float32"""
+    tf32: bool = False
+    """let GPUs round float32 products to TF32: faster, three digits fewer"""
+    channels_last: bool = False
+    """keep feature maps with their channels side by side, as GPUs' half precision likes them"""
+    compile: bool = False
+    """compile the networks with torch.compile, which needs a C++ compiler or Triton"""
+    micro_batches: int = 1
+    """parts of a batch that take their turns, for less memory: negatives and batch norms of a clip
+    are then only those of its part"""
 
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                "--epochs must be at least 1 and --batch-size at least 2 (the other clips of a "
-                f"batch are the negatives), got {self.epochs}, {self.batch_size}"
-            )
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                "--learning-rate must be above 0 and --weight-decay not below, got "
-                f"{self.learning_rate}, {self.weight_decay}"
-            )
+        if self.micro_batches < 1:
+            raise ValueError(f"--micro-batches must be at least 1, got {self.micro_batches}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """What SSL-TIE's training can do with less memory, at the same results."""
+
+    recompute_audio: bool = False
+    """compute the audio encoder's activations twice instead of keeping them"""
+    head_megabytes: int | None = None
+    """most memory, 2**20 bytes, for the maps of all frames with all sounds; none: no limit"""
+
+    def __post_init__(self) -> None:
+        """Refuses values without meaning."""
+        if self.head_megabytes is not None and self.head_megabytes < 1:
+            raise ValueError(f"--head-megabytes must be at least 1, got {self.head_megabytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +133,7 @@ class RunOptions:
     resume: bool = False
     """go on from last.pth in --output"""
     seed: int = 4
-    """of initial weights, order, crops and augmentation"""
+    """of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
     log_every: int = 20
@@ -138,8 +164,8 @@ class LocalisationOptions:
     """folder of the benchmark"""
     output: Path
     """folder for summary.json, per_clip.csv, report.html and overlays"""
-    protocol: Literal["ssl_tie", "min_max_0.5"] = "ssl_tie"
-    """scoring rule, see docs/evaluation.md"""
+    protocol: str = "ssl_tie,sspl"
+    """scoring rules, commas between them, the headline first, or all; see docs/evaluation.md"""
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     annotations: Path | None = None
@@ -171,6 +197,7 @@ class LocalisationOptions:
         """Refuses values without meaning."""
         if self.save_overlays != "all" and not self.save_overlays.isdecimal():
             raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
+        _check_protocols(self.protocol)
         if self.batch_size < 1 or self.workers < 0 or self.gallery < 0:
             raise ValueError(
                 "--batch-size must be at least 1, --workers and --gallery 0 or more, got "
@@ -183,6 +210,35 @@ class LocalisationOptions:
         return float("inf") if self.save_overlays == "all" else int(self.save_overlays)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """What to score without a model: blind predictors and ceilings, from boxes alone."""
+
+    benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"]
+    """data set with boxes"""
+    annotations: Path
+    """VGG-SS JSON with the boxes, or a folder of XML files <id>.xml"""
+    clip_list: str | None = None
+    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    protocol: str = "ssl_tie,sspl"
+    """scoring rules, commas between them, or all; see docs/evaluation.md"""
+    output: Path | None = None
+    """JSON file for the scores; none: only on the screen"""
+    dry_run: bool = False
+    """print all options and stop"""
+
+    def __post_init__(self) -> None:
+        """Refuses unknown rules."""
+        _check_protocols(self.protocol)
+
+
+def _check_protocols(names: str) -> None:
+    try:
+        find_protocols(names)
+    except ValueError as error:
+        raise ValueError(f"--protocol: {error}") from error
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Everything that defines a training run."""
@@ -191,36 +247,62 @@ class TrainOptions:
     model: Any
     """configuration of the method, see models.METHODS"""
     data: DataOptions
-    audio: AudioConfig
+    audio: AudioConfig | SegmentConfig
     frame: FrameConfig
-    augmentation: AugmentationConfig
-    geometric: GeometricConfig
+    augmentation: AugmentationConfig | PairedViewConfig
     validation: ValidationOptions
-    optimisation: OptimisationOptions
+    optimisation: SSLTIERecipe | SSPLRecipe
+    compute: ComputeOptions
     run: RunOptions
+    geometric: GeometricConfig | None = None
+    """of SSL-TIE's equivariance branch"""
+    memory: MemoryOptions | None = None
+    """of SSL-TIE's training"""
+    frozen: FrozenOptions | None = None
+    """of SSPL's encoders"""
 
     def __post_init__(self) -> None:
         """Refuses groups that contradict each other."""
-        frames, masked = self.audio.num_frames, self.augmentation.time_mask
-        filters, band = self.audio.mel_bins, self.augmentation.frequency_mask
-        if self.augmentation.spec_augment and (masked > frames or band > filters):
+        if isinstance(self.audio, AudioConfig) and isinstance(
+            self.augmentation, AugmentationConfig
+        ):
+            self.augmentation.check_fits(self.audio.mel_bins, self.audio.num_frames)
+        if self.optimisation.batch_size < 2 * self.compute.micro_batches:
             raise ValueError(
-                f"--time-mask {masked} and --frequency-mask {band} do not fit a spectrogram of "
-                f"{frames} frames and {filters} filters (--window-seconds, --hop-length, "
-                "--mel-bins)."
+                f"--micro-batches {self.compute.micro_batches} leaves fewer than 2 of --batch-size "
+                f"{self.optimisation.batch_size} clips in a part."
+            )
+        if isinstance(self.model, SSPLConfig):
+            self.model.check_frame_size(self.frame.frame_size)
+        pooled = isinstance(self.augmentation, PairedViewConfig) and self.augmentation.view_pool
+        if self.frozen is not None and self.frozen.feature_cache is not None and not pooled:
+            raise ValueError(
+                "--feature-cache needs --view-pool N: without a pool every view is a new one, and "
+                "there is nothing to keep."
             )
 
 
 _SHARED_GROUPS = {
     "data": DataOptions,
-    "audio": AudioConfig,
     "frame": FrameConfig,
-    "augmentation": AugmentationConfig,
-    "geometric": GeometricConfig,
     "validation": ValidationOptions,
-    "optimisation": OptimisationOptions,
+    "compute": ComputeOptions,
     "run": RunOptions,
 }
+_METHOD_GROUPS: dict[str, dict[str, type]] = {
+    "ssl_tie": {
+        "audio": AudioConfig,
+        "augmentation": AugmentationConfig,
+        "geometric": GeometricConfig,
+        "memory": MemoryOptions,
+    },
+    "sspl": {
+        "audio": SegmentConfig,
+        "augmentation": PairedViewConfig,
+        "frozen": FrozenOptions,
+    },
+}
+"""Groups that only one method has, beside its configuration and its recipe."""
 
 
 def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
@@ -231,40 +313,65 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
     """
     parser = argparse.ArgumentParser("main.py", description="Trains a sound localiser.")
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-    for name, (model_class, config_class) in METHODS.items():
+    for name, method in METHODS.items():
         sub = methods.add_parser(
             name,
-            help=(inspect.getdoc(inspect.getmodule(model_class)) or "").splitlines()[0],
+            help=(inspect.getdoc(inspect.getmodule(method.model)) or "").splitlines()[0],
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
-        for group in (config_class, *_SHARED_GROUPS.values()):
-            _add_group(sub, group)
+        for group in (*train_groups(name).values(), method.config, method.recipe):
+            add_group(sub, group)
     values = vars(parser.parse_args(arguments))
-    groups: dict[str, Any] = {name: _build(group, values) for name, group in _SHARED_GROUPS.items()}
-    method = values["method"]
-    return TrainOptions(method=method, model=_build(METHODS[method][1], values), **groups)
+    chosen: str = values["method"]
+    groups: dict[str, Any] = {
+        name: build(group, values) for name, group in train_groups(chosen).items()
+    }
+    model: Any = build(METHODS[chosen].config, values)
+    recipe: Any = build(METHODS[chosen].recipe, values)
+    return TrainOptions(method=chosen, model=model, optimisation=recipe.completed(model), **groups)
 
 
-def parse_test_options(arguments: Sequence[str] | None = None) -> LocalisationOptions:
-    """Command line of test.py -> options.
+def train_groups(method: str) -> dict[str, type]:
+    """Option groups of main.py for a method, but its configuration and its recipe."""
+    return _SHARED_GROUPS | _METHOD_GROUPS[method]
+
+
+_TEST_TASKS: dict[str, tuple[type[LocalisationOptions] | type[BaselineOptions], str]] = {
+    "localisation": (
+        LocalisationOptions,
+        "where in the frame does the sound come from: cIoU and AUC on a benchmark",
+    ),
+    "baselines": (
+        BaselineOptions,
+        "what blind predictors and the best possible map score, from the boxes alone",
+    ),
+}
+
+
+def parse_test_options(
+    arguments: Sequence[str] | None = None,
+) -> LocalisationOptions | BaselineOptions:
+    """Command line of test.py -> options of the chosen task.
 
     Raises:
         ValueError: values contradict each other.
     """
     parser = argparse.ArgumentParser("test.py", description="Scores a trained sound localiser.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    sub = tasks.add_parser(
-        "localisation",
-        help="where in the frame does the sound come from: cIoU and AUC on a benchmark",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_group(sub, LocalisationOptions)
-    return _build(LocalisationOptions, vars(parser.parse_args(arguments)))
+    for name, (group, summary) in _TEST_TASKS.items():
+        sub = tasks.add_parser(
+            name,
+            help=summary,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        add_group(sub, group)
+    values = vars(parser.parse_args(arguments))
+    return build(_TEST_TASKS[values["task"]][0], values)
 
 
-def as_plain(options: TrainOptions | LocalisationOptions) -> dict[str, Any]:
+def as_plain(options: TrainOptions | LocalisationOptions | BaselineOptions) -> dict[str, Any]:
     """The options as nested plain values, for JSON and checkpoints."""
     plain = asdict(options)
     for group in (plain, *plain.values()):
@@ -275,7 +382,8 @@ def as_plain(options: TrainOptions | LocalisationOptions) -> dict[str, Any]:
 
 MAY_CHANGE_ON_RESUME = {
     "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "resume", "device",
-    "log_every", "pictures", "dry_run", "validation_root",
+    "log_every", "pictures", "dry_run", "validation_root", "vgg16", "vggish", "feature_cache",
+    "recompute_audio", "head_megabytes",
 }  # fmt: skip
 """Options that leave the weights of an epoch as they are; the clips are compared apart."""
 
@@ -285,50 +393,9 @@ def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -
     found = []
     for group, values in now.items():
         for name, value in values.items() if isinstance(values, dict) else ((group, values),):
-            old = before.get(group, {}).get(name) if isinstance(values, dict) else before.get(name)
+            old = before.get(group)
+            if isinstance(values, dict):
+                old = (old or {}).get(name)
             if old != value and name not in MAY_CHANGE_ON_RESUME:
                 found.append(f"--{name.replace('_', '-')} was {old}, is {value}")
     return found
-
-
-def _build(config_class: type[ConfigType], values: dict[str, Any]) -> ConfigType:
-    chosen = {f.name: values[f.name] for f in fields(config_class)}  # type: ignore[arg-type]
-    return config_class(**chosen)
-
-
-def _add_group(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One option per field: --field-name, --switch/--no-switch; required without a default."""
-    summary = (inspect.getdoc(config_class) or "").splitlines()[0]
-    group = parser.add_argument_group(config_class.__name__, summary)
-    help_of, type_of = field_docstrings(config_class), typing.get_type_hints(config_class)
-    for option in fields(config_class):
-        settings: dict[str, Any] = {"help": help_of[option.name].replace("%", "%%")}
-        settings |= _argument_type(type_of[option.name])
-        if option.default is MISSING:
-            settings |= {"required": True, "default": argparse.SUPPRESS}
-        else:
-            settings["default"] = option.default
-        group.add_argument("--" + option.name.replace("_", "-"), dest=option.name, **settings)
-
-
-def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):  # X | None: absent is None
-        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
-    if typing.get_origin(annotation) is Literal:
-        choices = typing.get_args(annotation)
-        return {"choices": choices, "type": type(choices[0])}
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    return {"type": annotation, "metavar": annotation.__name__.upper()}
-
-
-def field_docstrings(config_class: type) -> dict[str, str]:
-    """The text under each field of a configuration class."""
-    body = ast.parse(inspect.getsource(config_class)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    documented = {}
-    for statement, follower in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(follower, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            documented[statement.target.id] = ast.literal_eval(follower.value)
-    return documented

@@ -2,20 +2,24 @@
 
     python test.py localisation --checkpoint runs/vggsound/last.pth --benchmark vgg_ss \
         --data-root data/VGGSound_test --clip-list ssl_tie_vgg_ss_4911 --output results/vgg_ss
+    python test.py localisation ... --protocol all      # under every scoring rule of the field
+    python test.py baselines --benchmark vgg_ss --annotations metadata/lvs_vgg_ss_boxes.json
 
 The checkpoint knows its method and its audio: no model options are needed. Files released by the
-authors of SSL-TIE are read as they are, see ckpts/README.md.
+authors of SSL-TIE and results folders of SSPL's program are read as they are: ckpts/README.md.
 """
 
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -24,11 +28,20 @@ from datasets.audio import AudioConfig
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, with_wrong_sounds
 from datasets.frames import FrameConfig, FrameGeometry
+from datasets.ground_truth import read_ground_truth
 from datasets.loaders import build_test_loader
 from datasets.splits import resolve_clip_list
-from datasets.views import TestViews
+from datasets.vggish_log_mel import SegmentConfig
+from datasets.views import AUDIO_CONFIGS, TestViews
 from models import METHODS, build_model
 from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release
+from models.pretrained import PRETRAINED_FOLDERS, find_pretrained, load_pretrained
+from models.sspl_weights import (
+    FRAME_FILE,
+    convert_sspl_release,
+    is_release_folder,
+    read_release_folder,
+)
 from utils.checkpoint import (
     Checkpoint,
     file_sha256,
@@ -36,10 +49,17 @@ from utils.checkpoint import (
     parse_checkpoint,
     read_checkpoint_file,
 )
-from utils.evaluation import LocalisationResult, OnBatch, evaluate_localisation
+from utils.distributed import is_main_process, process_group, rank, shard, world_size
+from utils.evaluation import (
+    LocalisationResult,
+    OnBatch,
+    evaluate_baselines,
+    evaluate_localisation,
+)
+from utils.files import write_atomically
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
-from utils.protocols import PROTOCOLS
+from utils.protocols import LocalisationProtocol, find_protocols
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import environment_report, pick_device, use_full_float32
@@ -47,11 +67,16 @@ from utils.results import (
     EvaluationContext,
     check_results_folder,
     headline,
+    score_table,
+    summarise_protocols,
     warnings_of,
     write_results,
 )
 
 logger = logging.getLogger("test")
+
+BASELINE_BATCH = 32
+"""clips scored at once without a model; does not change the scores"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +84,48 @@ class TrainedModel:
     """A model rebuilt from a file, ready to localise, and what the file says of it."""
 
     model: nn.Module
-    audio: AudioConfig
+    audio: AudioConfig | SegmentConfig
     frame: FrameConfig
     checkpoint: Checkpoint
+
+
+def read_any_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a file of main.py, or in what a method's authors released.
+
+    Args:
+        path: of the file, or of the results folder that SSPL's authors' program leaves.
+
+    Raises:
+        FileNotFoundError: it is not there, or lacks a file.
+        ValueError: it is broken or unknown.
+    """
+    released = {"kind": "released file"}
+    if is_release_folder(path):
+        files = read_release_folder(path, read_checkpoint_file)
+        vgg16 = None
+        if FRAME_FILE not in files:  # always ImageNet's weights, so theirs will do
+            vgg16 = load_pretrained("vgg16", find_pretrained("vgg16", None, PRETRAINED_FOLDERS))
+        config, state_dict = convert_sspl_release(files, path, vgg16=vgg16)
+        return Checkpoint(
+            method="sspl",
+            method_config=asdict(config),
+            audio_config={},
+            frame_config={},
+            state_dict=state_dict,
+            selection=released,
+        )
+    content = read_checkpoint_file(path)
+    if not is_ssl_tie_release(content):
+        return parse_checkpoint(content, path)
+    return Checkpoint(
+        method="ssl_tie",
+        method_config={},
+        audio_config={},
+        frame_config={},
+        state_dict=convert_ssl_tie_release(content["state_dict"], path),
+        epoch=int(content.get("epoch", 0)),
+        selection=released,
+    )
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
@@ -75,19 +139,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         FileNotFoundError: there is no such file.
         ValueError: it is broken, unknown, or does not fit the model it claims to be.
     """
-    content = read_checkpoint_file(path)
-    if is_ssl_tie_release(content):
-        checkpoint = Checkpoint(
-            method="ssl_tie",
-            method_config={},
-            audio_config={},
-            frame_config={},
-            state_dict=convert_ssl_tie_release(content["state_dict"], path),
-            epoch=int(content.get("epoch", 0)),
-            selection={"kind": "released file"},
-        )
-    else:
-        checkpoint = parse_checkpoint(content, path)
+    checkpoint = read_any_checkpoint(path)
     non_finite = find_non_finite(checkpoint.state_dict)
     if non_finite:
         raise ValueError(
@@ -99,9 +151,9 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             f"{path}: unknown method '{checkpoint.method}'; there are {list(METHODS)}."
         )
     try:
-        config = METHODS[checkpoint.method][1](**checkpoint.method_config)
+        config = METHODS[checkpoint.method].config(**checkpoint.method_config)
         audio, frame = (
-            AudioConfig(**checkpoint.audio_config),
+            AUDIO_CONFIGS[checkpoint.method](**checkpoint.audio_config),
             FrameConfig(**checkpoint.frame_config),
         )
         model = build_model(checkpoint.method, config)
@@ -113,8 +165,15 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
 
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
     """Scores a checkpoint on a benchmark; returns 0, or 2 when clips broke on the way."""
-    device = pick_device(options.device)
     use_full_float32()
+    with process_group(pick_device(options.device)) as device:
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.ERROR)
+        return localise_on(device, options, command)
+
+
+def localise_on(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
+    """Scores in this process its part of the clips; the main one writes the results of all."""
     trained = load_model(options.checkpoint, device)
     sha256 = file_sha256(options.checkpoint)
     logger.info(
@@ -134,21 +193,21 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
     if options.audio == "shuffled":
         clip_set = replace(clip_set, clips=tuple(with_wrong_sounds(clip_set.clips)))
     context = describe(options, trained, clip_set, device, sha256, command)
-    check_results_folder(options.output, options.protocol, context)
-    overlays = OverlayWriter(options.output / "overlays", options.max_overlays)
-    result = score(options, trained, clip_set, device, on_batch=overlays)
+    protocols = find_protocols(options.protocol)
+    check_results_folder(options.output, protocols, context)
+    overlays = OverlayWriter(options.output / "overlays", options.max_overlays / world_size())
+    own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
+    result = score(options, trained, own, device, protocols, overlays, shared=True)
+    status = 2 if result.unreadable and not options.allow_missing else 0
+    if not is_main_process():
+        return status
     galleries = draw_galleries(options, trained, clip_set, result, device)
     for warning in warnings_of(result, context):
         logger.warning("%s", warning)
     summary = write_results(options.output, result, context, galleries)
-    sys.stdout.write(headline(summary) + "\n")
-    for scores in result.references:
-        row = scores.summary()
-        sys.stdout.write(
-            f"  {row['name']}: cIoU@0.5 {row['ciou_at_0.5']:.2f}  AUC {row['auc']:.2f}\n"
-        )
+    sys.stdout.write(score_table(summary["protocols"], headline(summary)) + "\n")
     sys.stdout.write(f"Report: {options.output / 'report.html'}\n")
-    return 2 if result.unreadable and not options.allow_missing else 0
+    return status
 
 
 def score(
@@ -156,15 +215,17 @@ def score(
     trained: TrainedModel,
     clip_set: ClipSet,
     device: torch.device,
+    protocols: Sequence[LocalisationProtocol],
     on_batch: OnBatch,
+    *,
+    shared: bool = False,
 ) -> LocalisationResult:
-    """Runs the evaluation over a clip set."""
-    protocol = PROTOCOLS[options.protocol]
+    """Runs the evaluation over a clip set, or over this process's share of it."""
     clips = AudioVisualClips(
         clip_set.clips,
         geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
         audio=trained.audio,
-        map_size=protocol.map_size,
+        map_size=protocols[0].map_size,
     )
     loader = build_test_loader(
         clips,
@@ -172,7 +233,8 @@ def score(
         num_workers=options.workers,
         pin_memory=device.type == "cuda",
     )
-    with tqdm(total=len(clips), desc=options.benchmark, unit="clip") as bar:
+    name, quiet = options.benchmark, not is_main_process()
+    with tqdm(total=len(clips), desc=name, unit="clip", disable=quiet) as bar:
 
         def count(batch, maps, scores) -> None:  # noqa: ANN001 - as OnBatch
             on_batch(batch, maps, scores)
@@ -182,8 +244,9 @@ def score(
             trained.model,  # type: ignore[arg-type]  # every method of METHODS offers localise
             (batch.to(device) for batch in loader),
             TestViews(trained.audio, device),
-            protocol,
+            protocols,
             count,
+            shared=shared,
         )
 
 
@@ -201,7 +264,8 @@ def draw_galleries(
         return []
     few = replace(clip_set, clips=tuple(c for c in clip_set.clips if c.clip_id in wanted))
     collector = PictureCollector()
-    score(replace(options, workers=0), trained, few, device, on_batch=collector)
+    headline_only = [result.by_protocol[0].protocol]
+    score(replace(options, workers=0), trained, few, device, headline_only, collector)
     return collector.galleries(chosen)
 
 
@@ -239,12 +303,42 @@ def describe(
             "epoch": checkpoint.epoch,
             "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
             "training_list": checkpoint.training_list,
+            "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
         },
         leak=find_leak(trained_on, clip_set.clip_ids, purpose="test"),
         num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
         environment=environment_report(device),
         command=command,
     )
+
+
+def baselines(options: opts.BaselineOptions, command: str) -> int:
+    """Scores blind predictors and ceilings on a benchmark's boxes; returns 0."""
+    truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
+    protocols = find_protocols(options.protocol)
+    maps = truth.maps(map_size=protocols[0].map_size, batch_size=BASELINE_BATCH)
+    with tqdm(total=len(truth.boxes), desc=options.benchmark, unit="clip") as bar:
+
+        def counted() -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+            for clip_ids, of_clips in maps:
+                yield clip_ids, of_clips
+                bar.update(len(clip_ids))
+
+        by_protocol = summarise_protocols(evaluate_baselines(counted(), protocols))
+    heading = f"{options.benchmark}, {len(truth.boxes)} clips of {truth.list_name}, no model"
+    sys.stdout.write(score_table(by_protocol, heading) + "\n")
+    if options.output is not None:
+        content = {
+            "benchmark": options.benchmark,
+            "annotations": str(options.annotations),
+            "clip_list": {"name": truth.list_name, "sha256": truth.list_sha256},
+            "num_clips": len(truth.boxes),
+            "protocols": by_protocol,
+            "command": command,
+        }
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_atomically(options.output, text.encode())
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,7 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             sys.stdout.write(json.dumps(opts.as_plain(options), indent=2) + "\n")
             return 0
-        return localisation(options, "python test.py " + shlex.join(given))
+        words = "python test.py " + shlex.join(given)
+        if isinstance(options, opts.BaselineOptions):
+            return baselines(options, words)
+        return localisation(options, words)
 
     return run_command(command)
 

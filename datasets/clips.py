@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import consensus_map
-from datasets.audio import AudioWindow, load_waveform
+from datasets.audio import AudioWindow, read_window
 from datasets.errors import BrokenFileError
-from datasets.frames import FrameGeometry, random_resized_crop, read_frame, to_tensor
+from datasets.frames import FrameGeometry, read_frame, to_tensor
+from datasets.hdf5 import Source
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Clip:
     """One frame with its sound, and its boxes where the data set has them."""
 
     clip_id: str
-    frame_path: Path
-    audio_path: Path
+    frame_source: Source
+    audio_source: Source
     bounding_boxes: NDArray[np.float64] | None = None
     """(N, 4) fractions of the frame on disk"""
     annotators_needed: int = 1
@@ -31,11 +31,12 @@ class Clip:
 
 
 class ClipRequest(NamedTuple):
-    """What a sampler asks the Dataset for: which clip, and the seed of its random crop."""
+    """What a sampler asks the Dataset for: which clip, and the seed of all that is random in it."""
 
     position: int
     """of the clip in the data set"""
     crop_seed: int
+    """below 2**62"""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,17 @@ class Sample:
 
     clip_id: str
     frame: Tensor
-    """uint8 (3, S, S)"""
+    """uint8 (3, S, S), or (3, H, W) as it is stored if crop_size is set"""
     waveform: Tensor
-    """float32 (L,)"""
+    """float32, as long as the window or as the sound, if that is shorter"""
     bounding_boxes: NDArray[np.float64] | None
     """(N, 4) fractions of `frame`"""
     ground_truth_map: NDArray[np.float32] | None
     """(M, M) in [0, 1]"""
+    crop_seed: int
+    """of the request"""
+    crop_size: int | None = None
+    """S: a square of this side is to be cut from the frame at random, on the device"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,22 @@ class Batch:
 
     clip_ids: tuple[str, ...]
     frames: Tensor
-    """uint8 (B, 3, S, S)"""
+    """uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if crop_size is set: smaller ones lie
+    in the top-left corner, the rest is 0"""
     waveforms: Tensor
-    """float32 (B, L)"""
+    """float32 (B, L') of the longest sound, shorter ones followed by 0; views tile them"""
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
     ground_truth_maps: NDArray[np.float32] | None
     """(B, M, M) in [0, 1]; None where the data set has no boxes"""
+    crop_seeds: tuple[int, ...]
+    """B seeds for what is drawn at random for each clip"""
     broken: tuple[BrokenClip, ...]
+    crop_size: int | None = None
+    """S: squares of this side are to be cut from the frames at random, on the device"""
+    picture_sizes: tuple[tuple[int, int], ...] = ()
+    """B heights and widths of the pictures in `frames`, pixels"""
+    sound_lengths: tuple[int, ...] = ()
+    """B lengths of the sounds in `waveforms`, samples"""
 
     def __len__(self) -> int:
         """B."""
@@ -81,25 +95,31 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
-        return Batch(
-            self.clip_ids,
-            self.frames.to(device, non_blocking=True),
-            self.waveforms.to(device, non_blocking=True),
-            self.bounding_boxes,
-            self.ground_truth_maps,
-            self.broken,
+        return replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            waveforms=self.waveforms.to(device, non_blocking=True),
+        )
+
+    def part(self, chosen: slice) -> "Batch":
+        """Some of the batch's samples; the broken clips stay with the whole."""
+        maps = self.ground_truth_maps
+        return replace(
+            self,
+            clip_ids=self.clip_ids[chosen],
+            frames=self.frames[chosen],
+            waveforms=self.waveforms[chosen],
+            bounding_boxes=self.bounding_boxes[chosen],
+            ground_truth_maps=None if maps is None else maps[chosen],
+            crop_seeds=self.crop_seeds[chosen],
+            broken=(),
+            picture_sizes=self.picture_sizes[chosen],
+            sound_lengths=self.sound_lengths[chosen],
         )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for asynchronous copies; called by DataLoader."""
-        return Batch(
-            self.clip_ids,
-            self.frames.pin_memory(),
-            self.waveforms.pin_memory(),
-            self.bounding_boxes,
-            self.ground_truth_maps,
-            self.broken,
-        )
+        return replace(self, frames=self.frames.pin_memory(), waveforms=self.waveforms.pin_memory())
 
 
 def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
@@ -119,13 +139,13 @@ def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
     donors = dict(zip(order, order[1:] + order[:1], strict=True))
     return [
-        replace(clip, audio_path=clips[donors[position]].audio_path)
+        replace(clip, audio_source=clips[donors[position]].audio_source)
         for position, clip in enumerate(clips)
     ]
 
 
 class AudioVisualClips(Dataset[Sample | BrokenClip]):
-    """Decodes clips: for training with a random crop, for testing whole."""
+    """Decodes clips: frames as squares, or as they are stored for a random crop on the device."""
 
     def __init__(
         self,
@@ -144,7 +164,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             geometry: from the frame on disk to the square.
             audio: which part of each sound.
             excerpt_seconds: use only the first seconds of each sound; None: the window.
-            random_crop: cut frames at random by the request's seed instead of using them whole.
+            random_crop: leave frames as they are stored, and the crop to the device.
             map_size: side of the ground-truth map, pixels.
         """
         self.clips = clips
@@ -162,15 +182,22 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         """Decodes one clip; a broken file gives a BrokenClip, never another clip."""
         clip = self.clips[request.position]
         try:
-            picture = read_frame(clip.frame_path)
-            waveform = load_waveform(
-                clip.audio_path, self.audio, excerpt_seconds=self.excerpt_seconds
+            picture = read_frame(clip.frame_source)
+            waveform = read_window(
+                clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
             )
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))
         if self.random_crop:
-            frame = random_resized_crop(picture, self.geometry.frame_size, request.crop_seed)
-            return Sample(clip.clip_id, to_tensor(frame), waveform, None, None)
+            return Sample(
+                clip.clip_id,
+                to_tensor(picture),
+                waveform,
+                bounding_boxes=None,
+                ground_truth_map=None,
+                crop_seed=request.crop_seed,
+                crop_size=self.geometry.frame_size,
+            )
         frame = self.geometry.apply_to_frame(picture)
         boxes = ground_truth_map = None
         if clip.bounding_boxes is not None:
@@ -178,7 +205,9 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             ground_truth_map = consensus_map(
                 boxes, annotators_needed=clip.annotators_needed, size=self.map_size
             )
-        return Sample(clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map)
+        return Sample(
+            clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map, request.crop_seed
+        )
 
 
 def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
@@ -187,13 +216,33 @@ def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
     maps = [s.ground_truth_map for s in whole if s.ground_truth_map is not None]
     return Batch(
         clip_ids=tuple(sample.clip_id for sample in whole),
-        frames=_stack([sample.frame for sample in whole]),
-        waveforms=_stack([sample.waveform for sample in whole]),
+        frames=_stack_pictures([sample.frame for sample in whole]),
+        waveforms=_stack_waveforms([sample.waveform for sample in whole]),
         bounding_boxes=tuple(sample.bounding_boxes for sample in whole),
         ground_truth_maps=np.stack(maps) if maps else None,
+        crop_seeds=tuple(sample.crop_seed for sample in whole),
         broken=tuple(sample for sample in samples if isinstance(sample, BrokenClip)),
+        crop_size=whole[0].crop_size if whole else None,
+        picture_sizes=tuple((s.frame.shape[1], s.frame.shape[2]) for s in whole),
+        sound_lengths=tuple(len(sample.waveform) for sample in whole),
     )
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors) if tensors else torch.empty(0)
+def _stack_pictures(pictures: list[Tensor]) -> Tensor:
+    """uint8 (3, H, W) of any sizes -> (B, 3, H, W) of the largest, channels last as decoded."""
+    if not pictures:
+        return torch.empty(0)
+    heights, widths = ({picture.shape[axis] for picture in pictures} for axis in (1, 2))
+    shape = (len(pictures), max(heights), max(widths), 3)
+    padded = len(heights) > 1 or len(widths) > 1
+    stacked = (torch.zeros if padded else torch.empty)(shape, dtype=torch.uint8)
+    for place, picture in zip(stacked, pictures, strict=True):
+        place[: picture.shape[1], : picture.shape[2]] = picture.movedim(0, 2)
+    return stacked.movedim(3, 1)
+
+
+def _stack_waveforms(waveforms: list[Tensor]) -> Tensor:
+    """float32 (L,) of any lengths -> (B, L) of the longest."""
+    if not waveforms:
+        return torch.empty(0)
+    return torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)

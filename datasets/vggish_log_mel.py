@@ -55,6 +55,16 @@ class SegmentConfig:
         """The window is the middle of the file."""
         return True
 
+    @property
+    def num_segments(self) -> int:
+        """S, full segments in the window."""
+        frames = (self.num_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+        return frames // SEGMENT_FRAMES
+
+    def build_front_end(self) -> "LevelledLogMel":
+        """What turns waveforms (B, L) into the audio encoder's input."""
+        return LevelledLogMel()
+
 
 def level_waveform(waveforms: Tensor) -> Tensor:
     """Stretches each waveform from its own minimum and maximum to [-1, 1).
@@ -131,3 +141,11 @@ class VGGishLogMel(nn.Module):
         num_segments = log_mel.shape[1] // SEGMENT_FRAMES
         segments = log_mel[:, : num_segments * SEGMENT_FRAMES].float()
         return segments.unflatten(1, (num_segments, SEGMENT_FRAMES))[:, :, None]
+
+
+class LevelledLogMel(VGGishLogMel):
+    """Waveforms (B, L) of any level -> log-mel segments (B, S, 1, 96, 64), as SSPL hears them."""
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Levels each waveform, then computes its segments; see VGGishLogMel."""
+        return super().forward(level_waveform(waveforms))

@@ -1,15 +1,27 @@
-"""Networks, losses and methods: everything with parameters. No files, no data sets, no metrics."""
+"""Networks, losses and methods: everything with parameters. No data sets, no metrics."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.sspl import SSPL, SSPLConfig
 
-METHODS: dict[str, tuple[type[nn.Module], type]] = {
-    "ssl_tie": (SSLTIE, SSLTIEConfig),
+
+class Method(NamedTuple):
+    """A method: what is built, what defines it, how it is optimised."""
+
+    model: type[nn.Module]
+    config: type
+    recipe: type
+
+
+METHODS: dict[str, Method] = {
+    "ssl_tie": Method(SSLTIE, SSLTIEConfig, SSLTIERecipe),
+    "sspl": Method(SSPL, SSPLConfig, SSPLRecipe),
 }
-"""Method name -> module and its configuration class."""
+"""Every method, by name."""
 
 
 def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each method has its own
@@ -22,6 +34,6 @@ def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each m
     Returns:
         the module, on the CPU, in training mode.
     """
-    model_class, config_class = METHODS[method]
-    assert isinstance(config, config_class), (method, config)
-    return model_class(config)
+    chosen = METHODS[method]
+    assert isinstance(config, chosen.config), (method, config)
+    return chosen.model(config)

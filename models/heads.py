@@ -1,6 +1,7 @@
 """From an aligned map to SSPL's loss: attention pooling, SimSiam's two heads and its loss."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -138,3 +139,33 @@ def collapse_terms(first: View, second: View) -> dict[str, Tensor]:
         "similarity_std": similarity.std(dim=(1, 2), correction=0).mean(),
         "attention_entropy": entropy,
     }
+
+
+SPREAD_STD = 1 / math.sqrt(PROJECTION_SIZE)
+"""embedding_std of projections that point everywhere."""
+COLLAPSED_SHARE = 0.1
+"""of SPREAD_STD below which a warning is due."""
+FLAT_STD = 1e-3
+"""similarity_std below which a map shows nothing."""
+
+
+def collapse_warning(terms: Mapping[str, float]) -> str | None:
+    """What the logged terms say about a collapse, in words; None while all is well.
+
+    Args:
+        terms: means over some steps, by name; methods that do not report `collapse_terms` have
+            nothing to warn of.
+    """
+    spread, variation = terms.get("embedding_std"), terms.get("similarity_std")
+    if spread is not None and spread < COLLAPSED_SHARE * SPREAD_STD:
+        return (
+            f"The projections of all clips are nearly the same (embedding_std {spread:.2g}, "
+            f"{SPREAD_STD:.2g} when spread): the model is collapsing, whatever the loss says. "
+            "Lower --head-learning-rate, or check that the frozen encoders have their weights."
+        )
+    if variation is not None and variation < FLAT_STD:
+        return (
+            f"The similarity maps are flat (similarity_std {variation:.2g}): they show no place. "
+            "Lower --audio-learning-rate, or check that the frozen encoders have their weights."
+        )
+    return None

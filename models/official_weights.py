@@ -1,6 +1,6 @@
 """Reads the weights that the authors released, strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,43 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
     Raises:
         ValueError: a tensor is missing, unknown or of another shape, or a value is no tensor.
     """
+    with torch.device("meta"):  # names and shapes only
+        expected = SSLTIE(SSLTIEConfig()).state_dict()
+    return convert_strictly(
+        official,
+        source,
+        expected=expected,
+        renamed=RENAMED,
+        is_ignored=IGNORED.__contains__,
+        what="an SSL-TIE release",
+    )
+
+
+def convert_strictly(
+    official: Any,  # noqa: ANN401
+    source: Path,
+    *,
+    expected: Mapping[str, Tensor],
+    renamed: Mapping[str, str],
+    is_ignored: Callable[[str], bool],
+    what: str,
+) -> dict[str, Tensor]:
+    """A release's state dict -> ours, each tensor used or known to be of no use.
+
+    Args:
+        official: the release's state dict, with or without the `module.` prefix of DataParallel.
+        source: of the file, for messages.
+        expected: our name -> tensor of the right shape, all that must come out.
+        renamed: official name -> ours, where they differ.
+        is_ignored: whether an official tensor may be there but is not wanted.
+        what: the file should hold, for messages.
+
+    Returns:
+        our name -> tensor.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape, or a value is no tensor.
+    """
     if not isinstance(official, Mapping):
         raise ValueError(f"{source}: its state_dict is a {type(official).__name__}.")
     strangers = [str(name) for name, value in official.items() if not _is_weight(name, value)]
@@ -62,13 +99,11 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
             f"{source}: its state_dict holds {len(strangers)} values that are not tensors with "
             f"storage under a name, first: {', '.join(strangers[:5])}"
         )
-    with torch.device("meta"):  # names and shapes only
-        expected = SSLTIE(SSLTIEConfig()).state_dict()
     converted: dict[str, Tensor] = {}
     for full_name, tensor in official.items():
         name = full_name.removeprefix("module.")
-        if name not in IGNORED:
-            converted[RENAMED.get(name, name)] = tensor
+        if not is_ignored(name):
+            converted[renamed.get(name, name)] = tensor
 
     problems = [
         list_names("missing", sorted(expected.keys() - converted.keys())),
@@ -84,8 +119,7 @@ def convert_ssl_tie_release(official: Any, source: Path) -> dict[str, Tensor]:  
     ]
     if any(problems):
         raise ValueError(
-            f"{source} does not hold the weights of an SSL-TIE release: "
-            + "; ".join(filter(None, problems))
+            f"{source} does not hold the weights of {what}: " + "; ".join(filter(None, problems))
         )
     return converted
 

@@ -31,9 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.chunked_contrast import contrast_in_chunks
 from models.encoders import ResNet18Encoder, global_max_pool
+from models.gather import gather_rows
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
-from models.similarity import similarity_map, similarity_maps
+from models.recompute import recomputed
+from models.similarity import own_maps, similarity_map, similarity_maps
+from models.training_output import TrainingOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +98,15 @@ class SSLTIEConfig:
         return self.transformed_contrastive_weight > 0 or self.equivariance_weight > 0
 
 
-@dataclass(frozen=True)
-class TrainingOutput:
-    """What a method returns in training."""
-
-    loss: Tensor
-    """scalar to minimise"""
-    terms: dict[str, Tensor]
-    """detached scalars to log, by name"""
-    similarity_map: Tensor
-    """(B, h, w), detached, of the plain frames"""
-
-
 class SSLTIE(nn.Module):
     """The localiser and its training loss."""
+
+    head_bytes: int | None = None
+    """most bytes that the maps of frames with sounds may take in training, and all that is computed
+    from them; the contrast then takes a few frames at a time, twice. None: no limit. Results are
+    the same but for rounding"""
+    recompute_audio: bool = False
+    """compute the audio encoder's activations twice instead of keeping them. Same results"""
 
     def __init__(self, config: SSLTIEConfig) -> None:
         """Builds both encoders, randomly initialised.
@@ -120,6 +119,10 @@ class SSLTIE(nn.Module):
         passes = 2 if config.uses_transformed_frames and config.audio_encodings == 1 else 1
         self.imgnet = ResNet18Encoder(3)
         self.audnet = ResNet18Encoder(1, batch_norm_passes=passes)
+
+    def networks(self) -> list[nn.Module]:
+        """The parts that are worth compiling."""
+        return [self.imgnet, self.audnet]
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Normalised frames (B, 3, H, W) -> visual feature map (B, 512, H/16, W/16), unit norm."""
@@ -136,7 +139,11 @@ class SSLTIE(nn.Module):
                 "log_mel_spectrogram must be (B, 1, mel_bins, frames), "
                 f"got {tuple(log_mel_spectrogram.shape)}"
             )
-        pooled = global_max_pool(self.audnet(log_mel_spectrogram))
+        if self.recompute_audio:
+            features = recomputed(self.audnet, log_mel_spectrogram)
+        else:
+            features = self.audnet(log_mel_spectrogram)
+        pooled = global_max_pool(features)
         return F.normalize(_at_least_float32(pooled), dim=1)
 
     def localise(self, frames: Tensor, log_mel_spectrogram: Tensor) -> Tensor:
@@ -144,17 +151,33 @@ class SSLTIE(nn.Module):
         return similarity_map(self.encode_frames(frames), self.encode_audio(log_mel_spectrogram))
 
     def contrast(
-        self, visual_feature_map: Tensor, audio_embedding: Tensor
+        self, visual_feature_map: Tensor, audio_embedding: Tensor, first_own: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Contrastive logits and own similarity maps of a batch.
 
         Args:
             visual_feature_map: (B, D, h, w), unit norm along D.
-            audio_embedding: (B, D), unit norm.
+            audio_embedding: (A, D), unit norm.
+            first_own: index of frame 0's own sound, where the sounds are of more clips than the
+                frames; frame i's is the i-th after it.
 
         Returns:
-            logits (B, B + 1 or B + 2) and similarity maps (B, h, w).
+            logits (B, A + 1 or A + 2) and similarity maps (B, h, w).
         """
+        if self.head_bytes is None:
+            return self._contrast_at_once(visual_feature_map, audio_embedding, first_own)
+        logits, maps = contrast_in_chunks(
+            self._contrast_at_once,
+            visual_feature_map,
+            audio_embedding,
+            first_own,
+            head_bytes=self.head_bytes,
+        )
+        return logits, maps
+
+    def _contrast_at_once(
+        self, visual_feature_map: Tensor, audio_embedding: Tensor, first_own: int
+    ) -> tuple[Tensor, Tensor]:
         config = self.config
         hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
         with torch.autocast(visual_feature_map.device.type, enabled=False):
@@ -165,8 +188,9 @@ class SSLTIE(nn.Module):
                 negative_threshold=hard_threshold if config.hard_negatives else None,
                 sharpness=config.sharpness,
                 temperature=config.temperature,
+                first_own=first_own,
             )
-        return logits, maps.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+        return logits, own_maps(maps, first_own)
 
     def forward(
         self,
@@ -178,6 +202,9 @@ class SSLTIE(nn.Module):
     ) -> TrainingOutput:
         """One training step's loss.
 
+        Among several processes, each contrasts its frames with the sounds of all, and the mean of
+        their losses is that of one process with all clips; the batch norms must be synchronised.
+
         Args:
             frames: (B, 3, H, W), normalised.
             log_mel_spectrogram: (B, 1, F, T), dB.
@@ -187,18 +214,21 @@ class SSLTIE(nn.Module):
 
         Returns:
             loss, its terms, and the similarity maps of the plain frames.
+
+        Raises:
+            ValueError: the processes have batches of different sizes.
         """
         config = self.config
-        audio_embedding = self.encode_audio(log_mel_spectrogram)
-        logits, plain_map = self.contrast(self.encode_frames(frames), audio_embedding)
+        sounds, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
+        logits, plain_map = self.contrast(self.encode_frames(frames), sounds, first_own)
         terms = {"contrastive": contrastive_loss(logits)}
         loss = config.contrastive_weight * terms["contrastive"]
 
         if config.uses_transformed_frames:
             if config.audio_encodings == 2:
-                audio_embedding = self.encode_audio(log_mel_spectrogram)
+                sounds, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
             logits, transformed_map = self.contrast(
-                self.encode_frames(transformed_frames), audio_embedding
+                self.encode_frames(transformed_frames), sounds, first_own
             )
             target, coverage = transform(
                 plain_map if config.equivariance_gradient else plain_map.detach()

@@ -30,7 +30,7 @@ Deliberate differences from the authors' program:
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ from models.heads import (
     symmetric_loss,
 )
 from models.predictive_coding import PredictiveCodingModule
-from models.ssl_tie import TrainingOutput
+from models.training_output import TrainingOutput
 from models.vgg16 import VGG16Encoder
 from models.vggish import VGGishEncoder
 
@@ -66,25 +66,20 @@ class SSPLConfig:
         if self.pcm_cycles < 1:
             raise ValueError(f"--pcm-cycles must be at least 1, got {self.pcm_cycles}")
 
+    def check_frame_size(self, frame_size: int) -> None:
+        """Refuses frames whose map the PCM cannot halve twice and build up again.
 
-@dataclass(frozen=True, kw_only=True)
-class SSPLLearningRates:
-    """How fast each trained part moves; the defaults are the authors' for 10k Flickr clips."""
+        Args:
+            frame_size: side of the frame, pixels.
 
-    audio_learning_rate: float | None = None
-    """of the MLP after VGGish; none: 2e-5 with the PCM, 5e-4 without"""
-    pcm_learning_rate: float = 2e-5
-    """of the predictive coding module"""
-    head_learning_rate: float | None = None
-    """of projection and prediction head; none: 5e-5 with the PCM, 2e-3 without"""
-
-    def __post_init__(self) -> None:
-        """Refuses rates that cannot work."""
-        given = (self.audio_learning_rate, self.pcm_learning_rate, self.head_learning_rate)
-        if any(rate is not None and rate <= 0 for rate in given):
+        Raises:
+            ValueError: the side of the map is not 2 more than a multiple of 4.
+        """
+        if self.pcm and frame_size // 16 % 4 != 2:
             raise ValueError(
-                "--audio-learning-rate, --pcm-learning-rate and --head-learning-rate must be above "
-                f"0, got {given}"
+                f"--frame-size {frame_size} gives a map of {frame_size // 16} cells, which the "
+                "predictive coding module cannot use; its sides must be 6, 10, 14, 18 …: take 96, "
+                "160, 224 or 288, or --no-pcm."
             )
 
 
@@ -117,19 +112,28 @@ class SSPL(nn.Module):
         self.projection_head = ProjectionHead(width)
         self.prediction_head = PredictionHead()
 
-    def encode_audio(self, log_mel_segments: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes the sounds, once for what localises and once for what the PCM predicts.
+    def frozen_encoders(self) -> dict[Literal["vgg16", "vggish"], nn.Module]:
+        """The parts that keep their published weights, by name."""
+        return {"vgg16": self.frame_encoder, "vggish": self.audio_encoder}
+
+    def networks(self) -> list[nn.Module]:
+        """The parts that are worth compiling."""
+        parts = (self.frame_encoder, self.audio_encoder, self.predictive_coding)
+        return [part for part in parts if part is not None]
+
+    def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """What localises, and what the PCM predicts, from VGGish's embeddings.
 
         Args:
-            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+            segment_embeddings: (B, S, 128).
 
         Returns:
             audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and
             without gradient.
         """
-        segments = self.audio_encoder(log_mel_segments)  # (B, S, 128)
-        audio_target = F.normalize(_at_least_float32(segments).mean(dim=1), dim=1)
-        return _at_least_float32(self.audio_projection(segments)).mean(dim=1), audio_target
+        audio_target = F.normalize(_at_least_float32(segment_embeddings).mean(dim=1), dim=1)
+        projected = self.audio_projection(segment_embeddings)
+        return _at_least_float32(projected).mean(dim=1), audio_target
 
     def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
         """VGG-16's map (B, 512, h, w) -> aligned map of the same shape, at least float32."""
@@ -151,7 +155,8 @@ class SSPL(nn.Module):
             ValueError: frames and sounds are not of as many clips.
         """
         _check_same_clips(frames, log_mel_segments)
-        audio_embedding, audio_target = self.encode_audio(log_mel_segments)
+        segment_embeddings = self.audio_encoder(log_mel_segments)
+        audio_embedding, audio_target = self.encode_audio(segment_embeddings)
         aligned = self.align(self.frame_encoder(frames), audio_target)
         with torch.autocast(aligned.device.type, enabled=False):
             return cosine_map(aligned, audio_embedding)
@@ -184,15 +189,32 @@ class SSPL(nn.Module):
             _at_least_float32(prediction),
         )
 
+    def encode_frozen(
+        self, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the frozen encoders contribute to a training step; see `forward`.
+
+        Returns:
+            VGG-16's maps of both views (B, 512, h, w) and VGGish's embeddings (B, S, 128).
+        """
+        _check_same_clips(frames_view_1, log_mel_segments)
+        _check_same_clips(frames_view_2, log_mel_segments)
+        # One view after the other: together they would take twice the memory and no less time.
+        first, second = self.frame_encoder(frames_view_1), self.frame_encoder(frames_view_2)
+        return first, second, self.audio_encoder(log_mel_segments)
+
     def forward(
-        self, *, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
+        self,
+        *,
+        frozen_features: tuple[Tensor, Tensor, Tensor] | None = None,
+        **views: Tensor,
     ) -> TrainingOutput:
         """One training step's loss.
 
         Args:
-            frames_view_1: (B, 3, H, W), normalised.
-            frames_view_2: (B, 3, H, W), another view of the same frames.
-            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+            frozen_features: as `encode_frozen` returns them, where they are known already.
+            **views: otherwise its arguments: frames_view_1 (B, 3, H, W) normalised, frames_view_2
+                of the same frames, log_mel_segments (B, S, 1, 96, 64) in natural logarithm.
 
         Returns:
             loss, terms that show a collapse, and the similarity maps of view 1.
@@ -200,18 +222,17 @@ class SSPL(nn.Module):
         Raises:
             ValueError: views and sounds are not of as many clips, or of one clip in training.
         """
-        _check_same_clips(frames_view_1, log_mel_segments)
-        _check_same_clips(frames_view_2, log_mel_segments)
-        if self.training and len(log_mel_segments) < 2:
+        if frozen_features is None:
+            frozen_features = self.encode_frozen(**views)
+        first_map, second_map, segment_embeddings = frozen_features
+        if self.training and len(segment_embeddings) < 2:
             raise ValueError(
                 "SSPL cannot train on a batch of one clip: its batch norms need at least two. Set "
                 "--batch-size to 2 or more and drop a last batch of one."
             )
-        audio_embedding, audio_target = self.encode_audio(log_mel_segments)
-        first, second = (
-            self.process_view(self.frame_encoder(frames), audio_embedding, audio_target)
-            for frames in (frames_view_1, frames_view_2)
-        )
+        audio_embedding, audio_target = self.encode_audio(segment_embeddings)
+        first = self.process_view(first_map, audio_embedding, audio_target)
+        second = self.process_view(second_map, audio_embedding, audio_target)
         return TrainingOutput(
             loss=symmetric_loss(first, second),
             terms=collapse_terms(first, second),
@@ -219,31 +240,36 @@ class SSPL(nn.Module):
         )
 
     def parameter_groups(
-        self, learning_rates: SSPLLearningRates, *, weight_decay: float
+        self,
+        audio_learning_rate: float | None,
+        pcm_learning_rate: float | None,
+        head_learning_rate: float | None,
+        *,
+        weight_decay: float,
     ) -> list[dict[str, Any]]:
         """The trained parameters, for AdamW; the PCM's rates a and b are not decayed.
 
         Args:
-            learning_rates: of each part.
+            audio_learning_rate: of the MLP after VGGish.
+            pcm_learning_rate: of the predictive coding module, None without one.
+            head_learning_rate: of both heads.
             weight_decay: decoupled, of all parameters but the PCM's rates.
 
         Returns:
             groups with name, params, lr and weight_decay, in the authors' order.
         """
-        audio_rate = learning_rates.audio_learning_rate or (2e-5 if self.config.pcm else 5e-4)
-        head_rate = learning_rates.head_learning_rate or (5e-5 if self.config.pcm else 2e-3)
         head = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
-        parts = [
-            ("audio_projection", [*self.audio_projection.parameters()], audio_rate, weight_decay)
+        audio = [*self.audio_projection.parameters()]
+        parts: list[tuple[str, list[nn.Parameter], float | None, float]] = [
+            ("audio_projection", audio, audio_learning_rate, weight_decay)
         ]
         if self.predictive_coding is not None:
             rates = self.predictive_coding.rates
             of_rates = {id(rate) for rate in rates}
             weights = [p for p in self.predictive_coding.parameters() if id(p) not in of_rates]
-            pcm_rate = learning_rates.pcm_learning_rate
-            parts.append(("predictive_coding", weights, pcm_rate, weight_decay))
-            parts.append(("predictive_coding_rates", rates, pcm_rate, 0.0))
-        parts.append(("heads", head, head_rate, weight_decay))
+            parts.append(("predictive_coding", weights, pcm_learning_rate, weight_decay))
+            parts.append(("predictive_coding_rates", rates, pcm_learning_rate, 0.0))
+        parts.append(("heads", head, head_learning_rate, weight_decay))
         names = ("name", "params", "lr", "weight_decay")
         return [dict(zip(names, part, strict=True)) for part in parts]
 

@@ -1,6 +1,6 @@
 """Reads the weights that SSPL starts from and those that its authors' program saves, strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ FRAME_FILE = "frame_best.pth"
 SOUND_FILE = "sound_best.pth"
 PCM_FILE = "pcm_best.pth"
 HEAD_FILE = "ssl_head_best.pth"
-"""The four state dicts in the results folder of the authors' program."""
+RELEASE_FILES = (FRAME_FILE, SOUND_FILE, PCM_FILE, HEAD_FILE)
+"""The four state dicts in the results folder of the authors' program, and in the folder
+`models/pretrain/` from which it tests."""
 
 CLASSIFIER = frozenset(
     f"classifier.{layer}.{kind}" for layer in (0, 3, 6) for kind in ("weight", "bias")
@@ -102,6 +104,26 @@ def convert_vggish(official: Any, source: Path) -> dict[str, Tensor]:  # noqa: A
     return _take(_without_module(official, source), names, expected, source, "VGGish")
 
 
+def is_release_folder(folder: Path) -> bool:
+    """Whether a folder holds any of the authors' files, so that it is meant as theirs."""
+    return any((folder / name).is_file() for name in RELEASE_FILES)
+
+
+def read_release_folder(folder: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Reads the authors' files in a folder; logs, pictures and whatever else lies there are left.
+
+    Args:
+        folder: results folder of the authors' program, or its `models/pretrain/`.
+        read: loads a file of weights.
+
+    Returns:
+        name -> content of those of RELEASE_FILES that are there, for convert_sspl_release, which
+        refuses a folder that lacks one.
+    """
+    paths = (folder / name for name in RELEASE_FILES)
+    return {path.name: read(path) for path in paths if path.is_file()}
+
+
 def convert_sspl_release(
     files: Mapping[str, Any], source: Path, *, vgg16: Mapping[str, Tensor] | None = None
 ) -> tuple[SSPLConfig, dict[str, Tensor]]:
@@ -123,7 +145,7 @@ def convert_sspl_release(
             shape.
     """
     missing = {SOUND_FILE, HEAD_FILE} - files.keys()
-    unknown = files.keys() - {FRAME_FILE, SOUND_FILE, PCM_FILE, HEAD_FILE}
+    unknown = files.keys() - set(RELEASE_FILES)
     if missing or unknown:
         raise ValueError(
             f"{source} is no results folder of SSPL's authors: it lacks {sorted(missing)} and "

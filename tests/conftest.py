@@ -1,5 +1,7 @@
 """A tiny data set in all layouts: a coloured square at a known box, a tone tied to its colour."""
 
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 
+ROOT = Path(__file__).parents[1]
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
 PITCHES = (300.0, 700.0, 1500.0, 3200.0)
 SIDE = 96
@@ -80,3 +83,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def testing_program():
+    """test.py as a module; its own name belongs to Python."""
+    specification = importlib.util.spec_from_file_location("testing_program", ROOT / "test.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules[specification.name]

@@ -3,10 +3,8 @@
 The programs run within this process, as starting Python takes longer than any of the refusals.
 """
 
-import importlib.util
 import json
 import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,22 +21,10 @@ from utils.checkpoint import FORMAT, Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
     "--frequency-mask 8 --workers 0 --device cpu --epochs 1"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def testing_program():
-    """Its module's own name belongs to Python."""
-    specification = importlib.util.spec_from_file_location("testing_program", ROOT / "test.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
 
 
 @pytest.fixture(scope="module")

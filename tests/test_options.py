@@ -8,26 +8,23 @@ from pathlib import Path
 import pytest
 
 import opts
-from datasets.audio import AudioConfig
-from datasets.frames import FrameConfig
-from datasets.geometric_transform import GeometricConfig
 from datasets.transforms import AugmentationConfig
 from models import METHODS
+from utils.command_line import field_docstrings
 
 ROOT = Path(__file__).parents[1]
+TRAINING = {
+    name: [method.config, method.recipe, *opts.train_groups(name).values()]
+    for name, method in METHODS.items()
+}
+"""Configuration classes of main.py, by method."""
 CONFIGS = [
-    *(config for _, config in METHODS.values()),
-    AudioConfig,
-    FrameConfig,
-    AugmentationConfig,
-    GeometricConfig,
-    opts.DataOptions,
-    opts.ValidationOptions,
-    opts.OptimisationOptions,
-    opts.RunOptions,
+    *dict.fromkeys(config for configs in TRAINING.values() for config in configs),
     opts.LocalisationOptions,
+    opts.BaselineOptions,
 ]
 MINIMAL = ["ssl_tie", "--train-set", "vggsound", "--data-root", "data", "--output", "run"]
+MINIMAL_SSPL = ["sspl", *MINIMAL[1:]]
 MINIMAL_TEST = "localisation --checkpoint c --benchmark vgg_ss --data-root d --output o".split()
 
 
@@ -63,17 +60,13 @@ def test_every_option_is_read(config_class):
 
 @pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: c.__name__)
 def test_every_option_is_documented(config_class):
-    documented = opts.field_docstrings(config_class)
+    documented = field_docstrings(config_class)
     assert {field.name for field in fields(config_class)} == documented.keys()
 
 
-def test_option_names_are_unique_within_a_command():
-    names = [
-        field.name
-        for config_class in CONFIGS
-        if config_class is not opts.LocalisationOptions
-        for field in fields(config_class)
-    ]
+@pytest.mark.parametrize("method", TRAINING)
+def test_option_names_are_unique_within_a_command(method):
+    names = [field.name for config_class in TRAINING[method] for field in fields(config_class)]
     assert len(names) == len(set(names))
 
 
@@ -88,6 +81,31 @@ def test_defaults_are_the_published_recipe():
     assert options.geometric.equivariance_target == "reference"
     assert options.frame.frame_size == 224
     assert options.augmentation == AugmentationConfig()
+
+
+@pytest.mark.parametrize(
+    ("variant", "epochs", "audio", "pcm", "head"),
+    [("--pcm", 20, 2e-5, 2e-5, 5e-5), ("--no-pcm", 100, 5e-4, None, 2e-3)],
+)
+def test_sspl_s_defaults_are_the_authors_for_each_variant(variant, epochs, audio, pcm, head):
+    options = opts.parse_train_options([*MINIMAL_SSPL, variant])
+    recipe = options.optimisation
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (epochs, 256, 1e-4)
+    rates = (recipe.audio_learning_rate, recipe.pcm_learning_rate, recipe.head_learning_rate)
+    assert rates == (audio, pcm, head)
+    assert options.model.pcm_cycles == 4
+    assert options.audio.num_samples == 48_000
+    assert options.augmentation.view_pool == 0
+    assert options.geometric is None
+    assert not options.frozen.random_init
+
+
+def test_an_option_of_the_other_method_is_unknown(capsys):
+    for arguments in ([*MINIMAL_SSPL, "--temperature", "1"], [*MINIMAL, "--pcm"]):
+        with pytest.raises(SystemExit) as stop:
+            opts.parse_train_options(arguments)
+        assert stop.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_values_reach_the_options():
@@ -122,6 +140,7 @@ def test_values_reach_the_options():
         (["--audio-excerpt-seconds", "0"], "--audio-excerpt-seconds"),
         (["--validation-benchmark", "vgg_ss"], "--validation-root"),
         (["--validation-list", "x"], "--validation-benchmark"),
+        (["--validation-protocol", "strict"], "--validation-protocol .*ssl_tie, sspl.*'strict'"),
         (["--log-every", "0"], "--log-every"),
     ],
 )
@@ -166,13 +185,17 @@ def test_differences_that_matter():
     assert "--blur" in found
 
 
-@pytest.mark.parametrize("command", [["ssl_tie", "--help"]])
-def test_help_names_every_option(command, capsys):
+@pytest.mark.parametrize("method", TRAINING)
+def test_help_names_every_option(method, capsys):
     with pytest.raises(SystemExit):
-        opts.parse_train_options(command)
+        opts.parse_train_options([method, "--help"])
     text = capsys.readouterr().out
-    for config_class in CONFIGS:
-        if config_class is opts.LocalisationOptions:
-            continue
+    for config_class in TRAINING[method]:
         for field in fields(config_class):
             assert "--" + field.name.replace("_", "-") in text
+
+
+def test_resuming_as_another_method_names_the_method():
+    before = opts.as_plain(opts.parse_train_options(MINIMAL))
+    now = opts.as_plain(opts.parse_train_options(MINIMAL_SSPL))
+    assert "--method was ssl_tie, is sspl" in opts.differences_that_matter(before, now)

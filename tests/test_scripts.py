@@ -9,15 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
-TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
+ALL_TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
+ALL_TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
+TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" not in path.stem]
+TEST_SCRIPTS = [path for path in ALL_TEST_SCRIPTS if "sspl" not in path.stem]
+SSPL_TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" in path.stem]
+SSPL_TEST_SCRIPTS = [path for path in ALL_TEST_SCRIPTS if "sspl" in path.stem]
+SSPL_LISTS = {
+    "Flickr10k": "ssl_tie_flickr_10k",
+    "Flickr144k": None,
+    "VGGSound10k": "ssl_tie_vggsound_10k",
+    "VGGSound144k": "ssl_tie_vggsound_144k",
+}
 ROOTS = {"VGGSOUND_ROOT": "/no/vgg", "FLICKR_ROOT": "/no/flickr",
          "VGGSOUND_TEST_ROOT": "/no/vgg_ss",
          "FLICKR_TEST_ROOT": "/no/flickr_test"}  # fmt: skip
 
 
 def run(script, *arguments, cwd=ROOT, **variables):
-    environment = {k: v for k, v in os.environ.items() if k not in ROOTS}
+    environment = {k: v for k, v in os.environ.items() if k not in (*ROOTS, "CLIP_LIST")}
     return subprocess.run(
         ["bash", str(script), *map(str, arguments)],
         cwd=cwd,
@@ -33,6 +43,10 @@ def test_all_recipes_are_there():
     assert [path.stem for path in TRAIN_SCRIPTS] == [f"train_{name}" for name in data_sets]
     names = ("Flickr10k", "Flickr144k", "VGGSound", "VGGSound_Flickr")
     assert [path.stem for path in TEST_SCRIPTS] == [f"test_{name}" for name in names]
+    assert [path.stem for path in SSPL_TRAIN_SCRIPTS] == [
+        f"train_sspl_{name}" for name in data_sets
+    ]
+    assert [path.stem for path in SSPL_TEST_SCRIPTS] == ["test_sspl_Flickr", "test_sspl_VGGSound"]
 
 
 @pytest.mark.parametrize("script", TRAIN_SCRIPTS, ids=lambda path: path.stem)
@@ -46,7 +60,7 @@ def test_train_script_is_the_published_recipe(script, tmp_path):
     assert (options["run"]["seed"], options["geometric"]["max_rotation"]) == (4, 30)
     flickr = "Flickr" in script.stem
     assert options["data"]["train_set"] == ("flickr" if flickr else "vggsound")
-    assert options["data"]["audio_excerpt_seconds"] == (4.0 if flickr else None)
+    assert options["augmentation"]["audio_excerpt_seconds"] == (4.0 if flickr else None)
     assert options["data"]["data_root"] == ("/no/flickr" if flickr else "/no/vgg")
     size = script.stem.removeprefix("train_").lower()
     expected = (
@@ -58,7 +72,37 @@ def test_train_script_is_the_published_recipe(script, tmp_path):
     assert all(options["augmentation"][name] for name in ("crop", "colour", "grey", "blur", "flip"))
 
 
-@pytest.mark.parametrize("script", TRAIN_SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SSPL_TRAIN_SCRIPTS, ids=lambda path: path.stem)
+def test_sspl_train_script_is_the_authors_recipe(script, tmp_path):
+    finished = run(script, "--dry-run", cwd=tmp_path, **ROOTS)
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    size = script.stem.removeprefix("train_sspl_")
+    flickr = size.startswith("Flickr")
+    assert options["method"] == "sspl" and options["model"]["pcm"]
+    assert options["data"]["train_set"] == ("flickr" if flickr else "vggsound")
+    assert options["data"]["data_root"] == ("/no/flickr" if flickr else "/no/vgg")
+    assert options["data"]["clip_list"] == SSPL_LISTS[size]
+    assert options["run"]["output"] == f"runs/sspl_{size}" and options["run"]["seed"] == 1234
+    recipe = {"batch_size": 256, "weight_decay": 1e-4, "epochs": 20, "audio_learning_rate": 2e-5,
+              "pcm_learning_rate": 2e-5, "head_learning_rate": 5e-5}  # fmt: skip
+    assert options["optimisation"] == recipe
+
+
+def test_sspl_without_the_pcm_has_its_own_recipe_and_any_list():
+    script = ROOT / "scripts" / "train_sspl_VGGSound10k.sh"
+    finished = run(script, "--dry-run", "--no-pcm", **ROOTS, CLIP_LIST="")
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    recipe = {"batch_size": 256, "weight_decay": 1e-4, "epochs": 100, "audio_learning_rate": 5e-4,
+              "pcm_learning_rate": None, "head_learning_rate": 2e-3}  # fmt: skip
+    assert options["optimisation"] == recipe
+    assert options["data"]["clip_list"] is None
+    finished = run(script, "--dry-run", **ROOTS, CLIP_LIST="mine.txt")
+    assert json.loads(finished.stdout)["data"]["clip_list"] == "mine.txt"
+
+
+@pytest.mark.parametrize("script", ALL_TRAIN_SCRIPTS, ids=lambda path: path.stem)
 def test_arguments_win_over_the_recipe(script):
     finished = run(script, "--dry-run", "--epochs", 3, "--data-root", "mine", **ROOTS)
     options = json.loads(finished.stdout)
@@ -66,7 +110,9 @@ def test_arguments_win_over_the_recipe(script):
     assert options["data"]["data_root"] == "mine"
 
 
-@pytest.mark.parametrize("script", [*TRAIN_SCRIPTS, *TEST_SCRIPTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script", [*ALL_TRAIN_SCRIPTS, *ALL_TEST_SCRIPTS], ids=lambda path: path.stem
+)
 def test_without_a_data_folder_the_option_is_named(script):
     finished = run(script)
     assert finished.returncode == 2
@@ -82,7 +128,18 @@ def test_test_script_prints_its_options(script):
     vgg_ss = script.stem == "test_VGGSound"
     assert options["benchmark"] == ("vgg_ss" if vgg_ss else "flickr_soundnet")
     assert options["clip_list"] == ("ssl_tie_vgg_ss_4911" if vgg_ss else "ssl_tie_flickr_249")
-    assert options["protocol"] == "ssl_tie"
+    assert options["protocol"] == "ssl_tie,sspl"
+
+
+@pytest.mark.parametrize("script", SSPL_TEST_SCRIPTS, ids=lambda path: path.stem)
+def test_sspl_test_script_prints_its_options(script):
+    finished = run(script, "--dry-run", **ROOTS)
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    flickr = script.stem == "test_sspl_Flickr"
+    assert options["benchmark"] == ("flickr_soundnet" if flickr else "vgg_ss")
+    assert options["clip_list"] == ("sspl_flickr_249" if flickr else "sspl_vgg_ss_4692")
+    assert options["protocol"] == "sspl,ssl_tie"
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
@@ -100,7 +157,7 @@ def test_quickstart_refuses_another_size():
     assert "huge" in finished.stderr
 
 
-@pytest.mark.parametrize("script", TEST_SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", ALL_TEST_SCRIPTS, ids=lambda path: path.stem)
 def test_test_script_wants_its_checkpoint(script, tmp_path):
     finished = run(script, "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
     assert finished.returncode == 2

@@ -1,11 +1,13 @@
 """SSPL equals its authors' program and trains what it should."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from sspl_inputs import FROZEN, build, golden_views, relative
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets.annotations import consensus_map
 from models.heads import (
@@ -13,13 +15,16 @@ from models.heads import (
     attention_map,
     attention_pool,
     collapse_terms,
+    collapse_warning,
     cosine_map,
     negative_cosine_similarity,
     symmetric_loss,
 )
-from models.sspl import SSPL, SSPLConfig, SSPLLearningRates
+from models.recipes import SSPLRecipe
+from models.sspl import SSPL, SSPLConfig
 from utils.metrics import consensus_iou
-from utils.protocols import PROTOCOLS, binarise, normalise, upsample
+from utils.protocols import PROTOCOLS, predict
+from utils.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,8 +59,8 @@ def test_golden_step_without_the_pcm(mode, loss):
 
 def test_golden_score():
     values = np.random.RandomState(7).standard_normal((14, 14)).astype(np.float32)
-    protocol = PROTOCOLS["min_max_0.5"]
-    predicted = binarise(normalise(upsample(values[None], protocol), protocol), protocol)
+    protocol = PROTOCOLS["sspl"]
+    predicted = predict(values[None], [protocol])[0].masks
     assert predicted.sum() == 24_888
     # The box of zpWuikVorYg_000032.
     box = np.array([[0.403125, 0.253125, 0.6, 0.75]])
@@ -87,7 +92,7 @@ def test_parameter_counts(pcm, trained):
 def test_a_step_moves_every_trained_weight_and_no_frozen_one(inputs, pcm):
     model = build(pcm=pcm).train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(model.parameter_groups(SSPLLearningRates(), weight_decay=1e-4))
+    optimizer = SSPLRecipe().completed(model.config).build_optimizer(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     output = model(**inputs)
     output.loss.backward()
@@ -113,7 +118,7 @@ def test_the_step_is_the_sum_of_its_parts(inputs):
     model = build().eval()
     with torch.no_grad():
         output = model(**inputs)
-        sound = model.encode_audio(inputs["log_mel_segments"])
+        sound = model.encode_audio(model.audio_encoder(inputs["log_mel_segments"]))
         first, second = (
             model.process_view(model.frame_encoder(inputs[f"frames_view_{view}"]), *sound)
             for view in (1, 2)
@@ -257,9 +262,12 @@ def test_spread_projections_have_the_expected_deviation():
 
 @pytest.mark.parametrize("pcm", [True, False])
 def test_parameter_groups_are_the_authors(pcm):
-    with torch.device("meta"):
-        model = SSPL(SSPLConfig(pcm=pcm))
-    groups = model.parameter_groups(SSPLLearningRates(), weight_decay=1e-4)
+    model = build(pcm=pcm)
+    recipe = SSPLRecipe().completed(model.config)
+    assert recipe.epochs == (20 if pcm else 100)
+    optimizer = recipe.build_optimizer(model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    groups = optimizer.param_groups
     rows = [(group["name"], group["lr"], group["weight_decay"]) for group in groups]
     if pcm:
         assert rows == [
@@ -271,14 +279,15 @@ def test_parameter_groups_are_the_authors(pcm):
         assert [tuple(p.shape) for p in groups[2]["params"]] == [(1, 512, 1, 1)] * 6
     else:
         assert rows == [("audio_projection", 5e-4, 1e-4), ("heads", 2e-3, 1e-4)]
+    assert all(group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8 for group in groups)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    given = SSPLLearningRates(
-        audio_learning_rate=0.1, pcm_learning_rate=0.2, head_learning_rate=0.3
+    given = SSPLRecipe(
+        audio_learning_rate=0.1, pcm_learning_rate=0.2 if pcm else None, head_learning_rate=0.3
     )
-    rates = [group["lr"] for group in model.parameter_groups(given, weight_decay=0)]
-    assert rates == ([0.1, 0.2, 0.2, 0.3] if pcm else [0.1, 0.3])
+    groups = given.completed(model.config).build_optimizer(model).param_groups
+    assert [group["lr"] for group in groups] == ([0.1, 0.2, 0.2, 0.3] if pcm else [0.1, 0.3])
 
 
 def test_options_that_cannot_work_are_refused():
@@ -286,17 +295,56 @@ def test_options_that_cannot_work_are_refused():
         SSPLConfig(pcm_cycles=0)
     for name in ("audio", "pcm", "head"):
         with pytest.raises(ValueError, match=f"--{name}-learning-rate"):
-            SSPLLearningRates(**{f"{name}_learning_rate": 0.0})
+            SSPLRecipe(**{f"{name}_learning_rate": 0.0})
+    with pytest.raises(ValueError, match="--pcm-learning-rate has nothing to set"):
+        SSPLRecipe(pcm_learning_rate=0.1).completed(SSPLConfig(pcm=False))
 
 
 def test_inputs_of_another_shape_are_refused(inputs):
     model = build().eval()
     frames, segments = inputs["frames_view_1"], inputs["log_mel_segments"]
     with pytest.raises(ValueError, match=r"must be \(B, segments, 1, 96, 64\), got"):
-        model.encode_audio(segments[:, :, 0])
+        model.audio_encoder(segments[:, :, 0])
     with pytest.raises(ValueError, match="2 frames and the segments of 1 sounds"):
         model.localise(frames, segments[:1])
     with pytest.raises(ValueError, match="same clips"):
         model(frames_view_1=frames, frames_view_2=frames[:1], log_mel_segments=segments)
     with pytest.raises(ValueError, match="got 20 x 20"):
         model.predictive_coding(torch.zeros(1, 512, 20, 20), torch.zeros(1, 128))
+
+
+# ------------------------------------------------------------------------------ collapse is visible
+
+
+HEALTHY = {"embedding_std": 1 / math.sqrt(2048), "similarity_std": 0.05, "attention_entropy": 0.9}
+
+
+def test_a_collapse_is_named():
+    assert collapse_warning(HEALTHY) is None
+    assert collapse_warning({"contrastive": 1.0}) is None  # a method without such terms
+    assert "collapsing" in collapse_warning(HEALTHY | {"embedding_std": 1e-3})
+    assert "flat" in collapse_warning(HEALTHY | {"similarity_std": 1e-4})
+
+
+def test_identical_projections_are_seen_as_a_collapse():
+    view = random_view(4)
+    same = view._replace(projection=view.projection[:1].expand(4, -1))
+    terms = {name: term.item() for name, term in collapse_terms(same, same).items()}
+    assert "collapsing" in collapse_warning(terms)
+    spread = collapse_terms(view, view)
+    assert collapse_warning({name: term.item() for name, term in spread.items()}) is None
+
+
+def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog):
+    run = TrainingRun(tmp_path / "run", resume=False)
+    run.start({}, missing=(), steps_per_epoch=4, log_every=1, diagnose=collapse_warning)
+    with closing(run):
+        for _ in range(2):
+            for _ in range(4):
+                terms = {"embedding_std": torch.tensor(1e-4), "similarity_std": torch.tensor(0.1)}
+                run.note_step(torch.tensor(-0.9), terms, ("a", "b"))
+            run.finish_epoch(None)
+    warnings = [r.message for r in caplog.records if "collapsing" in r.message]
+    assert len(warnings) == 2 and "Epoch 1, step 1" in warnings[0]
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert len(events.Scalars("train/embedding_std")) == 8

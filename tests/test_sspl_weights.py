@@ -24,7 +24,9 @@ from models.sspl_weights import (
     convert_sspl_release,
     convert_vgg16,
     convert_vggish,
+    is_release_folder,
     official_prefixes,
+    read_release_folder,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +121,45 @@ def test_the_released_vggish():
     assert all(converted[name] is official[name] for name in converted)
     with torch.device("meta"):
         SSPL(SSPLConfig(pcm=False)).audio_encoder.load_state_dict(converted, strict=True)
+
+
+@pytest.mark.parametrize("absent", [(), (FRAME_FILE,), (FRAME_FILE, PCM_FILE)], ids=len)
+def test_a_results_folder_is_read_and_other_files_are_left(tmp_path, absent):
+    files = {name: content for name, content in official_files().items() if name not in absent}
+    for name, content in files.items():
+        # One number, stretched: the file is tiny, its tensors are not.
+        stretched = {k: torch.zeros(()).expand(tensor.shape) for k, tensor in content.items()}
+        torch.save(with_module(stretched), tmp_path / name)
+    for name in ("args.json", "running_log.txt", "ciou_auc.png", "vggish-10086976.pth"):
+        (tmp_path / name).write_text("not weights")
+    (tmp_path / "visualization").mkdir()
+    seen = []
+
+    def read(path):
+        seen.append(path)
+        return torch.load(path, weights_only=True)
+
+    assert is_release_folder(tmp_path)
+    found = read_release_folder(tmp_path, read)
+    assert seen == [tmp_path / name for name in found] and found.keys() == files.keys()
+    vgg16 = convert_vgg16(empty(vgg16_shapes("features")), Path("vgg16.pth"))
+    config, converted = convert_sspl_release(found, tmp_path, vgg16=vgg16)
+    assert config.pcm == (PCM_FILE not in absent)
+    # Given in vain where the folder has its own: only the replaced one has no storage.
+    replaced = converted["frame_encoder.features.0.weight"].device.type == "meta"
+    assert replaced == (FRAME_FILE in absent)
+
+
+def test_a_folder_with_some_of_the_files_is_named_with_what_it_lacks(tmp_path):
+    assert not is_release_folder(tmp_path / "nowhere")
+    (tmp_path / "last.pth").touch()
+    (tmp_path / PCM_FILE).mkdir()
+    assert not is_release_folder(tmp_path) and read_release_folder(tmp_path, torch.load) == {}
+    torch.save({}, tmp_path / HEAD_FILE)
+    assert is_release_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks \['sound_best.pth'\]") as caught:
+        convert_sspl_release(read_release_folder(tmp_path, torch.load), tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
 
 
 DAMAGES = {

@@ -149,6 +149,15 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(**{name: content[name] for name in expected})
 
 
+def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the names and values of weights, wherever they lie."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()
+
+
 def find_non_finite(state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the floating tensors that hold NaN or infinity.
 
@@ -225,6 +234,9 @@ def _shown(value: object) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal."""
+    """sha256 of a file's bytes, hexadecimal; of a folder, over its weight files' sums and names."""
+    if path.is_dir():
+        sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(path.glob("*.pth"))]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,9 @@
-"""Files that are never seen half-written."""
+"""Files that are never seen half-written, and folders with one writer."""
 
+import fcntl
 import os
 from pathlib import Path
+from typing import TextIO
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
@@ -27,3 +29,27 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Makes this process the only writer of a folder, until the returned file is closed.
+
+    The system frees the lock when the process ends, however it ends.
+
+    Args:
+        folder: that is there.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    path = folder / ".lock"
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(
+            f"Another process writes to {folder} (it holds {path}). Wait for it, stop it, or name "
+            "another --output."
+        ) from error
+    return file

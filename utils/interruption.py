@@ -6,9 +6,13 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class Interruption:
-    """Notes SIGTERM and Ctrl-C while active; a second Ctrl-C stops at once.
+    """Notes SIGTERM, SIGUSR1 and Ctrl-C while active; a second Ctrl-C stops at once.
+
+    Cluster managers send SIGTERM or SIGUSR1 some time before they end a job.
 
     Use as a context manager, and look at `signal_number` after each step.
     """
@@ -18,10 +22,8 @@ class Interruption:
         self.signal_number: int | None = None
 
     def __enter__(self) -> "Interruption":
-        """Takes over both signals."""
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        """Takes over the signals."""
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

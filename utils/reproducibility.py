@@ -22,10 +22,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def use_full_float32() -> None:
-    """Keeps GPUs from rounding float32 products to TF32, which moves scores and losses."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def use_full_float32(full: bool = True) -> None:
+    """Keeps GPUs from rounding float32 products to TF32, which moves scores and losses.
+
+    Args:
+        full: False lets them.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = not full
+    torch.backends.cudnn.allow_tf32 = not full
 
 
 def environment_report(device: torch.device) -> dict[str, str]:

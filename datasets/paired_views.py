@@ -1,0 +1,94 @@
+"""The two views of a frame that SSPL compares: shifted and mirrored cut-outs."""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MARGIN = 0.1
+"""By how much the frame is larger than a view, fraction of the view's side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedViewConfig:
+    """How the two views of a frame are drawn."""
+
+    view_pool: int = 0
+    """views of each frame that are drawn from, the same in every epoch, as a feature cache needs;
+    0: any of the 1,058 shifts and mirrorings, drawn anew each time, as the authors do"""
+
+    def __post_init__(self) -> None:
+        """Refuses pools without a pair."""
+        if self.view_pool < 0 or self.view_pool == 1:
+            raise ValueError(
+                f"--view-pool must be 0 or at least 2 (a pair is drawn), got {self.view_pool}"
+            )
+
+
+class View(NamedTuple):
+    """A cut-out of an enlarged frame."""
+
+    top: int
+    """first row, pixels"""
+    left: int
+    """first column, pixels"""
+    mirrored: bool
+
+
+def enlarged_size(frame_size: int) -> int:
+    """Side of the frame that views of this side are cut from, pixels: 246 for 224."""
+    return int(frame_size * (1 + MARGIN))
+
+
+def draw_pair(seed: int, frame_size: int) -> tuple[View, View]:
+    """Two independent views.
+
+    Args:
+        seed: the same seed gives the same pair.
+        frame_size: side of a view, pixels.
+    """
+    source = random.Random(seed)
+    return _draw(source, frame_size), _draw(source, frame_size)
+
+
+def choose_pair(seed: int, view_pool: int) -> tuple[int, int]:
+    """Two different places in a pool of views; the same seed gives the same."""
+    first, second = random.Random(seed).sample(range(view_pool), 2)
+    return first, second
+
+
+def pooled_view(clip_id: str, place: int, frame_size: int) -> View:
+    """The view at a place of a clip's pool: a function of its arguments alone."""
+    # crc32, as hash() of a string differs between processes
+    return _draw(random.Random(zlib.crc32(clip_id.encode()) * 4096 + place), frame_size)
+
+
+def cut_views(frames: Tensor, views: Sequence[View], frame_size: int) -> Tensor:
+    """Cuts one view out of each frame, all at once.
+
+    Args:
+        frames: (B, 3, E, E), any type, E = enlarged_size(frame_size).
+        views: B of them.
+        frame_size: S, side of a view, pixels.
+
+    Returns:
+        (B, 3, S, S).
+    """
+    offsets = torch.arange(frame_size)
+    rows = torch.tensor([view.top for view in views])[:, None] + offsets  # (B, S)
+    columns = torch.stack(
+        [view.left + (offsets.flip(0) if view.mirrored else offsets) for view in views]
+    )
+    rows, columns = rows.to(frames.device), columns.to(frames.device)
+    clips = torch.arange(len(frames), device=frames.device)
+    cut = frames.movedim(1, 3)[clips[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cut.movedim(3, 1)
+
+
+def _draw(source: random.Random, frame_size: int) -> View:
+    margin = enlarged_size(frame_size) - frame_size
+    return View(source.randint(0, margin), source.randint(0, margin), source.random() < 0.5)

@@ -1,0 +1,158 @@
+"""Cached features: the same training as without, whole after a stop, never of other data."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import main
+import opts
+from datasets.clip_sets import build_clips
+from datasets.clips import BrokenClip, ClipRequest
+from datasets.feature_cache import CachedClips, FeatureCache, clips_fingerprint, collate_features
+from datasets.loaders import SeededBatches, build_train_loader
+from models import build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def options(tiny_data, tmp_path):
+    return opts.parse_train_options(
+        f"sspl --no-pcm --train-set vggsound --data-root {tiny_data.root} --output {tmp_path}/run "
+        f"--random-init --frame-size 32 --batch-size 4 --workers 0 --device cpu --view-pool 3 "
+        f"--feature-cache {tmp_path}/cache".split()
+    )
+
+
+@pytest.fixture
+def training_set(options):
+    return build_clips("vggsound", options.data.data_root, clip_list=None)
+
+
+@pytest.fixture
+def model(options):
+    torch.manual_seed(0)
+    return build_model("sspl", options.model).train()
+
+
+def losses(model, loader, views):
+    found = []
+    with torch.no_grad():
+        for step, batch in enumerate(loader):
+            output = model(**views(batch, step))
+            found.append([output.loss.item(), *(term.item() for term in output.terms.values())])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_the_same_with_and_without(options, training_set, model, workers):
+    batches = SeededBatches(len(training_set.clips), 4, seed=3)
+    batches.start_at(1, 0)
+    clips, views = main.build_inputs(options, training_set, model, CPU)
+    assert isinstance(clips, CachedClips)
+    loader = build_train_loader(clips, batches, num_workers=workers, pin_memory=False)
+    cached = losses(model, loader, views)
+    live_clips = main.build_training_clips(options, training_set)
+    live_views = main.build_views(options, CPU)
+    loader = build_train_loader(live_clips, batches, num_workers=0, pin_memory=False)
+    live = losses(model, loader, live_views)
+    assert cached.shape == (2, 5)
+    np.testing.assert_allclose(cached, live, rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_the_encoders_bit_for_bit(options, training_set, model):
+    clips, _ = main.build_inputs(options, training_set, model, CPU)
+    batches = SeededBatches(8, 4, seed=0)
+    cached = next(iter(build_train_loader(clips, batches, num_workers=0, pin_memory=False)))
+    live_clips = main.build_training_clips(options, training_set)
+    live = next(iter(build_train_loader(live_clips, batches, num_workers=0, pin_memory=False)))
+    views = main.build_views(options, CPU)(live, 0)
+    assert cached.clip_ids == live.clip_ids
+    for index in range(4):
+        one = slice(index, index + 1)
+        expected = model.encode_frozen(**{name: tensor[one] for name, tensor in views.items()})
+        for place in (0, 1):
+            torch.testing.assert_close(cached.frame_maps[one, place], expected[place])
+        torch.testing.assert_close(cached.sounds[one], expected[2])
+
+
+def count_encoded(monkeypatch, model):
+    counted = []
+    encode = model.audio_encoder.forward
+    monkeypatch.setattr(
+        model.audio_encoder, "forward", lambda batch: counted.append(len(batch)) or encode(batch)
+    )
+    return counted
+
+
+def test_nothing_is_encoded_twice_and_a_stop_loses_little(
+    options, training_set, model, monkeypatch
+):
+    monkeypatch.setattr(main, "FILL_BATCH", 3)
+    counted = count_encoded(monkeypatch, model)
+    store = FeatureCache.store
+    monkeypatch.setattr(FeatureCache, "store", stop_at_second(store))
+    with pytest.raises(KeyboardInterrupt):
+        main.build_inputs(options, training_set, model, CPU)
+    monkeypatch.setattr(FeatureCache, "store", store)
+    main.build_inputs(options, training_set, model, CPU)
+    assert sum(counted) == 8 + 3  # only what was being encoded at the stop is done again
+    main.build_inputs(options, training_set, model, CPU)
+    assert sum(counted) == 8 + 3
+
+
+def stop_at_second(store):
+    calls = []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        store(*arguments)
+
+    return stopping
+
+
+def test_other_weights_clips_or_views_have_another_cache(options, training_set, model):
+    folder = options.frozen.feature_cache
+
+    def open_one(**changed):
+        plain = opts.as_plain(options) | changed
+        arguments = {"clips": clips_fingerprint(training_set.clips), "options": plain["frame"]}
+        return FeatureCache(
+            folder, arguments, num_clips=2, frame_maps_shape=(2, 1, 1, 1), sound_shape=(1, 1)
+        ).folder
+
+    first = open_one()
+    assert open_one() == first
+    assert open_one(frame={"frame_size": 64}) != first
+    os.utime(training_set.clips[0].frame_source, ns=(1, 1))
+    assert open_one() != first
+
+    before = main.open_cache(options, training_set, model, folder).folder
+    with torch.no_grad():
+        model.frame_encoder.features[0].weight[0, 0, 0, 0] += 1
+    assert main.open_cache(options, training_set, model, folder).folder != before
+
+
+def test_a_broken_clip_is_named_not_replaced(options, training_set, model):
+    training_set.clips[2].frame_source.write_bytes(b"no picture")
+    clips, _ = main.build_inputs(options, training_set, model, CPU)
+    broken = clips[ClipRequest(2, 0)]
+    assert isinstance(broken, BrokenClip) and broken.clip_id == "train_2"
+    batch = collate_features([clips[ClipRequest(index, 0)] for index in range(4)])
+    assert batch.clip_ids == ("train_0", "train_1", "train_3")
+    assert [clip.clip_id for clip in batch.broken] == ["train_2"]
+    assert len(collate_features([broken])) == 0
+
+
+def test_a_damaged_cache_is_refused(options, training_set, model):
+    folder = main.open_cache(options, training_set, model, options.frozen.feature_cache).folder
+    (folder / "sounds.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=f"Remove {folder}"):
+        main.open_cache(options, training_set, model, options.frozen.feature_cache)
+    assert json.loads((folder / "key.json").read_text())["format"] == "vssl-features-1"

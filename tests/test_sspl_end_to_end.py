@@ -1,0 +1,131 @@
+"""SSPL through the command line: train, resume, test, and what is refused."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from command_line import assert_refused, run
+
+from models.sspl import SSPLConfig
+from models.sspl_weights import HEAD_FILE, official_prefixes
+
+SMALL = (
+    "--frame-size 96 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2 --seed 1234"
+).split()
+
+
+def train(tiny_data, output, *arguments):
+    return run(
+        "main.py", "sspl", "--train-set", "vggsound", "--data-root", tiny_data.root,
+        "--output", output, *SMALL, *arguments,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder for runs, emptied at once: each checkpoint is half a gigabyte."""
+    folder = tmp_path / "runs"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def frozen_part(state_dict):
+    return {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name.startswith(("frame_encoder.", "audio_encoder."))
+    }
+
+
+def test_train_resume_test(tiny_data, tmp_path, runs):
+    whole, parts = runs / "whole", runs / "parts"
+    options = ("--random-init", "--no-pcm")
+    finished = train(tiny_data, whole, *options, "--epochs", 2)
+    assert finished.returncode == 0, finished.stderr
+    assert "random weights" in finished.stderr
+    assert train(tiny_data, parts, *options, "--epochs", 1).returncode == 0
+    first_epoch = torch.load(parts / "last.pth", weights_only=True)["state_dict"]
+    assert train(tiny_data, parts, *options, "--epochs", 2, "--resume").returncode == 0
+    resumed = torch.load(parts / "last.pth", weights_only=True)
+    unbroken = torch.load(whole / "last.pth", weights_only=True)
+    for name, tensor in unbroken["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][name]), name
+    for name, tensor in frozen_part(first_epoch).items():
+        assert torch.equal(tensor, unbroken["state_dict"][name]), name
+    moved = [n for n, t in unbroken["state_dict"].items() if not torch.equal(t, first_epoch[n])]
+    assert moved and not frozen_part(dict.fromkeys(moved))
+    history = list(csv.DictReader((parts / "history.csv").open()))
+    assert {"embedding_std", "similarity_mean", "similarity_std", "attention_entropy"} <= set(
+        history[0]
+    )
+
+    summary = score(tiny_data, whole / "last.pth", tmp_path / "results")
+    assert summary["checkpoint"]["method"] == "sspl"
+    assert summary["protocol"]["name"] == "sspl"
+    assert [entry["name"] for entry in summary["protocols"]] == ["sspl", "ssl_tie"]
+    assert any("random weights" in warning for warning in summary["warnings"])
+
+    # The same weights as the authors' program would have saved them.
+    config = SSPLConfig(pcm=False)
+    official: dict[str, dict[str, torch.Tensor]] = {}
+    for ours, (file, theirs) in official_prefixes(config).items():
+        for name, tensor in unbroken["state_dict"].items():
+            if name.startswith(ours):
+                official.setdefault(file, {})["module." + theirs + name[len(ours) :]] = tensor
+    folder = runs / "authors"
+    folder.mkdir()
+    for file, state_dict in official.items():
+        torch.save(state_dict, folder / file)
+    (folder / "args.json").write_text("{}")
+    released = score(tiny_data, folder, tmp_path / "released")
+    unbroken["frame_config"] = {"frame_size": 224}  # which is what the authors' files imply
+    torch.save(unbroken, whole / "at_224.pth")
+    summary = score(tiny_data, whole / "at_224.pth", tmp_path / "at_224")
+    for name in ("cIoU@0.5", "AUC", "mean_cIoU", "num_clips"):
+        assert released[name] == summary[name]
+    (folder / HEAD_FILE).unlink()
+    assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), HEAD_FILE)
+
+
+def localisation(tiny_data, checkpoint, output):
+    return run(
+        "test.py", "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss",
+        "--data-root", tiny_data.root, "--output", output, "--workers", 0, "--device", "cpu",
+        "--protocol", "sspl,ssl_tie",
+    )  # fmt: skip
+
+
+def score(tiny_data, checkpoint, output):
+    finished = localisation(tiny_data, checkpoint, output)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((output / "summary.json").read_text())
+
+
+def test_missing_weights_are_named_with_source_and_sum(tiny_data, runs):
+    finished = train(tiny_data, runs / "none", "--vgg16", runs / "nowhere.pth")
+    assert_refused(finished, "nowhere.pth", "download.pytorch.org", "397923af", "--random-init")
+    assert not (runs / "none").exists()
+
+
+def test_the_wrong_file_is_refused_by_its_sum(tiny_data, tmp_path, runs):
+    wrong = tmp_path / "vgg16-397923af.pth"
+    torch.save({"features.0.weight": torch.zeros(1)}, wrong)
+    finished = train(tiny_data, runs / "none", "--vgg16", wrong, "--vggish", wrong)
+    assert_refused(finished, "sha256", "397923af", str(wrong))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--random-init", "--vggish", "x.pth"], "--random-init"),
+        (["--frame-size", "64"], "--no-pcm"),
+        (["--feature-cache", "cache"], "--view-pool"),
+        (["--no-pcm", "--pcm-learning-rate", "1"], "--pcm-learning-rate"),
+        (["--segment-seconds", "0.5"], "--segment-seconds"),
+        (["--random-init", "--batch-size", "256"], "--batch-size"),
+    ],
+)
+def test_contradictions_are_refused(tiny_data, runs, arguments, words):
+    assert_refused(train(tiny_data, runs / "none", *arguments), words)

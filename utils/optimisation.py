@@ -1,0 +1,146 @@
+"""A training step: forward and backward in a precision, in parts, over several processes."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.distributed import own_part
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_AUTOCAST: dict[Precision, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Context in which networks compute in a precision; weights and losses stay float32."""
+    dtype = _AUTOCAST[precision]
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+class Stepper:
+    """An optimizer and, for fp16, the scale that keeps small gradients from vanishing."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, device: torch.device, precision: Precision
+    ) -> None:
+        """Starts with no gradients.
+
+        Args:
+            optimizer: of the model.
+            device: of the model.
+            precision: of the networks.
+        """
+        self.optimizer = optimizer
+        self.device = device
+        self.precision = precision
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a scalar loss, or of a part of it."""
+        self._scaler.scale(loss).backward()
+
+    def step(self) -> None:
+        """Moves the weights and forgets the gradients; fp16 leaves steps out that overflow."""
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer and of the scale."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+class StepBatch(Protocol):
+    """What a step needs of a batch."""
+
+    def __len__(self) -> int:
+        """B."""
+        ...
+
+    def part(self, chosen: slice) -> "StepBatch":
+        """Some of its clips."""
+        ...
+
+    def to(self, device: torch.device) -> "StepBatch":
+        """Itself, on a device."""
+        ...
+
+
+BatchType = TypeVar("BatchType", bound=StepBatch)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves for the log."""
+
+    loss: Tensor
+    """scalar, of this process's clips"""
+    terms: dict[str, Tensor]
+    """scalars by name"""
+    inputs: dict[str, Any]
+    """of the model, for the last part of the batch"""
+    similarity_map: Tensor
+    """(n, h, w), of the last part"""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A model, what is called to train it, and what moves its weights."""
+
+    model: nn.Module
+    """the bare module: weights, localise"""
+    wrapped: nn.Module
+    """what a step calls: the model, or its data-parallel wrapper"""
+    stepper: Stepper
+    micro_batches: int
+    """parts of a batch that take their turns"""
+
+    def step_on(
+        self, batch: BatchType, views: Callable[..., dict[str, Any]], *, seed: int, global_size: int
+    ) -> StepResult:
+        """Forward and backward over this process's clips, then one step.
+
+        Args:
+            batch: of this process, at least two clips.
+            views: batch, seed, first and global_size -> keyword arguments of the model.
+            seed: of the step, the same in all processes.
+            global_size: clips of all processes, had none of them been broken.
+        """
+        device, first = self.stepper.device, own_part(global_size).start
+        parts = min(self.micro_batches, len(batch) // 2)
+        bounds = [len(batch) * number // parts for number in range(parts + 1)]
+        loss = torch.zeros((), device=device)
+        terms: dict[str, Tensor] = {}
+        for start, end in pairwise(bounds):
+            part, share = batch.part(slice(start, end)), (end - start) / len(batch)
+            inputs = views(part.to(device), seed, first=first + start, global_size=global_size)
+            with self._reduction(last=end == len(batch)):
+                with autocast(device, self.stepper.precision):
+                    output = self.wrapped(**inputs)
+                self.stepper.backward(share * output.loss)
+            loss = loss + share * output.loss.detach()
+            for name, term in output.terms.items():
+                terms[name] = share * term + terms.get(name, 0.0)
+        self.stepper.step()
+        return StepResult(loss, terms, inputs, output.similarity_map)
+
+    def _reduction(self, *, last: bool) -> AbstractContextManager:
+        """Gradients of all processes are averaged once, with the last part."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return nullcontext()

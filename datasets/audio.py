@@ -3,6 +3,8 @@
 import math
 import struct
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,9 +13,12 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datasets.errors import BrokenFileError
+from datasets.hdf5 import HDF5Row, Source, read_stored_sound
+from datasets.resampling import middle_part, resample
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
@@ -22,6 +27,12 @@ AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target); the usual rates share 25 Hz or
 more with 16 kHz, odd ones such as 47,999 Hz would take gigabytes."""
+
+MARGIN = 0.01
+"""Seconds that are read beyond a window, so that its last samples are resampled as the whole's."""
+
+EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC")
+"""libsndfile's names of formats that tell their length and can be read from any sample on."""
 
 STREAMED_BYTES = 0x7FFF0000
 """Programs that write WAV into a pipe announce about 2 or 4 GiB, as they cannot know the size."""
@@ -91,6 +102,10 @@ class AudioConfig:
         """T, frames of the spectrogram."""
         return self.num_samples // self.hop_length + 1
 
+    def build_front_end(self) -> "LogMelSpectrogram":
+        """What turns waveforms (B, L) into the audio encoder's input."""
+        return LogMelSpectrogram(self)
+
 
 def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
     """The middle of each waveform; a shorter one is repeated first.
@@ -118,46 +133,146 @@ def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
 
 
 def load_waveform(
-    path: Path, window: AudioWindow, *, excerpt_seconds: float | None = None
+    source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None
 ) -> Tensor:
     """Reads the beginning or the middle of a sound, mono, at one rate, tiled to the window.
 
     Args:
-        path: any file that libsndfile reads (WAV, MP3, FLAC, Ogg).
+        source: any file that libsndfile reads (WAV, MP3, FLAC, Ogg), or a row of an HDF5 file.
         window: rate, length and place of what is wanted.
-        excerpt_seconds: use only the first seconds of the file; None: as many as the window needs.
+        excerpt_seconds: use only the first seconds of the sound; None: as many as the window needs.
 
     Returns:
         (L,) float32, nominally in [-1, 1].
 
     Raises:
-        BrokenFileError: the file cannot be decoded or holds no sample.
+        BrokenFileError: the sound cannot be decoded or holds no sample.
     """
-    needed = math.inf if window.centred else window.num_samples / window.sample_rate
+    waveform = read_window(source, window, excerpt_seconds=excerpt_seconds)
+    return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+
+
+def tile(waveforms: Tensor, lengths: Sequence[int], num_samples: int) -> Tensor:
+    """Repeats each sound from its beginning until it fills the window, on any device.
+
+    Args:
+        waveforms: (B, L').
+        lengths: B numbers of samples, L' at most, that are sound; the rest is padding.
+        num_samples: L.
+
+    Returns:
+        (B, L).
+    """
+    if waveforms.shape[1] == num_samples == min(lengths):
+        return waveforms
+    periods = torch.tensor(lengths).to(waveforms.device, non_blocking=True)
+    places = torch.arange(num_samples, device=waveforms.device)
+    return waveforms.gather(1, places % periods[:, None])
+
+
+def read_window(
+    source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None
+) -> Tensor:
+    """Reads what load_waveform tiles: at most (L,).
+
+    A centred window is always full, as what is in the middle of a short sound depends on how often
+    it is repeated.
+    """
+    if window.centred and excerpt_seconds is None and isinstance(source, Path):
+        middle = _read_middle(source, window)
+        if middle is not None:
+            return middle
+    needed = math.inf if window.centred else window.num_samples / window.sample_rate + MARGIN
     seconds = min(excerpt_seconds or math.inf, needed)
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            frames = -1 if math.isinf(seconds) else math.ceil(seconds * rate)
-            samples = file.read(frames, "float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise BrokenFileError(path, str(error)) from error
-    if len(samples) == 0:
-        raise BrokenFileError(path, "it holds no audio sample")
-    if not np.isfinite(samples).all():
-        raise BrokenFileError(path, "it holds samples that are not finite numbers")
-    waveform = torch.from_numpy(samples).mean(dim=1)
-    if rate != window.sample_rate and math.gcd(rate, window.sample_rate) < MIN_COMMON_RATE:
-        raise BrokenFileError(
-            path,
-            f"its sample rate of {rate} Hz cannot be resampled to {window.sample_rate} Hz within "
-            "reasonable memory; convert the file to a usual rate",
-        )
-    waveform = torchaudio.functional.resample(waveform, rate, window.sample_rate)
+    waveform = read_sound(source, window.sample_rate, seconds=seconds)
     if window.centred:
         return centre_clip(waveform, window.num_samples)
-    copies = math.ceil(window.num_samples / len(waveform))
-    return waveform.repeat(copies)[: window.num_samples]
+    return waveform[: window.num_samples]
+
+
+def read_sound(source: Source, sample_rate: int, *, seconds: float = math.inf) -> Tensor:
+    """Reads a sound as it is long, mono, at one rate.
+
+    Args:
+        source: any file that libsndfile reads, or a row of an HDF5 file.
+        sample_rate: Hz, of the result.
+        seconds: read only the first seconds.
+
+    Returns:
+        (L,) float32, nominally in [-1, 1], L at least 1.
+
+    Raises:
+        BrokenFileError: the sound cannot be decoded, holds no sample, or cannot be resampled.
+    """
+    if isinstance(source, HDF5Row):
+        stored, rate = read_stored_sound(source)
+        samples = stored[: _num_frames(seconds, rate), None]
+    else:
+        with _opened(source) as file:
+            rate = file.samplerate
+            frames = _num_frames(seconds, rate)
+            samples = file.read(-1 if frames is None else frames, "float32", always_2d=True)
+    return _mono(samples, rate, sample_rate, source)
+
+
+def _read_middle(path: Path, window: AudioWindow) -> Tensor | None:
+    """The middle of a long sound, of which nothing else is decoded: (L,) as load_waveform's.
+
+    None if the sound is shorter than the window, or its format does not tell its exact length.
+    """
+    with _opened(path) as file:
+        if file.format not in EXACT_FORMATS:
+            return None
+        rate = file.samplerate
+        part = middle_part(file.frames, rate, window.sample_rate, window.num_samples)
+        if part is None:
+            return None
+        file.seek(part.first)
+        samples = file.read(part.length, "float32", always_2d=True)
+    if len(samples) < part.length:
+        return None
+    waveform = _mono(samples, rate, window.sample_rate, path)
+    return waveform[part.skip : part.skip + window.num_samples]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A sound file to read from.
+
+    Raises:
+        BrokenFileError: it cannot be opened, or not be read within the `with` block.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise BrokenFileError(path, str(error)) from error
+
+
+def _mono(samples: NDArray[np.float32], rate: int, sample_rate: int, source: Source) -> Tensor:
+    """Samples (L, channels) as they were read -> their mean at another rate, (L',).
+
+    Raises:
+        BrokenFileError: there are none, or they cannot be resampled.
+    """
+    if len(samples) == 0:
+        raise BrokenFileError(source, "it holds no audio sample")
+    if not np.isfinite(samples).all():
+        raise BrokenFileError(source, "it holds samples that are not finite numbers")
+    if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
+        raise BrokenFileError(
+            source,
+            f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within "
+            "reasonable memory; convert the file to a usual rate",
+        )
+    channels = torch.from_numpy(samples)
+    waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)
+    return resample(waveform, rate, sample_rate)
+
+
+def _num_frames(seconds: float, rate: int) -> int | None:
+    """Samples a channel in so many seconds; None: all there are."""
+    return None if math.isinf(seconds) else math.ceil(seconds * rate)
 
 
 def check_sound_header(path: Path) -> None:

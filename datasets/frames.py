@@ -1,24 +1,21 @@
-"""From a picture file to a square frame, with its boxes."""
+"""From a picture to a square frame, with its boxes."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.errors import BrokenFileError
+from datasets.hdf5 import HDF5Row, Source, read_row
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Formats that are read, in the order in which they are looked for."""
-
-CROP_SCALE = (0.3, 1.0)
-"""Share of the frame that the random crop of moco_v2 keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +72,39 @@ class FrameGeometry:
         return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / size
 
 
-def read_frame(path: Path) -> Image.Image:
+def read_frame(source: Source) -> Image.Image:
     """Decodes a picture.
+
+    Args:
+        source: a picture file, or the row of an HDF5 file that holds one or its pixels.
 
     Raises:
         BrokenFileError: it cannot be decoded.
     """
+    content: Path | io.BytesIO
+    if isinstance(source, HDF5Row):
+        stored = read_row(source)
+        if stored.ndim == 3:
+            return Image.fromarray(_as_pixels(stored, source))
+        content = io.BytesIO(stored.tobytes())
+    else:
+        content = source
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(content) as picture:
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's decoders raise SyntaxError and ValueError for damaged files, not only OSError.
-        raise BrokenFileError(path, str(error)) from error
+        raise BrokenFileError(source, str(error)) from error
+
+
+def _as_pixels(stored: NDArray[np.generic], source: HDF5Row) -> NDArray[np.uint8]:
+    """The authors' float32 (H, W, 3) that holds whole numbers, as bytes."""
+    with np.errstate(invalid="ignore"):  # NaN has no byte; it is found in the next line
+        pixels = stored.astype(np.uint8)
+    if not np.array_equal(pixels, stored):
+        raise BrokenFileError(source, "a frame must hold whole numbers from 0 to 255")
+    return pixels
 
 
 def read_frame_size(path: Path) -> tuple[int, int]:
@@ -100,19 +118,6 @@ def read_frame_size(path: Path) -> tuple[int, int]:
             return picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenFileError(path, str(error)) from error
-
-
-def random_resized_crop(frame: Image.Image, size: int, seed: int) -> Image.Image:
-    """The crop of moco_v2: 30 to 100 % of the area, aspect 3/4 to 4/3, bilinear.
-
-    Args:
-        frame: RGB picture.
-        size: side of the result, pixels.
-        seed: the same seed crops the same part.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RandomResizedCrop(size, scale=CROP_SCALE, antialias=True)(frame)
 
 
 def to_tensor(frame: Image.Image) -> Tensor:

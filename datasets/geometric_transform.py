@@ -10,7 +10,7 @@ shrunk twice: by M and by the resize.
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -76,6 +76,19 @@ class GeometricTransform:
             frame_size=frame_size,
             target=config.equivariance_target,
         )
+
+    def of_frames(self, first: int, count: int) -> "GeometricTransform":
+        """The same transform for a part of its frames, those from `first` on.
+
+        Raises:
+            ValueError: the transform was drawn for fewer frames.
+        """
+        if not 0 <= first <= first + count <= len(self.angles):
+            raise ValueError(
+                f"frames {first} to {first + count} are wanted of a transform that was drawn for "
+                f"{len(self.angles)}"
+            )
+        return replace(self, angles=self.angles[first : first + count])
 
     def matrix(self) -> Tensor:
         """M of each frame, (B, 2, 3) float32, source to destination pixels."""

@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.clips import AudioVisualClips, Batch, ClipRequest, collate
+from datasets.feature_cache import CachedClips, FeatureBatch, collate_features
+from datasets.watched_workers import WatchedClips
 
 
 class SeededBatches(Sampler[list[ClipRequest]]):
@@ -17,13 +19,16 @@ class SeededBatches(Sampler[list[ClipRequest]]):
     fewer negatives.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)
+    ) -> None:
         """Starts before epoch 0, step 0.
 
         Args:
             num_clips: size of the data set.
             batch_size: clips a step.
             seed: of the whole run.
+            part: of each batch that is asked for; the rest is another process's.
 
         Raises:
             ValueError: there are fewer clips than one batch takes.
@@ -35,6 +40,7 @@ class SeededBatches(Sampler[list[ClipRequest]]):
         self.num_clips = num_clips
         self.batch_size = batch_size
         self.seed = seed
+        self.part = part
         self.epoch = 0
         self.first_step = 0
 
@@ -59,10 +65,8 @@ class SeededBatches(Sampler[list[ClipRequest]]):
         crop_seeds = torch.randint(2**62, (self.num_clips,), generator=generator).tolist()
         for step in range(self.first_step, self.steps_per_epoch):
             chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            yield [
-                ClipRequest(index, seed)
-                for index, seed in zip(order[chosen], crop_seeds[chosen], strict=True)
-            ]
+            requests = zip(order[chosen], crop_seeds[chosen], strict=True)
+            yield [ClipRequest(index, seed) for index, seed in requests][self.part]
 
 
 def hash_seed(*numbers: int) -> int:
@@ -74,21 +78,25 @@ def hash_seed(*numbers: int) -> int:
 
 
 def build_train_loader(
-    clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+    clips: AudioVisualClips | CachedClips,
+    batches: SeededBatches,
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader[Batch] | DataLoader[FeatureBatch]:
     """Loader over the batches of a SeededBatches.
 
     Args:
-        clips: what is decoded.
+        clips: what is decoded, or read from a cache of features.
         batches: which clips, in which order; move it with start_at before iterating.
         num_workers: decoding processes; 0 decodes in this one.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
-    return DataLoader(
-        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
+    return DataLoader(  # type: ignore[return-value]  # collate turns samples into a batch
+        WatchedClips(clips, num_workers) if num_workers else clips,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_features if isinstance(clips, CachedClips) else collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_leave_signals_to_the_parent,
@@ -106,8 +114,8 @@ def build_test_loader(
         num_workers: decoding processes; 0 decodes in this one.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
-    return DataLoader(
-        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
+    return DataLoader(  # collate turns samples into a batch
+        WatchedClips(clips, num_workers) if num_workers else clips,  # type: ignore[arg-type]
         batch_sampler=_InOrder(len(clips), batch_size),
         num_workers=num_workers,
         collate_fn=collate,
@@ -118,8 +126,8 @@ def build_test_loader(
 
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C and cluster managers signal the whole group; the parent still needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _InOrder(Sampler[Sequence[ClipRequest]]):

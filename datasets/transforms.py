@@ -1,19 +1,19 @@
-"""Augmentation of frames and spectrograms, on whichever device the batch is."""
+"""What training does to frames and spectrograms, on whichever device the batch is."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from datasets.clip_draws import uniform_draws
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-BLUR_KERNEL = 13
-"""Pixels: three standard deviations of the widest blur to each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class AugmentationConfig:
     """longest masked stretch, spectrogram frames"""
     frequency_mask: int = 35
     """widest masked band, mel filters"""
+    audio_excerpt_seconds: float | None = None
+    """use only the first seconds of each training sound (the authors: 4 for Flickr)"""
 
     def __post_init__(self) -> None:
         """Refuses masks without extent."""
@@ -44,33 +46,28 @@ class AugmentationConfig:
                 "--time-mask and --frequency-mask must be at least 1 (--no-spec-augment switches "
                 f"them off), got {self.time_mask} and {self.frequency_mask}"
             )
+        if self.audio_excerpt_seconds is not None and not 0 < self.audio_excerpt_seconds < math.inf:
+            raise ValueError(
+                "--audio-excerpt-seconds must be a number of seconds above 0, got "
+                f"{self.audio_excerpt_seconds}"
+            )
 
-
-class FrameAugmentation:
-    """Colour, grey, blur and flip of moco_v2; each frame draws its own."""
-
-    def __init__(self, config: AugmentationConfig) -> None:
-        """Collects the chosen transforms.
+    def check_fits(self, mel_bins: int, num_frames: int) -> None:
+        """Refuses masks that are longer than the spectrogram.
 
         Args:
-            config: which ones.
-        """
-        steps: list[torch.nn.Module] = []
-        if config.colour:
-            steps.append(v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8))
-        if config.grey:
-            steps.append(v2.RandomGrayscale(0.2))
-        if config.blur:
-            steps.append(v2.RandomApply([v2.GaussianBlur(BLUR_KERNEL, (0.1, 2.0))], p=0.5))
-        if config.flip:
-            steps.append(v2.RandomHorizontalFlip(0.5))
-        self._augment = v2.Compose(steps) if steps else None
+            mel_bins: F, filters of the spectrogram.
+            num_frames: T, frames of the spectrogram.
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Float frames (B, 3, H, W) in [0, 1] -> the same, augmented; global random state."""
-        if self._augment is None:
-            return frames
-        return torch.stack([self._augment(frame) for frame in frames])
+        Raises:
+            ValueError: a mask can be longer than the spectrogram.
+        """
+        if self.spec_augment and (self.time_mask > num_frames or self.frequency_mask > mel_bins):
+            raise ValueError(
+                f"--time-mask {self.time_mask} and --frequency-mask {self.frequency_mask} do not "
+                f"fit a spectrogram of {num_frames} frames and {mel_bins} filters "
+                "(--window-seconds, --hop-length, --mel-bins)."
+            )
 
 
 class SpecAugment:
@@ -86,26 +83,41 @@ class SpecAugment:
         """
         self.config = config
 
-    def __call__(self, power: Tensor) -> Tensor:
-        """Power spectrograms (B, F, T) -> the same with masks of 0; global random state.
+    def __call__(self, power: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Masks a stretch of time and a band of frequencies with 0, as torchaudio's masking does.
+
+        Args:
+            power: spectrograms (B, F, T).
+            seeds: of the B clips; a clip's masks are a function of its seed.
 
         Raises:
             ValueError: a mask can be longer than the spectrogram.
         """
         if not self.config.spec_augment:
             return power
-        filters, frames = power.shape[-2:]
-        if self.config.time_mask > frames or self.config.frequency_mask > filters:
-            raise ValueError(
-                f"--time-mask {self.config.time_mask} and --frequency-mask "
-                f"{self.config.frequency_mask} do not fit a spectrogram of {frames} frames and "
-                f"{filters} filters."
-            )
-        masked = power[:, None]
-        for axis, longest in ((3, self.config.time_mask), (2, self.config.frequency_mask)):
-            masked = torchaudio.functional.mask_along_axis_iid(masked, longest, 0.0, axis)
-        chosen = torch.rand(len(power), device=power.device) < self.probability
-        return torch.where(chosen[:, None, None], masked[:, 0], power)
+        self.config.check_fits(*power.shape[-2:])
+        chosen, *rest = uniform_draws(seeds, "spectrogram", 5).T
+        stretch = self._inside(power, 2, chosen, self.config.time_mask, *rest[:2])
+        band = self._inside(power, 1, chosen, self.config.frequency_mask, *rest[2:])
+        return power.masked_fill(stretch[:, None, :] | band[:, :, None], 0)
+
+    def _inside(
+        self,
+        power: Tensor,
+        axis: int,
+        chosen: NDArray[np.float64],
+        longest: int,
+        *draws: NDArray[np.float64],
+    ) -> Tensor:
+        """Which places along an axis are masked, (B, size of the axis)."""
+        size = power.shape[axis]
+        length = longest * draws[0]
+        start = (draws[1] * (size - length)).astype(np.int64)
+        length = np.where(chosen < self.probability, length, 0).astype(np.int64)
+        limits = torch.from_numpy(np.stack([start, start + length])[:, :, None])
+        first, end = limits.to(power.device, non_blocking=True)
+        places = torch.arange(size, device=power.device)
+        return (places >= first) & (places < end)
 
 
 def normalise(frames: Tensor) -> Tensor:
@@ -114,8 +126,8 @@ def normalise(frames: Tensor) -> Tensor:
 
 
 def as_float(frames: Tensor) -> Tensor:
-    """uint8 frames -> float32 in [0, 1]."""
-    return frames.float() / 255
+    """uint8 frames (B, 3, H, W) in any memory order -> float32 in [0, 1], channel by channel."""
+    return frames.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 def to_displayable(frames: Tensor) -> NDArray[np.uint8]:

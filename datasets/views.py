@@ -1,34 +1,54 @@
 """From a decoded batch to the keyword arguments of a model, on the batch's device."""
 
 import random
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import AudioConfig, LogMelSpectrogram
+from datasets.audio import AudioConfig, AudioWindow, tile
 from datasets.clips import Batch
+from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_crops
+from datasets.frame_operations import resized_crop
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
-from datasets.transforms import (
-    AugmentationConfig,
-    FrameAugmentation,
-    SpecAugment,
-    as_float,
-    normalise,
+from datasets.paired_views import (
+    CutOut,
+    PairedViewConfig,
+    choose_pair,
+    cut_views,
+    draw_pair,
+    pooled_view,
 )
+from datasets.peer_audio import (
+    AlignSpectrogramConfig,
+    MiddleSpectrogramConfig,
+    SpectrogramConfig,
+)
+from datasets.transforms import AugmentationConfig, SpecAugment, as_float, normalise
+from datasets.vggish_log_mel import SegmentConfig
 
 
-class SSLTIEInputs(TypedDict):
-    """Keyword arguments of SSLTIE.forward."""
+def crop_at_random(batch: Batch) -> Tensor:
+    """Float frames (B, 3, S, S) in [0, 1], cut at random where the batch leaves that to do."""
+    frames = as_float(batch.frames)
+    if batch.crop_size is None:
+        return frames
+    boxes = torch.from_numpy(draw_crops(batch.crop_seeds, np.array(batch.picture_sizes)))
+    return resized_crop(frames, boxes.to(frames.device, non_blocking=True), batch.crop_size)
 
-    frames: Tensor
-    log_mel_spectrogram: Tensor
-    transformed_frames: Tensor
-    transform: object
+
+def tiled_waveforms(batch: Batch, window: AudioWindow) -> Tensor:
+    """The batch's sounds, short ones repeated until they fill the window, (B, L)."""
+    return tile(batch.waveforms, batch.sound_lengths, window.num_samples)
 
 
 class SSLTIEViews:
     """Training views of SSL-TIE: augmented frames, their geometric transforms, masked sounds."""
+
+    shown = "frames"
+    """the view that the training output's map belongs to"""
 
     def __init__(
         self,
@@ -45,30 +65,112 @@ class SSLTIEViews:
             geometric: of the equivariance branch.
             device: of the batches.
         """
-        self.log_mel = LogMelSpectrogram(audio).to(device)
-        self.augment_frames = FrameAugmentation(augmentation)
+        self.audio = audio
+        self.log_mel = audio.build_front_end().to(device)
+        self.augmentation = augmentation
         self.augment_power = SpecAugment(augmentation)
         self.geometric = geometric
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, seed: int) -> SSLTIEInputs:
-        """Makes the views of one step.
+    def __call__(
+        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
+    ) -> dict[str, Any]:
+        """Makes the keyword arguments of SSLTIE.forward.
+
+        What is drawn for a clip is a function of its own seed, except for the geometric transform:
+        that is drawn for the whole batch, in the authors' order, from the seed of the step.
 
         Args:
-            batch: randomly cropped frames and their sounds.
-            seed: of the step; the same seed gives the same views.
+            batch: frames and their sounds.
+            seed: of the step; the same seeds give the same views.
+            first: place of this process's first clip in the batch of all processes.
+            global_size: clips in the batch of all processes; None: this batch is all there is.
         """
-        torch.manual_seed(seed)
-        frames = normalise(self.augment_frames(as_float(batch.frames)))
-        power = self.augment_power(self.log_mel.power(batch.waveforms))
-        transform = GeometricTransform.sample(
-            self.geometric, len(batch), frames.shape[-1], random.Random(seed)
+        frames = crop_at_random(batch)
+        appearance = draw_appearance(batch.crop_seeds, self.augmentation)
+        frames = normalise(apply_appearance(frames, appearance))
+        power = self.log_mel.power(tiled_waveforms(batch, self.audio))
+        power = self.augment_power(power, batch.crop_seeds)
+        whole = GeometricTransform.sample(
+            self.geometric,
+            len(batch) if global_size is None else global_size,
+            frames.shape[-1],
+            random.Random(seed),
         )
-        return SSLTIEInputs(
-            frames=frames,
-            log_mel_spectrogram=self.log_mel.to_decibels(power),
-            transformed_frames=transform.warp_frames(frames),
-            transform=transform.warp_maps,
+        transform = whole.of_frames(first, len(batch))
+        return {
+            "frames": frames,
+            "log_mel_spectrogram": self.log_mel.to_decibels(power),
+            "transformed_frames": transform.warp_frames(frames),
+            "transform": transform.warp_maps,
+        }
+
+
+class SSPLViews:
+    """Training views of SSPL: two cut-outs of each frame, and the middle of its sound."""
+
+    shown = "frames_view_1"
+    """the view that the training output's map belongs to"""
+
+    def __init__(
+        self,
+        audio: SegmentConfig,
+        pairs: PairedViewConfig,
+        frame_size: int,
+        device: torch.device,
+    ) -> None:
+        """Builds the front end.
+
+        Args:
+            audio: of the log-mel segments.
+            pairs: how views are drawn.
+            frame_size: S, side of a view, pixels.
+            device: of the batches.
+        """
+        self.front_end = audio.build_front_end().to(device)
+        self.view_pool = pairs.view_pool
+        self.frame_size = frame_size
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
+    ) -> dict[str, Any]:
+        """Makes the keyword arguments of SSPL.forward.
+
+        Each clip brings its own seed, so that its views do not depend on the other clips.
+
+        Args:
+            batch: frames of enlarged_size(S), whole, and their sounds.
+            seed: as SSLTIEViews; not used.
+            first: as SSLTIEViews; not used.
+            global_size: as SSLTIEViews; not used.
+        """
+        del seed, first, global_size
+        ones, others = zip(*map(self._pair, batch.clip_ids, batch.crop_seeds), strict=True)
+        return {
+            "frames_view_1": self.cut(batch.frames, ones),
+            "frames_view_2": self.cut(batch.frames, others),
+            "log_mel_segments": self.front_end(batch.waveforms),
+        }
+
+    def cut(self, frames: Tensor, views: Sequence[CutOut]) -> Tensor:
+        """One view of each uint8 frame (B, 3, E, E), normalised: (B, 3, S, S)."""
+        return normalise(as_float(cut_views(frames, views, self.frame_size)))
+
+    def pool_of(self, batch: Batch) -> list[Tensor]:
+        """Every view of the pool, normalised: K of (B, 3, S, S)."""
+        return [
+            self.cut(batch.frames, [pooled_view(i, place, self.frame_size) for i in batch.clip_ids])
+            for place in range(self.view_pool)
+        ]
+
+    def _pair(self, clip_id: str, seed: int) -> tuple[CutOut, CutOut]:
+        if self.view_pool == 0:
+            return draw_pair(seed, self.frame_size)
+        first, second = choose_pair(seed, self.view_pool)
+        return (
+            pooled_view(clip_id, first, self.frame_size),
+            pooled_view(clip_id, second, self.frame_size),
         )
 
 
@@ -77,16 +179,31 @@ class TestViews:
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
-    def __init__(self, audio: AudioConfig, device: torch.device) -> None:
-        """Builds the spectrogram.
+    def __init__(
+        self, audio: AudioConfig | SegmentConfig | SpectrogramConfig, device: torch.device
+    ) -> None:
+        """Builds the audio front end.
 
         Args:
-            audio: of the log-mel spectrogram.
+            audio: what the method hears.
             device: of the batches.
         """
-        self.log_mel = LogMelSpectrogram(audio).to(device)
+        self.audio = audio
+        self.front_end = audio.build_front_end().to(device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised frames (B, 3, S, S) and log-mel spectrograms (B, 1, F, T)."""
-        return normalise(as_float(batch.frames)), self.log_mel(batch.waveforms)
+        """Normalised frames (B, 3, S, S) and the input of the method's audio encoder."""
+        waveforms = tiled_waveforms(batch, self.audio)
+        return normalise(as_float(batch.frames)), self.front_end(waveforms)
+
+
+AUDIO_CONFIGS: dict[str, type[AudioConfig] | type[SegmentConfig] | type[SpectrogramConfig]] = {
+    "ssl_tie": AudioConfig,
+    "sspl": SegmentConfig,
+    "lvs": SpectrogramConfig,
+    "ssl_align": AlignSpectrogramConfig,
+    "ez_vsl_or_fnac": MiddleSpectrogramConfig,
+    "slavc": MiddleSpectrogramConfig,
+}
+"""What each method and each peer hears."""

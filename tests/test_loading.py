@@ -4,23 +4,18 @@ import random
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
-from datasets.audio import AudioConfig
+from datasets.audio import AudioConfig, load_waveform
 from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, ClipRequest, collate, with_wrong_sounds
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
-from datasets.transforms import (
-    AugmentationConfig,
-    FrameAugmentation,
-    SpecAugment,
-    as_float,
-    normalise,
-    to_displayable,
-)
-from datasets.views import SSLTIEViews, TestViews
+from datasets.transforms import AugmentationConfig, as_float, normalise, to_displayable
+from datasets.views import SSLTIEViews, TestViews, crop_at_random, tiled_waveforms
 
 AUDIO = AudioConfig(window_seconds=1.0, mel_bins=32, hop_length=400)
 CPU = torch.device("cpu")
@@ -53,14 +48,40 @@ def test_a_test_clip_is_whole_and_has_its_truth(test_clips, tiny_data):
     assert sample.frame[0, centre_y, centre_x] > 200  # the red square of clip 0
 
 
-def test_training_crops_repeat_with_their_seed(train_clips):
-    first, again, other = (train_clips[ClipRequest(0, seed)].frame for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_training_frames_are_what_is_stored(train_clips, tiny_data):
+    sample = train_clips[ClipRequest(0, 1)]
+    path = tiny_data.root / "VGGSound" / "total_video_frames" / sample.clip_id / "125.jpg"
+    with Image.open(path) as picture:
+        stored = np.asarray(picture)
+    np.testing.assert_array_equal(sample.frame.permute(1, 2, 0), stored)
+    assert sample.crop_size == 64
+    assert sample.bounding_boxes is None and sample.ground_truth_map is None
+
+
+def test_frames_of_several_sizes_lie_side_by_side(train_clips):
+    sizes = [(96, 96), (40, 120), (120, 30)]
+    rng = np.random.default_rng(0)
+    for clip, (height, width) in zip(train_clips.clips, sizes, strict=False):
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(clip.frame_source)
+    samples = [train_clips[ClipRequest(i, i)] for i in range(3)]
+    batch = collate(samples)
+    assert batch.picture_sizes == tuple(sizes)
+    assert batch.frames.shape == (3, 3, 120, 120)
+    for frame, sample, (height, width) in zip(batch.frames, samples, sizes, strict=True):
+        assert torch.equal(frame[:, :height, :width], sample.frame)
+        assert not frame[:, height:].any() and not frame[:, :, width:].any()
+    # The padding is not seen: each crop is that of the frame on its own.
+    together = crop_at_random(batch)
+    assert together.shape == (3, 3, 64, 64)
+    for index, sample in enumerate(samples):
+        torch.testing.assert_close(together[index], crop_at_random(collate([sample]))[0])
+    second = crop_at_random(batch.part(slice(1, 3)))
+    torch.testing.assert_close(second, together[1:])
 
 
 def test_a_broken_file_is_named_and_never_replaced(test_clips):
-    path = test_clips.clips[1].audio_path
+    path = test_clips.clips[1].audio_source
     path.write_bytes(path.read_bytes()[:20])
     batch = collate([test_clips[ClipRequest(i, 0)] for i in range(3)])
     assert batch.clip_ids == ("test_0", "test_2")
@@ -71,7 +92,7 @@ def test_a_broken_file_is_named_and_never_replaced(test_clips):
 
 def test_a_batch_of_broken_clips_is_empty(test_clips):
     for clip in test_clips.clips[:2]:
-        clip.frame_path.write_bytes(b"\xff\xd8 cut off")
+        clip.frame_source.write_bytes(b"\xff\xd8 cut off")
     batch = collate([test_clips[ClipRequest(i, 0)] for i in range(2)])
     assert len(batch) == 0
     assert len(batch.broken) == 2
@@ -81,12 +102,12 @@ def test_wrong_sounds_are_those_of_other_clips(test_clips):
     clips = test_clips.clips
     wrong = with_wrong_sounds(clips)
     assert [clip.clip_id for clip in wrong] == [clip.clip_id for clip in clips]
-    assert [clip.frame_path for clip in wrong] == [clip.frame_path for clip in clips]
-    assert all(w.audio_path != c.audio_path for w, c in zip(wrong, clips, strict=True))
-    assert {clip.audio_path for clip in wrong} == {clip.audio_path for clip in clips}
+    assert [clip.frame_source for clip in wrong] == [clip.frame_source for clip in clips]
+    assert all(w.audio_source != c.audio_source for w, c in zip(wrong, clips, strict=True))
+    assert {clip.audio_source for clip in wrong} == {clip.audio_source for clip in clips}
     assert with_wrong_sounds(clips) == wrong
     assert any(
-        a.audio_path != b.audio_path
+        a.audio_source != b.audio_source
         for a, b in zip(with_wrong_sounds(clips, 1), wrong, strict=True)
     )
     with pytest.raises(ValueError, match="--audio shuffled"):
@@ -139,20 +160,88 @@ def batch(train_clips):
     return collate([train_clips[ClipRequest(i, i)] for i in range(4)])
 
 
-def test_views_repeat_with_their_seed(batch):
-    views = make_views(AugmentationConfig(time_mask=10, frequency_mask=8))
+@pytest.fixture
+def whole_batch(train_clips):
+    """Of squares: no crop is to come."""
+    whole = AudioVisualClips(train_clips.clips, geometry=FrameGeometry(64), audio=AUDIO)
+    return collate([whole[ClipRequest(i, i)] for i in range(4)])
+
+
+MASKED = AugmentationConfig(time_mask=10, frequency_mask=8)
+DRAWN = ("frames", "log_mel_spectrogram")
+
+
+def test_views_repeat_with_their_seeds(train_clips, batch):
+    views = make_views(MASKED)
     first, again, other = views(batch, 1), views(batch, 1), views(batch, 2)
-    for name in ("frames", "log_mel_spectrogram", "transformed_frames"):
+    for name in (*DRAWN, "transformed_frames"):
         assert torch.equal(first[name], again[name])
-    assert not torch.equal(first["frames"], other["frames"])
-    assert not torch.equal(first["log_mel_spectrogram"], other["log_mel_spectrogram"])
+    # The step's seed is that of the geometric transform alone; the rest is the clips'.
+    for name in DRAWN:
+        assert torch.equal(first[name], other[name])
+    assert first["transformed_frames"].shape != other["transformed_frames"].shape or not (
+        torch.equal(first["transformed_frames"], other["transformed_frames"])
+    )
+    reseeded = views(collate([train_clips[ClipRequest(i, i + 10)] for i in range(4)]), 1)
+    for clip in range(4):
+        assert not torch.equal(first["frames"][clip], reseeded["frames"][clip])
+    assert not torch.equal(first["log_mel_spectrogram"], reseeded["log_mel_spectrogram"])
 
 
-def test_views_without_augmentation_are_the_test_views(batch):
-    inputs = make_views(NOTHING)(batch, 0)
-    frames, log_mel = TestViews(AUDIO, CPU)(batch)
+def test_a_clip_s_views_do_not_depend_on_its_neighbours(train_clips, batch):
+    views = make_views(MASKED)
+    together = views(batch, 3)
+    for order in ([2], [3, 2, 0], [1, 2, 4, 5, 6]):
+        others = views(collate([train_clips[ClipRequest(i, i)] for i in order]), 8)
+        for name in DRAWN:
+            actual, expected = others[name][order.index(2)], together[name][2]
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [[slice(0, 4)], [slice(0, 2), slice(2, 4)], [slice(1, 4)]])
+def test_processes_share_out_the_transform_of_the_whole_batch(batch, parts):
+    views = make_views(MASKED, max_rotation=90)
+    whole = views(batch, 5)
+    maps = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for part in parts:
+        own = views(batch.part(part), 5, first=part.start, global_size=4)
+        for name in (*DRAWN, "transformed_frames"):
+            torch.testing.assert_close(own[name], whole[name][part], atol=1e-4, rtol=1e-5)
+        target, _ = own["transform"](maps[part])
+        torch.testing.assert_close(target, whole["transform"](maps)[0][part])
+    unaware = views(batch.part(slice(2, 4)), 5)
+    assert unaware["transformed_frames"].shape == whole["transformed_frames"][2:].shape
+    assert not torch.equal(unaware["transformed_frames"], whole["transformed_frames"][2:])
+
+
+def test_a_part_beyond_the_whole_batch_is_refused(batch):
+    with pytest.raises(ValueError, match=r"frames 2 to 6 are wanted .* drawn for 4"):
+        make_views(NOTHING)(batch, 5, first=2, global_size=4)
+
+
+def test_views_without_augmentation_are_the_test_views(whole_batch):
+    inputs = make_views(NOTHING)(whole_batch, 0)
+    frames, log_mel = TestViews(AUDIO, CPU)(whole_batch)
     assert torch.equal(inputs["frames"], frames)
     assert torch.equal(inputs["log_mel_spectrogram"], log_mel)
+
+
+def test_sounds_of_several_lengths_are_tiled_on_the_device(train_clips):
+    clips = train_clips.clips[:4]
+    for clip, seconds in zip(clips, (0.3, 1.0, 0.7, 2.0), strict=True):
+        time = np.arange(round(16_000 * seconds)) / 16_000
+        soundfile.write(clip.audio_source, 0.5 * np.sin(2500 * time**2), 16_000)
+    batch = collate([train_clips[ClipRequest(i, i)] for i in range(4)])
+    assert batch.sound_lengths == (4800, 16_000, 11_200, 16_000)
+    expected = torch.stack([load_waveform(clip.audio_source, AUDIO) for clip in clips])
+    assert expected.shape == (4, 16_000)
+    assert torch.equal(tiled_waveforms(batch, AUDIO), expected)
+    for part in (slice(0, 1), slice(2, 4), slice(1, 2)):
+        assert torch.equal(tiled_waveforms(batch.part(part), AUDIO), expected[part])
+    short = collate([train_clips[ClipRequest(0, 0)]])
+    assert short.waveforms.shape == (1, 4800)
+    _, log_mel = TestViews(AUDIO, CPU)(batch.part(slice(0, 3)))
+    assert torch.equal(log_mel, AUDIO.build_front_end()(expected[:3]))
 
 
 def test_transform_is_the_same_for_frames_and_maps(batch):
@@ -166,44 +255,6 @@ def test_transform_is_the_same_for_frames_and_maps(batch):
 def test_no_geometry_leaves_frames_alone(batch):
     inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(batch, 0)
     torch.testing.assert_close(inputs["transformed_frames"], inputs["frames"], atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["colour", "grey", "blur", "flip"])
-def test_each_frame_augmentation_acts_alone(name):
-    frames = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    switches = dict.fromkeys(("colour", "grey", "blur", "flip"), False) | {name: True}
-    torch.manual_seed(0)
-    augmented = FrameAugmentation(AugmentationConfig(**switches))(frames)
-    changed = (augmented != frames).flatten(1).any(dim=1).float().mean().item()
-    expected = {"colour": 0.8, "grey": 0.2, "blur": 0.5, "flip": 0.5}[name]
-    assert changed == pytest.approx(expected, abs=0.2)
-    if name == "flip":
-        differs = (augmented != frames).flatten(1).any(dim=1)
-        assert torch.equal(augmented[differs], frames[differs].flip(-1))
-    if name == "grey":
-        grey = (augmented[:, 0] == augmented[:, 1]).flatten(1).all(dim=1)
-        assert grey.float().mean().item() == pytest.approx(changed)
-
-
-def test_spec_augment_masks_stretches_of_its_own_for_each_clip():
-    power = torch.ones(400, 40, 100)
-    torch.manual_seed(0)
-    masked = SpecAugment(AugmentationConfig(time_mask=30, frequency_mask=10))(power)
-    assert set(masked.unique().tolist()) == {0.0, 1.0}
-    columns = (masked == 0).all(dim=1).sum(dim=1)
-    rows = (masked == 0).all(dim=2).sum(dim=1)
-    assert columns.max() < 30
-    assert rows.max() < 10
-    touched = ((columns + rows) > 0).float().mean().item()
-    assert touched == pytest.approx(0.8, abs=0.06)
-    assert len(columns.unique()) > 10
-    # A stretch is uniform in [0, 30) frames in 80 % of the clips.
-    assert columns.float().mean().item() == pytest.approx(0.8 * 14.5, rel=0.15)
-
-
-def test_masks_longer_than_the_spectrogram_are_refused():
-    with pytest.raises(ValueError, match="--time-mask"):
-        SpecAugment(AugmentationConfig())(torch.ones(1, 257, 100))
 
 
 def test_displayable_undoes_normalise():

@@ -8,6 +8,8 @@ other weights or other views.
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +67,7 @@ class FeatureCache:
             sound_shape: of one clip, (S, 128).
 
         Raises:
-            ValueError: files of the cache are damaged.
+            ValueError: files of the cache are damaged, or the disk has no room for them.
         """
         text = json.dumps({"format": FORMAT, **key}, indent=2, sort_keys=True)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -74,15 +76,43 @@ class FeatureCache:
             "sounds": ((num_clips, *sound_shape), np.float32),
             "state": ((num_clips,), np.uint8),
         }
-        if not (self.folder / "key.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name, (shape, dtype) in self._shapes.items():
-                # Sparse until it is written: an empty cache takes no room.
-                np.lib.format.open_memmap(self._path(name), "w+", dtype=dtype, shape=shape)
-            (self.folder / "key.json").write_text(text)  # last: marks a complete set of files
+        if not self.folder.exists():
+            self._make(text)
         self._open: dict[str, NDArray] = {}
         for name in self._shapes:
             self.array(name)
+
+    def _make(self, key: str) -> None:
+        """An empty cache, all of its room reserved, under its name only when it is complete."""
+        unfinished = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        unfinished.mkdir(parents=True)
+        try:
+            for name, (shape, dtype) in self._shapes.items():
+                path = unfinished / f"{name}.npy"
+                np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+                self._reserve(path)
+            (unfinished / "key.json").write_text(key)
+            try:
+                unfinished.rename(self.folder)
+            except OSError:
+                if not self.folder.exists():  # else another process was as fast: as good as ours
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _reserve(self, path: Path) -> None:
+        """Takes a file's room on the disk now: writing to a mapped file on a full one is fatal."""
+        size = path.stat().st_size
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            free = shutil.disk_usage(path.parent).free
+            raise ValueError(
+                f"No room for the feature cache in {self.folder.parent}: {path.name} takes "
+                f"{size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Name another --feature-cache, "
+                "or lower --view-pool."
+            ) from error
 
     def array(self, name: str) -> NDArray:
         """frame_maps, sounds or state, mapped into memory; writing to it writes to the disk."""
@@ -121,8 +151,22 @@ class FeatureCache:
         self._flush()
 
     def mark_broken(self, position: int) -> None:
-        """Notes that a clip's files cannot be decoded."""
+        """Notes that a clip's files cannot be decoded; mended files have another cache."""
         self.array("state")[position] = BROKEN
+
+    def read(self, position: int, places: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Maps (n, D, h, w) at places of a clip's pool and its sound (S, 128); None if broken.
+
+        Raises:
+            ValueError: the clip is not stored yet.
+        """
+        state = self.array("state")[position]
+        if state == BROKEN:
+            return None
+        if state != STORED:
+            raise ValueError(f"{self.folder} lacks the features of clip {position}.")
+        maps = self.array("frame_maps")[position][list(places)]
+        return torch.from_numpy(maps), torch.from_numpy(self.array("sounds")[position].copy())
 
     def _flush(self) -> None:
         for array in self._open.values():
@@ -232,12 +276,10 @@ class CachedClips(Dataset[CachedSample | BrokenClip]):
     def __getitem__(self, request: ClipRequest) -> CachedSample | BrokenClip:
         """Reads one clip; a broken one gives a BrokenClip, never another clip."""
         clip_id = self.clip_ids[request.position]
-        if self.cache.array("state")[request.position] == BROKEN:
+        features = self.cache.read(request.position, choose_pair(request.crop_seed, self.view_pool))
+        if features is None:
             return BrokenClip(clip_id, "its files could not be decoded when the cache was made")
-        chosen = list(choose_pair(request.crop_seed, self.view_pool))
-        maps = self.cache.array("frame_maps")[request.position][chosen]
-        sound = np.array(self.cache.array("sounds")[request.position])
-        return CachedSample(clip_id, torch.from_numpy(maps), torch.from_numpy(sound))
+        return CachedSample(clip_id, *features)
 
 
 def collate_features(samples: Sequence[CachedSample | BrokenClip]) -> FeatureBatch:

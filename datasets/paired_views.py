@@ -29,7 +29,7 @@ class PairedViewConfig:
             )
 
 
-class View(NamedTuple):
+class CutOut(NamedTuple):
     """A cut-out of an enlarged frame."""
 
     top: int
@@ -44,7 +44,7 @@ def enlarged_size(frame_size: int) -> int:
     return int(frame_size * (1 + MARGIN))
 
 
-def draw_pair(seed: int, frame_size: int) -> tuple[View, View]:
+def draw_pair(seed: int, frame_size: int) -> tuple[CutOut, CutOut]:
     """Two independent views.
 
     Args:
@@ -61,13 +61,13 @@ def choose_pair(seed: int, view_pool: int) -> tuple[int, int]:
     return first, second
 
 
-def pooled_view(clip_id: str, place: int, frame_size: int) -> View:
+def pooled_view(clip_id: str, place: int, frame_size: int) -> CutOut:
     """The view at a place of a clip's pool: a function of its arguments alone."""
     # crc32, as hash() of a string differs between processes
     return _draw(random.Random(zlib.crc32(clip_id.encode()) * 4096 + place), frame_size)
 
 
-def cut_views(frames: Tensor, views: Sequence[View], frame_size: int) -> Tensor:
+def cut_views(frames: Tensor, views: Sequence[CutOut], frame_size: int) -> Tensor:
     """Cuts one view out of each frame, all at once.
 
     Args:
@@ -89,6 +89,6 @@ def cut_views(frames: Tensor, views: Sequence[View], frame_size: int) -> Tensor:
     return cut.movedim(3, 1)
 
 
-def _draw(source: random.Random, frame_size: int) -> View:
+def _draw(source: random.Random, frame_size: int) -> CutOut:
     margin = enlarged_size(frame_size) - frame_size
-    return View(source.randint(0, margin), source.randint(0, margin), source.random() < 0.5)
+    return CutOut(source.randint(0, margin), source.randint(0, margin), source.random() < 0.5)

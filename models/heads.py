@@ -111,40 +111,62 @@ def symmetric_loss(first: View, second: View) -> Tensor:
 
 
 @torch.no_grad()
-def collapse_terms(first: View, second: View) -> dict[str, Tensor]:
+def collapse_terms(first: View, second: View, audio_embedding: Tensor) -> dict[str, Tensor]:
     """Detached scalars that show whether the model has collapsed.
+
+    The projections themselves do not: they leave a batch norm, which spreads whatever it gets.
 
     Args:
         first: view 1 of the batch.
         second: view 2 of the batch.
+        audio_embedding: u (B, 512) of the batch.
 
     Returns:
-        embedding_std: standard deviation of the unit-norm projections over the batch, mean of all
-            dimensions and both views: 0 when collapsed, 1/sqrt(2048) = 0.022 when spread evenly;
+        embedding_std, audio_std, prediction_std: how far pooled features, audio embeddings and
+            predictions of unit norm differ between the clips of the batch, see `spread`: 0 when all
+            are the same, 1 when they point everywhere;
+        projection_rank: number of directions that the projections take, see `effective_rank`, of
+            view 1;
         similarity_mean, similarity_std: mean of the similarity maps of view 1, and the mean of
             their standard deviations over positions: 0 when the maps are flat;
         attention_entropy: entropy of view 1's attention over positions, over that of a flat map:
             1 when attention is everywhere, 0 when it is at one position.
     """
-    deviations = [
-        F.normalize(view.projection).std(dim=0, correction=0).mean() for view in (first, second)
-    ]
+    views = (first, second)
     similarity = first.similarity_map
     weights = first.attention_map.flatten(1) + 1e-10  # a constant map has no weight, but is flat
     share = weights / weights.sum(dim=1, keepdim=True)
     entropy = torch.special.entr(share).sum(dim=1).mean() / math.log(share.shape[1])
     return {
-        "embedding_std": torch.stack(deviations).mean(),
+        "embedding_std": torch.stack([spread(view.pooled_feature) for view in views]).mean(),
+        "audio_std": spread(audio_embedding),
+        "prediction_std": torch.stack([spread(view.prediction) for view in views]).mean(),
+        "projection_rank": effective_rank(first.projection),
         "similarity_mean": similarity.mean(),
         "similarity_std": similarity.std(dim=(1, 2), correction=0).mean(),
         "attention_entropy": entropy,
     }
 
 
-SPREAD_STD = 1 / math.sqrt(PROJECTION_SIZE)
-"""embedding_std of projections that point everywhere."""
-COLLAPSED_SHARE = 0.1
-"""of SPREAD_STD below which a warning is due."""
+def spread(embeddings: Tensor) -> Tensor:
+    """Root mean square distance of unit-norm (B, D) from their mean: 0 for equal ones, at most 1.
+
+    It is the standard deviation over the batch of Chen and He's Fig. 2, times sqrt(D).
+    """
+    return F.normalize(embeddings.float()).var(dim=0, correction=0).sum().sqrt()
+
+
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """Number of directions in which (B, D) vary: tr(C)^2 / tr(C^2) of their covariance C."""
+    centred = embeddings.float() - embeddings.float().mean(dim=0)
+    gram = centred @ centred.T  # (B, B): the same traces at less cost
+    return gram.trace() ** 2 / gram.square().sum().clamp_min(1e-30)
+
+
+COLLAPSED_SPREAD = 0.01
+"""of pooled features, audio embeddings or predictions, below which a warning is due."""
+COLLAPSED_RANK = 1.5
+"""of the projections, likewise."""
 FLAT_STD = 1e-3
 """similarity_std below which a map shows nothing."""
 
@@ -156,16 +178,24 @@ def collapse_warning(terms: Mapping[str, float]) -> str | None:
         terms: means over some steps, by name; methods that do not report `collapse_terms` have
             nothing to warn of.
     """
-    spread, variation = terms.get("embedding_std"), terms.get("similarity_std")
-    if spread is not None and spread < COLLAPSED_SHARE * SPREAD_STD:
+    if "projection_rank" not in terms:
+        return None
+    advice = "Lower the learning rates, or check that the frozen encoders have their weights."
+    spreads = {name: terms[name] for name in ("embedding_std", "audio_std", "prediction_std")}
+    equal = [f"{name} {value:.2g}" for name, value in spreads.items() if value < COLLAPSED_SPREAD]
+    if equal:
         return (
-            f"The projections of all clips are nearly the same (embedding_std {spread:.2g}, "
-            f"{SPREAD_STD:.2g} when spread): the model is collapsing, whatever the loss says. "
-            "Lower --head-learning-rate, or check that the frozen encoders have their weights."
+            f"All clips look nearly the same to the model ({', '.join(equal)}; 1 when they differ "
+            f"in every way): it is collapsing, whatever the loss says. {advice}"
         )
-    if variation is not None and variation < FLAT_STD:
+    if terms["projection_rank"] < COLLAPSED_RANK:
         return (
-            f"The similarity maps are flat (similarity_std {variation:.2g}): they show no place. "
-            "Lower --audio-learning-rate, or check that the frozen encoders have their weights."
+            f"The projections vary along one line (projection_rank {terms['projection_rank']:.2g}):"
+            f" the model is collapsing, whatever the loss says. {advice}"
+        )
+    if terms["similarity_std"] < FLAT_STD:
+        return (
+            f"The similarity maps are flat (similarity_std {terms['similarity_std']:.2g}): they "
+            f"show no place. {advice}"
         )
     return None

@@ -35,6 +35,8 @@ from models.chunked_contrast import contrast_in_chunks
 from models.encoders import ResNet18Encoder, global_max_pool
 from models.gather import gather_rows
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
+from models.pooling import ImagePooling, pool_positions
+from models.precision import at_least_float32
 from models.recompute import recomputed
 from models.similarity import own_maps, similarity_map, similarity_maps
 from models.training_output import TrainingOutput
@@ -126,7 +128,7 @@ class SSLTIE(nn.Module):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Normalised frames (B, 3, H, W) -> visual feature map (B, 512, H/16, W/16), unit norm."""
-        return F.normalize(_at_least_float32(self.imgnet(frames)), dim=1)
+        return F.normalize(at_least_float32(self.imgnet(frames)), dim=1)
 
     def encode_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
         """Log-mel spectrograms (B, 1, F, T) in dB -> audio embeddings (B, 512), unit norm.
@@ -144,7 +146,15 @@ class SSLTIE(nn.Module):
         else:
             features = self.audnet(log_mel_spectrogram)
         pooled = global_max_pool(features)
-        return F.normalize(_at_least_float32(pooled), dim=1)
+        return F.normalize(at_least_float32(pooled), dim=1)
+
+    def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Audio embeddings (B, 512) for retrieval, unit norm: those that localise."""
+        return self.encode_audio(log_mel_spectrogram)
+
+    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
+        """Embeddings of frames (B, 3, H, W) for retrieval: see `pool_positions`."""
+        return pool_positions(self.imgnet(frames), pooling)
 
     def localise(self, frames: Tensor, log_mel_spectrogram: Tensor) -> Tensor:
         """Similarity map (B, h, w) in [0, 1] of each frame with its own sound."""
@@ -245,7 +255,3 @@ class SSLTIE(nn.Module):
             terms={name: term.detach() for name, term in terms.items()},
             similarity_map=plain_map.detach(),
         )
-
-
-def _at_least_float32(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -46,6 +46,8 @@ from models.heads import (
     cosine_map,
     symmetric_loss,
 )
+from models.pooling import ImagePooling, pool_positions
+from models.precision import at_least_float32
 from models.predictive_coding import PredictiveCodingModule
 from models.training_output import TrainingOutput
 from models.vgg16 import VGG16Encoder
@@ -131,15 +133,37 @@ class SSPL(nn.Module):
             audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and
             without gradient.
         """
-        audio_target = F.normalize(_at_least_float32(segment_embeddings).mean(dim=1), dim=1)
+        audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)
         projected = self.audio_projection(segment_embeddings)
-        return _at_least_float32(projected).mean(dim=1), audio_target
+        return at_least_float32(projected).mean(dim=1), audio_target
 
     def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
         """VGG-16's map (B, 512, h, w) -> aligned map of the same shape, at least float32."""
         if self.predictive_coding is not None:
             visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
-        return _at_least_float32(visual_feature_map)
+        return at_least_float32(visual_feature_map)
+
+    def embed_audio(self, log_mel_segments: Tensor) -> Tensor:
+        """Audio embeddings u (B, 512) for retrieval, of unit norm; no frame takes part."""
+        return F.normalize(self.encode_audio(self.audio_encoder(log_mel_segments))[0], dim=1)
+
+    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
+        """Embeddings of frames for retrieval, without the PCM: see `pool_positions`.
+
+        Args:
+            frames: (B, 3, H, W), normalised.
+            pooling: of VGG-16's map.
+
+        Raises:
+            ValueError: the model has a PCM, which makes a frame's map of the frame and a sound.
+        """
+        if self.predictive_coding is not None:
+            raise ValueError(
+                "SSPL with its predictive coding module has no embedding of a frame alone: the "
+                "module makes the frame's map of the frame and one sound. Retrieve sounds with "
+                "sounds (--directions audio_to_audio), or take a model trained with --no-pcm."
+            )
+        return pool_positions(self.frame_encoder(frames), pooling)
 
     def localise(self, frames: Tensor, log_mel_segments: Tensor) -> Tensor:
         """Similarity map of each frame with its own sound.
@@ -185,8 +209,8 @@ class SSPL(nn.Module):
             similarity,
             attention,
             pooled,
-            _at_least_float32(projection),
-            _at_least_float32(prediction),
+            at_least_float32(projection),
+            at_least_float32(prediction),
         )
 
     def encode_frozen(
@@ -235,7 +259,7 @@ class SSPL(nn.Module):
         second = self.process_view(second_map, audio_embedding, audio_target)
         return TrainingOutput(
             loss=symmetric_loss(first, second),
-            terms=collapse_terms(first, second),
+            terms=collapse_terms(first, second, audio_embedding),
             similarity_map=first.similarity_map.detach(),
         )
 
@@ -280,7 +304,3 @@ def _check_same_clips(frames: Tensor, log_mel_segments: Tensor) -> None:
             "frames and log_mel_segments must be of the same clips, got "
             f"{len(frames)} frames and the segments of {len(log_mel_segments)} sounds"
         )
-
-
-def _at_least_float32(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -57,12 +57,21 @@ case $method-$size in
       recipe+=(--no-pcm --frame-size 96 --batch-size 128 --epochs 30
         --view-pool 4 --feature-cache "$output/features")
     fi
-    if ! [ -f "$root/ckpts/vgg16-397923af.pth" ] || ! [ -f "$root/ckpts/vggish-10086976.pth" ]; then
-      echo "quickstart: ckpts/ lacks vgg16-397923af.pth or vggish-10086976.pth: RANDOM encoders." \
-        "scripts/get_weights.sh fetches both." >&2
-      recipe+=(--random-init)
-      note=", RANDOM frozen encoders: not SSPL's accuracy"
-    fi
+    random=
+    case " $* " in
+      *" --random-init "*) random=yes ;;
+      *" --vgg16 "*|*" --vggish "*) ;;
+      *)
+        if ! "${run[@]}" -c "from models.pretrained import *
+[find_pretrained(kind, None, PRETRAINED_FOLDERS) for kind in PRETRAINED]" 2> /dev/null; then
+          echo "quickstart: no VGG-16 or no VGGish weights found: the encoders stay RANDOM, and" \
+            "figures say nothing of SSPL. bash scripts/get_weights.sh fetches both." >&2
+          recipe+=(--random-init)
+          random=yes
+        fi
+        ;;
+    esac
+    [ -z "$random" ] || note=", RANDOM frozen encoders: not SSPL's accuracy"
     ;;
   *)
     echo "quickstart: --method is ssl_tie or sspl, not '$method'" >&2

@@ -1,6 +1,7 @@
 """Runs the programs as users do."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,17 @@ def assert_refused(finished, *words):
     assert "Traceback" not in finished.stderr
     for word in words:
         assert word in finished.stderr
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def torchrun(processes, program, *arguments):
+    """Command line of a program in several processes."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--master-port", str(free_port()), str(ROOT / program), *map(str, arguments),
+    ]  # fmt: skip

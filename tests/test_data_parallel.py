@@ -4,32 +4,18 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT, assert_refused, run
+from command_line import ENVIRONMENT, ROOT, assert_refused, run, torchrun
 
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
     "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2"
 ).split()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def torchrun(processes, program, *arguments):
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-port", str(free_port()), str(ROOT / program), *map(str, arguments),
-    ]  # fmt: skip
 
 
 def run_parallel(processes, program, *arguments):

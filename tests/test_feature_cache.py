@@ -11,7 +11,7 @@ import main
 import opts
 from datasets.clip_sets import build_clips
 from datasets.clips import BrokenClip, ClipRequest
-from datasets.feature_cache import CachedClips, FeatureCache, clips_fingerprint, collate_features
+from datasets.feature_cache import CachedClips, FeatureCache, collate_features
 from datasets.loaders import SeededBatches, build_train_loader
 from models import build_model
 
@@ -60,11 +60,11 @@ def test_an_epoch_is_the_same_with_and_without(options, training_set, model, wor
     live_views = main.build_views(options, CPU)
     loader = build_train_loader(live_clips, batches, num_workers=0, pin_memory=False)
     live = losses(model, loader, live_views)
-    assert cached.shape == (2, 5)
+    assert cached.shape == (2, 1 + 7)  # the loss and its terms
     np.testing.assert_allclose(cached, live, rtol=1e-5, atol=1e-6)
 
 
-def test_features_are_the_encoders_bit_for_bit(options, training_set, model):
+def test_features_are_what_the_encoders_yield(options, training_set, model):
     clips, _ = main.build_inputs(options, training_set, model, CPU)
     batches = SeededBatches(8, 4, seed=0)
     cached = next(iter(build_train_loader(clips, batches, num_workers=0, pin_memory=False)))
@@ -117,26 +117,55 @@ def stop_at_second(store):
     return stopping
 
 
-def test_other_weights_clips_or_views_have_another_cache(options, training_set, model):
-    folder = options.frozen.feature_cache
+@pytest.mark.parametrize(
+    "option",
+    ["--view-pool 4", "--frame-size 64", "--segment-seconds 2", "--precision bf16", "--tf32",
+     "--channels-last", "--compile"],
+)  # fmt: skip
+def test_options_that_move_features_have_another_cache(
+    options, training_set, model, tiny_data, tmp_path, option
+):
+    arguments = (
+        f"sspl --no-pcm --train-set vggsound --data-root {tiny_data.root} --output {tmp_path}/run "
+        f"--random-init --frame-size 32 --batch-size 4 --view-pool 3 --feature-cache cache {option}"
+    )
+    root = options.frozen.feature_cache
+    first = main.open_cache(options, training_set, model, root).folder
+    assert main.open_cache(options, training_set, model, root).folder == first
+    changed = opts.parse_train_options(arguments.split())
+    assert main.open_cache(changed, training_set, model, root).folder != first
 
-    def open_one(**changed):
-        plain = opts.as_plain(options) | changed
-        arguments = {"clips": clips_fingerprint(training_set.clips), "options": plain["frame"]}
-        return FeatureCache(
-            folder, arguments, num_clips=2, frame_maps_shape=(2, 1, 1, 1), sound_shape=(1, 1)
-        ).folder
 
-    first = open_one()
-    assert open_one() == first
-    assert open_one(frame={"frame_size": 64}) != first
+def test_other_clips_or_weights_have_another_cache(options, training_set, model):
+    def folder():
+        return main.open_cache(
+            options, training_set, model, options.frozen.feature_cache
+        ).folder  # fmt: skip
+
+    first = folder()
     os.utime(training_set.clips[0].frame_source, ns=(1, 1))
-    assert open_one() != first
-
-    before = main.open_cache(options, training_set, model, folder).folder
+    second = folder()
     with torch.no_grad():
         model.frame_encoder.features[0].weight[0, 0, 0, 0] += 1
-    assert main.open_cache(options, training_set, model, folder).folder != before
+    assert len({first, second, folder()}) == 3
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    options, training_set, model, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"No room for the feature cache .* takes 0\.0 GB"):
+        main.open_cache(options, training_set, model, options.frozen.feature_cache)
+    assert list(options.frozen.feature_cache.iterdir()) == []
+
+
+def test_features_that_are_not_there_are_never_read_as_zeros(options, training_set, model):
+    cache = main.open_cache(options, training_set, model, options.frozen.feature_cache)
+    with pytest.raises(ValueError, match="lacks the features of clip 0"):
+        CachedClips(cache, training_set.clip_ids, 3)[ClipRequest(0, 0)]
 
 
 def test_a_broken_clip_is_named_not_replaced(options, training_set, model):

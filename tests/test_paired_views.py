@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.clips import AudioVisualClips, Clip, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.paired_views import (
+    CutOut,
     PairedViewConfig,
-    View,
     choose_pair,
     cut_views,
     draw_pair,
@@ -35,11 +35,11 @@ def test_enlarged_size_is_the_authors():
 def test_views_are_cut_like_one_at_a_time():
     frames = torch.randint(0, 256, (5, 3, 35, 35), dtype=torch.uint8)
     views = [
-        View(0, 0, False),
-        View(3, 0, False),
-        View(0, 3, True),
-        View(2, 1, True),
-        View(3, 3, 0),
+        CutOut(0, 0, False),
+        CutOut(3, 0, False),
+        CutOut(0, 3, True),
+        CutOut(2, 1, True),
+        CutOut(3, 3, 0),
     ]
     cut = cut_views(frames, views, SIZE)
     assert cut.shape == (5, 3, SIZE, SIZE) and cut.dtype == torch.uint8
@@ -136,4 +136,4 @@ def test_the_order_of_drawing_is_python_s_and_documented_by_value():
     source = random.Random(5)
     first, second = draw_pair(5, 224)
     for view in (first, second):
-        assert view == View(source.randint(0, 22), source.randint(0, 22), source.random() < 0.5)
+        assert view == CutOut(source.randint(0, 22), source.randint(0, 22), source.random() < 0.5)

@@ -1,8 +1,5 @@
 """SSPL equals its authors' program and trains what it should."""
 
-import math
-from contextlib import closing
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +14,9 @@ from models.heads import (
     collapse_terms,
     collapse_warning,
     cosine_map,
+    effective_rank,
     negative_cosine_similarity,
+    spread,
     symmetric_loss,
 )
 from models.recipes import SSPLRecipe
@@ -127,7 +126,7 @@ def test_the_step_is_the_sum_of_its_parts(inputs):
     torch.testing.assert_close(output.loss, symmetric_loss(first, second))
     torch.testing.assert_close(output.similarity_map, first.similarity_map)
     torch.testing.assert_close(output.similarity_map, localised)
-    torch.testing.assert_close(output.terms, collapse_terms(first, second))
+    torch.testing.assert_close(output.terms, collapse_terms(first, second, sound[0]))
     assert localised.abs().max() <= 1 and localised.std() > 0
     assert not torch.equal(first.similarity_map, second.similarity_map)
 
@@ -237,24 +236,18 @@ def test_a_flat_map_has_no_attention_and_full_entropy():
     collapsed = view._replace(
         similarity_map=flat,
         attention_map=attention_map(flat),
-        projection=torch.ones(2, 8),
+        pooled_feature=torch.ones(2, 8),
     )
-    terms = collapse_terms(collapsed, collapsed)
+    terms = collapse_terms(collapsed, collapsed, torch.ones(2, 4))
     assert terms["attention_entropy"].item() == pytest.approx(1)
     assert terms["similarity_std"].item() == pytest.approx(0, abs=1e-6)
     assert terms["similarity_mean"].item() == pytest.approx(0.3)
     assert terms["embedding_std"].item() == pytest.approx(0, abs=1e-6)
+    assert terms["audio_std"].item() == pytest.approx(0, abs=1e-6)
     peak = torch.zeros(2, 4, 4)
     peak[:, 1, 2] = 1
-    terms = collapse_terms(view._replace(attention_map=peak), view)
+    terms = collapse_terms(view._replace(attention_map=peak), view, torch.ones(2, 4))
     assert terms["attention_entropy"].item() == pytest.approx(0, abs=1e-6)
-
-
-def test_spread_projections_have_the_expected_deviation():
-    projection = torch.randn(4096, 2048, generator=torch.Generator().manual_seed(6))
-    view = random_view(4)._replace(projection=projection)
-    expected = pytest.approx(1 / math.sqrt(2048), rel=1e-3)
-    assert collapse_terms(view, view)["embedding_std"].item() == expected
 
 
 # ------------------------------------------------------------------------------- options, refusals
@@ -316,32 +309,76 @@ def test_inputs_of_another_shape_are_refused(inputs):
 # ------------------------------------------------------------------------------ collapse is visible
 
 
-HEALTHY = {"embedding_std": 1 / math.sqrt(2048), "similarity_std": 0.05, "attention_entropy": 0.9}
+HEALTHY = {
+    "embedding_std": 0.5, "audio_std": 0.3, "prediction_std": 0.5, "projection_rank": 20.0,
+    "similarity_std": 0.05, "attention_entropy": 0.9,
+}  # fmt: skip
 
 
-def test_a_collapse_is_named():
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"embedding_std": 1e-3}, "embedding_std 0.001"),
+        ({"audio_std": 1e-3}, "audio_std"),
+        ({"prediction_std": 1e-3}, "prediction_std"),
+        ({"projection_rank": 1.01}, "one line"),
+        ({"similarity_std": 1e-4}, "flat"),
+    ],
+)
+def test_a_collapse_is_named(change, word):
     assert collapse_warning(HEALTHY) is None
     assert collapse_warning({"contrastive": 1.0}) is None  # a method without such terms
-    assert "collapsing" in collapse_warning(HEALTHY | {"embedding_std": 1e-3})
-    assert "flat" in collapse_warning(HEALTHY | {"similarity_std": 1e-4})
+    assert word in collapse_warning(HEALTHY | change)
 
 
-def test_identical_projections_are_seen_as_a_collapse():
-    view = random_view(4)
-    same = view._replace(projection=view.projection[:1].expand(4, -1))
-    terms = {name: term.item() for name, term in collapse_terms(same, same).items()}
-    assert "collapsing" in collapse_warning(terms)
-    spread = collapse_terms(view, view)
-    assert collapse_warning({name: term.item() for name, term in spread.items()}) is None
+def test_spread_and_rank():
+    generator = torch.Generator().manual_seed(0)
+    everywhere = torch.randn(400, 300, generator=generator)
+    assert spread(everywhere).item() == pytest.approx(1, abs=0.01)
+    assert spread(torch.ones(4, 8)).item() == pytest.approx(0, abs=1e-6)
+    centred = everywhere.double() - everywhere.double().mean(0)
+    values = torch.linalg.svdvals(centred) ** 2
+    expected = (values.sum() ** 2 / (values**2).sum()).item()
+    assert effective_rank(everywhere).item() == pytest.approx(expected, rel=1e-4)
+    line = torch.randn(400, 1, generator=generator) * torch.randn(1, 300, generator=generator)
+    assert effective_rank(line).item() == pytest.approx(1, rel=1e-4)
+
+
+def terms_of(model, inputs):
+    with torch.no_grad():
+        return {name: term.item() for name, term in model(**inputs).terms.items()}
+
+
+@pytest.mark.parametrize("pcm", [True, False])
+def test_a_model_to_which_all_clips_are_the_same_is_warned_of(pcm):
+    """Through the whole model in training, whose batch norms spread what they get."""
+    model = build(pcm=pcm).train()
+    generator = torch.Generator().manual_seed(3)
+    frames = torch.randn(8, 3, SIDE, SIDE, generator=generator)
+    sounds = torch.randn(8, 3, 1, 96, 64, generator=generator)
+    different = {"frames_view_1": frames, "frames_view_2": frames.flip(3)}
+    assert collapse_warning(terms_of(model, different | {"log_mel_segments": sounds})) is None
+    nearly = {name: view[:1] + 1e-4 * view for name, view in different.items()}
+    same_sounds = sounds[:1] + 1e-4 * sounds
+    warning = collapse_warning(terms_of(model, nearly | {"log_mel_segments": same_sounds}))
+    assert "audio_std" in warning
+    assert pcm or "embedding_std" in warning  # the PCM's own batch norms spread the frames' part
+
+
+def test_predictions_that_are_all_the_same_are_warned_of(inputs):
+    model = build(pcm=False).train()
+    with torch.no_grad():
+        model.prediction_head.layer2.weight.mul_(1e-6)
+    assert "prediction_std" in collapse_warning(terms_of(model, inputs))
 
 
 def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog):
-    run = TrainingRun(tmp_path / "run", resume=False)
-    run.start({}, missing=(), steps_per_epoch=4, log_every=1, diagnose=collapse_warning)
-    with closing(run):
+    with TrainingRun(tmp_path / "run", resume=False) as run:
+        run.start({}, missing=(), steps_per_epoch=4, log_every=1, diagnose=collapse_warning)
         for _ in range(2):
             for _ in range(4):
-                terms = {"embedding_std": torch.tensor(1e-4), "similarity_std": torch.tensor(0.1)}
+                terms = HEALTHY | {"prediction_std": 1e-4}
+                terms = {name: torch.tensor(value) for name, value in terms.items()}
                 run.note_step(torch.tensor(-0.9), terms, ("a", "b"))
             run.finish_epoch(None)
     warnings = [r.message for r in caplog.records if "collapsing" in r.message]

@@ -3,10 +3,11 @@
 import csv
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
-from command_line import assert_refused, run
+from command_line import ENVIRONMENT, assert_refused, run, torchrun
 
 from models.sspl import SSPLConfig
 from models.sspl_weights import HEAD_FILE, official_prefixes
@@ -16,11 +17,14 @@ SMALL = (
 ).split()
 
 
-def train(tiny_data, output, *arguments):
-    return run(
-        "main.py", "sspl", "--train-set", "vggsound", "--data-root", tiny_data.root,
-        "--output", output, *SMALL, *arguments,
-    )  # fmt: skip
+def arguments(tiny_data, output):
+    return [
+        "sspl", "--train-set", "vggsound", "--data-root", tiny_data.root, "--output", output, *SMALL
+    ]  # fmt: skip
+
+
+def train(tiny_data, output, *more):
+    return run("main.py", *arguments(tiny_data, output), *more)
 
 
 @pytest.fixture
@@ -57,9 +61,8 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     moved = [n for n, t in unbroken["state_dict"].items() if not torch.equal(t, first_epoch[n])]
     assert moved and not frozen_part(dict.fromkeys(moved))
     history = list(csv.DictReader((parts / "history.csv").open()))
-    assert {"embedding_std", "similarity_mean", "similarity_std", "attention_entropy"} <= set(
-        history[0]
-    )
+    terms = "embedding_std audio_std prediction_std projection_rank similarity_mean similarity_std"
+    assert {*terms.split(), "attention_entropy"} <= set(history[0])
 
     summary = score(tiny_data, whole / "last.pth", tmp_path / "results")
     assert summary["checkpoint"]["method"] == "sspl"
@@ -87,6 +90,29 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
         assert released[name] == summary[name]
     (folder / HEAD_FILE).unlink()
     assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), HEAD_FILE)
+
+
+def test_two_processes_fill_a_cache_and_train_as_one(tiny_data, runs):
+    """The cache is made by one process and read by two, and the other way round."""
+    pool = ("--random-init", "--no-pcm", "--epochs", 1, "--view-pool", 2)
+    finished = [train(tiny_data, runs / "alone", *pool, "--feature-cache", runs / "first")]
+    for name, cache in (("read", "first"), ("filled", "second")):
+        command = torchrun(
+            2, "main.py", *arguments(tiny_data, runs / name), *pool, "--feature-cache", runs / cache
+        )
+        finished.append(
+            subprocess.run(
+                command, capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300
+            )
+        )
+    assert [one.returncode for one in finished] == [0, 0, 0], [one.stderr for one in finished]
+    losses = [
+        next(csv.DictReader((runs / name / "history.csv").open()))
+        for name in ("alone", "read", "filled")
+    ]
+    for row in losses[1:]:
+        assert float(row["loss"]) == pytest.approx(float(losses[0]["loss"]), rel=1e-4)
+    assert len(list((runs / "first").iterdir())) == len(list((runs / "second").iterdir())) == 1
 
 
 def localisation(tiny_data, checkpoint, output):
@@ -117,7 +143,7 @@ def test_the_wrong_file_is_refused_by_its_sum(tiny_data, tmp_path, runs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("options", "words"),
     [
         (["--random-init", "--vggish", "x.pth"], "--random-init"),
         (["--frame-size", "64"], "--no-pcm"),
@@ -127,5 +153,5 @@ def test_the_wrong_file_is_refused_by_its_sum(tiny_data, tmp_path, runs):
         (["--random-init", "--batch-size", "256"], "--batch-size"),
     ],
 )
-def test_contradictions_are_refused(tiny_data, runs, arguments, words):
-    assert_refused(train(tiny_data, runs / "none", *arguments), words)
+def test_contradictions_are_refused(tiny_data, runs, options, words):
+    assert_refused(train(tiny_data, runs / "none", *options), words)

@@ -12,8 +12,7 @@ The published recipes are in scripts/train_*.sh.
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from datasets.paired_views import PairedViewConfig, enlarged_size
 from datasets.transforms import AugmentationConfig, to_displayable
 from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import SSLTIEViews, SSPLViews, TestViews
+from datasets.watched_workers import dead_workers_named
 from models import build_model
 from models.heads import collapse_warning
 from models.pretrained import load_frozen_encoders
@@ -55,7 +55,6 @@ from utils.checkpoint import (
 from utils.distributed import (
     barrier,
     is_main_process,
-    largest,
     main_process_first,
     own_part,
     process_group,
@@ -120,7 +119,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     )
     epochs = options.optimisation.epochs
     assert epochs is not None  # recipes are completed when options are parsed
-    with closing(run), Interruption() as stop:
+    with run, Interruption() as stop, dead_workers_named():
         run.start(
             opts.as_plain(options),
             missing=training_set.missing,
@@ -138,10 +137,12 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
             best_on = None
             if stopped_by is None:
-                result = validate(options, validation_set, trainer.model, device)
+                result = validate(options, validation_set, trainer.model, device, stop)
+                stopped_by = stop.agreed()
+            if stopped_by is None:
                 is_best = run.finish_epoch(result)
                 if validation_set is not None and is_best:
-                    rule = options.validation.validation_protocol
+                    rule = options.validation.validation_protocol or options.method
                     best_on = {**validation_set.identity(), "protocol": rule}
             checkpoint = make_checkpoint(options, run, training_set, trainer)
             if is_main_process():
@@ -161,8 +162,8 @@ def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
         megabytes = options.memory.head_megabytes
         model.head_bytes = None if megabytes is None else megabytes * 2**20
         model.recompute_audio = options.memory.recompute_audio
-    if options.frozen is not None and isinstance(model, SSPL):
-        frozen = options.frozen
+    frozen = options.frozen
+    if frozen is not None and isinstance(model, SSPL) and not options.run.resume:  # else last.pth's
         if frozen.random_init:
             logger.warning("The frozen encoders keep random weights (--random-init).")
         else:
@@ -236,7 +237,8 @@ def build_inputs(
             maps = [model.frame_encoder(view) for view in views.pool_of(decoded)]
             return torch.stack(maps, 1), model.audio_encoder(views.front_end(decoded.waveforms))
 
-    fill(cache, dict(zip(rest.clip_ids, missing, strict=True)), loader, encode)
+    with dead_workers_named():
+        fill(cache, dict(zip(rest.clip_ids, missing, strict=True)), loader, encode)
     barrier()
     logger.info("Frozen features of %d clips: %s", len(training_set.clips), cache.folder)
     return CachedClips(cache, training_set.clip_ids, views.view_pool), CachedViews()
@@ -255,7 +257,8 @@ def open_cache(
         {
             "clips": clips_fingerprint(training_set.clips),
             "encoders": {name: weights_sha256(part.state_dict()) for name, part in frozen.items()},
-            "precision": options.compute.precision,
+            "device": next(model.parameters()).device.type,
+            "compute": {**plain["compute"], "micro_batches": None},  # parts have no part in this
             **{group: plain[group] for group in ("audio", "frame", "augmentation")},
         },
         num_clips=len(training_set.clips),
@@ -301,9 +304,9 @@ def train_one_epoch(
                     frames = to_displayable(step.inputs[views.shown][shown])
                     run.add_pictures(frames, step.similarity_map[shown].float().cpu().numpy())
             bar.update(batch_size)
-            signal_number = largest(stop.signal_number or 0)
-            if signal_number:
-                return signal_number
+            stopped_by = stop.agreed()
+            if stopped_by is not None:
+                return stopped_by
     return None
 
 
@@ -312,8 +315,9 @@ def validate(
     validation_set: ClipSet | None,
     model: nn.Module,
     device: torch.device,
+    stop: Interruption,
 ) -> LocalisationResult | None:
-    """Scores the model on the validation benchmark, where one is named."""
+    """Scores the model on the validation benchmark, where one is named; on a part when stopped."""
     if validation_set is None:
         return None
     clips = AudioVisualClips(
@@ -321,18 +325,26 @@ def validate(
         geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
     )
+    own = own_part(options.optimisation.batch_size)
     loader = build_test_loader(
         clips,
-        batch_size=options.optimisation.batch_size,
+        batch_size=(own.stop - own.start) // options.compute.micro_batches,
         num_workers=options.data.workers,
         pin_memory=device.type == "cuda",
     )
+
+    def until_stopped() -> Iterator[Batch]:
+        for batch in tqdm(loader, "validation", unit="batch", leave=False):
+            yield batch.to(device)
+            if stop.signal_number is not None:
+                return
+
     model.eval()
     result = evaluate_localisation(
         model,  # type: ignore[arg-type]  # every method of METHODS offers localise
-        (batch.to(device) for batch in tqdm(loader, "validation", unit="batch", leave=False)),
+        until_stopped(),
         TestViews(options.audio, device),
-        [PROTOCOLS[options.validation.validation_protocol]],
+        [PROTOCOLS[options.validation.validation_protocol or options.method]],
         shared=True,
     )
     model.train()

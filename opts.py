@@ -19,6 +19,7 @@ from models.sspl import SSPLConfig
 from utils.command_line import add_group, build
 from utils.optimisation import Precision
 from utils.protocols import PROTOCOLS, find_protocols
+from utils.retrieval_options import RetrievalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class ValidationOptions:
     """folder of the benchmark"""
     validation_list: str | None = None
     """clip list of the benchmark, as --clip-list"""
-    validation_protocol: str = "ssl_tie"
-    """scoring rule, one of those in docs/evaluation.md"""
+    validation_protocol: str | None = None
+    """scoring rule, one of those in docs/evaluation.md; none: that of the method's authors"""
 
     def __post_init__(self) -> None:
         """Refuses half a benchmark."""
@@ -61,7 +62,7 @@ class ValidationOptions:
             raise ValueError("--validation-benchmark and --validation-root go together.")
         if self.validation_list is not None and self.validation_benchmark is None:
             raise ValueError("--validation-list needs --validation-benchmark.")
-        if self.validation_protocol not in PROTOCOLS:
+        if self.validation_protocol not in (None, *PROTOCOLS):
             raise ValueError(
                 f"--validation-protocol takes one of {', '.join(PROTOCOLS)}, got "
                 f"{self.validation_protocol!r}"
@@ -163,7 +164,7 @@ class LocalisationOptions:
     data_root: Path
     """folder of the benchmark"""
     output: Path
-    """folder for summary.json, per_clip.csv, report.html and overlays"""
+    """folder for summary.json, per_clip.csv, table.md, .tex and .csv, report.html and overlays"""
     protocol: str = "ssl_tie,sspl"
     """scoring rules, commas between them, the headline first, or all; see docs/evaluation.md"""
     clip_list: str | None = None
@@ -174,6 +175,14 @@ class LocalisationOptions:
     """how frames that are not square become so; boxes follow"""
     training_list: str | None = None
     """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
+    object_prior: float | None = None
+    """share of the model's map beside one of objects, 0 to 1 (docs/peers.md); none: it alone"""
+    object_prior_weights: Path | None = None
+    """torchvision's resnet18-f37072fd.pth; none: looked up by name in ckpts/ and torch hub"""
+    labels: Path | None = None
+    """file with each clip's class (docs/evaluation.md), for scores by class; none: without"""
+    table: Literal["md", "tex", "csv", "json"] | None = None
+    """print only the scores, in this form and with what belongs to them; none: for reading"""
     audio: Literal["own", "shuffled"] = "own"
     """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
     allow_missing: bool = False
@@ -198,6 +207,10 @@ class LocalisationOptions:
         if self.save_overlays != "all" and not self.save_overlays.isdecimal():
             raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
         _check_protocols(self.protocol)
+        if self.object_prior is not None and not 0 <= self.object_prior <= 1:
+            raise ValueError(f"--object-prior must be from 0 to 1, got {self.object_prior}")
+        if self.object_prior_weights is not None and self.object_prior is None:
+            raise ValueError("--object-prior-weights needs --object-prior.")
         if self.batch_size < 1 or self.workers < 0 or self.gallery < 0:
             raise ValueError(
                 "--batch-size must be at least 1, --workers and --gallery 0 or more, got "
@@ -337,7 +350,9 @@ def train_groups(method: str) -> dict[str, type]:
     return _SHARED_GROUPS | _METHOD_GROUPS[method]
 
 
-_TEST_TASKS: dict[str, tuple[type[LocalisationOptions] | type[BaselineOptions], str]] = {
+TestOptions = LocalisationOptions | BaselineOptions | RetrievalOptions
+
+_TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
     "localisation": (
         LocalisationOptions,
         "where in the frame does the sound come from: cIoU and AUC on a benchmark",
@@ -346,12 +361,14 @@ _TEST_TASKS: dict[str, tuple[type[LocalisationOptions] | type[BaselineOptions], 
         BaselineOptions,
         "what blind predictors and the best possible map score, from the boxes alone",
     ),
+    "retrieval": (
+        RetrievalOptions,
+        "which clips sound or look alike: nearest neighbours by class and by clip",
+    ),
 }
 
 
-def parse_test_options(
-    arguments: Sequence[str] | None = None,
-) -> LocalisationOptions | BaselineOptions:
+def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
     """Command line of test.py -> options of the chosen task.
 
     Raises:
@@ -371,7 +388,7 @@ def parse_test_options(
     return build(_TEST_TASKS[values["task"]][0], values)
 
 
-def as_plain(options: TrainOptions | LocalisationOptions | BaselineOptions) -> dict[str, Any]:
+def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:
     """The options as nested plain values, for JSON and checkpoints."""
     plain = asdict(options)
     for group in (plain, *plain.values()):

@@ -4,6 +4,7 @@
         --data-root data/VGGSound_test --clip-list ssl_tie_vgg_ss_4911 --output results/vgg_ss
     python test.py localisation ... --protocol all      # under every scoring rule of the field
     python test.py baselines --benchmark vgg_ss --annotations metadata/lvs_vgg_ss_boxes.json
+    python test.py retrieval --checkpoint … --dataset vgg_ss --data-root … --labels … --output …
 
 The checkpoint knows its method and its audio: no model options are needed. Files released by the
 authors of SSL-TIE and results folders of SSPL's program are read as they are: ckpts/README.md.
@@ -21,21 +22,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
 from datasets.audio import AudioConfig
 from datasets.clip_sets import ClipSet, build_clips
-from datasets.clips import AudioVisualClips, with_wrong_sounds
-from datasets.frames import FrameConfig, FrameGeometry
+from datasets.clips import AudioVisualClips, Batch, with_wrong_sounds
+from datasets.frames import FrameConfig, FrameGeometry, read_frame
 from datasets.ground_truth import read_ground_truth
+from datasets.labels import read_labels
 from datasets.loaders import build_test_loader
+from datasets.peer_audio import SpectrogramConfig
 from datasets.splits import resolve_clip_list
 from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import AUDIO_CONFIGS, TestViews
-from models import METHODS, build_model
+from datasets.watched_workers import dead_workers_named
+from models import LOCALISERS, build_localiser
 from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release
-from models.pretrained import PRETRAINED_FOLDERS, find_pretrained, load_pretrained
+from models.peer_weights import convert_peer_release
+from models.pretrained import (
+    PRETRAINED_FOLDERS,
+    find_pretrained,
+    load_object_prior,
+    load_pretrained,
+)
 from models.sspl_weights import (
     FRAME_FILE,
     convert_sspl_release,
@@ -50,8 +61,10 @@ from utils.checkpoint import (
     read_checkpoint_file,
 )
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
+from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation import (
     LocalisationResult,
+    ObjectPrior,
     OnBatch,
     evaluate_baselines,
     evaluate_localisation,
@@ -66,17 +79,21 @@ from utils.reproducibility import environment_report, pick_device, use_full_floa
 from utils.results import (
     EvaluationContext,
     check_results_folder,
-    headline,
-    score_table,
     summarise_protocols,
     warnings_of,
     write_results,
 )
+from utils.retrieval_options import RetrievalOptions
+from utils.retrieval_results import retrieve
+from utils.tables import headline, render_table, score_table
+from utils.visualisation import encode_jpeg
 
 logger = logging.getLogger("test")
 
 BASELINE_BATCH = 32
 """clips scored at once without a model; does not change the scores"""
+THUMBNAIL_SIDE = 144
+"""of the frames in a retrieval's report, pixels"""
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,10 @@ class TrainedModel:
     """A model rebuilt from a file, ready to localise, and what the file says of it."""
 
     model: nn.Module
-    audio: AudioConfig | SegmentConfig
+    audio: AudioConfig | SegmentConfig | SpectrogramConfig
     frame: FrameConfig
     checkpoint: Checkpoint
+    prior: ObjectPrior | None = None
 
 
 def read_any_checkpoint(path: Path) -> Checkpoint:
@@ -115,14 +133,18 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
             selection=released,
         )
     content = read_checkpoint_file(path)
-    if not is_ssl_tie_release(content):
+    if "format" in content:
         return parse_checkpoint(content, path)
+    if is_ssl_tie_release(content):
+        method, state_dict = "ssl_tie", convert_ssl_tie_release(content["state_dict"], path)
+    else:
+        method, state_dict = convert_peer_release(content, path)
     return Checkpoint(
-        method="ssl_tie",
+        method=method,
         method_config={},
         audio_config={},
         frame_config={},
-        state_dict=convert_ssl_tie_release(content["state_dict"], path),
+        state_dict=state_dict,
         epoch=int(content.get("epoch", 0)),
         selection=released,
     )
@@ -146,17 +168,16 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
             f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
         )
-    if checkpoint.method not in list(METHODS):
+    if checkpoint.method not in LOCALISERS:
         raise ValueError(
-            f"{path}: unknown method '{checkpoint.method}'; there are {list(METHODS)}."
+            f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}."
         )
     try:
-        config = METHODS[checkpoint.method].config(**checkpoint.method_config)
+        model = build_localiser(checkpoint.method, checkpoint.method_config)
         audio, frame = (
             AUDIO_CONFIGS[checkpoint.method](**checkpoint.audio_config),
             FrameConfig(**checkpoint.frame_config),
         )
-        model = build_model(checkpoint.method, config)
         model.load_state_dict(checkpoint.state_dict)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error
@@ -166,7 +187,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
     """Scores a checkpoint on a benchmark; returns 0, or 2 when clips broke on the way."""
     use_full_float32()
-    with process_group(pick_device(options.device)) as device:
+    with process_group(pick_device(options.device)) as device, dead_workers_named():
         if not is_main_process():
             logging.getLogger().setLevel(logging.ERROR)
         return localise_on(device, options, command)
@@ -175,6 +196,9 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
 def localise_on(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
     """Scores in this process its part of the clips; the main one writes the results of all."""
     trained = load_model(options.checkpoint, device)
+    if options.object_prior is not None:
+        network = load_object_prior(options.object_prior_weights).to(device)
+        trained = replace(trained, prior=ObjectPrior(network.object_maps, options.object_prior))
     sha256 = file_sha256(options.checkpoint)
     logger.info(
         "%s, %d epochs, from %s (sha256 %s)",
@@ -193,6 +217,8 @@ def localise_on(device: torch.device, options: opts.LocalisationOptions, command
     if options.audio == "shuffled":
         clip_set = replace(clip_set, clips=tuple(with_wrong_sounds(clip_set.clips)))
     context = describe(options, trained, clip_set, device, sha256, command)
+    if options.labels is not None:
+        context = with_classes(context, options.labels, clip_set.clip_ids)
     protocols = find_protocols(options.protocol)
     check_results_folder(options.output, protocols, context)
     overlays = OverlayWriter(options.output / "overlays", options.max_overlays / world_size())
@@ -205,8 +231,12 @@ def localise_on(device: torch.device, options: opts.LocalisationOptions, command
     for warning in warnings_of(result, context):
         logger.warning("%s", warning)
     summary = write_results(options.output, result, context, galleries)
-    sys.stdout.write(score_table(summary["protocols"], headline(summary)) + "\n")
-    sys.stdout.write(f"Report: {options.output / 'report.html'}\n")
+    report = f"Report: {options.output / 'report.html'}"
+    if options.table is not None:
+        sys.stdout.write(render_table(summary, options.table))
+        logger.info("%s", report)
+    else:
+        sys.stdout.write(f"{score_table(summary['protocols'], headline(summary))}\n{report}\n")
     return status
 
 
@@ -221,33 +251,45 @@ def score(
     shared: bool = False,
 ) -> LocalisationResult:
     """Runs the evaluation over a clip set, or over this process's share of it."""
-    clips = AudioVisualClips(
-        clip_set.clips,
-        geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
-        audio=trained.audio,
-        map_size=protocols[0].map_size,
-    )
-    loader = build_test_loader(
-        clips,
-        batch_size=options.batch_size,
-        num_workers=options.workers,
-        pin_memory=device.type == "cuda",
-    )
+    loader = build_loader(options, trained, clip_set, device, protocols[0].map_size)
     name, quiet = options.benchmark, not is_main_process()
-    with tqdm(total=len(clips), desc=name, unit="clip", disable=quiet) as bar:
+    with tqdm(total=len(clip_set.clips), desc=name, unit="clip", disable=quiet) as bar:
 
         def count(batch, maps, scores) -> None:  # noqa: ANN001 - as OnBatch
             on_batch(batch, maps, scores)
             bar.update(len(scores))
 
         return evaluate_localisation(
-            trained.model,  # type: ignore[arg-type]  # every method of METHODS offers localise
+            trained.model,  # type: ignore[arg-type]  # all of LOCALISERS offer localise
             (batch.to(device) for batch in loader),
             TestViews(trained.audio, device),
             protocols,
             count,
+            prior=trained.prior,
             shared=shared,
         )
+
+
+def build_loader(
+    options: opts.LocalisationOptions | RetrievalOptions,
+    trained: TrainedModel,
+    clip_set: ClipSet,
+    device: torch.device,
+    map_size: int = 1,
+) -> DataLoader[Batch]:
+    """Decodes the clips as the model wants them, with ground-truth maps of a size."""
+    clips = AudioVisualClips(
+        clip_set.clips,
+        geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
+        audio=trained.audio,
+        map_size=map_size,
+    )
+    return build_test_loader(
+        clips,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def draw_galleries(
@@ -270,7 +312,7 @@ def draw_galleries(
 
 
 def describe(
-    options: opts.LocalisationOptions,
+    options: opts.LocalisationOptions | RetrievalOptions,
     trained: TrainedModel,
     clip_set: ClipSet,
     device: torch.device,
@@ -307,9 +349,69 @@ def describe(
         },
         leak=find_leak(trained_on, clip_set.clip_ids, purpose="test"),
         num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
+        object_prior=options.object_prior,
         environment=environment_report(device),
         command=command,
     )
+
+
+def with_classes(
+    context: EvaluationContext, path: Path, clip_ids: Sequence[str]
+) -> EvaluationContext:
+    """What stands beside the scores, with the class of each clip from a file."""
+    labels = read_labels(path)
+    classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
+    source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
+    return replace(context, classes=classes, labels=source)
+
+
+def retrieval(options: RetrievalOptions, command: str) -> int:
+    """Scores which clips find each other; returns 0, or 2 when clips broke on the way."""
+    use_full_float32()
+    with process_group(pick_device(options.device)) as device, dead_workers_named():
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.ERROR)
+        return retrieve_on(device, options, command)
+
+
+def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -> int:
+    """Embeds in this process its part of the clips; the main one searches and writes for all."""
+    trained, sha256 = load_model(options.checkpoint, device), file_sha256(options.checkpoint)
+    clip_set = build_clips(
+        options.dataset,
+        options.data_root,
+        clip_list=options.clip_list,
+        annotations=options.annotations,
+        allow_missing=options.allow_missing,
+    )
+    context = describe(options, trained, clip_set, device, sha256, command)
+    labels = None if options.labels is None else read_labels(options.labels)
+    setting = options.setting(context, labels)
+    setting.check(options.output, clip_set.clip_ids)
+    own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
+
+    def embed() -> Embeddings:
+        loader = build_loader(options, trained, own, device)
+        bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
+        return embed_clips(
+            trained.model,
+            (batch.to(device) for batch in bar),
+            TestViews(trained.audio, device),
+            num_clips=len(own.clips),
+            image_pooling=options.pooling,
+        )
+
+    identity = embeddings_identity(sha256, clip_set.clip_ids, options.frame_geometry)
+    embeddings = read_or_embed(options.embeddings_file, identity, options.pooling, embed)
+    if is_main_process():
+        sources = {clip.clip_id: clip.frame_source for clip in clip_set.clips}
+        thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
+
+        def picture_of(clip_id: str) -> bytes:
+            return encode_jpeg(np.asarray(thumbnail.apply_to_frame(read_frame(sources[clip_id]))))
+
+        retrieve(options.output, setting, embeddings, device, (options.gallery, picture_of))
+    return 2 if embeddings.unreadable and not options.allow_missing else 0
 
 
 def baselines(options: opts.BaselineOptions, command: str) -> int:
@@ -354,6 +456,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = "python test.py " + shlex.join(given)
         if isinstance(options, opts.BaselineOptions):
             return baselines(options, words)
+        if isinstance(options, RetrievalOptions):
+            return retrieval(options, words)
         return localisation(options, words)
 
     return run_command(command)

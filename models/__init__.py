@@ -1,9 +1,11 @@
 """Networks, losses and methods: everything with parameters. No data sets, no metrics."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from models.peers import PEERS, PeerLocaliser
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
@@ -21,7 +23,10 @@ METHODS: dict[str, Method] = {
     "ssl_tie": Method(SSLTIE, SSLTIEConfig, SSLTIERecipe),
     "sspl": Method(SSPL, SSPLConfig, SSPLRecipe),
 }
-"""Every method, by name."""
+"""Every method that can be trained, by name."""
+
+LOCALISERS = (*METHODS, *PEERS)
+"""Names of all that can be scored: the methods, and the peers, which cannot be trained."""
 
 
 def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each method has its own
@@ -37,3 +42,21 @@ def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each m
     chosen = METHODS[method]
     assert isinstance(config, chosen.config), (method, config)
     return chosen.model(config)
+
+
+def build_localiser(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A freshly initialised model of whatever can be scored.
+
+    Args:
+        name: one of LOCALISERS.
+        config: of a method, as its checkpoint stores it; peers have none.
+
+    Returns:
+        the module, on the CPU, in training mode.
+
+    Raises:
+        TypeError: the configuration has an entry that the method does not know.
+    """
+    if name in PEERS:
+        return PeerLocaliser(PEERS[name])
+    return build_model(name, METHODS[name].config(**config))

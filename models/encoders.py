@@ -33,7 +33,7 @@ class RepeatedBatchNorm2d(nn.BatchNorm2d):
 
 
 class ResNet18Encoder(ResNet):
-    """ResNet-18 without its head, last stage at stride 1: (B, C, H, W) -> (B, 512, H/16, W/16).
+    """ResNet-18 without its head: (B, C, H, W) -> (B, 512, H/16, W/16), or as torchvision's /32.
 
     Parameter names are torchvision's. Initialisation is the authors': Kaiming (fan-out) for
     convolutions, N(1, 0.02) for batch-norm weights, zero for their biases (SSL-TIE, supplementary
@@ -42,25 +42,28 @@ class ResNet18Encoder(ResNet):
 
     embedding_size = 512
 
-    def __init__(self, in_channels: int, *, batch_norm_passes: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, *, batch_norm_passes: int = 1, last_stride: int = 1
+    ) -> None:
         """Builds the network.
 
         Args:
             in_channels: 3 for frames, 1 for spectrograms.
             batch_norm_passes: see RepeatedBatchNorm2d.
+            last_stride: of the last stage: 1 for H/16, torchvision's 2 for H/32.
         """
         norm_layer = partial(RepeatedBatchNorm2d, passes=batch_norm_passes)
         super().__init__(BasicBlock, [2, 2, 2, 2], norm_layer=norm_layer)
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         first_block = self.layer4[0]
-        first_block.conv1.stride = (1, 1)
-        first_block.downsample[0].stride = (1, 1)
+        first_block.conv1.stride = (last_stride, last_stride)
+        first_block.downsample[0].stride = (last_stride, last_stride)
         del self.avgpool, self.fc
         self.apply(_initialise)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Encodes (B, C, H, W) into a map (B, 512, ceil(H/16), ceil(W/16)), never negative."""
+        """Encodes (B, C, H, W) into a map (B, 512, h, w), never negative; h = ceil(H/16 or /32)."""
         features = self.maxpool(self.relu(self.bn1(self.conv1(pictures))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             features = stage(features)

@@ -1,6 +1,6 @@
-"""The released weights of SSPL's frozen encoders: found, fetched, verified and read.
+"""Published weights of encoders that are never trained here: found, fetched, verified and read.
 
-    bash scripts/get_weights.sh            # both files, into ckpts/
+    bash scripts/get_weights.sh            # all files, into ckpts/
     bash scripts/get_weights.sh vggish     # one of them
 
 A file's name ends in the first eight hexadecimal digits of its sha256, as is usual for PyTorch's
@@ -19,9 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from models.object_prior import ObjectPrior, convert_resnet18
 from models.sspl_weights import convert_vgg16, convert_vggish
 
-PretrainedKind = Literal["vgg16", "vggish"]
+FrozenKind = Literal["vgg16", "vggish"]
+"""Encoders of SSPL."""
+PretrainedKind = Literal[FrozenKind, "resnet18"]
+
+_RANDOM = "--random-init starts from random encoders on purpose."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class PretrainedFile:
     """first digits of its sum, lower case; more of it is not published"""
     convert: Callable[[Any, Path], dict[str, Tensor]]
     """from the file's content and path to the encoder's state dict"""
+    remedy: str
+    """what to do with a file that was fetched by hand, for messages"""
 
     @property
     def file_name(self) -> str:
@@ -49,15 +56,24 @@ PRETRAINED: dict[PretrainedKind, PretrainedFile] = {
         url="https://download.pytorch.org/models/vgg16-397923af.pth",
         sha256_prefix="397923af",
         convert=convert_vgg16,
+        remedy=f"name it with --vgg16. {_RANDOM}",
     ),
     "vggish": PretrainedFile(
         title="VGGish of torchvggish",
         url="https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
         sha256_prefix="10086976",
         convert=convert_vggish,
+        remedy=f"name it with --vggish. {_RANDOM}",
+    ),
+    "resnet18": PretrainedFile(
+        title="torchvision's ResNet-18, IMAGENET1K_V1",
+        url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        sha256_prefix="f37072fd",
+        convert=convert_resnet18,
+        remedy="name it with --object-prior-weights.",
     ),
 }
-"""The frozen encoders' weights, by encoder."""
+"""The frozen encoders' weights, and those of the object prior."""
 
 
 PRETRAINED_FOLDERS = (
@@ -91,8 +107,7 @@ def find_pretrained(kind: PretrainedKind, given: Path | None, folders: Sequence[
     raise FileNotFoundError(
         f"{published.file_name} ({published.title}) {missing}. Fetch it into ckpts/ with: bash "
         f"scripts/get_weights.sh {kind}; or save {published.url} (sha256 begins with "
-        f"{published.sha256_prefix}) by hand and name it with --{kind}. --random-init starts from "
-        "random encoders on purpose."
+        f"{published.sha256_prefix}) by hand and {published.remedy}"
     )
 
 
@@ -118,8 +133,8 @@ def load_pretrained(kind: PretrainedKind, path: Path) -> dict[str, Tensor]:
 
 
 def load_frozen_encoders(
-    encoders: Mapping[PretrainedKind, nn.Module], **given: Path | None
-) -> dict[PretrainedKind, Path]:
+    encoders: Mapping[FrozenKind, nn.Module], **given: Path | None
+) -> dict[FrozenKind, Path]:
     """Gives encoders their published weights.
 
     Args:
@@ -138,6 +153,22 @@ def load_frozen_encoders(
     for kind, path in found.items():
         encoders[kind].load_state_dict(load_pretrained(kind, path))
     return found
+
+
+def load_object_prior(given: Path | None) -> ObjectPrior:
+    """The object prior with its published weights, in evaluation mode, on the CPU.
+
+    Args:
+        given: the user's file; None: looked for by its published name.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: its sha256 is not the published one, or it cannot be read.
+    """
+    prior = ObjectPrior()
+    path = find_pretrained("resnet18", given, PRETRAINED_FOLDERS)
+    prior.encoder.load_state_dict(load_pretrained("resnet18", path))
+    return prior.eval()
 
 
 def fetch_pretrained(kind: PretrainedKind, folder: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Fetches the released weights of SSPL's frozen encoders into ckpts/ and verifies them.
+"""Fetches the published weights of encoders that are never trained here, and verifies them.
 
-    bash scripts/get_weights.sh              # both files
+    bash scripts/get_weights.sh              # all: SSPL's encoders and the object prior's
     bash scripts/get_weights.sh vgg16        # one of them
 
 A file that is there is verified and not fetched again. See ckpts/README.md.
@@ -55,10 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="get_weights.sh",
-        description="Fetches the weights of SSPL's frozen encoders and verifies them.",
+        description="Fetches the weights of SSPL's frozen encoders and of the object prior.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{' or '.join(PRETRAINED)}; without names: both"
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(PRETRAINED)}; without names: all"
     )
     parser.add_argument(
         "--folder",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the weights of SSPL's frozen encoders into ckpts/ and verifies them.
-# Usage: bash scripts/get_weights.sh [vgg16] [vggish] [--folder DIR]
-# Without names: both files.
+# Fetches the weights of SSPL's frozen encoders and of the object prior into ckpts/ and verifies them.
+# Usage: bash scripts/get_weights.sh [vgg16] [vggish] [resnet18] [--folder DIR]
+# Without names: all files.
 set -euo pipefail
 exec bash "$(dirname "$0")/run.sh" scripts/get_weights.py "$@"

@@ -436,7 +436,7 @@ def test_bad_input_is_refused_in_words(row, inputs, testing_program, capsys, cap
 
 @pytest.mark.parametrize(
     ("program", "arguments", "word"),
-    [("main", ["telepathy"], "telepathy"), ("test", ["retrieval"], "retrieval")],
+    [("main", ["telepathy"], "telepathy"), ("test", ["telepathy"], "telepathy")],
 )
 def test_unknown_methods_and_tasks_are_refused(program, arguments, word, testing_program, capsys):
     assert run(training_program if program == "main" else testing_program, arguments) == 2

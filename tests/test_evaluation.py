@@ -10,7 +10,13 @@ from golden_inputs import arrays, records
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
 from datasets.clips import Batch, BrokenClip
 from utils.blind import centre_disc, centre_gaussian, centre_square, oracle_cious
-from utils.evaluation import ClipScore, Scores, evaluate_baselines, evaluate_localisation
+from utils.evaluation import (
+    ClipScore,
+    ClipTruth,
+    Scores,
+    evaluate_baselines,
+    evaluate_localisation,
+)
 from utils.metrics import consensus_iou, pointing_hits
 from utils.protocols import PROTOCOLS, normalise, predict, upsample
 
@@ -317,6 +323,21 @@ def test_broken_clips_are_listed_and_not_scored(made_up):
     whole = evaluate(batches_of(truths, clip_ids, 10), maps)
     for row, full_row in zip(all_rows(result), all_rows(whole), strict=True):
         assert row.clips == tuple(full_row.clips[index] for index in (0, 2, 5))
+
+
+def test_what_is_annotated_in_each_clip_is_known(made_up):
+    clip_ids, truths, maps = made_up
+    whole = make_batch(range(10), truths, clip_ids)
+    counts = [None, 0, 1, 2, 3, 7, 1, 1, 1, 1]
+    boxes = tuple(None if count is None else np.zeros((count, 4)) for count in counts)
+    whole = replace(whole, bounding_boxes=boxes)
+    result = evaluate([whole.part(slice(0, 3)), whole.part(slice(3, 10))], maps)
+    areas = truths.sum(axis=(1, 2)).tolist()
+    assert result.truths == tuple(map(ClipTruth, areas, counts))
+    small = replace(whole, ground_truth_maps=truths[:, ::2, ::2])
+    at_half_size = evaluate([small], maps, replace(MEDIAN, map_size=112))
+    expected = (4 * truths[:, ::2, ::2].sum(axis=(1, 2))).tolist()
+    assert [truth.area for truth in at_half_size.truths] == expected
 
 
 def test_clip_that_comes_twice_is_refused(made_up):

@@ -46,10 +46,12 @@ def test_import_rule(path):
 def test_files_say_what_they_are_and_stay_small(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= 420
+    # The programs are where siblings meet, and can hand nothing on to them.
+    assert len(text.splitlines()) <= (520 if path.parent == ROOT else 420)
 
 
 def test_no_source_reads_outside_the_project():
-    for path in [*SOURCES, *(ROOT / "scripts").iterdir()]:
+    scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    for path in [*SOURCES, *scripts]:
         assert "/work" not in path.read_text(), path
         assert "shared/" not in path.read_text(), path

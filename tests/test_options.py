@@ -11,6 +11,7 @@ import opts
 from datasets.transforms import AugmentationConfig
 from models import METHODS
 from utils.command_line import field_docstrings
+from utils.retrieval_options import RetrievalOptions
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {
@@ -22,6 +23,7 @@ CONFIGS = [
     *dict.fromkeys(config for configs in TRAINING.values() for config in configs),
     opts.LocalisationOptions,
     opts.BaselineOptions,
+    RetrievalOptions,
 ]
 MINIMAL = ["ssl_tie", "--train-set", "vggsound", "--data-root", "data", "--output", "run"]
 MINIMAL_SSPL = ["sspl", *MINIMAL[1:]]

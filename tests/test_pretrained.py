@@ -16,9 +16,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from peer_inputs import resnet18_shapes
 from sspl_inputs import linears, vgg16_shapes, vggish_shapes
 
 from models import pretrained
+from models.object_prior import ObjectPrior, convert_resnet18
 from models.pretrained import PRETRAINED, fetch_pretrained, find_pretrained, load_pretrained
 from models.sspl import SSPL, SSPLConfig
 from models.sspl_weights import convert_vgg16, convert_vggish
@@ -27,7 +29,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CLASSIFIER = linears("classifier", {0: (25088, 4096), 3: (4096, 4096), 6: (4096, 1000)})
-SHAPES = {"vgg16": vgg16_shapes("features") | CLASSIFIER, "vggish": vggish_shapes()}
+SHAPES = {
+    "vgg16": vgg16_shapes("features") | CLASSIFIER,
+    "vggish": vggish_shapes(),
+    "resnet18": resnet18_shapes(3, classes=1000),
+}
 
 
 def sum_of(path):
@@ -104,12 +110,14 @@ def test_the_table_is_of_the_published_files():
     assert {kind: file.file_name for kind, file in PRETRAINED.items()} == {
         "vgg16": "vgg16-397923af.pth",
         "vggish": "vggish-10086976.pth",
+        "resnet18": "resnet18-f37072fd.pth",
     }
     for file in PRETRAINED.values():
         assert file.file_name.endswith(f"-{file.sha256_prefix}.pth")
         assert file.url.startswith("https://")
     assert PRETRAINED["vgg16"].convert is convert_vgg16
     assert PRETRAINED["vggish"].convert is convert_vggish
+    assert PRETRAINED["resnet18"].convert is convert_resnet18
 
 
 # ----------------------------------------------------------------------------------------- finding
@@ -143,6 +151,9 @@ def test_a_missing_file_is_named_with_all_that_helps(tmp_path):
         find_pretrained("vggish", mine, folders)
     for part in (f"is not at {mine}", *help_of):
         assert part in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="--object-prior-weights") as caught:
+        find_pretrained("resnet18", None, folders)
+    assert "--random-init" not in str(caught.value)  # of no use to an object prior
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -157,7 +168,12 @@ def test_verified_weights_fill_the_encoder(tmp_path, expect, kind, mappable):
     state = load_pretrained(kind, path)
     with torch.device("meta"):
         model = SSPL(SSPLConfig(pcm=False))
-    encoder = {"vgg16": model.frame_encoder, "vggish": model.audio_encoder}[kind]
+        prior = ObjectPrior()
+    encoder = {
+        "vgg16": model.frame_encoder,
+        "vggish": model.audio_encoder,
+        "resnet18": prior.encoder,
+    }[kind]
     encoder.load_state_dict(state, strict=True, assign=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor.flatten()[0], content[name].flatten()[0]), name
@@ -188,18 +204,18 @@ def test_other_weights_and_code_are_refused_even_with_the_right_sum(tmp_path, ex
 # ---------------------------------------------------------------------------------------- fetching
 
 
-def test_both_files_are_fetched_once_and_verified_again(server, tmp_path, get_weights, capsys):
+def test_all_files_are_fetched_once_and_verified_again(server, tmp_path, get_weights, capsys):
     published, requests = server
     folder = tmp_path / "deep" / "ckpts"
     assert get_weights(["--folder", str(folder)]) == 0
-    assert sorted(requests) == ["/vgg16.pth", "/vggish.pth"]
-    assert capsys.readouterr().out.count("verified") == 2
+    assert sorted(requests) == ["/resnet18.pth", "/vgg16.pth", "/vggish.pth"]
+    assert capsys.readouterr().out.count("verified") == 3
     for kind in SHAPES:
         assert (folder / f"{kind}.pth").read_bytes() == (published / f"{kind}.pth").read_bytes()
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
 
     assert get_weights(["vggish", "--folder", str(folder)]) == 0
-    assert len(requests) == 2
+    assert len(requests) == 3
     assert "vgg16" not in capsys.readouterr().out
 
     (folder / "vggish.pth").write_bytes(b"cut")
@@ -213,7 +229,8 @@ def test_what_is_not_the_published_file_is_not_kept(server, tmp_path, get_weight
     (published / "vgg16.pth").write_bytes(b"a page that asks to log in")
     expected = PRETRAINED["vgg16"].sha256_prefix
     assert get_weights(["--folder", str(tmp_path / "ckpts")]) == 2
-    assert [path.name for path in (tmp_path / "ckpts").iterdir()] == ["vggish.pth"]
+    kept = sorted(path.name for path in (tmp_path / "ckpts").iterdir())
+    assert kept == ["resnet18.pth", "vggish.pth"]
     assert expected in caplog.text and sum_of(published / "vgg16.pth") in caplog.text
     assert PRETRAINED["vgg16"].url in caplog.text
 
@@ -260,4 +277,4 @@ def test_without_network_the_script_says_what_to_put_where(tmp_path):
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path, get_weights, caplog):
     assert get_weights(["vgg", "--folder", str(tmp_path)]) == 2
-    assert "['vgg']; there are: vgg16, vggish" in caplog.text
+    assert "['vgg']; there are: vgg16, vggish, resnet18" in caplog.text

@@ -11,83 +11,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from result_inputs import SHA256, make_context, make_result, with_rows
 
 from datasets.clips import Batch
-from utils.evaluation import ClipScore, LocalisationResult, ProtocolScores, Scores
+from utils.evaluation import ClipScore
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips, draw_clips
 from utils.protocols import PROTOCOLS, find_protocols
 from utils.results import (
-    EvaluationContext,
     check_results_folder,
-    headline,
-    score_table,
     summarise,
     warnings_of,
     write_results,
 )
 
 NAN = math.nan
-SHA256 = "0123456789abcdef" * 4
-
-
-def make_scores(name, kind, cious, pointing=None):
-    pointing = pointing or [None] * len(cious)
-    clips = [
-        ClipScore(f"clip_{index}", *score)
-        for index, score in enumerate(zip(cious, pointing, strict=True))
-    ]
-    return Scores(name, kind, tuple(clips))
-
-
-def make_protocol_scores(name, cious):
-    count = len(cious)
-    rows = (
-        make_scores("model", "model", cious, [index % 2 == 0 for index in range(count)]),
-        make_scores("centre disc (blind)", "baseline", [0.25] * count),
-        make_scores("centre Gaussian (blind)", "baseline", [0.5] * count, [True] * count),
-        make_scores(f"best possible under {name}", "ceiling", [1.0] * count),
-    )
-    return ProtocolScores(PROTOCOLS[name], rows)
-
-
-def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
-    under_sspl = [0.6] * len(cious)
-    return LocalisationResult(
-        (make_protocol_scores("ssl_tie", cious), make_protocol_scores("sspl", under_sspl)),
-        tuple(unreadable),
-    )
-
-
-def with_rows(result, rows):
-    first, *others = result.by_protocol
-    return replace(result, by_protocol=(replace(first, rows=tuple(rows)), *others))
-
-
-def make_context(**changes):
-    context = EvaluationContext(
-        benchmark="vgg_ss",
-        data_root="data/VGGSound_test",
-        clip_list="ssl_tie_vgg_ss_4911",
-        clip_list_sha256="cd" * 32,
-        num_listed=4,
-        missing=(),
-        frame_geometry="squash",
-        audio="own",
-        note="",
-        checkpoint={
-            "path": "runs/last.pth",
-            "sha256": SHA256,
-            "method": "ssl_tie",
-            "epoch": 80,
-            "selection": {"kind": "last"},
-        },
-        leak=find_leak(["other"], ["clip_0"], purpose="test"),
-        num_chosen_on=0,
-        environment={"torch": "2.11", "device": "cpu"},
-        command="python test.py localisation --output 'results/<a>'",
-    )
-    return replace(context, **changes)
 
 
 def strict_json(path):
@@ -126,15 +64,20 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
         "unreadable",
         "rows",
         "protocols",
+        "intervals",
+        "groupings",
+        "labels",
         "clip_list",
         "scored_clips_sha256",
         "data_root",
         "frame_geometry",
         "audio",
+        "object_prior",
         "note",
         "checkpoint",
         "leak_check",
         "num_clips_epoch_was_chosen_on",
+        "warnings",
         "environment",
         "command",
     ]
@@ -156,7 +99,8 @@ def test_summary_holds_every_rule_with_its_rows(tmp_path):
     summary = write_results(tmp_path, make_result(), make_context(), [])
     first, second = summary["protocols"]
     assert first["rows"] == summary["rows"]
-    assert {name: value for name, value in first.items() if name != "rows"} == summary["protocol"]
+    assert summary["protocol"].items() <= first.items()
+    assert first.keys() - summary["protocol"].keys() == {"rows", "groups"}
     assert (second["name"], second["threshold"], second["value"]) == ("sspl", "fixed", 0.5)
     assert second["description"] == PROTOCOLS["sspl"].description
     assert [row["kind"] for row in second["rows"]] == ["model", "baseline", "baseline", "ceiling"]
@@ -170,29 +114,77 @@ def test_scored_clips_are_fingerprinted_whatever_their_order():
     rows = result.by_protocol[0].rows
     turned = with_rows(result, [replace(row, clips=row.clips[::-1]) for row in rows])
     assert summarise(turned, make_context())["scored_clips_sha256"] == expected
-    fewer = with_rows(result, [replace(row, clips=row.clips[1:]) for row in rows])
+    fewer = make_result((0.75, 0.25, 0.5))
     assert summarise(fewer, make_context())["scored_clips_sha256"] != expected
 
 
-def test_results_are_three_files(tmp_path):
+def test_results_are_six_files(tmp_path):
     write_results(tmp_path, make_result(), make_context(), [])
     assert {entry.name for entry in tmp_path.iterdir()} == {
         "summary.json",
         "per_clip.csv",
+        "table.md",
+        "table.tex",
+        "table.csv",
         "report.html",
     }
 
 
+def test_every_row_has_its_intervals(tmp_path):
+    summary = write_results(tmp_path, make_result(), make_context(), [])
+    assert summary["intervals"] == {
+        "method": "percentile bootstrap over clips",
+        "confidence": 0.95,
+        "resamples": 2000,
+        "seed": 0,
+    }
+    model, disc, *_ = strict_json(tmp_path / "summary.json")["rows"]
+    for key in ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy"):
+        lower, upper = model["intervals"][key]
+        assert 0 <= lower < model[key] < upper <= 100
+        assert disc["intervals"][key] is None  # its clips all score the same
+    assert summary["protocols"][1]["rows"][0]["intervals"]["ciou_at_0.5"] is None
+
+
+CLASSES = {"clip_0": "harp", "clip_1": "dog", "clip_2": "harp", "clip_3": "dog"}
+LABELS = {"path": "labels.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
+
+
+def test_groups_stand_in_summary_and_report(tmp_path):
+    context = make_context(classes=CLASSES, labels=LABELS)
+    summary = write_results(tmp_path, make_result((0.75, 0.25, 0.5, 0.1)), context, [])
+    assert list(summary["groupings"]) == ["box_size", "number_of_boxes", "class"]
+    assert summary["labels"] == LABELS
+    first, second = summary["protocols"]
+    assert [group["name"] for group in first["groups"]["class"]] == ["dog", "harp"]
+    assert [group["ciou_at_0.5"] for group in first["groups"]["class"]] == [0, 100]
+    assert [group["ciou_at_0.5"] for group in second["groups"]["class"]] == [100, 100]
+    page = (tmp_path / "report.html").read_text()
+    for words in ("By box size", "By number of boxes", "By class", "labels.csv", "ef" * 32):
+        assert words in page
+    assert page.index(">harp<") < page.index(">dog<")  # the best class first
+    without = write_results(tmp_path, make_result(), make_context(), [])
+    assert "class" not in without["groupings"] and without["labels"] is None
+    assert "By class" not in (tmp_path / "report.html").read_text()
+
+
+def test_results_without_truths_have_no_groups(tmp_path):
+    summary = write_results(tmp_path, replace(make_result(), truths=()), make_context(), [])
+    assert summary["groupings"] == {} and "groups" not in summary["protocols"][0]
+    assert "<details" not in (tmp_path / "report.html").read_text()
+
+
 def test_table_of_clips(tmp_path):
-    write_results(tmp_path, make_result(), make_context(), [])
+    write_results(tmp_path, make_result(), make_context(classes=CLASSES, labels=LABELS), [])
     text = (tmp_path / "per_clip.csv").read_text()
     assert text.splitlines()[0] == (
         "clip_id,pointing,"
         "ssl_tie:ciou,ssl_tie:success,ssl_tie:disc,ssl_tie:gaussian,ssl_tie:ceiling,"
-        "sspl:ciou,sspl:success,sspl:disc,sspl:gaussian,sspl:ceiling"
+        "sspl:ciou,sspl:success,sspl:disc,sspl:gaussian,sspl:ceiling,area,num_boxes,class"
     )
     assert text.splitlines()[1] == (
-        "clip_0,1,0.750000,1,0.250000,0.500000,1.000000,0.600000,1,0.250000,0.500000,1.000000"
+        "clip_0,1,0.750000,1,0.250000,0.500000,1.000000,0.600000,1,0.250000,0.500000,1.000000,"
+        "1000.5,1,harp"
     )
     rows = table_of(tmp_path)
     assert [row["clip_id"] for row in rows] == [f"clip_{index}" for index in range(4)]
@@ -200,6 +192,8 @@ def test_table_of_clips(tmp_path):
     assert [row["ssl_tie:success"] for row in rows] == ["1", "0", "1", "0"]
     assert [row["sspl:success"] for row in rows] == ["1", "1", "1", "1"]
     assert [row["pointing"] for row in rows] == ["1", "0", "1", "0"]
+    assert [row["num_boxes"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["class"] for row in rows] == ["harp", "dog", "harp", "dog"]
     assert "\r" not in text
 
 
@@ -227,27 +221,6 @@ def test_no_file_says_nan_in_json(tmp_path, value):
     with pytest.raises(ValueError):
         write_results(tmp_path, make_result(), context, [])
     assert not (tmp_path / "summary.json").exists()
-
-
-def test_headline_for_the_screen():
-    line = headline(summarise(make_result(), make_context(num_listed=5)))
-    assert line == "vgg_ss, 4 of 5 listed clips"
-
-
-def test_table_for_the_screen():
-    summary = summarise(make_result(), make_context())
-    lines = score_table(summary["protocols"], "what was scored").splitlines()
-    assert lines[0] == "what was scored"
-    assert lines[1].split() == "protocol in percent cIoU@0.5 AUC mean cIoU pointing".split()
-    assert [line.split()[:2] for line in (lines[2], lines[6])] == [
-        ["ssl_tie", "model"],
-        ["sspl", "model"],
-    ]
-    assert lines[2].split()[2:] == ["50.00", "42.50", "40.59", "50.00"]
-    assert lines[3].split() == "centre disc (blind) 0.00 27.50 25.00 -".split()
-    assert lines[9].split() == "best possible under sspl 100.00 100.00 100.00 -".split()
-    assert len({len(line) for line in lines[1:10]}) == 1
-    assert lines[10:] == [f"{n}: {PROTOCOLS[n].description}" for n in ("ssl_tie", "sspl")]
 
 
 # -------------------------------------------------------------------------------------- warnings
@@ -317,7 +290,7 @@ def test_report_shows_every_rule(tmp_path):
         assert html.escape(PROTOCOLS[name].description) in page
         assert f"best possible under {name}" in page
     header = page[page.index("</style>") : page.index("<h2>Scores</h2>")]
-    assert "50.0" in header and "ssl_tie" in header and "100.0" not in header
+    assert ">50.0<" in header and "ssl_tie" in header and ">100.0<" not in header
 
 
 def test_report_says_what_was_run(tmp_path):

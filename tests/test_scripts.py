@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 ALL_TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
 ALL_TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
 TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" not in path.stem]
-TEST_SCRIPTS = [path for path in ALL_TEST_SCRIPTS if "sspl" not in path.stem]
+TEST_SCRIPTS = [
+    path for path in ALL_TEST_SCRIPTS if "sspl" not in path.stem and path.stem != "test_retrieval"
+]
 SSPL_TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" in path.stem]
 SSPL_TEST_SCRIPTS = [path for path in ALL_TEST_SCRIPTS if "sspl" in path.stem]
 SSPL_LISTS = {
@@ -195,3 +197,13 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     again = quickstart()
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
+
+
+def test_the_retrieval_script_prints_its_options():
+    finished = run(ROOT / "scripts" / "test_retrieval.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    assert (options["dataset"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")
+    assert (options["clip_list"], options["labels"]) == ("ssl_tie_vgg_ss_4911", "mine.csv")
+    assert options["directions"] == "audio_to_audio,audio_to_image,image_to_audio"
+    assert options["ks"] == "1,5,10"

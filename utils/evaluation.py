@@ -25,7 +25,7 @@ from utils.metrics import (
     success_curve,
     success_rate,
 )
-from utils.protocols import LocalisationProtocol, predict
+from utils.protocols import LocalisationProtocol, ObjectMaps, predict
 
 
 class SoundLocaliser(Protocol):
@@ -64,12 +64,20 @@ class EvaluationBatch(Protocol):
         ...
 
     @property
+    def bounding_boxes(self) -> Sequence[NDArray[np.float64] | None]:
+        """(N, 4) of each of the B clips, where its data set has boxes."""
+        ...
+
+    @property
     def broken(self) -> Sequence[BrokenClipLike]:
         """Clips of this batch that could not be decoded."""
         ...
 
 
 MODEL, GAUSSIAN, CEILING = "model", "centre Gaussian (blind)", "ceiling"
+
+AREA_SIDE = 224
+"""side of the frame in whose pixels areas are given, whatever the size of a rule's map"""
 
 BatchType = TypeVar("BatchType", bound=EvaluationBatch)
 
@@ -83,6 +91,16 @@ class ClipScore:
     """consensus IoU in [0, 1]; NaN where prediction and truth are both empty"""
     pointing: bool | None
     """the peak lies on the object; None for predictors without a peak"""
+
+
+@dataclass(frozen=True)
+class ClipTruth:
+    """How much is annotated in one clip."""
+
+    area: float
+    """sum of its ground-truth map, pixels of AREA_SIDE x AREA_SIDE"""
+    num_boxes: int | None
+    """of all annotators; None where only the map is known"""
 
 
 @dataclass(frozen=True)
@@ -139,11 +157,32 @@ class LocalisationResult:
     """scored clips whose ground truth is empty: a miss whatever the map"""
     num_non_finite: int = 0
     """scored clips whose map is not a finite number everywhere: a miss"""
+    truths: tuple[ClipTruth, ...] = ()
+    """of the scored clips, in their order"""
 
     @property
     def model(self) -> Scores:
         """The model's scores under the headline rule."""
         return self.by_protocol[0].rows[0]
+
+
+@dataclass(frozen=True)
+class ObjectPrior:
+    """Maps of objects that never hear the sound, and how much they count."""
+
+    object_maps: Callable[[Tensor], Tensor]
+    """normalised frames (B, 3, S, S) -> (B, h, w), at least 0"""
+    alpha: float
+    """share of the model's map, in [0, 1]; the object map has the rest"""
+
+    @property
+    def words(self) -> str:
+        """What follows a model's name."""
+        return f" + object prior (alpha {self.alpha:g})"
+
+    def maps_of(self, frames: Tensor) -> ObjectMaps:
+        """Normalised frames (B, 3, S, S) -> what is mixed in."""
+        return ObjectMaps(self.object_maps(frames).float().cpu().numpy(), self.alpha)
 
 
 OnBatch = Callable[[BatchType, NDArray[np.float32], Sequence[ClipScore]], None]
@@ -157,6 +196,7 @@ def evaluate_localisation(
     protocols: Sequence[LocalisationProtocol],
     on_batch: OnBatch[BatchType] | None = None,
     *,
+    prior: ObjectPrior | None = None,
     shared: bool = False,
 ) -> LocalisationResult:
     """Scores a model, the blind baselines and the ceiling on the same clips.
@@ -170,6 +210,7 @@ def evaluate_localisation(
         protocols: the scoring rules, the headline first.
         on_batch: called with the batch, and its localisation maps (B, M, M) and scores under the
             headline rule.
+        prior: mixed into the model's maps; None: the model alone.
         shared: each process brings its own part of the batches; all of them get the whole result,
             in the order of their ranks.
 
@@ -180,8 +221,9 @@ def evaluate_localisation(
         ValueError: no clip could be scored, a clip came twice, or a clip has no boxes; the rules
             are none, come twice, or score maps of different sizes.
     """
-    sheet = _ScoreSheet(protocols, {"centre disc (blind)": centre_disc})
+    sheet = _ScoreSheet(protocols, {"centre disc (blind)": centre_disc}, prior)
     unreadable: list[tuple[str, str]] = []
+    truths: list[ClipTruth] = []
     num_empty = num_non_finite = 0
     for batch in batches:
         unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
@@ -190,7 +232,8 @@ def evaluate_localisation(
         truth = batch.ground_truth_maps
         if truth is None or len(truth) != len(batch.clip_ids):
             raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
-        similarity = model.localise(*views(batch)).float().cpu().numpy()
+        frames, sounds = views(batch)
+        similarity = model.localise(frames, sounds).float().cpu().numpy()
         if len(similarity) != len(batch.clip_ids):
             raise ValueError(
                 f"localise must give one map per clip: got {len(similarity)} for "
@@ -198,17 +241,19 @@ def evaluate_localisation(
             )
         num_non_finite += int((~np.isfinite(similarity)).any(axis=(1, 2)).sum())
         num_empty += int((truth.max(axis=(1, 2)) == 0).sum())
-        maps, scores = sheet.add_maps(MODEL, batch.clip_ids, similarity, truth)
+        objects = None if prior is None else prior.maps_of(frames)
+        maps, scores = sheet.add_maps(MODEL, batch.clip_ids, similarity, truth, objects)
         sheet.add_references(batch.clip_ids, truth)
+        truths += [_truth_of(*pair) for pair in zip(truth, batch.bounding_boxes, strict=True)]
         if on_batch is not None:
             on_batch(batch, maps, scores)
     if shared:
         sheet.gather()
-        unreadable = gather_objects(unreadable)
+        unreadable, truths = gather_objects(unreadable), gather_objects(truths)
         num_empty = sum(gather_objects([num_empty]))
         num_non_finite = sum(gather_objects([num_non_finite]))
     return LocalisationResult(
-        sheet.by_protocol(unreadable), tuple(unreadable), num_empty, num_non_finite
+        sheet.by_protocol(unreadable), tuple(unreadable), num_empty, num_non_finite, tuple(truths)
     )
 
 
@@ -240,6 +285,11 @@ def evaluate_baselines(
     return sheet.by_protocol(unreadable=())
 
 
+def _truth_of(truth: NDArray[np.float32], boxes: NDArray[np.float64] | None) -> ClipTruth:
+    area = float(truth.sum(dtype=np.float64)) * (AREA_SIDE**2 / truth.size)
+    return ClipTruth(area, None if boxes is None else len(boxes))
+
+
 class _ScoreSheet:
     """Scores of every predictor under every rule, filled batch by batch.
 
@@ -250,6 +300,7 @@ class _ScoreSheet:
         self,
         protocols: Sequence[LocalisationProtocol],
         shapes: Mapping[str, Callable[[int], NDArray[np.bool_]]],
+        prior: ObjectPrior | None = None,
     ) -> None:
         names = [protocol.name for protocol in protocols]
         sizes = {protocol.map_size for protocol in protocols}
@@ -262,6 +313,7 @@ class _ScoreSheet:
         self._rules = list(dict.fromkeys(protocol.rule for protocol in protocols))
         (map_size,) = sizes
         self._masks = {name: shape(map_size) for name, shape in shapes.items()}
+        self._model_name = MODEL if prior is None else MODEL + prior.words
         self._clip_ids: list[str] = []
         self._found: dict[tuple[str, LocalisationProtocol], list[ClipScore]] = {}
 
@@ -271,10 +323,11 @@ class _ScoreSheet:
         clip_ids: Sequence[str],
         similarity_maps: NDArray[np.float32],
         truth: NDArray[np.float32],
+        objects: ObjectMaps | None = None,
     ) -> tuple[NDArray[np.float32], list[ClipScore]]:
         """Scores similarity maps; returns the first rule's localisation maps and scores."""
         num_annotated = np.count_nonzero(truth.reshape(len(truth), -1), axis=1)
-        predictions = predict(similarity_maps, self._rules, num_annotated)
+        predictions = predict(similarity_maps, self._rules, num_annotated, objects)
         for rule, prediction in zip(self._rules, predictions, strict=True):
             hits = pointing_hits(prediction.localisation_maps, truth).tolist()
             self._add(name, rule, clip_ids, consensus_iou(prediction.masks, truth), hits)
@@ -318,7 +371,9 @@ class _ScoreSheet:
         clips = tuple(self._found[name, protocol.rule])
         if name == CEILING:
             return Scores(f"ceiling of {protocol.name} (maps without ties)", "ceiling", clips)
-        return Scores(name, "model" if name == MODEL else "baseline", clips)
+        if name == MODEL:
+            return Scores(self._model_name, "model", clips)
+        return Scores(name, "baseline", clips)
 
     def _add(
         self,

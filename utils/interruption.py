@@ -1,12 +1,14 @@
 """Stopping at the end of a step instead of in the middle of one."""
 
-import logging
+import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
-logger = logging.getLogger(__name__)
+from utils.distributed import largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STANDARD_ERROR = 2
 
 
 class Interruption:
@@ -14,7 +16,7 @@ class Interruption:
 
     Cluster managers send SIGTERM or SIGUSR1 some time before they end a job.
 
-    Use as a context manager, and look at `signal_number` after each step.
+    Use as a context manager; look at `agreed` after each step.
     """
 
     def __init__(self) -> None:
@@ -31,10 +33,17 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def agreed(self) -> int | None:
+        """The signal that this or another process got, if any; all processes must call it."""
+        return largest(self.signal_number or 0) or None
+
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
-        logger.warning(
-            "%s: finishing the step, then saving and stopping.", signal.Signals(number).name
-        )
+        name = signal.Signals(number).name
+        # Neither logging nor a Python file: the signal may have come in the middle of writing to
+        # the same file, which then raises an error.
+        with suppress(OSError):
+            message = f"\n{name}: finishing the step, then saving and stopping.\n"
+            os.write(STANDARD_ERROR, message.encode())

@@ -20,6 +20,9 @@ UPSAMPLING_WORDS = {
     "bicubic": "bicubic, half-pixel centres",
     "bicubic_align_corners": "bicubic, corners aligned",
 }
+SLAVC_OBJECT_SCALE = 2.5
+"""By which SLAVC's program divides object maps."""
+
 NORMALISATION_WORDS = {
     "min_max": "min-max normalised",
     "min_max_or_unchanged": "min-max normalised",
@@ -46,6 +49,8 @@ class LocalisationProtocol:
     """of the fixed threshold, in [0, 1]"""
     keep_maximum: bool = False
     """predict what is at 1 even where the comparison leaves it out"""
+    object_prior: Literal["maps", "scores"] = "maps"
+    """what is mixed with an object prior, see `mix`: normalised maps, or raw scores"""
     map_size: int = 224
     """side of the scored map, pixels"""
 
@@ -97,7 +102,7 @@ _EZ_VSL = LocalisationProtocol(
     threshold="median",
     comparison=">=",
 )
-_SLAVC = replace(_EZ_VSL, name="slavc", upsampling="bicubic_align_corners")
+_SLAVC = replace(_EZ_VSL, name="slavc", upsampling="bicubic_align_corners", object_prior="scores")
 _SSL_ALIGN = replace(_EZ_VSL, name="ssl_align", comparison=">")
 _SSL_ALIGN_ADAPTIVE = replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive")
 
@@ -157,10 +162,21 @@ class Prediction:
     """(B, M, M), the predicted pixels"""
 
 
+@dataclass(frozen=True)
+class ObjectMaps:
+    """Where objects are, to be mixed with similarity maps."""
+
+    maps: Maps
+    """(B, h, w), at least 0"""
+    alpha: float
+    """share of the similarity map, in [0, 1]; the object map has the rest"""
+
+
 def predict(
     similarity_maps: Maps,
     protocols: Sequence[LocalisationProtocol],
     num_annotated: Counts | None = None,
+    objects: ObjectMaps | None = None,
 ) -> list[Prediction]:
     """Predicts by several rules; what they have in common is computed once.
 
@@ -168,6 +184,7 @@ def predict(
         similarity_maps: (B, h, w); (1, h, w) stands for the same map for each clip.
         protocols: the rules.
         num_annotated: (B,) pixels of the truth above 0; only the adaptive rule needs it.
+        objects: of the same clips, to be mixed in; None: the maps alone.
 
     Returns:
         one for each rule. A map that is not a finite number everywhere predicts nothing.
@@ -181,11 +198,14 @@ def predict(
     predictions = []
     for protocol in protocols:
         resized = (protocol.upsampling, protocol.map_size)
-        scaled = (*resized, protocol.normalisation)
+        scaled = (*resized, protocol.normalisation, protocol.object_prior)
         if resized not in upsampled:
             upsampled[resized] = upsample(similarity_maps, protocol)
         if scaled not in localised:
-            localised[scaled] = normalise(upsampled[resized], protocol)
+            maps = upsampled[resized]
+            localised[scaled] = (
+                normalise(maps, protocol) if objects is None else mix(maps, objects, protocol)
+            )
         maps = localised[scaled]
         if protocol.threshold == "fixed":
             threshold: Maps | np.float32 = np.float32(protocol.value)
@@ -240,6 +260,29 @@ def normalise(maps: Maps, protocol: LocalisationProtocol) -> Maps:
         scaled[flat] = signed[flat]
     scaled[~np.isfinite(span[:, 0, 0])] = np.nan
     return np.float32(1) - scaled if inverted else scaled
+
+
+def mix(maps: Maps, objects: ObjectMaps, protocol: LocalisationProtocol) -> Maps:
+    """Localisation maps that are led by objects, as the rule's authors do it.
+
+    With n for `normalise`: n(alpha n(map) + (1 - alpha) n(objects)). SLAVC's program mixes scores
+    instead, alpha (map + 1) / 2 + (1 - alpha) objects / 2.5, and normalises the sum or not.
+
+    Args:
+        maps: (B, M, M), up-sampled similarity maps.
+        objects: of the same clips.
+        protocol: the rule.
+
+    Returns:
+        (B, M, M) float32, as `normalise` returns them.
+    """
+    alpha, others = np.float32(objects.alpha), upsample(objects.maps, protocol)
+    if protocol.object_prior == "maps":
+        mixed = alpha * normalise(maps, protocol) + (1 - alpha) * normalise(others, protocol)
+        return normalise(mixed, protocol)
+    scores = normalise(maps, replace(protocol, normalisation="half_cosine"))
+    mixed = alpha * scores + (1 - alpha) * others / np.float32(SLAVC_OBJECT_SCALE)
+    return mixed if protocol.normalisation == "half_cosine" else normalise(mixed, protocol)
 
 
 def threshold_ranks(

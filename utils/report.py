@@ -1,6 +1,10 @@
-"""One evaluation as one HTML page that opens from disk, without a network and without scripts."""
+"""One evaluation as one HTML page that opens from disk, without a network.
+
+Its only script sorts tables; the page's policy names that script's hash and lets no other run.
+"""
 
 import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,51 +13,12 @@ from pathlib import Path
 from string import Template
 
 from utils.files import write_atomically
-from utils.success_plot import SuccessCurve, check_kind, render_success_plot
+from utils.report_tables import ReportTable, format_score, render_table
+from utils.statistics import Interval
 
-KIND_LABELS = {"model": "model", "baseline": "blind baseline", "ceiling": "ceiling"}
 HEADLINE_FACTS = ("clips", "protocol")
-TABLE_HEAD = (
-    '<thead><tr><th scope="col">Name</th><th scope="col" class="number">cIoU@0.5</th>'
-    '<th class="bar" aria-hidden="true"></th><th scope="col" class="number">AUC</th>'
-    '<th scope="col" class="number">mean cIoU</th><th scope="col" class="number">Pointing</th>'
-    "</tr></thead>"
-)
 PAGE_TEMPLATE = Path(__file__).with_name("report_page.html")
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One line of the score table; all scores in percent, NaN where there is none."""
-
-    name: str
-    ciou_at_0_5: float
-    auc: float
-    mean_ciou: float
-    pointing_accuracy: float
-    kind: str
-
-    def __post_init__(self) -> None:
-        """Refuse a kind that the page has no style for."""
-        check_kind(self.kind, self.name)
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """The scores under one rule, named and in words."""
-
-    name: str
-    rule: str
-    rows: Sequence[ReportRow]
-    curves: Sequence[SuccessCurve]
-
-    def __post_init__(self) -> None:
-        """Refuse a table without the model."""
-        if not any(row.kind == "model" for row in self.rows):
-            raise ValueError(
-                f"A table needs a row of kind 'model'; that of {self.name!r} has "
-                f"{[row.kind for row in self.rows]}."
-            )
+PAGE_SCRIPT = Path(__file__).with_name("report_page.js")
 
 
 @dataclass(frozen=True)
@@ -104,11 +69,15 @@ def render_report(report: Report) -> str:
         The page, with its style, its plot and its pictures inside.
     """
     page = Template(PAGE_TEMPLATE.read_text(encoding="utf-8"))
+    script = PAGE_SCRIPT.read_text(encoding="utf-8")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.substitute(
         title=escape(report.title),
+        script=script,
+        script_hash=script_hash,
         headline=_render_headline(report),
         warnings=_render_warnings(report.warnings),
-        tables="\n".join(_render_table(table) for table in report.tables),
+        tables="\n".join(map(render_table, report.tables)),
         galleries=_render_galleries(report.galleries),
         facts="\n".join(
             f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
@@ -127,30 +96,33 @@ def write_report(path: Path, report: Report) -> None:
     write_atomically(path, render_report(report).encode())
 
 
-def _number(value: float, digits: int = 1) -> str:
-    return "\N{EN DASH}" if math.isnan(value) else f"{value:.{digits}f}"
-
-
 def _render_headline(report: Report) -> str:
     rows = report.tables[0].rows
     model = next(row for row in rows if row.kind == "model")
     baselines = [row for row in rows if row.kind == "baseline"]
+    ciou_interval, auc_interval, *_ = model.intervals
+    of_baselines = [row.ciou_at_0_5 for row in baselines]
     tiles = [
-        _score_tile("cIoU@0.5", model.ciou_at_0_5, [row.ciou_at_0_5 for row in baselines]),
-        _score_tile("AUC", model.auc, [row.auc for row in baselines]),
+        _score_tile("cIoU@0.5", model.ciou_at_0_5, ciou_interval, of_baselines),
+        _score_tile("AUC", model.auc, auc_interval, [row.auc for row in baselines]),
         _tile("Clips", escape(report.facts["clips"]), ""),
         _tile("Protocol", escape(report.facts["protocol"]), "words"),
     ]
     return "\n".join(tiles)
 
 
-def _score_tile(label: str, score: float, baseline_scores: Sequence[float]) -> str:
+def _score_tile(
+    label: str, score: float, interval: Interval | None, baseline_scores: Sequence[float]
+) -> str:
     known = [value for value in baseline_scores if not math.isnan(value)]
     versus = ""
+    if interval is not None:
+        lower, upper = map(format_score, interval)
+        versus = f'<dd class="versus">95 % interval {lower}\N{EN DASH}{upper}</dd>'
     if known and not math.isnan(score):
         difference = f"{score - max(known):+.1f}".replace("-", "&minus;")
-        versus = f'<dd class="versus">{difference} points against the best blind baseline</dd>'
-    return _tile(label, f'{_number(score)}<span class="unit">%</span>', "lead", versus)
+        versus += f'<dd class="versus">{difference} points against the best blind baseline</dd>'
+    return _tile(label, f'{format_score(score)}<span class="unit">%</span>', "lead", versus)
 
 
 def _tile(label: str, value: str, style: str, versus: str = "") -> str:
@@ -163,40 +135,6 @@ def _render_warnings(warnings: Sequence[str]) -> str:
         return ""
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return f'<div class="warnings" role="alert"><strong>Read first</strong><ul>{items}</ul></div>'
-
-
-def _render_table(table: ReportTable) -> str:
-    rows = "\n".join(_render_row(row) for row in table.rows)
-    return f"""<section>
-<h3>Protocol <code>{escape(table.name)}</code></h3>
-<p class="hint">{escape(table.rule)}</p>
-<div class="panel scroll">
-<table class="scores">
-{TABLE_HEAD}
-<tbody>
-{rows}
-</tbody>
-</table>
-</div>
-{render_success_plot(table.curves, table.name)}</section>"""
-
-
-def _render_row(row: ReportRow) -> str:
-    fill = 0 if math.isnan(row.ciou_at_0_5) else row.ciou_at_0_5
-    bar = (
-        '<svg viewBox="0 0 100 8" preserveAspectRatio="none"><rect class="track" width="100" '
-        f'height="8"/><rect class="fill" width="{fill:.1f}" height="8"/></svg>'
-    )
-    others = "".join(
-        f'<td class="number">{_number(value)}</td>'
-        for value in (row.auc, row.mean_ciou, row.pointing_accuracy)
-    )
-    return (
-        f'<tr class="{row.kind}"><th scope="row">{escape(row.name)}'
-        f'<span class="kind">{KIND_LABELS[row.kind]}</span></th>'
-        f'<td class="number">{_number(row.ciou_at_0_5)}</td>'
-        f'<td class="bar" aria-hidden="true">{bar}</td>{others}</tr>'
-    )
 
 
 def _render_galleries(galleries: Sequence[Gallery]) -> str:
@@ -220,6 +158,6 @@ def _render_card(clip: GalleryClip) -> str:
     note = f'<p class="note">{escape(clip.note)}</p>' if clip.note else ""
     return (
         f'<li class="card panel"><div class="pictures">{pictures}</div><div class="about">'
-        f'<code>{clip_id}</code><span class="score">cIoU {_number(clip.ciou, 2)}</span>{note}'
+        f'<code>{clip_id}</code><span class="score">cIoU {format_score(clip.ciou, 2)}</span>{note}'
         "</div></li>"
     )

@@ -25,9 +25,16 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: what ends the program then is said where it arises."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        del record
+
+
 def log_to_file(path: Path) -> logging.Handler:
     """Also appends the program's messages to a file; remove the handler at the end."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler

@@ -86,7 +86,9 @@ def render_success_plot(curves: Sequence[SuccessCurve], protocol: str) -> str:
 def _curve_style(curve: SuccessCurve, order: int) -> str:
     if curve.kind == "ceiling":
         return "curve ceiling"
-    dash = f" dash-{order % NUM_DASHES}" if curve.kind == "baseline" else ""
+    # Colours run out: from then on, models are told apart by their dashes as well.
+    dashed = curve.kind == "baseline" or order >= NUM_COLOURS
+    dash = f" dash-{order % NUM_DASHES}" if dashed else ""
     return f"curve {curve.kind} colour-{order % NUM_COLOURS}{dash}"
 
 

@@ -14,13 +14,17 @@ Among several processes, only the main one writes; the others keep the same acco
 """
 
 import csv
+import errno
 import io
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import cv2
 import numpy as np
@@ -32,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.distributed import all_reduce_mean, gather_objects, is_main_process
 from utils.evaluation import BrokenClipLike, LocalisationResult
-from utils.files import lock_folder, write_atomically
+from utils.files import lock_folder, remove_leftovers, write_atomically
 from utils.reporting import log_to_file
 from utils.visualisation import overlay_localisation_map
 
@@ -47,11 +51,21 @@ class _Step(NamedTuple):
     values: Mapping[str, Tensor]
 
 
+def _log_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """One line for Python's traceback: what TensorBoard's thread cannot write comes up again."""
+    logger.error("A thread failed: %s", failure.exc_value)
+
+
 class TrainingRun:
-    """Where a run stands, and what it leaves on disk."""
+    """Where a run stands, and what it leaves on disk.
+
+    Use as a context manager from `start` on, which closes the logs and frees the folder.
+    """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        """Looks whether a folder is free; nothing is written before `start`.
+        """Looks whether a folder is free, and locks one that is there.
+
+        Beside the lock, nothing is written before `start`.
 
         Args:
             folder: of the run.
@@ -60,15 +74,19 @@ class TrainingRun:
         Raises:
             FileExistsError: it holds a run, and resume is not set.
             FileNotFoundError: it holds none, and resume is set.
+            NotADirectoryError: it is a file.
+            PermissionError: nothing can be written there.
+            ValueError: another process writes there.
         """
         self.folder = folder
         self.last_path = folder / "last.pth"
         self.best_path = folder / "best.pth"
-        if self.last_path.exists() and not resume:
-            raise FileExistsError(
-                f"{self.last_path} exists: a run lives in this folder. Go on with it "
-                "(--resume), or name another --output."
-            )
+        self._lock: TextIO | None = None
+        self._check_place()
+        if folder.exists():
+            self._take_lock()  # before last.pth is looked at, which the other might be writing
+        if not resume:
+            self._check_no_run()
         if resume and not self.last_path.exists():
             raise FileNotFoundError(
                 f"Nothing to resume: there is no {self.last_path}. Leave --resume out to "
@@ -89,6 +107,34 @@ class TrainingRun:
         self._recent: list[_Step] = []
         self._warned = False
         """whether this epoch's diagnosis has been told"""
+        self.writer: SummaryWriter | None = None
+        self._log_handler: logging.Handler | None = None
+        self._thread_hook = threading.excepthook
+
+    def _check_place(self) -> None:
+        """Refuses at once what could not be written to hours later."""
+        folder = self.folder.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(
+                f"--output {self.folder}: {there} is a file. Name a folder that is there or can be "
+                "made."
+            )
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(
+                errno.EACCES, f"--output {self.folder}: nothing can be written to", str(there)
+            )
+
+    def _check_no_run(self) -> None:
+        if self.last_path.exists():
+            raise FileExistsError(
+                f"{self.last_path} exists: a run lives in this folder. Go on with it "
+                "(--resume), or name another --output."
+            )
+
+    def _take_lock(self) -> None:
+        if is_main_process():
+            self._lock = lock_folder(self.folder)
 
     def progress(self) -> dict[str, Any]:
         """What resuming needs beside the weights."""
@@ -127,15 +173,22 @@ class TrainingRun:
             steps_per_epoch: full batches in an epoch.
             log_every: steps between two TensorBoard entries.
             diagnose: mean terms of some steps -> a warning about them, or None.
+
+        Raises:
+            FileExistsError: another process has begun a run there in the meantime.
+            ValueError: another process writes there.
+            OSError: the folder or a file in it cannot be written.
         """
         self.diagnose = diagnose
         self.steps_per_epoch = steps_per_epoch
         self.log_every = log_every
-        self.writer: SummaryWriter | None = None
         if not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_folder(self.folder)
+        if self._lock is None:  # the folder was not there, and others may have made it since
+            self._take_lock()
+            self._check_no_run()
+        remove_leftovers(self.folder)
         self._log_handler = log_to_file(self.folder / "log.txt")
         write_atomically(
             self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n"
@@ -143,16 +196,38 @@ class TrainingRun:
         if missing:
             lines = "".join(f"{line}\n" for line in missing)
             write_atomically(self.folder / "missing_clips.txt", lines.encode())
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+        threading.excepthook = _log_thread_error
+        with self._naming_tensorboard():
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
 
-    def close(self) -> None:
-        """Closes the logs and frees the folder."""
-        if self.writer is None:
-            return
-        self.writer.close()
-        logging.getLogger().removeHandler(self._log_handler)
-        self._log_handler.close()
-        self._lock.close()
+    def __enter__(self) -> "TrainingRun":
+        """Itself."""
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Notes in log.txt what ended the run; closes the logs and frees the folder."""
+        handler = self._log_handler
+        if error is not None and handler is not None:
+            words = ("Ended by %s: %s", (type(error).__name__, error))
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, *words, None))
+        if handler is not None:
+            logging.getLogger().removeHandler(handler)
+        for part in (self.writer, handler, self._lock):
+            try:
+                if part is not None:
+                    part.close()
+            except OSError as failure:
+                logger.warning("The logs in %s are not complete: %s", self.folder, failure)
+        threading.excepthook = self._thread_hook
+
+    @contextmanager
+    def _naming_tensorboard(self) -> Iterator[None]:
+        """Its thread writes much later than it is told to, and names no file."""
+        try:
+            yield
+        except OSError as error:
+            words = f"TensorBoard's log cannot be written: {error.strerror}"
+            raise OSError(error.errno, words, str(self.folder)) from error
 
     @property
     def global_step(self) -> int:
@@ -195,7 +270,7 @@ class TrainingRun:
         rows = all_reduce_mean({"rows": local})["rows"].tolist()
         losses = {step.number: row[0] for step, row in zip(recent, rows, strict=True)}
         if not all(map(math.isfinite, losses.values())):
-            self._stop_diverged(recent, losses)
+            self._stop_diverged(recent, losses, local[:, 0].tolist())
         totals = dict(zip(names, map(sum, zip(*rows, strict=True)), strict=True))
         for name, total in totals.items():
             self._sums[name] = self._sums.get(name, 0.0) + total
@@ -207,28 +282,37 @@ class TrainingRun:
         for name, last in zip(names, rows[-1], strict=True):
             self._add_scalar(f"train/{name}", last)
 
-    def _stop_diverged(self, recent: Sequence[_Step], losses: Mapping[int, float]) -> NoReturn:
+    def _stop_diverged(
+        self, recent: Sequence[_Step], losses: Mapping[int, float], own_losses: Sequence[float]
+    ) -> NoReturn:
         first = next(number for number, loss in losses.items() if not math.isfinite(loss))
-        own = [(step.number, step.clip_ids) for step in recent if step.number <= first]
+        own: list[dict[str, Any]] = [
+            {"step": step.number, "loss": repr(loss), "clips": step.clip_ids}
+            for step, loss in zip(recent, own_losses, strict=True)
+            if step.number <= first
+        ]
         diagnosis = {
             "epoch": self.epoch + 1,
             "first_bad_step": first,
-            "losses": {number: repr(loss) for number, loss in losses.items()},
-            "clips_by_process_and_step": gather_objects([own]),
+            "mean_losses": {number: repr(loss) for number, loss in losses.items()},
+            "steps_by_process": gather_objects([own]),
         }
         path = self.folder / "diagnosis.json"
         if is_main_process():
             write_atomically(path, json.dumps(diagnosis, indent=2).encode() + b"\n")
-        clips = ", ".join(own[-1][1][:5])
+        clips = own[-1]["clips"]
+        more = " …" if len(clips) > 5 else ""
         raise FloatingPointError(
             f"The loss is no longer a finite number: epoch {self.epoch + 1}, step {first}, clips "
-            f"{clips} …; all of them, and the steps before, are in {path}. {self.last_path} holds "
-            "the last good state, if one was saved; a lower learning rate is the usual remedy."
+            f"{', '.join(clips[:5])}{more}; all of them, and the steps before, are in {path}. "
+            f"{self.last_path} holds the last good state, if one was saved; a lower learning rate "
+            "is the usual remedy."
         )
 
     def _add_scalar(self, name: str, value: float) -> None:
         if self.writer is not None:
-            self.writer.add_scalar(name, value, self.global_step)
+            with self._naming_tensorboard():
+                self.writer.add_scalar(name, value, self.global_step)
 
     def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
         """Adds overlays to TensorBoard.
@@ -243,9 +327,10 @@ class TrainingRun:
             size = (frame.shape[1], frame.shape[0])
             heat = cv2.normalize(cv2.resize(similarity, size), None, 0, 1, cv2.NORM_MINMAX)  # type: ignore[call-overload]
             picture = overlay_localisation_map(frame, np.clip(heat, 0, 1), np.zeros((0, 4)))
-            self.writer.add_image(
-                f"train/overlay_{index}", picture, self.global_step, dataformats="HWC"
-            )
+            with self._naming_tensorboard():
+                self.writer.add_image(
+                    f"train/overlay_{index}", picture, self.global_step, dataformats="HWC"
+                )
 
     def finish_epoch(self, result: LocalisationResult | None) -> bool:
         """Closes an epoch's account.
@@ -287,17 +372,20 @@ class TrainingRun:
         return is_best
 
     def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
-        """Writes last.pth, and best.pth where the epoch is the best on the named clips.
+        """Writes last.pth, and before it best.pth where the epoch is the best on the named clips.
+
+        last.pth knows the best score: were it written first, a crash between the two would leave
+        a best.pth that never catches up.
 
         Args:
             checkpoint: of now.
             best_on: the benchmark and clips on which this epoch is the best; None if it is not.
         """
-        checkpoint.selection = {"kind": "last"}
-        save_checkpoint(self.last_path, checkpoint)
         if best_on is not None:
             checkpoint.selection = {"kind": "best", **best_on}
             save_checkpoint(self.best_path, checkpoint)
+        checkpoint.selection = {"kind": "last"}
+        save_checkpoint(self.last_path, checkpoint)
 
     def _write_history(self) -> None:
         names = list(dict.fromkeys(name for row in self.history for name in row))

@@ -1,0 +1,121 @@
+"""Scores several checkpoints on the same clips: one table, one report.
+
+    bash scripts/compare_models.sh A.pth B.pth C.pth -- --benchmark vgg_ss --data-root data/vgg_ss \
+        --output results/comparison
+
+All that follows `--` are options of `test.py localisation`. Each model's results go into a folder
+of their own in --output; comparison.json, .csv, .md, .tex and report.html lie beside them. A model
+whose results are there, made by the same command from the same file, is not scored again.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.checkpoint import file_sha256
+from utils.comparison import (
+    as_markdown,
+    distinct_names,
+    read_scored_model,
+    table_cells,
+    write_comparison,
+)
+from utils.reporting import configure_logging, run_command
+
+logger = logging.getLogger("compare_models")
+
+TEST_PROGRAM = Path(__file__).resolve().parents[1] / "test.py"
+
+
+def is_scored(folder: Path, checkpoint: Path, arguments: Sequence[str]) -> bool:
+    """Whether a folder holds the results of this very command, from a file with this content."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        same_command = summary["command"] == "python test.py " + shlex.join(arguments)
+        sha256 = summary["checkpoint"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # test.py looks closer, and refuses a folder that is not this model's
+    return bool(same_command and sha256 == file_sha256(checkpoint))
+
+
+def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
+    """Scores a checkpoint, in a process of its own, unless that is done.
+
+    Raises:
+        ValueError: the evaluation failed; it has said why.
+    """
+    arguments = ["localisation", "--checkpoint", str(checkpoint), "--output", str(folder), *options]
+    if is_scored(folder, checkpoint, arguments):
+        logger.info("%s has been scored: %s", checkpoint, folder)
+        return
+    finished = subprocess.run([sys.executable, TEST_PROGRAM, *arguments], check=False)
+    if finished.returncode:
+        raise ValueError(
+            f"Scoring {checkpoint} ended with status {finished.returncode}; its message stands "
+            "above. Models that were scored before it are kept: mend it and call again."
+        )
+
+
+def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command: str) -> int:
+    """Scores the checkpoints one after the other and writes the comparison; returns 0.
+
+    Args:
+        checkpoints: two or more; the others are compared with the first.
+        options: of `test.py localisation`, with --output, without --checkpoint.
+        command: for the record.
+
+    Raises:
+        ValueError: the options do not fit, an evaluation failed, or the results are not of the same
+            clips.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--output", type=Path)
+    own.add_argument("--checkpoint")
+    found, rest = own.parse_known_args(options)
+    if len(checkpoints) < 2:
+        raise ValueError(f"A comparison takes two checkpoints or more, got {len(checkpoints)}.")
+    if found.checkpoint is not None:
+        raise ValueError("Checkpoints stand before `--`, without --checkpoint.")
+    if found.output is None:
+        raise ValueError("--output is missing: name a folder for the comparison, after `--`.")
+    folders = [found.output / name for name in distinct_names(checkpoints)]
+    for place, (checkpoint, folder) in enumerate(zip(checkpoints, folders, strict=True), start=1):
+        logger.info("%d of %d: %s", place, len(checkpoints), checkpoint)
+        score(checkpoint, folder, rest)
+    models = [read_scored_model(folder.name, folder) for folder in folders]
+    comparison = write_comparison(found.output, models, command)
+    sys.stdout.write(as_markdown(table_cells(comparison)))
+    sys.stdout.write(f"Report: {found.output / 'report.html'}\n")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line before `--`."""
+    parser = argparse.ArgumentParser(
+        prog="compare_models.sh",
+        usage="%(prog)s A.pth B.pth ... -- [options of test.py localisation]",
+        description="Scores several checkpoints on the same clips: one table, one report.",
+    )
+    parser.add_argument(
+        "checkpoints", nargs="+", type=Path, help="the others are compared with the first"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0, 2 for bad input."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    configure_logging()
+    end = given.index("--") if "--" in given else len(given)
+    checkpoints = build_parser().parse_args(given[:end]).checkpoints
+    command = "bash scripts/compare_models.sh " + shlex.join(given)
+    return run_command(lambda: compare_models(checkpoints, given[end + 1 :], command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Several models on the same clips: one table, one page, and differences clip by clip."""
+
+import csv
+import html
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import ENVIRONMENT, ROOT
+from peer_inputs import SHAPES, filled, official_file
+
+from utils.comparison import (
+    HEADINGS,
+    check_comparable,
+    compare,
+    distinct_names,
+    read_scored_model,
+    table_cells,
+    write_comparison,
+)
+from utils.metrics import area_under_success, mean_ciou, success_curve, success_rate
+from utils.results import PER_CLIP_SCORES
+
+FIRST = (0.75, 0.25, 0.5, 0.1234567, math.nan, 0.49999996)
+SECOND = (0.75, 0.625, 0.25, 0.5, 0.5, 0.1)
+
+
+RULES = ("ssl_tie", "sspl")
+NO_INTERVALS = dict.fromkeys(("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy"))
+
+
+def row(name, kind, cious):
+    return {
+        "name": name,
+        "kind": kind,
+        "ciou_at_0.5": 100 * success_rate(cious),
+        "auc": 100 * area_under_success(success_curve(cious)),
+        "mean_ciou": 100 * mean_ciou(cious),
+        "pointing_accuracy": None,
+        "intervals": NO_INTERVALS,
+    }
+
+
+def scored(folder, name, cious, *, disc=0.25, rules=RULES, reverse=False, **changes):
+    """Results as test.py leaves them, of clips 0, 1, ... under rules that agree."""
+    count = len(cious)
+    references = {"disc": [disc] * count, "gaussian": [0.5] * count, "ceiling": [1.0] * count}
+    kinds = dict.fromkeys(references, "baseline") | {"ceiling": "ceiling"}
+    model = "model + object prior (alpha 0.4)" if "object_prior" in changes else "model"
+    rows = [row(model, "model", cious), *(row(k, kinds[k], v) for k, v in references.items())]
+    summary = {
+        "benchmark": "vgg_ss",
+        "num_clips": count,
+        "rows": rows,
+        "protocols": [{"name": name, "description": "words", "rows": rows} for name in rules],
+        "clip_list": {"name": "list", "sha256": "cd" * 32},
+        "scored_clips_sha256": str(count),
+        "frame_geometry": "squash",
+        "audio": "own",
+        "object_prior": None,
+        "checkpoint": {"path": f"{name}.pth", "sha256": "ab" * 32, "method": "ssl_tie"},
+        "warnings": ["<careful>"],
+        "command": "python test.py",
+    }
+    folder = folder / name
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary | changes))
+    lines = []
+    for clip, ciou in enumerate(cious):
+        others = [f"{values[clip]:.6f}" for values in references.values()]
+        lines.append([f"clip_{clip}", 0, *[f"{ciou:.6f}", int(ciou >= 0.5), *others] * len(rules)])
+    with (folder / "per_clip.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        names = [f"{rule}:{score}" for rule in rules for score in PER_CLIP_SCORES]
+        table.writerow(["clip_id", "pointing", *names])
+        table.writerows(lines[::-1] if reverse else lines)
+    return read_scored_model(name, folder)
+
+
+@pytest.fixture
+def models(tmp_path):
+    return [
+        scored(tmp_path, "a", FIRST),
+        scored(tmp_path, "b_%", SECOND, object_prior=0.4),
+        scored(tmp_path, "c", FIRST),
+    ]
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["ckpts/flickr10k.pth.tar", "x/lvs.pth"], ["flickr10k", "lvs"]),
+        (["runs/one/last.pth", "runs/two/best.pth"], ["one_last", "two_best"]),
+        (["x/model.pth", "y/model.pth"], ["x_model", "y_model"]),
+        (["x/last.pth", "z/x/last.pth", "x_last.pth"], ["x_last", "x_last-2", "x_last-3"]),
+        (["a/sspl results", "a/b%.pt"], ["sspl_results", "b_"]),
+    ],
+)
+def test_names_are_distinct_and_fit_for_folders(paths, names):
+    assert distinct_names([Path(path) for path in paths]) == names
+
+
+# -------------------------------------------------------------------------------------- differences
+
+
+def test_differences_are_means_over_the_same_clips(models):
+    comparison = compare(models, "the command")
+    first, second, third, *references = comparison["protocols"][0]["rows"]
+    assert [row["name"] for row in (first, second, third)] == [m.name for m in models]
+    assert first["difference"] is None
+    assert all(row["difference"] is None for row in references)
+    found = second["difference"]
+    # 0.49999996 is written as 0.500000, and is no hit.
+    hits = [[1, 0, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0]]
+    assert found["differences"]["ciou_at_0.5"] == pytest.approx(100 * (4 - 2) / 6)
+    assert sum(hits[1]) - sum(hits[0]) == 2
+    assert found["success"]["only_first"] == 3
+    assert found["success"]["only_second"] == 1
+    means = [np.mean(np.nan_to_num(cious)) for cious in (SECOND, FIRST)]
+    assert found["differences"]["mean_ciou"] == pytest.approx(100 * (means[0] - means[1]), abs=1e-4)
+    for key in ("ciou_at_0.5", "auc", "mean_ciou"):
+        assert found["differences"][key] == pytest.approx(second[key] - first[key], abs=1e-4)
+        assert third["difference"]["differences"][key] == 0
+
+
+def test_clips_are_paired_by_id_whatever_their_order(tmp_path):
+    models = [scored(tmp_path, "a", FIRST), scored(tmp_path, "b", FIRST, reverse=True)]
+    found = compare(models, "")["protocols"][0]["rows"][1]["difference"]
+    assert (found["success"]["only_first"], found["success"]["only_second"]) == (0, 0)
+    assert found["intervals"]["mean_ciou"] is None  # no clip differs
+
+
+# ------------------------------------------------------------------------------------------ refusal
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"benchmark": "flickr_soundnet"}, "benchmark"),
+        ({"frame_geometry": "centre_crop"}, "frame_geometry"),
+        ({"audio": "shuffled"}, "audio"),
+    ],
+)
+def test_results_of_other_settings_are_refused(tmp_path, changes, words):
+    models = [scored(tmp_path, "a", FIRST), scored(tmp_path, "b", SECOND, **changes)]
+    with pytest.raises(ValueError, match=f"differ in {words}"):
+        write_comparison(tmp_path, models, "")
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_other_clips_boxes_and_rules_are_refused(tmp_path):
+    first = scored(tmp_path, "a", FIRST)
+    with pytest.raises(ValueError, match="differ in scored_clips_sha256"):
+        check_comparable([first, scored(tmp_path, "b", SECOND[:-1])])
+    with pytest.raises(ValueError, match="differ in protocols"):
+        check_comparable([first, scored(tmp_path, "c", SECOND, rules=RULES[:1])])
+    with pytest.raises(ValueError, match="differ in boxes"):
+        check_comparable([first, scored(tmp_path, "d", SECOND, disc=0.3)])
+
+
+@pytest.mark.parametrize("damage", ["summary", "table", "cut table"])
+def test_damaged_results_are_named(tmp_path, damage):
+    scored(tmp_path, "a", FIRST)
+    table = tmp_path / "a" / "per_clip.csv"
+    if damage == "summary":
+        (tmp_path / "a" / "summary.json").write_text("{")
+    elif damage == "table":
+        table.write_text("")
+    else:
+        table.write_text("\n".join(table.read_text().splitlines()[:-2]) + "\n")
+    with pytest.raises(ValueError, match=r"(?s)a.*score the model anew"):
+        read_scored_model("a", tmp_path / "a")
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def test_all_forms_hold_the_same_table(models, tmp_path):
+    comparison = write_comparison(tmp_path / "out", models, "compare a b")
+    out = tmp_path / "out"
+    assert json.loads((out / "comparison.json").read_text()) == json.loads(json.dumps(comparison))
+    assert comparison["compared_with"] == "a (ssl_tie)"
+    assert [one["object_prior"] for one in comparison["models"]] == [None, 0.4, None]
+    cells = table_cells(comparison)
+    assert cells[0] == list(HEADINGS)
+    assert len(cells) == 1 + 2 * (3 + 3)  # two rules; three models, disc, Gaussian, ceiling
+    with (out / "comparison.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == cells
+    markdown = (out / "comparison.md").read_text().splitlines()
+    assert len(markdown) == len(cells) + 1
+    assert all(line.count("|") == len(HEADINGS) + 1 for line in markdown)
+    latex = (out / "comparison.tex").read_text()
+    assert r"b\_\_" in latex or r"b\_\%" in latex
+    assert latex.count(r"\\") == len(cells)
+    assert latex.replace(r"\_", "").count("_") == 0
+
+
+def test_one_page_with_a_row_and_a_curve_for_each_model(models, tmp_path):
+    write_comparison(tmp_path / "out", models, "compare a b")
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    for model in models:
+        assert page.count(f">{model.name}<") >= 4  # row and legend, under each of two rules
+    assert page.count("<figure") == 2
+    assert page.count('<polyline class="curve model') == 2 * 3
+    assert ">+33.3 points against a (ssl_tie): 3 hits gained, 1 lost, p = 0.62<" in page
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+def compare_models(*arguments):
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / "compare_models.sh", *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**ENVIRONMENT, "VSSL_PYTHON": sys.executable},
+        timeout=300,
+    )
+
+
+def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_path):
+    paths = []
+    for name in ("lvs", "ez_vsl_or_fnac"):
+        paths.append(tmp_path / f"{name}.pth")
+        torch.save(official_file(name, filled(SHAPES[name])), paths[-1])
+    out = tmp_path / "out"
+    options = (
+        f"-- --benchmark vgg_ss --data-root {tiny_data.root} --output {out} --gallery 0 "
+        "--protocol ssl_tie,ez_vsl --workers 0 --device cpu"
+    ).split()
+    finished = compare_models(*paths, *options)
+    assert finished.returncode == 0, finished.stderr
+    comparison = json.loads((out / "comparison.json").read_text())
+    names = ["lvs (lvs)", "ez_vsl_or_fnac (ez_vsl_or_fnac)"]
+    assert [model["name"] for model in comparison["models"]] == names
+    assert f"| ez_vsl | {names[1]} |" in finished.stdout
+    assert str(out / "report.html") in finished.stdout
+    summaries = sorted(out.glob("*/summary.json"))
+    times = [path.stat().st_mtime_ns for path in summaries]
+    assert len(times) == 2
+
+    again = compare_models(*paths, *options)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("has been scored") == 2
+    assert times == [path.stat().st_mtime_ns for path in summaries]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("a.pth -- --output o", "two checkpoints or more"),
+        ("a.pth b.pth", "--output is missing"),
+        ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
+    ],
+)
+def test_incomplete_commands_are_refused(arguments, words):
+    finished = compare_models(*arguments.split())
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_model_that_cannot_be_scored_is_named(tmp_path):
+    finished = compare_models(
+        tmp_path / "a.pth", tmp_path / "b.pth", "--", "--benchmark", "vgg_ss", "--data-root",
+        tmp_path, "--output", tmp_path / "out", "--device", "cpu",
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert "No checkpoint at" in finished.stderr
+    assert f"Scoring {tmp_path / 'a.pth'} ended with status 2" in finished.stderr

@@ -1,0 +1,414 @@
+"""Peers' files are known by their content, read to the last tensor, and localise as described."""
+
+import csv
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peer_inputs import (
+    ENDINGS,
+    SHAPES,
+    filled,
+    official_file,
+    resnet18_shapes,
+    slavc_shapes,
+    stretched,
+    torchvision_features,
+)
+from scipy.signal import spectrogram
+
+import opts
+from datasets.peer_audio import (
+    AlignSpectrogramConfig,
+    MiddleSpectrogramConfig,
+    SpectrogramConfig,
+)
+from datasets.views import AUDIO_CONFIGS
+from models import LOCALISERS, METHODS, build_localiser
+from models.object_prior import ObjectPrior, convert_resnet18
+from models.official_weights import IGNORED
+from models.peer_weights import CLASSIFIERS, convert_peer_release
+from models.peers import PEERS, PeerConfig, PeerLocaliser
+from utils.protocols import PROTOCOLS, ObjectMaps, predict, upsample
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SOURCE = Path("release.pth")
+EVERY_PEER = pytest.mark.parametrize("name", PEERS)
+
+
+# ------------------------------------------------------------------------------------ release files
+
+
+def test_the_tables_name_the_same_localisers():
+    assert set(LOCALISERS) == {*METHODS, *PEERS} == set(AUDIO_CONFIGS)
+    assert PEERS.keys() == SHAPES.keys()
+
+
+@EVERY_PEER
+@pytest.mark.parametrize("module", [True, False], ids=["with module.", "without"])
+def test_a_release_is_known_by_its_keys_and_every_tensor_is_used(name, module):
+    official = stretched(SHAPES[name])
+    found, converted = convert_peer_release(official_file(name, official, module=module), SOURCE)
+    assert found == name
+    with torch.device("meta"):
+        model = build_localiser(name, {})
+    assert converted.keys() == model.state_dict().keys()
+    model.load_state_dict(converted, strict=True, assign=True)
+    used = {id(tensor) for tensor in converted.values()}
+    unused = {key for key, tensor in official.items() if id(tensor) not in used}
+    momentum = {key for key in SHAPES[name] if key.startswith("momentum_")}
+    assert unused == (IGNORED if name in ("lvs", "ssl_align") else momentum)
+    assert len(converted) == len(official) - len(unused)
+
+
+def test_the_projections_come_in_the_authors_order():
+    official = stretched(slavc_shapes())
+    _, converted = convert_peer_release(official_file("slavc", official), SOURCE)
+    for place, ending in enumerate(("1", "2")):
+        for kind in ("img_proj", "aud_proj"):
+            assert converted[f"{kind}.{place}.bias"] is official[f"{kind}{ending}.bias"]
+
+
+def test_the_audio_stem_is_the_one_of_a_single_channel():
+    official = stretched(SHAPES["lvs"])
+    _, converted = convert_peer_release(official_file("lvs", official), SOURCE)
+    assert converted["audnet.conv1.weight"] is official["audnet.conv1_a.weight"]
+    assert converted["imgnet.conv1.weight"] is official["imgnet.conv1.weight"]
+
+
+@EVERY_PEER
+def test_layers_of_no_use_may_be_absent_or_there(name):
+    shapes = dict(SHAPES[name])
+    if ENDINGS[name]:
+        shapes |= {key: (1000, 512) for key in CLASSIFIERS if key.endswith("weight")}
+        shapes |= {key: (1000,) for key in CLASSIFIERS if key.endswith("bias")}
+    else:
+        shapes = {key: shape for key, shape in shapes.items() if key not in IGNORED}
+    assert convert_peer_release(official_file(name, stretched(shapes)), SOURCE)[0] == name
+
+
+@EVERY_PEER
+@pytest.mark.parametrize("damage", ["missing", "unknown", "of another shape", "not tensors"])
+def test_whatever_does_not_fit_is_refused_by_name(name, damage):
+    official = stretched(SHAPES[name])
+    key = "imgnet.layer3.0.conv2.weight"
+    if damage == "missing":
+        del official[key]
+    elif damage == "unknown":
+        key = "flow_net.conv1.weight"
+        official[key] = torch.zeros(1)
+    else:
+        official[key] = official[key][0] if damage == "of another shape" else 3.0
+    with pytest.raises(ValueError, match=f"(?s){damage}.*{re.escape(key)}") as caught:
+        convert_peer_release(official_file(name, official), SOURCE)
+    assert str(SOURCE) in str(caught.value)
+    if damage != "not tensors":
+        assert f"the weights of {PEERS[name].title}" in str(caught.value)
+
+
+def mixed_prefixes():
+    content = official_file("lvs", stretched(SHAPES["lvs"]))["model_state_dict"]
+    first = next(iter(content))
+    return {"model_state_dict": {first.removeprefix("module."): content.pop(first), **content}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"weights": {"conv1": torch.zeros(1)}},
+        {"model": {"backbone.conv1.weight": torch.zeros(1)}},
+        {"model": {"img_proj1.weight": torch.zeros(1)}},
+        {"model": {}},
+        {"model": None},
+        {"model_state_dict": {3: 4}},
+        mixed_prefixes(),
+    ],
+    ids=["empty", "foreign", "another model", "half of SLAVC", "no tensors", "none", "numbers",
+         "module. on some"],
+)  # fmt: skip
+def test_an_unknown_file_is_told_what_was_looked_for(content):
+    with pytest.raises(ValueError, match=r"Looked for: SSL-TIE: state_dict") as caught:
+        convert_peer_release(content, SOURCE)
+    message = str(caught.value)
+    peers = ("LVS", "SSL-Align", "EZ-VSL or FNAC", "SLAVC")
+    marks = ("audnet.conv1_a.weight", "img_proj2.weight")
+    for part in (str(SOURCE), *peers, *marks, f"It holds: {next(iter(content), 'nothing')}"):
+        assert part in message
+
+
+# --------------------------------------------------------------------------------------------- maps
+
+
+@EVERY_PEER
+@torch.no_grad()
+def test_the_map_is_that_of_torchvision_s_networks_and_a_loop_over_positions(name):
+    official = filled(SHAPES[name])
+    _, converted = convert_peer_release(official_file(name, official), SOURCE)
+    model = build_localiser(name, {}).eval()
+    model.load_state_dict(converted)
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(2, 3, 96, 96, generator=generator)
+    sounds = torch.randn(2, 1, 257, 40, generator=generator)
+    maps = model.localise(frames, sounds)
+
+    stride = 2 if ENDINGS[name] else 1
+    stem = "conv1" if ENDINGS[name] else "conv1_a"
+    visual = torchvision_features(official, "imgnet", last_stride=stride)(frames)
+    audio = torchvision_features(official, "audnet", last_stride=stride, stem=stem)(sounds)
+    side = 96 // (32 if ENDINGS[name] else 16)
+    assert maps.shape == (2, side, side)
+    for clip in range(2):
+        loudest = audio[clip].flatten(1).max(dim=1).values
+        for y in range(side):
+            for x in range(side):
+                place = visual[clip, :, y, x]
+                cosines = [
+                    cosine(project(official, "img", e, place), project(official, "aud", e, loudest))
+                    for e in ENDINGS[name]
+                ] or [cosine(place, loudest)]
+                expected = sum(cosines) / len(cosines)
+                assert maps[clip, y, x].item() == pytest.approx(expected, abs=2e-5)
+
+
+def project(official, kind, ending, vector):
+    weight = official[f"{kind}_proj{ending}.weight"].reshape(512, 512)
+    return weight @ vector + official[f"{kind}_proj{ending}.bias"]
+
+
+def cosine(first, second):
+    return float(first.double() @ second.double() / first.double().norm() / second.double().norm())
+
+
+def test_a_peer_s_map_has_the_published_size():
+    model = PeerLocaliser(PEERS["slavc"]).eval()
+    with torch.no_grad():
+        visual = model.imgnet(torch.zeros(1, 3, 224, 224))
+    assert visual.shape == (1, 512, 7, 7)
+
+
+def test_every_field_of_a_peer_is_told_apart():
+    for field in fields(PeerConfig):
+        assert len({getattr(config, field.name) for config in PEERS.values()}) > 1, field.name
+
+
+# -------------------------------------------------------------------------------------------- sound
+
+PUBLISHED = {
+    "lvs": (160_000, False, 671),
+    "ssl_align": (160_000, False, 299),
+    "ez_vsl_or_fnac": (48_000, True, 200),
+    "slavc": (48_000, True, 200),
+}
+"""Samples that are read, from the middle or not, and frames of the spectrogram."""
+HEARD = {
+    "lvs": (1.0, slice(None), 274),
+    "ssl_align": (np.inf, slice(56_000, 104_000), 353),
+    "ez_vsl_or_fnac": (np.inf, slice(None), 274),
+    "slavc": (np.inf, slice(None), 274),
+}
+"""Where samples are cut, which are heard, and the overlap of spectrogram frames."""
+
+
+def by_scipy(samples, overlap):
+    """The facts' formula on the part of the sound that is heard."""
+    _, _, power = spectrogram(samples, 16_000, nperseg=512, noverlap=overlap)
+    return np.log(power + 1e-7) / 12
+
+
+@EVERY_PEER
+def test_a_peer_hears_scipy_s_log_spectrogram(name):
+    config = AUDIO_CONFIGS[name]()
+    num_samples, centred, num_frames = PUBLISHED[name]
+    assert (config.num_samples, config.centred) == (num_samples, centred)
+    assert config.sample_rate == 16_000
+    rng = np.random.default_rng(2)
+    waveforms = rng.standard_normal((2, num_samples)).astype(np.float32)  # a third beyond [-1, 1]
+    heard = config.build_front_end()(torch.from_numpy(waveforms))
+    assert heard.shape == (2, 1, 257, num_frames)
+    assert heard.dtype == torch.float32
+    limit, part, overlap = HEARD[name]
+    for waveform, found in zip(waveforms.astype(np.float64), heard[:, 0], strict=True):
+        expected = by_scipy(waveform[part].clip(-limit, limit), overlap)
+        np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "config", [SpectrogramConfig(), MiddleSpectrogramConfig(), AlignSpectrogramConfig()]
+)
+def test_silence_and_an_offset_are_the_floor(config):
+    for level in (0.0, 0.25):
+        heard = config.build_front_end()(torch.full((1, config.num_samples), level))
+        assert torch.equal(heard, torch.full_like(heard, np.log(1e-7) / 12))
+
+
+# ------------------------------------------------------------------------------------- object prior
+
+
+@torch.no_grad()
+def test_object_maps_are_the_mean_activation_of_torchvision_s_last_features():
+    shapes = resnet18_shapes(3, classes=1000)
+    official = filled(shapes)
+    prior = ObjectPrior().eval()
+    prior.encoder.load_state_dict(convert_resnet18(official, SOURCE))
+    frames = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    own = {f"x.{name}": tensor for name, tensor in official.items()}
+    features = torchvision_features(own, "x", last_stride=2)(frames)
+    torch.testing.assert_close(prior.object_maps(frames), features.abs().mean(dim=1))
+    assert prior.object_maps(torch.zeros(1, 3, 224, 224)).shape == (1, 7, 7)
+
+
+def test_torchvision_s_resnet18_is_read_strictly_with_and_without_counters():
+    official = stretched(resnet18_shapes(3, classes=1000))
+    with torch.device("meta"):
+        expected = ObjectPrior().encoder.state_dict().keys()
+    assert convert_resnet18(official, SOURCE).keys() == expected
+    old = {name: tensor for name, tensor in official.items() if "num_batches" not in name}
+    assert convert_resnet18(old, SOURCE).keys() == expected
+    for name in ("layer2.0.downsample.0.weight", "bn1.running_var"):
+        with pytest.raises(
+            ValueError, match=f"ResNet-18 of torchvision: 1 tensors missing: {name}"
+        ):
+            convert_resnet18({k: v for k, v in official.items() if k != name}, SOURCE)
+    with pytest.raises(ValueError, match="unknown: layer5"):
+        convert_resnet18(official | {"layer5": torch.zeros(1)}, SOURCE)
+    with pytest.raises(ValueError, match="is a list"):
+        convert_resnet18([], SOURCE)
+
+
+def min_max(values):
+    return (values - values.min()) / (values.max() - values.min())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+def test_each_rule_mixes_object_maps_as_its_authors_do(protocol, alpha):
+    rng = np.random.default_rng(4)
+    similarity = (0.4 * rng.standard_normal((3, 14, 14))).clip(-1, 1).astype(np.float32)
+    objects = rng.gamma(2, 0.6, (3, 7, 7)).astype(np.float32)
+    counts = np.full(3, 9000)
+    (found,) = predict(similarity, [protocol], counts, ObjectMaps(objects, alpha))
+    for clip in range(3):
+        own = upsample(similarity[clip : clip + 1], protocol)[0].astype(np.float64)
+        other = upsample(objects[clip : clip + 1], protocol)[0].astype(np.float64)
+        if protocol.name.startswith("slavc"):
+            mixed = alpha * (own + 1) / 2 + (1 - alpha) * other / 2.5
+            expected = mixed if protocol.name == "slavc_fixed" else min_max(mixed)
+        else:
+            expected = min_max(alpha * min_max(own) + (1 - alpha) * min_max(other))
+        np.testing.assert_allclose(found.localisation_maps[clip], expected, atol=2e-6)
+        rank = {"median": 25_088, "adaptive": 50_176 - 9000}.get(protocol.threshold)
+        threshold = 0.5 if rank is None else np.sort(expected.ravel())[rank]
+        clear = np.abs(expected - threshold) > 1e-5
+        assert np.array_equal(found.masks[clip][clear], (expected > threshold)[clear])
+        assert clear.mean() > 0.99
+
+
+def test_a_map_that_is_not_finite_predicts_nothing_whatever_the_objects():
+    similarity = np.zeros((1, 14, 14), np.float32)
+    similarity[0, 3, 3] = np.nan
+    objects = ObjectMaps(np.random.default_rng(5).random((1, 7, 7), np.float32), 0.4)
+    for found in predict(similarity, list(PROTOCOLS.values()), np.array([900]), objects):
+        assert not found.masks.any()
+
+
+def test_a_full_share_of_the_model_changes_no_prediction():
+    similarity = np.random.default_rng(6).random((2, 14, 14), np.float32)
+    objects = ObjectMaps(np.random.default_rng(7).random((2, 7, 7), np.float32), 1.0)
+    rules = [p for p in PROTOCOLS.values() if p.threshold == "median"]
+    for alone, mixed in zip(
+        predict(similarity, rules), predict(similarity, rules, None, objects), strict=True
+    ):
+        assert (alone.masks != mixed.masks).sum() <= 2  # rounding at the threshold
+
+
+# ----------------------------------------------------------------------------------- from the files
+
+
+@pytest.fixture
+def score(testing_program, tiny_data):
+    """The command, in this process; gives its exit status."""
+
+    def run(checkpoint, output, *options):
+        return testing_program.main(
+            ["localisation", "--checkpoint", str(checkpoint), "--benchmark", "vgg_ss",
+             "--data-root", str(tiny_data.root), "--output", str(output), "--workers", "0",
+             "--device", "cpu", "--gallery", "1", *map(str, options)]
+        )  # fmt: skip
+
+    return run
+
+
+@EVERY_PEER
+def test_a_release_is_scored_by_the_same_command(name, score, tmp_path):
+    # Its name says another method: only the content counts.
+    torch.save(official_file(name, filled(SHAPES[name])), tmp_path / "ssl_tie_htf.pth")
+    rules = ("--protocol", "ez_vsl,slavc_fixed,ssl_tie")
+    assert score(tmp_path / "ssl_tie_htf.pth", tmp_path / "out", *rules) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["checkpoint"]["method"] == name
+    assert summary["checkpoint"]["epoch"] == (17 if ENDINGS[name] else 0)
+    assert summary["num_clips"] == 6 and summary["num_non_finite_maps"] == 0
+    assert summary["object_prior"] is None
+    with (tmp_path / "out" / "per_clip.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_a_foreign_file_is_refused_by_the_command(score, tmp_path, caplog):
+    torch.save({"model": {"netvlad": torch.zeros(3)}}, tmp_path / "lvs.pth")
+    assert score(tmp_path / "lvs.pth", tmp_path / "out") == 2
+    for words in ("no release that is known", "img_proj1.weight", "netvlad"):
+        assert words in caplog.text
+
+
+def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, caplog):
+    checkpoint, weights = tmp_path / "ez.pth", tmp_path / "resnet18.pth"
+    torch.save(official_file("ez_vsl_or_fnac", filled(SHAPES["ez_vsl_or_fnac"])), checkpoint)
+    torch.save(filled(resnet18_shapes(3, classes=1000)), weights)
+    monkeypatch.setattr("models.pretrained._verify", lambda *_: None)  # the sum is a real file's
+
+    def scored(folder, *options):
+        assert score(checkpoint, tmp_path / folder, "--protocol", "ez_vsl", *options) == 0
+        return json.loads((tmp_path / folder / "summary.json").read_text())
+
+    prior = ("--object-prior-weights", weights, "--object-prior")
+    alone, mixed, objects = scored("a"), scored("b", *prior, 0.4), scored("c", *prior, 0)
+    names = [summary["rows"][0]["name"] for summary in (alone, mixed, objects)]
+    assert names == [
+        "model",
+        "model + object prior (alpha 0.4)",
+        "model + object prior (alpha 0)",
+    ]
+    assert [summary["object_prior"] for summary in (alone, mixed, objects)] == [None, 0.4, 0.0]
+    assert any("blind" in warning for warning in mixed["warnings"])
+    assert len({s["rows"][0]["mean_ciou"] for s in (alone, mixed, objects)}) == 3
+    assert alone["rows"][1:] == mixed["rows"][1:] == objects["rows"][1:]
+    assert score(checkpoint, tmp_path / "a", "--protocol", "ez_vsl", *prior, 0.4) == 2
+    assert "another object prior" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--object-prior", "1.5"], "--object-prior must be from 0 to 1"),
+        (["--object-prior", "nan"], "--object-prior must be from 0 to 1"),
+        (["--object-prior-weights", "x.pth"], "--object-prior-weights needs --object-prior"),
+    ],
+)
+def test_an_object_prior_without_sense_is_refused(options, words):
+    given = "localisation --checkpoint c --benchmark vgg_ss --data-root d --output o".split()
+    with pytest.raises(ValueError, match=words):
+        opts.parse_test_options([*given, *options])
+
+
+def test_missing_weights_of_the_object_prior_are_named(score, tmp_path, caplog):
+    torch.save(official_file("ez_vsl_or_fnac", filled(SHAPES["ez_vsl_or_fnac"])), tmp_path / "c")
+    prior = ("--object-prior", 0.4, "--object-prior-weights", tmp_path / "none.pth")
+    assert score(tmp_path / "c", tmp_path / "out", *prior) == 2
+    for words in ("resnet18-f37072fd.pth", "--object-prior-weights", "get_weights.sh resnet18"):
+        assert words in caplog.text

@@ -1,0 +1,204 @@
+"""Tables of the report page: scores under one rule, and by group of clips. Plain HTML, escaped."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from utils.statistics import Interval
+from utils.success_plot import SuccessCurve, check_kind, render_success_plot
+
+KIND_LABELS = {"model": "model", "baseline": "blind baseline", "ceiling": "ceiling"}
+MOST_ROWS_OPEN = 10
+"""longer tables of groups are folded"""
+NO_INTERVALS: tuple[Interval | None, ...] = (None,) * 4
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One line of the score table; all scores in percent, NaN where there is none."""
+
+    name: str
+    ciou_at_0_5: float
+    auc: float
+    mean_ciou: float
+    pointing_accuracy: float
+    kind: str
+    intervals: Sequence[Interval | None] = NO_INTERVALS
+    """of the four scores, in their order"""
+    note: str = ""
+    """a few words below the name"""
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that the page has no style for."""
+        check_kind(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class ReportGroup:
+    """The model's scores on a group of clips, in percent; NaN where there is none."""
+
+    name: str
+    num_clips: int
+    few_clips: bool
+    """too few for its intervals: marked"""
+    scores: Sequence[float]
+    """cIoU@0.5, AUC, mean cIoU, pointing"""
+    intervals: Sequence[Interval | None]
+    """of the scores, in their order"""
+    best_blind: float
+    """cIoU@0.5"""
+    ceiling: float
+    """cIoU@0.5"""
+
+
+@dataclass(frozen=True)
+class ReportGrouping:
+    """Clips by one property."""
+
+    title: str
+    words: str
+    """what it groups by, and how to read it"""
+    groups: Sequence[ReportGroup]
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """The scores under one rule, named and in words."""
+
+    name: str
+    rule: str
+    rows: Sequence[ReportRow]
+    curves: Sequence[SuccessCurve]
+    groupings: Sequence[ReportGrouping] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a table without the model."""
+        if not any(row.kind == "model" for row in self.rows):
+            raise ValueError(
+                f"A table needs a row of kind 'model'; that of {self.name!r} has "
+                f"{[row.kind for row in self.rows]}."
+            )
+
+
+def format_score(value: float, digits: int = 1) -> str:
+    """A number, or a dash for NaN."""
+    return "\N{EN DASH}" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def render_table(table: ReportTable) -> str:
+    """Render the scores under one rule: table, success curves, groups.
+
+    Args:
+        table: names and words are escaped here.
+
+    Returns:
+        HTML; its style sheet is in report_page.html.
+    """
+    rows = "\n".join(_render_row(row) for row in table.rows)
+    head = _render_head(("Name", False), ("cIoU@0.5", True), ("", False), *_OTHER_SCORES)
+    groupings = "\n".join(map(_render_grouping, table.groupings))
+    return f"""<section>
+<h3>Protocol <code>{escape(table.name)}</code></h3>
+<p class="hint">{escape(table.rule)}</p>
+<div class="panel scroll">
+<table class="scores sortable">
+{head}
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>
+{render_success_plot(table.curves, table.name)}{groupings}</section>"""
+
+
+_OTHER_SCORES = (("AUC", True), ("mean cIoU", True), ("Pointing", True))
+
+
+def _render_head(*columns: tuple[str, bool]) -> str:
+    """Names of columns, and whether they hold numbers; a column without a name holds bars."""
+    cells = []
+    for name, is_number in columns:
+        style = ' class="number"' if is_number else ""
+        cells.append(
+            f'<th scope="col"{style}>{escape(name)}</th>'
+            if name
+            else '<th class="bar" aria-hidden="true"></th>'
+        )
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def _render_number(value: float, interval: Interval | None = None) -> str:
+    ends = ""
+    if interval is not None:
+        lower, upper = map(format_score, interval)
+        ends = f'<span class="interval">{lower}\N{EN DASH}{upper}</span>'
+    ordered = "" if math.isnan(value) else f' data-value="{value:.6f}"'
+    return f'<td class="number"{ordered}>{format_score(value)}{ends}</td>'
+
+
+def _render_bar(value: float, interval: Interval | None) -> str:
+    fill = 0 if math.isnan(value) else value
+    spread = ""
+    if interval is not None:
+        lower, upper = interval
+        spread = (
+            f'<rect class="spread" x="{lower:.1f}" y="3" width="{upper - lower:.1f}" height="2"/>'
+        )
+    return (
+        '<td class="bar" aria-hidden="true"><svg viewBox="0 0 100 8" preserveAspectRatio="none">'
+        '<rect class="track" width="100" height="8"/>'
+        f'<rect class="fill" width="{fill:.1f}" height="8"/>{spread}</svg></td>'
+    )
+
+
+def _render_row(row: ReportRow) -> str:
+    first, *others = row.intervals
+    scores = (row.auc, row.mean_ciou, row.pointing_accuracy)
+    note = f'<span class="kind">{escape(row.note)}</span>' if row.note else ""
+    return (
+        f'<tr class="{row.kind}"><th scope="row">{escape(row.name)}'
+        f'<span class="kind">{KIND_LABELS[row.kind]}</span>{note}</th>'
+        f"{_render_number(row.ciou_at_0_5, first)}{_render_bar(row.ciou_at_0_5, first)}"
+        f"{''.join(map(_render_number, scores, others))}</tr>"
+    )
+
+
+def _render_grouping(grouping: ReportGrouping) -> str:
+    head = _render_head(
+        ("Group", False),
+        ("Clips", True),
+        ("cIoU@0.5", True),
+        ("", False),
+        ("Best blind", True),
+        ("Ceiling", True),
+        *_OTHER_SCORES,
+    )
+    rows = "\n".join(map(_render_group, grouping.groups))
+    opened = " open" if len(grouping.groups) <= MOST_ROWS_OPEN else ""
+    return f"""<details class="panel groups"{opened}>
+<summary>{escape(grouping.title)}</summary>
+<p class="hint">{escape(grouping.words)}</p>
+<div class="scroll">
+<table class="scores sortable">
+{head}
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>
+</details>
+"""
+
+
+def _render_group(group: ReportGroup) -> str:
+    first, *others = group.intervals
+    few = '<span class="kind few">few clips</span>' if group.few_clips else ""
+    rate = group.scores[0]
+    return (
+        f'<tr><th scope="row">{escape(group.name)}{few}</th>'
+        f'<td class="number" data-value="{group.num_clips}">{group.num_clips}</td>'
+        f"{_render_number(rate, first)}{_render_bar(rate, first)}"
+        f"{_render_number(group.best_blind)}{_render_number(group.ceiling)}"
+        f"{''.join(map(_render_number, group.scores[1:], others))}</tr>"
+    )

@@ -400,10 +400,11 @@ def command_line(row, inputs):
 
 
 def left_in(folder):
-    """Every file with its content; None for what is not there."""
+    """Every file with its content, but the lock of an output folder; None for what is not there."""
     if not folder.exists():
         return None
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    inside = sorted(path for path in folder.rglob("*") if path != folder / ".lock")
+    files = [folder] if folder.is_file() else inside
     return [(path, path.read_bytes() if path.is_file() else None) for path in files]
 
 

@@ -1,21 +1,45 @@
-"""The benchmark of a training step: its output, its arithmetic and its refusals."""
+"""The benchmarks: their lines, their arithmetic and their refusals."""
 
 import json
 import os
-import runpy
+import statistics
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
 
 import pytest
+import torch
+
+from scripts.benchmark import main
+from scripts.benchmark_measure import (
+    device_peak,
+    profiled_peak_bytes,
+    published_peak,
+    speed_ratio,
+    take_turns,
+)
+from scripts.benchmark_steps import (
+    PLAIN,
+    SCALES,
+    Sizes,
+    TrainingSteps,
+    Variant,
+    draw_inputs,
+    flops_per_sample,
+    variants_for,
+)
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = (
-    "--frame-size 64 --batch-size 2 --mel-bins 33 --spectrogram-frames 48 --repeats 1 --steps 1 "
-    "--threads 1"
+    "--frame-size 64 --batch-size 4 --mel-bins 33 --spectrogram-frames 48 --repeats 1 --steps 1 "
+    "--threads 1 --loss-steps 1 --variants bf16,encoded_twice,tf32"
 ).split()
 REFERENCE_GFLOP = {1.0: 163.8, 0.5: 150.2}  # two encodings of the sound
+CPU = torch.device("cpu")
+MEASURED = {
+    "samples_per_s", "peak_memory_bytes_cpu_profiler", "flops_per_sample", "share_of_peak",
+    "ratio_to_plain", "peak_basis", "threads", "device",
+}  # fmt: skip
 
 
 def benchmark(*arguments):
@@ -28,54 +52,146 @@ def benchmark(*arguments):
     )
 
 
-@pytest.fixture(scope="module")
-def lines():
-    finished = benchmark("train", *TINY)
+def lines_of(*arguments):
+    finished = benchmark(*arguments)
     assert finished.returncode == 0, finished.stderr
-    return [json.loads(line) for line in finished.stdout.splitlines()]
+    return {line["variant"]: line for line in map(json.loads, finished.stdout.splitlines())}
 
 
-def test_a_line_per_variant_and_one_that_compares(lines):
-    once, twice, compared = lines
-    assert (once["variant"], once["audio_encodings"]) == ("sound_encoded_once", 1)
-    assert (twice["variant"], twice["audio_encodings"]) == ("sound_encoded_twice", 2)
-    for line in (once, twice):
-        assert (line["batch_size"], line["frame_size"], line["threads"]) == (2, 64, 1)
-        assert (line["mel_bins"], line["spectrogram_frames"]) == (33, 48)
-        assert line["device"] == "cpu"
-        assert line["torch"]
-        assert 0 < line["seconds_per_step"]["minimum"] <= line["seconds_per_step"]["median"]
-        by_scale = line["gflop_per_sample_by_scale"]
-        assert line["gflop_per_sample"] == pytest.approx(fmean(by_scale.values()), rel=1e-4)
-        assert by_scale["1"] > by_scale["0.5"]
-    assert set(compared) == {"compared", "flop_ratio", "speed_ratio"}
-
-
-def test_ratios_follow_from_the_variants(lines):
-    once, twice, compared = lines
-    assert twice["gflop_per_sample"] > once["gflop_per_sample"]
-    assert compared["flop_ratio"] == pytest.approx(
-        once["gflop_per_sample"] / twice["gflop_per_sample"], rel=1e-4
+def check(line):
+    assert line.keys() >= MEASURED
+    assert line["samples_per_s"] * line["milliseconds_per_sample"]["median"] == pytest.approx(
+        1000, rel=1e-3
     )
-    for kind in ("median", "minimum"):
-        assert compared["speed_ratio"][kind] == pytest.approx(
-            twice["seconds_per_step"][kind] / once["seconds_per_step"][kind], rel=1e-4
+    assert line["milliseconds_per_sample"]["minimum"] <= line["milliseconds_per_sample"]["median"]
+    assert line["share_of_peak"] == pytest.approx(
+        line["samples_per_s"] * line["flops_per_sample"] / line["peak_flops_per_s"], rel=1e-3
+    )
+    assert line["device"] == "cpu" and line["peak_memory_bytes_cpu_profiler"] > 0
+
+
+def test_a_line_for_each_way_to_train():
+    lines = lines_of("train", *TINY)
+    assert "GPU" in lines.pop("tf32")["skipped"]
+    assert set(lines) == {"plain", "bf16", "encoded_twice"}
+    for name, line in lines.items():
+        check(line)
+        assert line["case"] == "train" and line["threads"] == 1
+        assert (line["batch_size"], line["frame_size"], line["mel_bins"]) == (4, 64, 33)
+        assert line["loss_difference_after_1_steps"] == pytest.approx(
+            line["loss_after_1_steps"] - lines["plain"]["loss_after_1_steps"], abs=1e-3
         )
-    for line in (once, twice):
-        for rate, kind in (("median", "median"), ("maximum", "minimum")):
-            assert line["samples_per_second"][rate] == pytest.approx(
-                2 / line["seconds_per_step"][kind], rel=1e-4
-            )
+        assert line["flops_per_sample"] == lines["plain"]["flops_per_sample"]  # useful, once
+        assert (line["flops_done_per_sample"] > line["flops_per_sample"]) == (
+            name == "encoded_twice"
+        )
+    assert lines["plain"]["ratio_to_plain"] == 1
+    assert lines["plain"]["loss_difference_after_1_steps"] == 0
+    assert abs(lines["encoded_twice"]["loss_difference_after_1_steps"]) < 1e-3
+    assert lines["bf16"]["loss_difference_after_1_steps"] != 0
+    assert lines["bf16"]["options"]["precision"] == "bf16"
+
+
+def test_a_line_for_each_way_to_score():
+    sizes = "--clips 4 --batch-size 2 --frame-size 64 --mel-bins 32 --repeats 2 --threads 1"
+    lines = lines_of("evaluate", *sizes.split())
+    assert list(lines) == ["one_by_one", "batches", "batches_all_rules"]
+    for line in lines.values():
+        check(line)
+        shares = line["share_of_time"]
+        assert set(shares) == {"decoding", "views", "forward", "scoring"}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3) and min(shares.values()) > 0
+    assert lines["one_by_one"]["ratio_to_plain"] == 1
+    assert lines["batches_all_rules"]["rules"] > lines["batches"]["rules"] == 1
+
+
+def test_lines_for_the_contrast_in_chunks():
+    finished = benchmark(*"head --batch-sizes 4,48 --head-megabytes 4 --repeats 2".split())
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [(line["batch_size"], line["variant"]) for line in lines] == [
+        (size, way) for size in (4, 48) for way in ("plain", "chunked")
+    ]
+    for line in lines:
+        check(line)
+    plain, chunked = lines[2:]
+    kept = 48 * 512 * 196 * 4  # the gradient of the frames' features
+    assert chunked["peak_memory_bytes_cpu_profiler"] < kept + 5 * 2**20
+    assert plain["peak_memory_bytes_cpu_profiler"] > chunked["peak_memory_bytes_cpu_profiler"]
+    assert plain["flops_per_sample"] == pytest.approx(48 * 196 * 512 * 2 * 3, rel=0.02)
+
+
+def test_predictions_say_that_they_are_predictions():
+    finished = benchmark("scaling", "--gpus", "1,8")
+    assert finished.returncode == 0, finished.stderr
+    alone, eight = map(json.loads, finished.stdout.splitlines())
+    assert alone["prediction"] and eight["prediction"]
+    assert alone["predicted_efficiency"] == 1 > eight["predicted_efficiency"] > 0
+    assert not any(name.startswith("samples") for name in eight)
 
 
 def test_arithmetic_at_reference_sizes():
-    program = runpy.run_path(str(SCRIPTS / "benchmark.py"))  # an import would leave a .pyc there
-    count, sizes = program["gflop_per_sample"], program["Sizes"]()
+    sizes = Sizes()
     assert (sizes.frame_size, sizes.mel_bins, sizes.spectrogram_frames) == (224, 257, 670)
-    twice = {scale: count(program["TWICE"], sizes, scale) for scale in REFERENCE_GFLOP}
-    assert twice == pytest.approx(REFERENCE_GFLOP, rel=0.02)
-    once = {scale: count(program["ONCE"], sizes, scale) for scale in REFERENCE_GFLOP}
-    assert fmean(once.values()) / fmean(twice.values()) <= 0.65
+    twice = Variant(name="twice", audio_encodings=2)
+    counted = {scale: flops_per_sample(twice, sizes, scale) / 1e9 for scale in SCALES}
+    assert counted == pytest.approx(REFERENCE_GFLOP, rel=0.02)
+    once = [flops_per_sample(PLAIN, sizes, scale) / 1e9 for scale in SCALES]
+    assert statistics.fmean(once) / statistics.fmean(counted.values()) <= 0.65
+
+
+def test_every_option_has_its_variant():
+    variants = {variant.name: variant for variant in variants_for(torch.device("cuda"), 16)}
+    for name, value in {
+        "precision": "bf16", "tf32": True, "channels_last": True, "compile": True,
+        "fused_adam": False, "micro_batches": 2, "recompute_audio": True, "head_megabytes": 16,
+        "audio_encodings": 2,
+    }.items():  # fmt: skip
+        assert any(getattr(variant, name) == value for variant in variants.values()), name
+        assert getattr(variants["plain"], name) != value
+    assert variants["together"].arithmetic == "half"
+    assert not next(v for v in variants_for(CPU, 16) if v.name == "together").tf32
+
+
+def test_variants_start_from_the_same_weights():
+    sizes = Sizes(batch_size=4, frame_size=64, mel_bins=33, spectrogram_frames=48)
+    inputs = draw_inputs(sizes, 1.0, CPU)
+    plain, recomputed, nudged = (
+        TrainingSteps(variant, CPU).step(inputs).item()
+        for variant in (
+            PLAIN,
+            Variant(name="again", recompute_audio=True),
+            Variant(name="nudged", nudged=True),
+        )
+    )
+    assert plain == recomputed != nudged
+    assert nudged == pytest.approx(plain, rel=1e-4)
+
+
+def test_published_peaks_are_found_by_name():
+    assert published_peak("NVIDIA H200", "half").flops_per_s == 989e12
+    assert published_peak("NVIDIA H100 80GB HBM3", "tf32").flops_per_s == 494e12
+    assert published_peak("NVIDIA H100 PCIe", "half").flops_per_s == 756e12
+    assert published_peak("NVIDIA L40S", "half").flops_per_s == 362e12
+    assert published_peak("NVIDIA L4", "half").flops_per_s == 121e12
+    assert published_peak("NVIDIA A100-SXM4-80GB", "fp32").flops_per_s == 19.5e12
+    assert published_peak("Abacus 2000", "half") is None
+    assert "measured" in device_peak(CPU, "fp32").basis
+
+
+def test_ways_take_turns_and_ratios_are_of_one_round():
+    order = []
+    actions = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = take_turns(actions, CPU, repeats=3)
+    assert "".join(order) == "abccbaabc"
+    assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 3)
+    assert speed_ratio([2.0, 20.0, 4.0], [1.0, 5.0, 4.0]) == 2.0
+
+
+def test_the_peak_counts_what_is_gone_at_the_end():
+    mib = 2**20
+    peak = profiled_peak_bytes(lambda: torch.ones(mib // 4).mul(2).sum().item())
+    assert 2 * mib <= peak < 2.1 * mib
 
 
 @pytest.mark.parametrize(
@@ -87,15 +203,26 @@ def test_arithmetic_at_reference_sizes():
         (("train", "--steps", 0), "--steps must be at least 1"),
         (("train", "--repeats", 0), "--repeats must be at least 1"),
         (("train", "--threads", 0), "--threads must be at least 1"),
-        (("train", "--batch-size", 0), "--batch-size must be at least 1"),
+        (("train", "--batch-size", 3), "--batch-size must be at least 4"),
         (("train", "--frame-size", 100), "--frame-size must be a multiple of 32"),
         (("train", "--mel-bins", 1), "--mel-bins and --spectrogram-frames"),
         (("train", "--device", "abacus"), "--device abacus"),
+        (("train", "--variants", "warp"), "--variants takes all, or some of plain, bf16"),
+        (("train", "--loss-steps", -1), "--loss-steps and --loader-workers must be 0 or more"),
+        (("train", "--loader-workers", 1, "--mel-bins", 64), "--loader-workers"),
+        (("evaluate", "--clips", 4, "--batch-size", 5), "--batch-size must be 1 to --clips"),
+        (("head", "--batch-sizes", "4,x"), "--batch-sizes takes numbers of 2 or more"),
+        (("head", "--head-megabytes", 0), "--head-megabytes must be at least 1"),
+        (("loader", "--repeats", 0), "--repeats must be at least 1"),
+        (("scaling", "--gpus", "few"), "--gpus takes numbers"),
     ],
 )
-def test_mistakes_are_refused_in_words(arguments, words):
-    finished = benchmark(*arguments)
-    assert finished.returncode == 2
-    assert words in finished.stderr
-    assert "Traceback" not in finished.stderr
-    assert not finished.stdout
+def test_mistakes_are_refused_in_words(arguments, words, caplog, capsys):
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as refused:  # argparse's
+        status = refused.code
+    assert status == 2
+    captured = capsys.readouterr()
+    assert words in captured.err + caplog.text
+    assert not captured.out

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests in .venv with the development requirements.
 # Usage: bash scripts/run_tests.sh [options of pytest]      -m 'slow or not slow' adds the slow ones
+# One process per core, up to four, with one thread each: most tests are too small for more. -n 0 runs them in one.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 
 bash scripts/setup.sh requirements-dev.txt
-exec .venv/bin/python -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

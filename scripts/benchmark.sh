@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures this computer's speed; one JSON line per variant and one that compares them.
-# Usage: bash scripts/benchmark.sh train [--batch-size 8] [--steps 3] [--repeats 5] [--threads N] [--device cpu] (--help for all)
+# Measures this computer's speed, a JSON line per variant; `scaling` predicts that of many GPUs.
+# Usage: bash scripts/benchmark.sh {loader,train,evaluate,head,all,scaling} [--device cpu] [--threads N] (CASE --help for all)
 set -euo pipefail
 
 exec bash "$(dirname "$0")/run.sh" scripts/benchmark.py "$@"

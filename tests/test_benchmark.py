@@ -70,6 +70,7 @@ def check(line):
     assert line["device"] == "cpu" and line["peak_memory_bytes_cpu_profiler"] > 0
 
 
+@pytest.mark.slow
 def test_a_line_for_each_way_to_train():
     lines = lines_of("train", *TINY)
     assert "GPU" in lines.pop("tf32")["skipped"]

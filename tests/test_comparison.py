@@ -227,6 +227,7 @@ def compare_models(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_path):
     paths = []
     for name in ("lvs", "ez_vsl_or_fnac"):

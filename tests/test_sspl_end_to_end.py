@@ -111,7 +111,8 @@ def test_two_processes_fill_a_cache_and_train_as_one(tiny_data, runs):
         for name in ("alone", "read", "filled")
     ]
     for row in losses[1:]:
-        assert float(row["loss"]) == pytest.approx(float(losses[0]["loss"]), rel=1e-4)
+        # Absolute: the loss is a cosine, and near 0 at the start.
+        assert float(row["loss"]) == pytest.approx(float(losses[0]["loss"]), abs=1e-4)
     assert len(list((runs / "first").iterdir())) == len(list((runs / "second").iterdir())) == 1
 
 

@@ -49,6 +49,7 @@ from models.pretrained import (
 )
 from models.sspl_weights import (
     FRAME_FILE,
+    RELEASE_FILES,
     convert_sspl_release,
     is_release_folder,
     read_release_folder,
@@ -131,6 +132,11 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
             frame_config={},
             state_dict=state_dict,
             selection=released,
+        )
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"No checkpoint at {path}: it is a folder. Name a file, or a results folder of SSPL's "
+            f"authors, which holds {', '.join(RELEASE_FILES)}."
         )
     content = read_checkpoint_file(path)
     if "format" in content:

@@ -2,33 +2,19 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from command_line import ENVIRONMENT, ROOT, assert_refused, run
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
     "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 3"
 ).split()
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(program, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / program, *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-    )
 
 
 def train(tiny_data, output, *arguments):
@@ -60,13 +46,6 @@ def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-
-
-def assert_refused(finished, *words):
-    assert finished.returncode == 2, finished.stderr
-    assert "Traceback" not in finished.stderr
-    for word in words:
-        assert word in finished.stderr
 
 
 def test_train_resume_test_report(tiny_data, tmp_path):

@@ -15,52 +15,25 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
-from datasets.audio import AudioConfig
 from datasets.clip_sets import ClipSet, build_clips
-from datasets.clips import AudioVisualClips, Batch, with_wrong_sounds
-from datasets.frames import FrameConfig, FrameGeometry, read_frame
+from datasets.clips import with_wrong_sounds
+from datasets.frames import FrameGeometry, read_frame
 from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
-from datasets.loaders import build_test_loader
-from datasets.peer_audio import SpectrogramConfig
-from datasets.splits import resolve_clip_list
-from datasets.vggish_log_mel import SegmentConfig
-from datasets.views import AUDIO_CONFIGS, TestViews
+from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
-from models import LOCALISERS, build_localiser
-from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release
-from models.peer_weights import convert_peer_release
-from models.pretrained import (
-    PRETRAINED_FOLDERS,
-    find_pretrained,
-    load_object_prior,
-    load_pretrained,
-)
-from models.sspl_weights import (
-    FRAME_FILE,
-    RELEASE_FILES,
-    convert_sspl_release,
-    is_release_folder,
-    read_release_folder,
-)
-from utils.checkpoint import (
-    Checkpoint,
-    file_sha256,
-    find_non_finite,
-    parse_checkpoint,
-    read_checkpoint_file,
-)
+from models.pretrained import load_object_prior
+from scripts.scoring import build_loader, describe, with_classes
+from scripts.trained_model import TrainedModel, load_model
+from utils.checkpoint import file_sha256
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation import (
@@ -71,14 +44,12 @@ from utils.evaluation import (
     evaluate_localisation,
 )
 from utils.files import write_atomically
-from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.protocols import LocalisationProtocol, find_protocols
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
-from utils.reproducibility import environment_report, pick_device, use_full_float32
+from utils.reproducibility import pick_device, use_full_float32
 from utils.results import (
-    EvaluationContext,
     check_results_folder,
     summarise_protocols,
     warnings_of,
@@ -95,99 +66,6 @@ BASELINE_BATCH = 32
 """clips scored at once without a model; does not change the scores"""
 THUMBNAIL_SIDE = 144
 """of the frames in a retrieval's report, pixels"""
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model rebuilt from a file, ready to localise, and what the file says of it."""
-
-    model: nn.Module
-    audio: AudioConfig | SegmentConfig | SpectrogramConfig
-    frame: FrameConfig
-    checkpoint: Checkpoint
-    prior: ObjectPrior | None = None
-
-
-def read_any_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file of main.py, or in what a method's authors released.
-
-    Args:
-        path: of the file, or of the results folder that SSPL's authors' program leaves.
-
-    Raises:
-        FileNotFoundError: it is not there, or lacks a file.
-        ValueError: it is broken or unknown.
-    """
-    released = {"kind": "released file"}
-    if is_release_folder(path):
-        files = read_release_folder(path, read_checkpoint_file)
-        vgg16 = None
-        if FRAME_FILE not in files:  # always ImageNet's weights, so theirs will do
-            vgg16 = load_pretrained("vgg16", find_pretrained("vgg16", None, PRETRAINED_FOLDERS))
-        config, state_dict = convert_sspl_release(files, path, vgg16=vgg16)
-        return Checkpoint(
-            method="sspl",
-            method_config=asdict(config),
-            audio_config={},
-            frame_config={},
-            state_dict=state_dict,
-            selection=released,
-        )
-    if path.is_dir():
-        raise FileNotFoundError(
-            f"No checkpoint at {path}: it is a folder. Name a file, or a results folder of SSPL's "
-            f"authors, which holds {', '.join(RELEASE_FILES)}."
-        )
-    content = read_checkpoint_file(path)
-    if "format" in content:
-        return parse_checkpoint(content, path)
-    if is_ssl_tie_release(content):
-        method, state_dict = "ssl_tie", convert_ssl_tie_release(content["state_dict"], path)
-    else:
-        method, state_dict = convert_peer_release(content, path)
-    return Checkpoint(
-        method=method,
-        method_config={},
-        audio_config={},
-        frame_config={},
-        state_dict=state_dict,
-        epoch=int(content.get("epoch", 0)),
-        selection=released,
-    )
-
-
-def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """Rebuilds a model from any file that can be read.
-
-    Args:
-        path: written by main.py, or a released file.
-        device: where the model goes.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, unknown, or does not fit the model it claims to be.
-    """
-    checkpoint = read_any_checkpoint(path)
-    non_finite = find_non_finite(checkpoint.state_dict)
-    if non_finite:
-        raise ValueError(
-            f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
-            f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
-        )
-    if checkpoint.method not in LOCALISERS:
-        raise ValueError(
-            f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}."
-        )
-    try:
-        model = build_localiser(checkpoint.method, checkpoint.method_config)
-        audio, frame = (
-            AUDIO_CONFIGS[checkpoint.method](**checkpoint.audio_config),
-            FrameConfig(**checkpoint.frame_config),
-        )
-        model.load_state_dict(checkpoint.state_dict)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit the model it names: {error}") from error
-    return TrainedModel(model.to(device).eval(), audio, frame, checkpoint)
 
 
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
@@ -276,28 +154,6 @@ def score(
         )
 
 
-def build_loader(
-    options: opts.LocalisationOptions | RetrievalOptions,
-    trained: TrainedModel,
-    clip_set: ClipSet,
-    device: torch.device,
-    map_size: int = 1,
-) -> DataLoader[Batch]:
-    """Decodes the clips as the model wants them, with ground-truth maps of a size."""
-    clips = AudioVisualClips(
-        clip_set.clips,
-        geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
-        audio=trained.audio,
-        map_size=map_size,
-    )
-    return build_test_loader(
-        clips,
-        batch_size=options.batch_size,
-        num_workers=options.workers,
-        pin_memory=device.type == "cuda",
-    )
-
-
 def draw_galleries(
     options: opts.LocalisationOptions,
     trained: TrainedModel,
@@ -315,60 +171,6 @@ def draw_galleries(
     headline_only = [result.by_protocol[0].protocol]
     score(replace(options, workers=0), trained, few, device, headline_only, collector)
     return collector.galleries(chosen)
-
-
-def describe(
-    options: opts.LocalisationOptions | RetrievalOptions,
-    trained: TrainedModel,
-    clip_set: ClipSet,
-    device: torch.device,
-    sha256: str,
-    command: str,
-) -> EvaluationContext:
-    """What stands beside the scores."""
-    checkpoint = trained.checkpoint
-    trained_on: Sequence[str] | None = checkpoint.training_clips
-    if options.training_list is not None:
-        trained_on = [*(trained_on or ()), *resolve_clip_list(options.training_list).clip_ids]
-    chosen_on = checkpoint.selection.get("clips", ())
-    return EvaluationContext(
-        benchmark=options.benchmark,
-        data_root=str(options.data_root),
-        clip_list=clip_set.list_name,
-        clip_list_sha256=clip_set.list_sha256,
-        num_listed=clip_set.num_listed,
-        missing=clip_set.missing,
-        frame_geometry=options.frame_geometry,
-        audio=options.audio,
-        note=options.note,
-        checkpoint={
-            "path": str(options.checkpoint),
-            "sha256": sha256,
-            "method": checkpoint.method,
-            "method_config": checkpoint.method_config,
-            "audio_config": checkpoint.audio_config,
-            "frame_config": checkpoint.frame_config,
-            "epoch": checkpoint.epoch,
-            "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
-            "training_list": checkpoint.training_list,
-            "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
-        },
-        leak=find_leak(trained_on, clip_set.clip_ids, purpose="test"),
-        num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
-        object_prior=options.object_prior,
-        environment=environment_report(device),
-        command=command,
-    )
-
-
-def with_classes(
-    context: EvaluationContext, path: Path, clip_ids: Sequence[str]
-) -> EvaluationContext:
-    """What stands beside the scores, with the class of each clip from a file."""
-    labels = read_labels(path)
-    classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
-    source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
-    return replace(context, classes=classes, labels=source)
 
 
 def retrieval(options: RetrievalOptions, command: str) -> int:

@@ -14,11 +14,12 @@ ALLOWED = {
     "utils": {"utils"},
     "opts": {"models", "datasets", "utils"},
     "main": {"opts", "models", "datasets", "utils"},
-    "test": {"opts", "models", "datasets", "utils"},
+    "scripts": {"scripts", "opts", "models", "datasets", "utils"},
+    "test": {"scripts", "opts", "models", "datasets", "utils"},
 }
-SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")) + [
-    ROOT / f"{name}.py" for name in ("opts", "main", "test")
-]
+SOURCES = sorted(
+    path for name in (*PACKAGES, "scripts") for path in (ROOT / name).rglob("*.py")
+) + [ROOT / f"{name}.py" for name in ("opts", "main", "test")]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

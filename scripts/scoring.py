@@ -1,0 +1,121 @@
+"""What every task of test.py does with a trained model and a benchmark's clips."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.clip_sets import ClipSet
+from datasets.clips import AudioVisualClips, Batch
+from datasets.frames import FrameGeometry
+from datasets.labels import read_labels
+from datasets.loaders import build_test_loader
+from datasets.splits import resolve_clip_list
+from scripts.trained_model import TrainedModel
+from utils.leaks import find_leak
+from utils.reproducibility import environment_report
+from utils.results import EvaluationContext
+
+
+class ScoringOptions(Protocol):
+    """Options that the tasks share; opts.LocalisationOptions says what each means."""
+
+    @property
+    def checkpoint(self) -> Path: ...  # noqa: D102
+    @property
+    def benchmark(self) -> str: ...  # noqa: D102
+    @property
+    def data_root(self) -> Path: ...  # noqa: D102
+    @property
+    def frame_geometry(self) -> Literal["squash", "centre_crop"]: ...  # noqa: D102
+    @property
+    def training_list(self) -> str | None: ...  # noqa: D102
+    @property
+    def object_prior(self) -> float | None: ...  # noqa: D102
+    @property
+    def audio(self) -> str: ...  # noqa: D102
+    @property
+    def note(self) -> str: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+
+
+def build_loader(
+    options: ScoringOptions,
+    trained: TrainedModel,
+    clip_set: ClipSet,
+    device: torch.device,
+    map_size: int = 1,
+) -> DataLoader[Batch]:
+    """Decodes the clips as the model wants them, with ground-truth maps of a size."""
+    clips = AudioVisualClips(
+        clip_set.clips,
+        geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
+        audio=trained.audio,
+        map_size=map_size,
+    )
+    return build_test_loader(
+        clips,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def describe(
+    options: ScoringOptions,
+    trained: TrainedModel,
+    clip_set: ClipSet,
+    device: torch.device,
+    sha256: str,
+    command: str,
+) -> EvaluationContext:
+    """What stands beside the scores."""
+    checkpoint = trained.checkpoint
+    trained_on: Sequence[str] | None = checkpoint.training_clips
+    if options.training_list is not None:
+        trained_on = [*(trained_on or ()), *resolve_clip_list(options.training_list).clip_ids]
+    chosen_on = checkpoint.selection.get("clips", ())
+    return EvaluationContext(
+        benchmark=options.benchmark,
+        data_root=str(options.data_root),
+        clip_list=clip_set.list_name,
+        clip_list_sha256=clip_set.list_sha256,
+        num_listed=clip_set.num_listed,
+        missing=clip_set.missing,
+        frame_geometry=options.frame_geometry,
+        audio=options.audio,
+        note=options.note,
+        checkpoint={
+            "path": str(options.checkpoint),
+            "sha256": sha256,
+            "method": checkpoint.method,
+            "method_config": checkpoint.method_config,
+            "audio_config": checkpoint.audio_config,
+            "frame_config": checkpoint.frame_config,
+            "epoch": checkpoint.epoch,
+            "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
+            "training_list": checkpoint.training_list,
+            "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
+        },
+        leak=find_leak(trained_on, clip_set.clip_ids, purpose="test"),
+        num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
+        object_prior=options.object_prior,
+        environment=environment_report(device),
+        command=command,
+    )
+
+
+def with_classes(
+    context: EvaluationContext, path: Path, clip_ids: Sequence[str]
+) -> EvaluationContext:
+    """What stands beside the scores, with the class of each clip from a file."""
+    labels = read_labels(path)
+    classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
+    source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
+    return replace(context, classes=classes, labels=source)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import opts
+from datasets.audio import read_window
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame
@@ -56,7 +57,9 @@ from utils.results import (
     write_results,
 )
 from utils.retrieval_options import RetrievalOptions
+from utils.retrieval_report import Preview
 from utils.retrieval_results import retrieve
+from utils.sounds import encode_mp3
 from utils.tables import headline, render_table, score_table
 from utils.visualisation import encode_jpeg
 
@@ -167,7 +170,7 @@ def draw_galleries(
     if not wanted:
         return []
     few = replace(clip_set, clips=tuple(c for c in clip_set.clips if c.clip_id in wanted))
-    collector = PictureCollector()
+    collector = PictureCollector(trained.audio.sample_rate)
     headline_only = [result.by_protocol[0].protocol]
     score(replace(options, workers=0), trained, few, device, headline_only, collector)
     return collector.galleries(chosen)
@@ -212,13 +215,18 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
     identity = embeddings_identity(sha256, clip_set.clip_ids, options.frame_geometry)
     embeddings = read_or_embed(options.embeddings_file, identity, options.pooling, embed)
     if is_main_process():
-        sources = {clip.clip_id: clip.frame_source for clip in clip_set.clips}
+        clips = {clip.clip_id: clip for clip in clip_set.clips}
         thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
 
-        def picture_of(clip_id: str) -> bytes:
-            return encode_jpeg(np.asarray(thumbnail.apply_to_frame(read_frame(sources[clip_id]))))
+        def preview_of(clip_id: str) -> Preview:
+            clip = clips[clip_id]
+            picture = thumbnail.apply_to_frame(read_frame(clip.frame_source))
+            sound = read_window(clip.audio_source, trained.audio).numpy()
+            return Preview(
+                encode_jpeg(np.asarray(picture)), encode_mp3(sound, trained.audio.sample_rate)
+            )
 
-        retrieve(options.output, setting, embeddings, device, (options.gallery, picture_of))
+        retrieve(options.output, setting, embeddings, device, (options.gallery, preview_of))
     return 2 if embeddings.unreadable and not options.allow_missing else 0
 
 

@@ -73,11 +73,12 @@ def scored(folder, name, cious, *, disc=0.25, rules=RULES, reverse=False, **chan
     lines = []
     for clip, ciou in enumerate(cious):
         others = [f"{values[clip]:.6f}" for values in references.values()]
-        lines.append([f"clip_{clip}", 0, *[f"{ciou:.6f}", int(ciou >= 0.5), *others] * len(rules)])
+        scores = [f"{ciou:.6f}", int(ciou >= 0.5), *others] * len(rules)
+        lines.append([f"clip_{clip}", 0, *scores, "", "sheep"])
     with (folder / "per_clip.csv").open("w", newline="") as file:
         table = csv.writer(file)
         names = [f"{rule}:{score}" for rule in rules for score in PER_CLIP_SCORES]
-        table.writerow(["clip_id", "pointing", *names])
+        table.writerow(["clip_id", "pointing", *names, "num_boxes", "class"])
         table.writerows(lines[::-1] if reverse else lines)
     return read_scored_model(name, folder)
 

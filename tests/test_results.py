@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import html
+import io
 import json
 import math
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import soundfile
 import torch
 from result_inputs import SHA256, make_context, make_result, with_rows
 
@@ -376,6 +378,7 @@ def make_batch(clip_ids, size=32, boxes=((0.25, 0.25, 0.75, 0.75),)):
         ground_truth_maps=None,
         crop_seeds=(0,) * count,
         broken=(),
+        sound_lengths=(4,) * count,
     )
 
 
@@ -493,10 +496,16 @@ def test_each_clip_is_drawn_with_its_own_score_map_and_boxes():
     assert (first.score, second.score) == tuple(scores)
 
 
+LOUDNESS = {"a": 0.1, "b": 0.3, "c": 0.6}
+
+
 def test_collected_pictures_become_galleries(tmp_path):
-    collector = PictureCollector()
+    collector = PictureCollector(16_000)
     for clip_ids in (["a", "b"], ["c"]):
-        collector(make_batch(clip_ids, 48), ramps(len(clip_ids)), scores_of(clip_ids, 0.25))
+        batch = make_batch(clip_ids, 48)
+        sounds = [LOUDNESS[i] * torch.sin(torch.arange(16_000) / 10) for i in clip_ids]
+        batch = replace(batch, waveforms=torch.stack(sounds), sound_lengths=(16_000,) * len(sounds))
+        collector(batch, ramps(len(clip_ids)), scores_of(clip_ids, 0.25))
     galleries = collector.galleries({"Best clips": ["c", "a"], "Worst clips": ["b"]})
     shown = {gallery.title: [clip.clip_id for clip in gallery.clips] for gallery in galleries}
     assert shown == {"Best clips": ["c", "a"], "Worst clips": ["b"]}
@@ -509,7 +518,10 @@ def test_collected_pictures_become_galleries(tmp_path):
             assert frame.shape == overlay.shape == (32, 32, 3)
             assert (frame != overlay).any()
             assert clip.ciou == 0.25
+            heard, rate = soundfile.read(io.BytesIO(clip.sound))
+            assert rate == 16_000 and abs(np.abs(heard).max() - LOUDNESS[clip.clip_id]) < 0.05
     write_results(tmp_path, make_result(), make_context(), galleries)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 6
+    assert page.count("data:audio/mpeg;base64,") == 3
     assert "Best clips" in page

@@ -22,6 +22,7 @@ from utils.embeddings import Embeddings
 from utils.leaks import find_leak
 from utils.results import EvaluationContext
 from utils.retrieval import DIRECTIONS, evaluate_retrieval
+from utils.retrieval_report import Preview
 from utils.retrieval_results import RetrievalSetting, retrieval_table, write_retrieval
 from utils.visualisation import encode_jpeg
 
@@ -100,9 +101,10 @@ def embeddings():
     return Embeddings(CLIP_IDS, audio, image, (("clip_x", "torn"),))
 
 
-def picture_of(clip_id):
-    shade = 20 * CLIP_IDS.index(clip_id)
-    return encode_jpeg(np.full((16, 16, 3), shade, np.uint8))
+def preview_of(clip_id):
+    place = CLIP_IDS.index(clip_id)
+    picture = encode_jpeg(np.full((16, 16, 3), 20 * place, np.uint8))
+    return Preview(picture, f"sound {place}".encode())
 
 
 def score(embeddings, setting):
@@ -113,7 +115,7 @@ def score(embeddings, setting):
 @pytest.fixture
 def written(tmp_path, setting, embeddings):
     results = score(embeddings, setting)
-    summary = write_retrieval(tmp_path, setting, embeddings, results, (2, picture_of))
+    summary = write_retrieval(tmp_path, setting, embeddings, results, (2, preview_of))
     return tmp_path, summary, results
 
 
@@ -200,10 +202,23 @@ def test_best_median_and_worst_are_different_queries_in_that_order(written, embe
         assert worst.min() == quality.min()
 
 
+def test_clips_that_stand_for_sounds_can_be_heard(written):
+    folder, _, _ = written
+    figures = (folder / "report.html").read_text().split("<figure ")[1:]
+    for figure in figures:
+        kind = re.search(r'alt="(?:query: )?(sound|frame) of', figure)[1]
+        heard = re.search(r'<audio [^>]*src="data:audio/mpeg;base64,([^"]*)"', figure)
+        assert bool(heard) == (kind == "sound")
+        if heard:
+            place = CLIP_IDS.index(re.search(r"clip_\d+", figure)[0])
+            assert base64.b64decode(heard[1]) == f"sound {place}".encode()
+    assert len({"<audio " in figure for figure in figures}) == 2
+
+
 def test_without_labels_there_are_no_marks(tmp_path, setting, embeddings):
     setting = replace(setting, labels=None, directions=("audio_to_image",))
     results = score(embeddings, setting)
-    summary = write_retrieval(tmp_path, setting, embeddings, results, (1, picture_of))
+    summary = write_retrieval(tmp_path, setting, embeddings, results, (1, preview_of))
     assert summary["labels"] is None
     page = (tmp_path / "report.html").read_text()
     PageReader(page)

@@ -60,7 +60,7 @@ class ScoredModel:
     summary: dict[str, Any]
     """its summary.json"""
     columns: dict[str, Values]
-    """of its per_clip.csv but the ids, in the order of the ids: (N,) each"""
+    """the scores in its per_clip.csv, in the order of the ids: (N,) each"""
 
     def column(self, protocol: str, score: str) -> Values:
         """One of PER_CLIP_SCORES under a rule, (N,)."""
@@ -113,7 +113,7 @@ def read_scored_model(name: str, folder: Path) -> ScoredModel:
         columns = {
             column: np.array([float(clip[column]) for clip in clips])
             for column in clips[0]
-            if column != "clip_id"
+            if ":" in column  # scores of a rule; others tell what kind of clip it is
         }
         method, num_clips = summary["checkpoint"]["method"], summary["num_clips"]
         title = f"{name} ({method}){summary['rows'][0]['name'].removeprefix('model')}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.evaluation import ClipScore, EvaluationBatch
 from utils.report import Gallery, GalleryClip
+from utils.sounds import encode_mp3
 from utils.visualisation import encode_jpeg, overlay_localisation_map, write_jpeg
 
 
@@ -26,6 +27,16 @@ class PictureBatch(EvaluationBatch, Protocol):
     @property
     def bounding_boxes(self) -> tuple[NDArray[np.float64] | None, ...]:
         """(N, 4) fractions, per clip."""
+        ...
+
+    @property
+    def waveforms(self) -> Tensor:
+        """float32 (B, L') of the longest sound."""
+        ...
+
+    @property
+    def sound_lengths(self) -> tuple[int, ...]:
+        """B lengths of the sounds, samples."""
         ...
 
 
@@ -117,20 +128,29 @@ def choose_clips(scores: Sequence[ClipScore], count: int) -> dict[str, list[str]
 
 
 class PictureCollector:
-    """Keeps every clip of an evaluation drawn; pass it as `on_batch` for a few chosen clips."""
+    """Keeps every clip of an evaluation to be shown; pass it as `on_batch` for a few clips."""
 
-    def __init__(self) -> None:
-        """Nothing is drawn yet."""
+    def __init__(self, sample_rate: int) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            sample_rate: of the batches' sounds, Hz.
+        """
+        self.sample_rate = sample_rate
         self.drawn: dict[str, DrawnClip] = {}
+        self.sounds: dict[str, bytes] = {}
 
     def __call__(
         self, batch: PictureBatch, maps: NDArray[np.float32], scores: Sequence[ClipScore]
     ) -> None:
-        """Draws a batch."""
+        """Draws a batch, and keeps what was heard."""
         self.drawn.update({clip.score.clip_id: clip for clip in draw_clips(batch, maps, scores)})
+        heard = zip(scores, batch.waveforms.cpu().numpy(), batch.sound_lengths, strict=True)
+        for score, waveform, length in heard:
+            self.sounds[score.clip_id] = encode_mp3(waveform[:length], self.sample_rate)
 
     def galleries(self, chosen: dict[str, list[str]]) -> list[Gallery]:
-        """The galleries of the chosen clips, frame and overlay side by side."""
+        """The galleries of the chosen clips, frame and overlay side by side, the sound below."""
         return [
             # A clip that breaks between its two readings is left out of the pictures.
             Gallery(title, [self._gallery_clip(i) for i in clip_ids if i in self.drawn])
@@ -140,4 +160,4 @@ class PictureCollector:
     def _gallery_clip(self, clip_id: str) -> GalleryClip:
         clip = self.drawn[clip_id]
         pictures = [encode_jpeg(clip.frame), encode_jpeg(clip.overlay)]
-        return GalleryClip(clip_id, clip.score.ciou, pictures, "")
+        return GalleryClip(clip_id, clip.score.ciou, pictures, "", self.sounds[clip_id])

@@ -14,6 +14,7 @@ from string import Template
 
 from utils.files import write_atomically
 from utils.report_tables import ReportTable, format_score, render_table
+from utils.sounds import render_player
 from utils.statistics import Interval
 
 HEADLINE_FACTS = ("clips", "protocol")
@@ -29,6 +30,8 @@ class GalleryClip:
     ciou: float
     pictures: Sequence[bytes]
     note: str
+    sound: bytes | None = None
+    """MP3 of what the model heard; None: no player"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ def _render_card(clip: GalleryClip) -> str:
         for picture in clip.pictures
     )
     note = f'<p class="note">{escape(clip.note)}</p>' if clip.note else ""
+    if clip.sound is not None:
+        note += render_player(clip.sound, f"sound of {clip_id}")
     return (
         f'<li class="card panel"><div class="pictures">{pictures}</div><div class="about">'
         f'<code>{clip_id}</code><span class="score">cIoU {format_score(clip.ciou, 2)}</span>{note}'

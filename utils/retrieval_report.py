@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from utils.report import PAGE_TEMPLATE as LOCALISATION_TEMPLATE
+from utils.sounds import render_player
 
 PAGE_TEMPLATE = Path(__file__).with_name("retrieval_page.html")
 KINDS = {"audio": "sound", "image": "frame"}
@@ -24,14 +25,24 @@ class MetricTable:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a page shows of a clip."""
+
+    picture: bytes
+    """JPEG of its frame"""
+    sound: bytes
+    """MP3"""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A clip in a row of pictures."""
 
     clip_id: str
     label: str
     """its class; empty where it is not known"""
-    picture: bytes
-    """JPEG of its frame"""
+    preview: Preview
+    """its sound is played where the clip stands for a sound"""
     score: float | None = None
     """cosine with the query; None for the query itself"""
     hit: bool | None = None
@@ -137,24 +148,26 @@ def _render_group(group: ExampleGroup) -> str:
 
 
 def _render_example(example: Example, query_kind: str, gallery_kind: str) -> str:
-    cells = [_render_candidate(example.query, f"query: {query_kind}")]
+    cells = [_render_candidate(example.query, query_kind, "query: ")]
     cells += [_render_candidate(one, gallery_kind) for one in example.neighbours]
     note = f'<p class="note">{escape(example.words)}</p>'
     return f'<li class="panel"><div class="neighbours">{"".join(cells)}</div>{note}</li>'
 
 
-def _render_candidate(candidate: Candidate, kind: str) -> str:
+def _render_candidate(candidate: Candidate, kind: str, role: str = "") -> str:
     verdicts = {None: ("", ""), True: ("hit", "\N{CHECK MARK} hit"), False: ("miss", "✗ miss")}
     style, verdict = verdicts[candidate.hit]
     first = verdict
     if candidate.score is None:
-        style, first = "query", kind
+        style, first = "query", role + kind
     score = "" if candidate.score is None else f"<span>cosine {candidate.score:.3f}</span>"
     label = escape(candidate.label)
     clip_id = escape(candidate.clip_id)
-    source = base64.b64encode(candidate.picture).decode()
+    source = base64.b64encode(candidate.preview.picture).decode()
+    name = f"{role}{kind} of {clip_id} {label}"
+    player = render_player(candidate.preview.sound, name) if kind == KINDS["audio"] else ""
     return (
-        f'<figure class="candidate {style}"><img alt="{kind} of {clip_id} {label}" '
+        f'<figure class="candidate {style}"><img alt="{name}" '
         f'src="data:image/jpeg;base64,{source}"><figcaption><strong>{first}</strong>'
-        f"<span>{label}</span>{score}<code>{clip_id}</code></figcaption></figure>"
+        f"<span>{label}</span>{score}<code>{clip_id}</code>{player}</figcaption></figure>"
     )

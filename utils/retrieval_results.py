@@ -20,7 +20,14 @@ from utils.evaluation import LocalisationResult
 from utils.files import write_atomically
 from utils.results import EvaluationContext, warnings_of
 from utils.retrieval import DirectionResult, check_request, evaluate_retrieval
-from utils.retrieval_report import Candidate, Example, ExampleGroup, MetricTable, render_retrieval
+from utils.retrieval_report import (
+    Candidate,
+    Example,
+    ExampleGroup,
+    MetricTable,
+    Preview,
+    render_retrieval,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +134,7 @@ def retrieve(
     setting: RetrievalSetting,
     embeddings: Embeddings,
     device: torch.device,
-    pictures: tuple[int, Callable[[str], bytes]],
+    pictures: tuple[int, Callable[[str], Preview]],
 ) -> dict[str, Any]:
     """Searches, scores, writes the files and prints the scores.
 
@@ -164,7 +171,7 @@ def write_retrieval(
     setting: RetrievalSetting,
     embeddings: Embeddings,
     results: Sequence[DirectionResult],
-    pictures: tuple[int, Callable[[str], bytes]],
+    pictures: tuple[int, Callable[[str], Preview]],
 ) -> dict[str, Any]:
     """Writes summary.json, per_query.csv and report.html.
 
@@ -173,7 +180,8 @@ def write_retrieval(
         setting: of the retrieval.
         embeddings: that were searched.
         results: of each direction.
-        pictures: how many best, median and worst queries are shown, and the JPEG of a clip's frame.
+        pictures: how many best, median and worst queries are shown, and what is
+            shown of a clip.
 
     Returns:
         the summary.
@@ -184,7 +192,7 @@ def write_retrieval(
         folder / "per_query.csv",
         _per_query_table(embeddings.clip_ids, labels, results, setting.ks[-1]).encode(),
     )
-    count, picture_of = pictures
+    count, preview_of = pictures
     page = render_retrieval(
         title=f"Retrieval on {setting.context.benchmark}"
         + (f" ({setting.context.note})" if setting.context.note else ""),
@@ -197,7 +205,7 @@ def write_retrieval(
         groups=[
             group
             for result in results
-            for group in _examples(result, embeddings.clip_ids, labels, setting, count, picture_of)
+            for group in _examples(result, embeddings.clip_ids, labels, setting, count, preview_of)
         ],
         facts=_facts(summary),
     )
@@ -318,12 +326,12 @@ def _examples(
     labels: Sequence[str] | None,
     setting: RetrievalSetting,
     count: int,
-    picture_of: Callable[[str], bytes],
+    preview_of: Callable[[str], Preview],
 ) -> list[ExampleGroup]:
     def candidate(index: int, score: float | None = None, hit: bool | None = None) -> Candidate:
         clip_id = clip_ids[index]
         label = "" if labels is None else labels[index]
-        return Candidate(clip_id, label, picture_of(clip_id), score, hit)
+        return Candidate(clip_id, label, preview_of(clip_id), score, hit)
 
     def example(query: int) -> Example:
         shown = min(NUM_SHOWN, setting.ks[-1])

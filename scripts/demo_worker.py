@@ -1,0 +1,122 @@
+"""Does the demo's work: a process that takes requests as JSON lines and answers in JSON lines.
+
+scripts/demo.py starts it, in the environment that has PyTorch, since Gradio needs another one. A
+request has a `task` and its arguments; answers are any number of {"progress": [done, expected]}
+and then {"result": {...}} or, for what the user can mend, {"error": "words"}.
+"""
+
+import json
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from models.pretrained import PRETRAINED
+from models.sspl_weights import RELEASE_FILES
+from scripts.demo_examples import make_examples
+from scripts.localise_picture import localise_picture
+from scripts.localise_video import localise_video
+from scripts.trained_model import TrainedModel, load_model
+from utils.reporting import configure_logging
+from utils.reproducibility import pick_device, use_full_float32
+from utils.video_options import ImageOptions, VideoOptions
+
+MODELS_KEPT = 2
+"""As many as are compared side by side."""
+
+Answer = dict[str, Any]
+OnProgress = Callable[[int, int | None], None]
+
+
+class Worker:
+    """Answers requests, and keeps the models that were used last."""
+
+    def __init__(self, device: str) -> None:
+        """Takes the device.
+
+        Args:
+            device: auto, cpu, cuda or cuda:<number>.
+        """
+        self.device = pick_device(device)
+        self.models: OrderedDict[tuple[Path, int], TrainedModel] = OrderedDict()
+
+    def answer(self, request: Mapping[str, Any], on_progress: OnProgress) -> Answer:
+        """Does what is asked for.
+
+        Args:
+            request: a task and its arguments.
+            on_progress: called with the number of frames that are done, and of all.
+        """
+        task = request["task"]
+        if task == "hello":
+            encoders = [entry.file_name for entry in PRETRAINED.values()]
+            return {"not_models": encoders, "release_files": list(RELEASE_FILES)}
+        if task == "examples":
+            source = request["source"]
+            return make_examples(Path(request["folder"]), Path(source) if source else None)
+        paths = {name: Path(path) for name, path in request["paths"].items()}
+        options = {**paths, **request["options"]}
+        trained = self._load(paths["checkpoint"])
+        if task == "video":
+            result = localise_video(trained, VideoOptions(**options), on_progress)
+            return {
+                "frames": result.frames,
+                "seconds": result.seconds,
+                "silent_frames": result.silent_frames,
+                "output": str(result.output),
+                "peaks": str(result.peaks),
+            }
+        picture = localise_picture(trained, ImageOptions(**options))
+        return {
+            "silent": picture.silent,
+            "output": str(picture.output),
+            "peaks": str(picture.peaks),
+        }
+
+    def _load(self, path: Path) -> TrainedModel:
+        """A model, anew if its file has changed."""
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        key = (path, changed)
+        if key not in self.models:
+            while len(self.models) >= MODELS_KEPT:
+                self.models.popitem(last=False)
+            self.models[key] = load_model(path, self.device)
+        self.models.move_to_end(key)
+        return self.models[key]
+
+
+def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
+    """Answers one request after the other until there are no more."""
+
+    def say(**answer: object) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    def report(done: int, expected: int | None) -> None:
+        say(progress=[done, expected])
+
+    for line in requests:
+        try:
+            result = worker.answer(json.loads(line), report)
+        except (ValueError, OSError) as error:
+            say(error=str(error))
+        else:
+            say(result=result)
+
+
+def main() -> int:
+    """Serves on the standard streams: the device is the only argument."""
+    configure_logging()
+    use_full_float32()
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with answers:
+        serve(Worker(sys.argv[1]), sys.stdin, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,8 +13,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,22 +21,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
+from datasets.audio_mixing import Mixing, MixingBatches, SoundsOnly
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
-from datasets.feature_cache import (
-    CachedClips,
-    CachedViews,
-    FeatureBatch,
-    FeatureCache,
-    clips_fingerprint,
-    fill,
-)
+from datasets.feature_cache import FeatureBatch
 from datasets.frames import FrameGeometry
-from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
-from datasets.paired_views import PairedViewConfig, enlarged_size
+from datasets.loaders import build_test_loader, build_train_loader, hash_seed
 from datasets.transforms import AugmentationConfig, to_displayable
-from datasets.vggish_log_mel import SegmentConfig
-from datasets.views import SSLTIEViews, SSPLViews, TestViews
+from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
 from models import build_model
 from models.heads import collapse_warning
@@ -46,16 +36,14 @@ from models.pretrained import load_frozen_encoders
 from models.ssl_tie import SSLTIE
 from models.sspl import SSPL
 from models.synchronised import synchronise_batch_norms
+from scripts.training_inputs import Views, build_inputs
 from utils.checkpoint import (
     Checkpoint,
     parse_checkpoint,
     read_checkpoint_file,
-    weights_sha256,
 )
 from utils.distributed import (
-    barrier,
     is_main_process,
-    main_process_first,
     own_part,
     process_group,
     rank,
@@ -63,9 +51,11 @@ from utils.distributed import (
     smallest,
     world_size,
 )
+from utils.embeddings import Embeddings, embed_clips
 from utils.evaluation import LocalisationResult, evaluate_localisation
 from utils.interruption import Interruption
 from utils.leaks import find_leak
+from utils.mixing_schedule import MixingCurriculum
 from utils.optimisation import Stepper, Trainer, autocast
 from utils.protocols import PROTOCOLS
 from utils.reporting import configure_logging, run_command
@@ -78,11 +68,6 @@ from utils.reproducibility import (
 from utils.training_run import TrainingRun
 
 logger = logging.getLogger("main")
-
-FILL_BATCH = 32
-"""Clips whose features are made at once."""
-
-Views = SSLTIEViews | SSPLViews | CachedViews
 
 
 def train(options: opts.TrainOptions) -> int:
@@ -104,15 +89,16 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         allow_missing=options.data.allow_missing,
     )
     validation_set = build_validation_set(options, training_set)
-    batches = SeededBatches(
+    batches = MixingBatches(
         len(training_set.clips),
         options.optimisation.batch_size,
         options.run.seed,
         part=own_part(options.optimisation.batch_size),
     )
     trainer = build_trainer(options, device)
+    curriculum = MixingCurriculum(options.mixing, training_set.clip_ids, options.run.seed)
     if options.run.resume:
-        restore(options, run, training_set, trainer)
+        restore(options, run, training_set, trainer, curriculum)
     clips, views = build_inputs(options, training_set, trainer.model, device)
     loader = build_train_loader(
         clips, batches, num_workers=options.data.workers, pin_memory=device.type == "cuda"
@@ -132,10 +118,17 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             options.method, len(training_set.clips), options.data.train_set,
             training_set.list_name, environment_report(device)["device"], world_size(), run.folder,
         )  # fmt: skip
+        if curriculum.options.audio_mixing and not curriculum.options.is_on(epochs - 1):
+            first = curriculum.options.mixing_start_epoch
+            logger.warning("Mixing begins with epoch %d, after the last of --epochs.", first)
         while run.epoch < epochs:
             batches.start_at(run.epoch, run.step)
-            stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
+            batches.mixing, stopped_by = choose_mixing(
+                options, run.epoch, training_set, trainer, curriculum, stop
+            )
             best_on = None
+            if stopped_by is None:
+                stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
             if stopped_by is None:
                 result = validate(options, validation_set, trainer.model, device, stop)
                 stopped_by = stop.agreed()
@@ -144,7 +137,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
                 if validation_set is not None and is_best:
                     rule = options.validation.validation_protocol or options.method
                     best_on = {**validation_set.identity(), "protocol": rule}
-            checkpoint = make_checkpoint(options, run, training_set, trainer)
+            checkpoint = make_checkpoint(options, run, training_set, trainer, curriculum)
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
@@ -186,85 +179,66 @@ def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
     return Trainer(model, wrapped, stepper, options.compute.micro_batches)
 
 
-def build_training_clips(options: opts.TrainOptions, training_set: ClipSet) -> AudioVisualClips:
-    """The training clips, decoded as the method's views need them."""
-    size, augmentation = options.frame.frame_size, options.augmentation
-    if isinstance(augmentation, PairedViewConfig):
-        return AudioVisualClips(
-            training_set.clips, geometry=FrameGeometry(enlarged_size(size)), audio=options.audio
-        )
-    return AudioVisualClips(
-        training_set.clips,
-        geometry=FrameGeometry(size),
+def choose_mixing(
+    options: opts.TrainOptions,
+    epoch: int,
+    training_set: ClipSet,
+    trainer: Trainer,
+    curriculum: MixingCurriculum,
+    stop: Interruption,
+) -> tuple[Mixing | None, int | None]:
+    """What an epoch mixes, if anything, and the signal that stopped the search for it, if any."""
+    if curriculum.is_due(epoch):
+        embeddings = embed_sounds(options, training_set, trainer, stop)
+        stopped_by = stop.agreed()
+        if stopped_by is not None:
+            return None, stopped_by
+        curriculum.search(epoch, embeddings, trainer.stepper.device)
+    chosen = curriculum.in_epoch(epoch)
+    return None if chosen is None else Mixing(*chosen), None
+
+
+def embed_sounds(
+    options: opts.TrainOptions, training_set: ClipSet, trainer: Trainer, stop: Interruption
+) -> Embeddings:
+    """This process's part of the training sounds, unmasked, for the model as it is."""
+    assert isinstance(options.augmentation, AugmentationConfig)
+    clips = SoundsOnly(
+        shard(training_set.clips, rank(), world_size()),
+        geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
-        excerpt_seconds=augmentation.audio_excerpt_seconds,
-        random_crop=augmentation.crop,
+        excerpt_seconds=options.augmentation.audio_excerpt_seconds,
     )
+    device = trainer.stepper.device
+    batches = decoded_in_order(options, clips, "embedding sounds", device, stop)
+    views = TestViews(options.audio, device)
+    trainer.model.eval()
+    with autocast(device, options.compute.precision):
+        found = embed_clips(trainer.model, batches, views, num_clips=len(clips), image_pooling=None)
+    trainer.model.train()
+    return found
 
 
-def build_views(options: opts.TrainOptions, device: torch.device) -> SSLTIEViews | SSPLViews:
-    """What turns a batch into the keyword arguments of the method's forward."""
-    if isinstance(options.audio, SegmentConfig):
-        assert isinstance(options.augmentation, PairedViewConfig)
-        return SSPLViews(options.audio, options.augmentation, options.frame.frame_size, device)
-    assert isinstance(options.augmentation, AugmentationConfig) and options.geometric is not None
-    return SSLTIEViews(options.audio, options.augmentation, options.geometric, device)
-
-
-def build_inputs(
-    options: opts.TrainOptions, training_set: ClipSet, model: nn.Module, device: torch.device
-) -> tuple[AudioVisualClips | CachedClips, Views]:
-    """Where a step's inputs come from: decoded clips, or a cache of features, filled here."""
-    views = build_views(options, device)
-    if options.frozen is None or options.frozen.feature_cache is None:
-        return build_training_clips(options, training_set), views
-    assert isinstance(model, SSPL) and isinstance(views, SSPLViews)
-    with main_process_first():
-        cache = open_cache(options, training_set, model, options.frozen.feature_cache)
-    missing = shard(cache.missing(), rank(), world_size())
-    barrier()  # nobody stores anything before all have seen what is missing
-    rest = replace(training_set, clips=tuple(training_set.clips[p] for p in missing))
+def decoded_in_order(
+    options: opts.TrainOptions,
+    clips: AudioVisualClips,
+    purpose: str,
+    device: torch.device,
+    stop: Interruption,
+) -> Iterator[Batch]:
+    """Clips, as many at once as a training step has; ends early when stopped."""
+    own = own_part(options.optimisation.batch_size)
     loader = build_test_loader(
-        build_training_clips(options, rest),
-        batch_size=FILL_BATCH,
+        clips,
+        batch_size=(own.stop - own.start) // options.compute.micro_batches,
         num_workers=options.data.workers,
         pin_memory=device.type == "cuda",
     )
-
-    def encode(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        decoded = batch.to(device)
-        with autocast(device, options.compute.precision):
-            maps = [model.frame_encoder(view) for view in views.pool_of(decoded)]
-            return torch.stack(maps, 1), model.audio_encoder(views.front_end(decoded.waveforms))
-
-    with dead_workers_named():
-        fill(cache, dict(zip(rest.clip_ids, missing, strict=True)), loader, encode)
-    barrier()
-    logger.info("Frozen features of %d clips: %s", len(training_set.clips), cache.folder)
-    return CachedClips(cache, training_set.clip_ids, views.view_pool), CachedViews()
-
-
-def open_cache(
-    options: opts.TrainOptions, training_set: ClipSet, model: SSPL, root: Path
-) -> FeatureCache:
-    """The cache of all that the frozen encoders' output depends on."""
-    assert isinstance(options.audio, SegmentConfig)
-    plain = opts.as_plain(options)
-    frozen = model.frozen_encoders()
-    side, pool = options.frame.frame_size // 16, plain["augmentation"]["view_pool"]
-    return FeatureCache(
-        root,
-        {
-            "clips": clips_fingerprint(training_set.clips),
-            "encoders": {name: weights_sha256(part.state_dict()) for name, part in frozen.items()},
-            "device": next(model.parameters()).device.type,
-            "compute": {**plain["compute"], "micro_batches": None},  # parts have no part in this
-            **{group: plain[group] for group in ("audio", "frame", "augmentation")},
-        },
-        num_clips=len(training_set.clips),
-        frame_maps_shape=(pool, model.frame_encoder.embedding_size, side, side),
-        sound_shape=(options.audio.num_segments, model.audio_encoder.embedding_size),
-    )
+    hidden = not is_main_process()
+    for batch in tqdm(loader, purpose, unit="batch", leave=False, disable=hidden):
+        yield batch.to(device)
+        if stop.signal_number is not None:
+            return
 
 
 def train_one_epoch(
@@ -325,24 +299,10 @@ def validate(
         geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
     )
-    own = own_part(options.optimisation.batch_size)
-    loader = build_test_loader(
-        clips,
-        batch_size=(own.stop - own.start) // options.compute.micro_batches,
-        num_workers=options.data.workers,
-        pin_memory=device.type == "cuda",
-    )
-
-    def until_stopped() -> Iterator[Batch]:
-        for batch in tqdm(loader, "validation", unit="batch", leave=False):
-            yield batch.to(device)
-            if stop.signal_number is not None:
-                return
-
     model.eval()
     result = evaluate_localisation(
         model,  # type: ignore[arg-type]  # every method of METHODS offers localise
-        until_stopped(),
+        decoded_in_order(options, clips, "validation", device, stop),
         TestViews(options.audio, device),
         [PROTOCOLS[options.validation.validation_protocol or options.method]],
         shared=True,
@@ -369,7 +329,11 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
 
 
 def make_checkpoint(
-    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, trainer: Trainer
+    options: opts.TrainOptions,
+    run: TrainingRun,
+    training_set: ClipSet,
+    trainer: Trainer,
+    curriculum: MixingCurriculum,
 ) -> Checkpoint:
     """All that rebuilds the model and goes on with the run; all processes must call it."""
     plain, state = opts.as_plain(options), trainer.stepper.state_dict()
@@ -385,14 +349,22 @@ def make_checkpoint(
         step=run.step,
         options=plain,
         optimizer=state["optimizer"],
-        progress={**run.progress(), "scaler": state["scaler"]},
+        progress={
+            **run.progress(),
+            "scaler": state["scaler"],
+            "mixing": curriculum.state_dict(),
+        },
     )
 
 
 def restore(
-    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, trainer: Trainer
+    options: opts.TrainOptions,
+    run: TrainingRun,
+    training_set: ClipSet,
+    trainer: Trainer,
+    curriculum: MixingCurriculum,
 ) -> None:
-    """Puts model, optimizer and run where last.pth left them.
+    """Puts model, optimizer, run and the sounds to be mixed where last.pth left them.
 
     Raises:
         ValueError: the run was started with other options or other clips.
@@ -411,6 +383,8 @@ def restore(
     trainer.stepper.load_state_dict(
         {"optimizer": checkpoint.optimizer, "scaler": checkpoint.progress["scaler"]}
     )
+    if "mixing" in checkpoint.progress:  # older runs could not mix
+        curriculum.load_state_dict(checkpoint.progress["mixing"])
     run.restore(checkpoint)
 
 

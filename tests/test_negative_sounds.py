@@ -1,0 +1,471 @@
+"""Silence and noise as negatives: against slow loops, in all the ways that a step can be taken."""
+
+import csv
+import datetime
+import math
+import random
+
+import pytest
+import torch
+import torch.distributed as dist
+from command_line import run
+from distributed_workers import narrow_encoder
+from test_end_to_end import SMALL, train
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import opts
+from datasets.audio import AudioConfig
+from datasets.clip_sets import build_clips
+from datasets.clips import AudioVisualClips, ClipRequest, collate
+from datasets.frames import FrameGeometry
+from datasets.geometric_transform import GeometricConfig, GeometricTransform
+from datasets.negative_sounds import (
+    NegativeSoundConfig,
+    negative_spectrograms,
+    negative_waveforms,
+)
+from datasets.transforms import AugmentationConfig
+from datasets.views import SSLTIEViews
+from models.encoders import ResNet18Encoder
+from models.negative_sounds import running_statistics
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.synchronised import synchronise_batch_norms
+from utils.optimisation import Stepper, Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+AUDIO = AudioConfig(window_seconds=1, mel_bins=32, hop_length=400)
+BOTH = NegativeSoundConfig(negative_sounds="silence,noise", noise_sounds=2)
+CLIPS, NEGATIVES = 4, 3
+TIME_LIMIT = datetime.timedelta(seconds=60)
+
+
+def build(**options):
+    """Narrow networks in float64 whose running statistics are not those of a new network."""
+    with torch.device("meta"):
+        model = SSLTIE(SSLTIEConfig(**options))
+    torch.manual_seed(0)
+    model.imgnet = narrow_encoder(3)
+    model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
+    model = model.double().train()
+    generator = torch.Generator().manual_seed(5)
+    for layer in model.audnet.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.copy_(torch.rand(layer.num_features, generator=generator))
+            layer.running_var.copy_(0.5 + torch.rand(layer.num_features, generator=generator))
+    return model
+
+
+def make_inputs(own=slice(None)):
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
+    sounds, negatives = (
+        torch.randn(number, 1, 33, 48, generator=generator, dtype=torch.float64)
+        for number in (CLIPS, NEGATIVES)
+    )
+    transform = GeometricTransform((5, -30, 0, 20)[own], 1.0, True, 64, "masked")
+    return {
+        "frames": frames[own],
+        "log_mel_spectrogram": sounds[own],
+        "transformed_frames": transform.warp_frames(frames[own]),
+        "transform": transform.warp_maps,
+        "negative_sounds": negatives,
+    }
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs()
+
+
+def hold_statistics(model):
+    for layer in model.audnet.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.0
+
+
+def gradients(model):
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def step(model, inputs):
+    model.zero_grad()
+    output = model(**inputs)
+    output.loss.backward()
+    return output, gradients(model)
+
+
+def assert_same(ours, expected, tolerance=1e-9):
+    torch.testing.assert_close(ours[0].loss, expected[0].loss, rtol=tolerance, atol=tolerance)
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(
+            ours[1][name], gradient, rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
+# ------------------------------------------------------------------------------------ the sounds
+
+
+def test_silence_is_the_floor_and_noise_has_its_level():
+    waveforms = negative_waveforms(BOTH, 16_000, seed=3)
+    assert waveforms.shape == (3, 16_000)
+    assert waveforms[0].abs().max() == 0
+    for noise in waveforms[1:]:
+        assert 0.0099 < noise.std() < 1.01
+        assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(16_000)
+    assert not torch.allclose(waveforms[1] / waveforms[1].std(), waveforms[2] / waveforms[2].std())
+    heard = negative_spectrograms(BOTH, AUDIO, AUDIO.build_front_end(), 3, CPU)
+    assert heard.shape == (3, 1, AUDIO.mel_bins, AUDIO.num_frames)
+    assert (heard[0] == -100).all()
+    assert torch.equal(heard, AUDIO.build_front_end()(waveforms))
+
+
+def test_noise_is_a_function_of_the_seed_and_fills_its_range():
+    assert torch.equal(negative_waveforms(BOTH, 50, 3), negative_waveforms(BOTH, 50, 3))
+    assert not torch.equal(negative_waveforms(BOTH, 50, 3)[1], negative_waveforms(BOTH, 50, 4)[1])
+    config = NegativeSoundConfig(negative_sounds="noise", noise_sounds=500)
+    levels = negative_waveforms(config, 400, 0).std(dim=1).log10()
+    assert levels.min() < -1.9 and levels.max() > -0.1
+    assert abs(levels.mean() + 1) < 0.1  # evenly between -2 and 0
+    loud = NegativeSoundConfig(negative_sounds="noise", noise_quietest=3, noise_loudest=3)
+    assert negative_waveforms(loud, 40_000, 0).std().item() == pytest.approx(3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"negative_sounds": "rain"}, "--negative-sounds takes .*'rain'"),
+        ({"negative_sounds": "noise,noise"}, "--negative-sounds"),
+        ({"negative_sounds": ""}, "--negative-sounds"),
+        ({"negative_sounds": "noise", "noise_sounds": 0}, "--noise-sounds"),
+        ({"negative_sounds": "noise", "noise_quietest": 0}, "--noise-quietest"),
+        ({"negative_sounds": "noise", "noise_quietest": 2}, "--noise-loudest"),
+        ({"negative_sounds": "silence", "noise_sounds": 2}, "need --negative-sounds noise"),
+        ({"noise_loudest": 2.0}, "need --negative-sounds noise"),
+    ],
+)
+def test_nonsense_is_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        NegativeSoundConfig(**given)
+
+
+def test_negatives_of_no_contrast_are_refused():
+    plain = "ssl_tie --train-set vggsound --data-root d --output o".split()
+    words = [*plain, "--negative-sounds", "silence"]
+    opts.parse_train_options([*words, *SMALL, "--contrastive-weight", "0"])
+    off = ["--contrastive-weight", "0", "--transformed-contrastive-weight", "0"]
+    with pytest.raises(ValueError, match="--negative-sounds are negatives of the contrast"):
+        opts.parse_train_options([*words, *SMALL, *off])
+
+
+def test_kinds_have_one_order_and_none_is_the_default():
+    assert NegativeSoundConfig(negative_sounds="noise, silence").kinds == ("silence", "noise")
+    assert NegativeSoundConfig().kinds == ()
+
+
+def test_views_bring_them_only_when_asked(train_clips):
+    batch = collate([train_clips[ClipRequest(i, i)] for i in range(4)])
+    masks = AugmentationConfig(time_mask=10, frequency_mask=8)
+    plain = SSLTIEViews(AUDIO, masks, GeometricConfig(), CPU)(batch, 7)
+    views = SSLTIEViews(AUDIO, masks, GeometricConfig(), CPU, BOTH)
+    found = views(batch, 7)
+    assert "negative_sounds" not in plain
+    assert found.keys() - plain.keys() == {"negative_sounds"}
+    for name in ("frames", "log_mel_spectrogram", "transformed_frames"):
+        assert torch.equal(found[name], plain[name])
+    # Parts of a batch, and processes, have the same ones.
+    part = views(batch.part(slice(2, 4)), 7, first=2, global_size=4)
+    assert torch.equal(part["negative_sounds"], found["negative_sounds"])
+    assert not torch.equal(views(batch, 8)["negative_sounds"], found["negative_sounds"])
+
+
+@pytest.fixture
+def train_clips(tiny_data):
+    clips = build_clips("vggsound", tiny_data.root, clip_list=None).clips
+    return AudioVisualClips(clips, geometry=FrameGeometry(64), audio=AUDIO, random_crop=True)
+
+
+# -------------------------------------------------------------------------------------- the loss
+
+
+def slow_contrast(model, features, sounds, num_own):
+    """Cross-entropy by loops over frames, sounds and positions."""
+    config = model.config
+
+    def mean_in_region(values, threshold, sign):
+        weights = [1 / (1 + math.exp(-sign * (v - threshold) / config.sharpness)) for v in values]
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+    losses, negative = [], []
+    for frame in range(num_own):
+        maps = [
+            [float(features[frame, :, y, x] @ sound) for y in range(4) for x in range(4)]
+            for sound in sounds
+        ]
+        means = [mean_in_region(values, config.positive_threshold, 1) for values in maps]
+        hard = mean_in_region(maps[frame], config.negative_threshold, -1)
+        others = [mean for place, mean in enumerate(means) if place != frame]
+        scores = [means[frame], *others, hard]
+        exponentials = [math.exp(score / config.temperature) for score in scores]
+        losses.append(-math.log(exponentials[0] / sum(exponentials)))
+        negative += means[num_own:]
+    return sum(losses) / num_own, sum(negative) / len(negative)
+
+
+def test_each_negative_sound_is_one_more_column(inputs):
+    model = build()
+    output = model(**inputs)
+    reference = build()
+    features = reference.encode_frames(inputs["frames"])
+    clips = reference.encode_audio(inputs["log_mel_spectrogram"])
+    negatives = [  # each alone: they do not depend on one another
+        reference.eval().encode_audio(inputs["negative_sounds"][place : place + 1])
+        for place in range(NEGATIVES)
+    ]
+    # What the negatives are normalised by has seen this step's clips, as encode_audio moves it.
+    sounds = torch.cat([clips, *negatives]).detach()
+    loss, similarity = slow_contrast(model, features.detach(), sounds, CLIPS)
+    assert output.terms["contrastive"].item() == pytest.approx(loss, rel=1e-9)
+    assert output.terms["negative_similarity"].item() == pytest.approx(similarity, rel=1e-9)
+    without = build()(**{n: v for n, v in inputs.items() if n != "negative_sounds"})
+    assert "negative_similarity" not in without.terms
+    assert output.terms["contrastive"] > without.terms["contrastive"] + 1e-3
+    assert output.terms["contrastive_transformed"] > without.terms["contrastive_transformed"]
+
+
+def test_the_gradient_is_that_of_finite_differences(inputs):
+    model = build()
+    hold_statistics(model)  # no gradient goes through them
+
+    def loss():
+        return model(**inputs).loss
+
+    loss().backward()
+    generator = random.Random(0)
+    for name, weight in model.audnet.named_parameters():
+        flat, gradient = weight.data.view(-1), weight.grad.view(-1)
+        for place in generator.sample(range(len(flat)), 3):
+            kept, ends = flat[place].item(), []
+            for sign in (1, -1):
+                flat[place] = kept + sign * 1e-6
+                with torch.no_grad():
+                    ends.append(loss().item())
+            flat[place] = kept
+            expected = (ends[0] - ends[1]) / 2e-6
+            assert gradient[place].item() == pytest.approx(expected, rel=2e-3, abs=1e-7), name
+
+
+def test_gradients_reach_the_encoder_through_the_negatives_alone(inputs):
+    model = build()
+    embedding = model.encode_negative_sounds(inputs["negative_sounds"])
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(NEGATIVES).double())
+    (embedding * torch.randn_like(embedding)).sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.audnet.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"audio_encodings": 2}], ids=str)
+def test_in_chunks_and_recomputed_it_is_the_same(inputs, options):
+    expected = step(build(**options), inputs)
+    chunked = build(**options)
+    chunked.head_bytes = 30_000  # two of four frames at once
+    assert_same(step(chunked, inputs), expected)
+    recomputing = build(**options)
+    recomputing.recompute_audio = True
+    assert_same(step(recomputing, inputs), expected)
+    for (name, ours), buffer in zip(
+        recomputing.named_buffers(), dict(build_after(options, inputs)).values(), strict=True
+    ):
+        torch.testing.assert_close(ours, buffer, msg=name)
+
+
+def build_after(options, inputs):
+    model = build(**options)
+    step(model, inputs)
+    return model.named_buffers()
+
+
+def test_encoding_the_clips_twice_is_the_same(inputs):
+    once, twice = build(), build(audio_encodings=2)
+    # With audio_encodings = 1 the statistics move at once as far as two updates move them, so the
+    # negatives would be normalised a little otherwise: fix them.
+    hold_statistics(once)
+    hold_statistics(twice)
+    assert_same(step(twice, inputs), step(once, inputs))
+
+
+def test_micro_batches_bring_the_negatives_to_each_part(inputs):
+    class Halves:
+        def __init__(self, first=0, last=CLIPS):
+            self.own = slice(first, last)
+
+        def __len__(self):
+            return self.own.stop - self.own.start
+
+        def part(self, chosen):
+            return Halves(self.own.start + chosen.start, self.own.start + chosen.stop)
+
+        def to(self, _):
+            return self
+
+    def views(batch, seed, **_):
+        assert seed == 3
+        return make_inputs(batch.own)
+
+    model, seen = build(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    optimizer.zero_grad = lambda **_: seen.append(gradients(model))
+    Trainer(model, model, Stepper(optimizer, CPU, "fp32"), 2).step_on(
+        Halves(), views, seed=3, global_size=CLIPS
+    )
+    slow = build()
+    for own in (slice(0, 2), slice(2, 4)):
+        (0.5 * slow(**make_inputs(own)).loss).backward()
+    for name, gradient in gradients(slow).items():
+        torch.testing.assert_close(seen[0][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_statistics_stay_and_are_those_of_test_time(inputs):
+    model = build()
+    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    embedding = model.encode_negative_sounds(inputs["negative_sounds"])
+    for name, buffer in model.named_buffers():
+        assert buffer is before[name][0] and torch.equal(buffer, before[name][1]), name
+    assert all(layer.training for layer in model.modules())
+    expected = model.eval().encode_audio(inputs["negative_sounds"])
+    torch.testing.assert_close(embedding, expected)
+
+
+def test_statistics_come_back_after_an_error():
+    model = build()
+    before = dict(model.named_buffers())
+    with pytest.raises(ZeroDivisionError), running_statistics(model):
+        raise ZeroDivisionError
+    assert all(buffer is before[name] for name, buffer in model.named_buffers())
+    assert all(layer.training for layer in model.modules())
+
+
+def test_the_first_step_of_a_new_network_is_finite():
+    """Its running statistics know nothing yet, and silence is far from them."""
+    torch.manual_seed(0)
+    model = SSLTIE(SSLTIEConfig()).train()
+    assert isinstance(model.audnet, ResNet18Encoder)
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(2, 3, 64, 64, generator=generator)
+    output = model(
+        frames=frames,
+        log_mel_spectrogram=-40 + 20 * torch.randn(2, 1, 65, 80, generator=generator),
+        transformed_frames=frames,
+        transform=lambda maps: (maps, torch.ones_like(maps)),
+        negative_sounds=negative_spectrograms(BOTH, AUDIO, AUDIO.build_front_end(), 0, CPU),
+    )
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    for name, weight in model.named_parameters():
+        assert torch.isfinite(weight.grad).all() and weight.grad.abs().sum() > 0, name
+
+
+# ------------------------------------------------------------------------------ several processes
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=TIME_LIMIT
+    )
+    model = build()
+    synchronise_batch_norms(model)
+    wrapped = DistributedDataParallel(model)  # alive until backward, which averages
+    output = wrapped(**make_inputs(slice(2 * rank, 2 * rank + 2)))
+    output.loss.backward()
+    torch.save(
+        {"loss": output.loss.detach(), "terms": output.terms, "gradients": gradients(model)},
+        folder / f"{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+def test_two_processes_take_the_step_of_one(tmp_path, inputs):
+    torch.multiprocessing.start_processes(work, (tmp_path,), 2, start_method="spawn")
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    output, expected = step(build(), inputs)
+    for name, term in output.terms.items():
+        mean = (found[0]["terms"][name] + found[1]["terms"][name]) / 2
+        assert mean.item() == pytest.approx(term.item(), rel=1e-9), name
+    for each in found:
+        for name, gradient in expected.items():
+            torch.testing.assert_close(each["gradients"][name], gradient, rtol=1e-7, atol=1e-10)
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def similarity_with_silence(*, with_negatives):
+    """Of each frame's best position, after a short training on colours and pitches."""
+    generator = torch.Generator().manual_seed(2)
+    silence = negative_spectrograms(
+        NegativeSoundConfig(negative_sounds="silence"), AUDIO, AUDIO.build_front_end(), 0, CPU
+    ).double()
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
+    sounds = -40 + 20 * torch.randn(CLIPS, 1, 32, 41, generator=generator, dtype=torch.float64)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(
+            frames=frames,
+            log_mel_spectrogram=sounds,
+            transformed_frames=frames,
+            transform=lambda maps: (maps, torch.ones_like(maps)),
+            negative_sounds=silence if with_negatives else None,
+        ).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        maps = model.eval().localise(frames, silence.expand(CLIPS, -1, -1, -1))
+        own = model.localise(frames, sounds)
+    return maps.amax(dim=(1, 2)).mean().item(), own.amax(dim=(1, 2)).mean().item()
+
+
+def test_training_with_silence_makes_frames_unlike_silence():
+    (silent, own), (silent_without, _) = (
+        similarity_with_silence(with_negatives=chosen) for chosen in (True, False)
+    )
+    assert silent < silent_without - 0.2
+    assert own > silent + 0.2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "--micro-batches 2 --head-megabytes 1 --audio-encodings 2 --recompute-audio"],
+)
+def test_a_run_from_the_command_line(tiny_data, tmp_path, arguments):
+    output = tmp_path / "run"
+    words = ["--negative-sounds", "silence,noise", "--noise-sounds", "2", *arguments.split()]
+    finished = train(tiny_data, output, "--epochs", 1, *words)
+    assert finished.returncode == 0, finished.stderr
+    row = next(csv.DictReader((output / "history.csv").open()))
+    assert 0 <= float(row["negative_similarity"]) <= 1
+    assert 0 < float(row["loss"]) < 20
+    # It is a part of the loss, so that a run cannot be resumed without it; nor with other noise.
+    refused = train(tiny_data, output, "--epochs", 2, "--resume", *words[2:])
+    assert refused.returncode == 2
+    assert "need --negative-sounds noise" in refused.stderr
+    refused = train(tiny_data, output, "--epochs", 2, "--resume", *words[4:])
+    assert "--negative-sounds was silence,noise, is None" in refused.stderr
+
+
+def test_sspl_has_no_such_option(tmp_path):
+    words = f"--train-set vggsound --data-root d --output {tmp_path} --negative-sounds silence"
+    finished = run("main.py", "sspl", *words.split())
+    assert finished.returncode == 2 and "unrecognized arguments" in finished.stderr
+
+
+def test_a_run_of_before_the_options_can_be_resumed():
+    plain = "ssl_tie --train-set vggsound --data-root d --output o".split()
+    now = opts.as_plain(opts.parse_train_options([*plain, *SMALL]))
+    before = {name: values for name, values in now.items() if name not in ("mixing", "negatives")}
+    assert opts.differences_that_matter(before, now) == []
+    other = opts.parse_train_options([*plain, *SMALL, "--negative-sounds", "silence"])
+    assert opts.differences_that_matter(before, opts.as_plain(other)) == [
+        "--negative-sounds was None, is silence"
+    ]

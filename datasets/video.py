@@ -187,25 +187,33 @@ def _decode_all(
     with open_video(path) as container:
         track = PictureTrack(container, times)
         limits = [track.stamp_before(time) for time in times]
-        frames = list(_on_screen(_stamped_frames(container, track), limits, geometry, track))
+        frames = list(_on_screen(stamped_frames(container, track), limits, geometry, track))
     if len(frames) < len(times):
         raise UnusableVideoError("unreadable", "no picture came out of the decoder")
     return frames
 
 
-def _stamped_frames(
+def stamped_frames(
     container: InputContainer, track: PictureTrack
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """All pictures in the order of showing; the k-th takes the k-th packet's stamp if need be."""
     stamps: list[int] = []
     num_frames = 0
-    for packet in container.demux(track.stream):
-        if packet.size:
+    for packet in _with_content(container, track):
+        if packet is not None:
             stamps.append(len(stamps) if packet.dts is None else packet.dts)
-        for frame in packet.decode():
+        for frame in track.stream.codec_context.decode(packet):
             stamp = frame.pts if track.stamped else None
             yield stamps[num_frames] if stamp is None else stamp, frame
             num_frames += 1
+
+
+def _with_content(container: InputContainer, track: PictureTrack) -> Iterator[av.Packet | None]:
+    """The stream's packets, then None; without those that Ogg repeats a picture by."""
+    for packet in container.demux(track.stream):
+        if packet.size:
+            yield packet
+    yield None
 
 
 def _on_screen(

@@ -98,8 +98,8 @@ class LogSpectrogram(nn.Module):
         density = window / (rate * window.square().sum()).sqrt()
         self.register_buffer("window", density, persistent=False)
 
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """(B, L), nominally in [-1, 1] -> (B, 1, 257, T) float32, at least ln(1e-7) / 12."""
+    def power(self, waveforms: Tensor) -> Tensor:
+        """(B, L), nominally in [-1, 1] -> spectrograms (B, 257, T) float64, power per Hz."""
         samples = waveforms[:, self.first : self.end].double()
         if self.cut:
             samples = samples.clamp(-1, 1)
@@ -107,5 +107,9 @@ class LogSpectrogram(nn.Module):
         segments = segments - segments.mean(dim=-1, keepdim=True)
         power = torch.fft.rfft(segments * self.window).abs().square()
         power[..., 1:-1] *= 2  # one side stands for both, but for 0 Hz and half the sample rate
-        scaled = torch.log(power + POWER_OFFSET) / LOG_SCALE
-        return scaled.float().transpose(1, 2)[:, None]
+        return power.transpose(1, 2)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, L), nominally in [-1, 1] -> (B, 1, 257, T) float32, at least ln(1e-7) / 12."""
+        scaled = torch.log(self.power(waveforms) + POWER_OFFSET) / LOG_SCALE
+        return scaled.float()[:, None]

@@ -74,6 +74,38 @@ class PeerLocaliser(nn.Module):
         self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.projections)
         self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in config.projections)
 
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """What `compare` needs of frames.
+
+        Args:
+            frames: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, P, 512, h, w), h = H/16 or H/32, of unit norm: the map under each of the P
+            projections, or without any the encoder's (P = 1).
+        """
+        encoded = self.imgnet(frames)
+        projected = [projection(encoded) for projection in self.img_proj] or [encoded]
+        return F.normalize(torch.stack(projected, dim=1), dim=2)
+
+    def sound_features(self, log_spectrogram: Tensor) -> Tensor:
+        """What `compare` needs of sounds.
+
+        Args:
+            log_spectrogram: (B, 1, F, T), see datasets/peer_audio.py.
+
+        Returns:
+            (B, P, 512), of unit norm, as `visual_features`.
+        """
+        encoded = global_max_pool(self.audnet(log_spectrogram))
+        projected = [projection(encoded) for projection in self.aud_proj] or [encoded]
+        return F.normalize(torch.stack(projected, dim=1), dim=2)
+
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Features of B frames and of as many sounds -> similarity maps (B, h, w) in [-1, 1]."""
+        pairs = zip(visual.unbind(dim=1), sound.unbind(dim=1), strict=True)
+        return torch.stack([similarity_map(*pair) for pair in pairs]).mean(dim=0)
+
     def localise(self, frames: Tensor, log_spectrogram: Tensor) -> Tensor:
         """Similarity map of each frame with its own sound.
 
@@ -84,14 +116,4 @@ class PeerLocaliser(nn.Module):
         Returns:
             (B, h, w) in [-1, 1], h = H/16 or H/32.
         """
-        visual = self.imgnet(frames)
-        audio = global_max_pool(self.audnet(log_spectrogram))
-        pairs = [
-            (of_frames(visual), of_sounds(audio))
-            for of_frames, of_sounds in zip(self.img_proj, self.aud_proj, strict=True)
-        ]
-        maps = [
-            similarity_map(F.normalize(feature_map, dim=1), F.normalize(embedding, dim=1))
-            for feature_map, embedding in pairs or [(visual, audio)]
-        ]
-        return torch.stack(maps).mean(dim=0)
+        return self.compare(self.visual_features(frames), self.sound_features(log_spectrogram))

@@ -21,6 +21,8 @@ Deliberate differences from the authors' program, all without effect on its publ
    not built.
 6. `equivariance_target = masked` in datasets/geometric_transform.py mends the blurred, mostly blank
    target of the authors' transform; `reference` keeps it.
+7. Sounds that no frame shows can be further negatives (models/negative_sounds.py); without them
+   nothing changes.
 """
 
 from collections.abc import Callable
@@ -35,6 +37,7 @@ from models.chunked_contrast import contrast_in_chunks
 from models.encoders import ResNet18Encoder, global_max_pool
 from models.gather import gather_rows
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
+from models.negative_sounds import mean_similarity, running_statistics
 from models.pooling import ImagePooling, pool_positions
 from models.precision import at_least_float32
 from models.recompute import recomputed
@@ -95,6 +98,11 @@ class SSLTIEConfig:
             )
 
     @property
+    def has_contrast(self) -> bool:
+        """Whether a contrastive loss has a part in the loss."""
+        return self.contrastive_weight > 0 or self.transformed_contrastive_weight > 0
+
+    @property
     def uses_transformed_frames(self) -> bool:
         """Whether any loss looks at the transformed frames."""
         return self.transformed_contrastive_weight > 0 or self.equivariance_weight > 0
@@ -148,6 +156,15 @@ class SSLTIE(nn.Module):
         pooled = global_max_pool(features)
         return F.normalize(at_least_float32(pooled), dim=1)
 
+    def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Sounds that no frame shows (K, 1, F, T) -> (K, 512), unit norm, as at test time.
+
+        They are not normalised among themselves; models/negative_sounds.py has why.
+        """
+        with running_statistics(self.audnet):
+            features = self.audnet(log_mel_spectrogram)
+        return F.normalize(at_least_float32(global_max_pool(features)), dim=1)
+
     def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
         """Audio embeddings (B, 512) for retrieval, unit norm: those that localise."""
         return self.encode_audio(log_mel_spectrogram)
@@ -156,9 +173,22 @@ class SSLTIE(nn.Module):
         """Embeddings of frames (B, 3, H, W) for retrieval: see `pool_positions`."""
         return pool_positions(self.imgnet(frames), pooling)
 
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """What `compare` needs of frames: see `encode_frames`."""
+        return self.encode_frames(frames)
+
+    def sound_features(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """What `compare` needs of sounds: see `encode_audio`."""
+        return self.encode_audio(log_mel_spectrogram)
+
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Features of B frames and of as many sounds -> similarity maps (B, h, w) in [0, 1]."""
+        return similarity_map(visual, sound)
+
     def localise(self, frames: Tensor, log_mel_spectrogram: Tensor) -> Tensor:
         """Similarity map (B, h, w) in [0, 1] of each frame with its own sound."""
-        return similarity_map(self.encode_frames(frames), self.encode_audio(log_mel_spectrogram))
+        visual = self.visual_features(frames)
+        return self.compare(visual, self.sound_features(log_mel_spectrogram))
 
     def contrast(
         self, visual_feature_map: Tensor, audio_embedding: Tensor, first_own: int = 0
@@ -209,6 +239,7 @@ class SSLTIE(nn.Module):
         log_mel_spectrogram: Tensor,
         transformed_frames: Tensor,
         transform: Callable[[Tensor], tuple[Tensor, Tensor]],
+        negative_sounds: Tensor | None = None,
     ) -> TrainingOutput:
         """One training step's loss.
 
@@ -221,6 +252,8 @@ class SSLTIE(nn.Module):
             transformed_frames: (B, 3, H', W'), the transform of `frames`.
             transform: applies the same transform to maps (B, h, w) and returns the transformed
                 maps (B, h', w') with the weight of each cell in the equivariance loss.
+            negative_sounds: (K, 1, F, T), dB, spectrograms of sounds that no frame shows, the same
+                in all processes; each is one more negative of every frame.
 
         Returns:
             loss, its terms, and the similarity maps of the plain frames.
@@ -230,13 +263,22 @@ class SSLTIE(nn.Module):
         """
         config = self.config
         sounds, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
+        num_sounds, negatives = len(sounds), sounds.detach()[:0]
+        if negative_sounds is not None:
+            negatives = self.encode_negative_sounds(negative_sounds)
+            sounds = torch.cat([sounds, negatives])
         logits, plain_map = self.contrast(self.encode_frames(frames), sounds, first_own)
         terms = {"contrastive": contrastive_loss(logits)}
+        if negative_sounds is not None:
+            terms["negative_similarity"] = mean_similarity(
+                logits, config.temperature, num_sounds, len(negatives)
+            )
         loss = config.contrastive_weight * terms["contrastive"]
 
         if config.uses_transformed_frames:
             if config.audio_encodings == 2:
-                sounds, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
+                again, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
+                sounds = torch.cat([again, negatives])
             logits, transformed_map = self.contrast(
                 self.encode_frames(transformed_frames), sounds, first_own
             )

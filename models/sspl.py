@@ -165,6 +165,37 @@ class SSPL(nn.Module):
             )
         return pool_positions(self.frame_encoder(frames), pooling)
 
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """What `compare` needs of frames (B, 3, H, W): maps that no sound has touched."""
+        return self.frame_encoder(frames)
+
+    def sound_features(self, log_mel_segments: Tensor) -> Tensor:
+        """What `compare` needs of sounds.
+
+        Args:
+            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+
+        Returns:
+            (B, 640): the audio embedding u, then the PCM's target a.
+        """
+        return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
+
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Similarity maps of frames with sounds; the PCM, where there is one, runs here.
+
+        Args:
+            visual: of B frames, see `visual_features`.
+            sound: of B sounds, see `sound_features`.
+
+        Returns:
+            (B, h, w) in [-1, 1].
+        """
+        sizes = VGG16Encoder.embedding_size, VGGishEncoder.embedding_size
+        audio_embedding, audio_target = sound.split(sizes, dim=1)
+        aligned = self.align(visual, audio_target)
+        with torch.autocast(aligned.device.type, enabled=False):
+            return cosine_map(aligned, audio_embedding)
+
     def localise(self, frames: Tensor, log_mel_segments: Tensor) -> Tensor:
         """Similarity map of each frame with its own sound.
 
@@ -179,11 +210,8 @@ class SSPL(nn.Module):
             ValueError: frames and sounds are not of as many clips.
         """
         _check_same_clips(frames, log_mel_segments)
-        segment_embeddings = self.audio_encoder(log_mel_segments)
-        audio_embedding, audio_target = self.encode_audio(segment_embeddings)
-        aligned = self.align(self.frame_encoder(frames), audio_target)
-        with torch.autocast(aligned.device.type, enabled=False):
-            return cosine_map(aligned, audio_embedding)
+        sound = self.sound_features(log_mel_segments)
+        return self.compare(self.visual_features(frames), sound)
 
     def process_view(
         self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
+from datasets.negative_sounds import NegativeSoundConfig
 from datasets.paired_views import PairedViewConfig
 from datasets.transforms import AugmentationConfig
 from datasets.vggish_log_mel import SegmentConfig
@@ -17,9 +18,13 @@ from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig
 from utils.command_line import add_group, build
+from utils.localisation_options import BaselineOptions, LocalisationOptions
+from utils.mixing_schedule import AudioMixingOptions
+from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
-from utils.protocols import PROTOCOLS, find_protocols
+from utils.protocols import PROTOCOLS
 from utils.retrieval_options import RetrievalOptions
+from utils.video_options import ImageOptions, VideoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,105 +158,6 @@ class RunOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalisationOptions:
-    """What to score, and how."""
-
-    checkpoint: Path
-    """written by main.py, or a released file (ckpts/README.md)"""
-    benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"]
-    """data set with boxes, see docs/data.md for its folders"""
-    data_root: Path
-    """folder of the benchmark"""
-    output: Path
-    """folder for summary.json, per_clip.csv, table.md, .tex and .csv, report.html and overlays"""
-    protocol: str = "ssl_tie,sspl"
-    """scoring rules, commas between them, the headline first, or all; see docs/evaluation.md"""
-    clip_list: str | None = None
-    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    annotations: Path | None = None
-    """VGG-SS JSON with the boxes, instead of the XML files"""
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
-    """how frames that are not square become so; boxes follow"""
-    training_list: str | None = None
-    """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
-    object_prior: float | None = None
-    """share of the model's map beside one of objects, 0 to 1 (docs/peers.md); none: it alone"""
-    object_prior_weights: Path | None = None
-    """torchvision's resnet18-f37072fd.pth; none: looked up by name in ckpts/ and torch hub"""
-    labels: Path | None = None
-    """file with each clip's class (docs/evaluation.md), for scores by class; none: without"""
-    table: Literal["md", "tex", "csv", "json"] | None = None
-    """print only the scores, in this form and with what belongs to them; none: for reading"""
-    audio: Literal["own", "shuffled"] = "own"
-    """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
-    allow_missing: bool = False
-    """score what is there; every result says what is not"""
-    save_overlays: str = "0"
-    """number of overlay pictures to write, or all"""
-    note: str = ""
-    """words that go into every result, e.g. what is special about the data"""
-    gallery: int = 8
-    """best, median and worst clips shown in report.html, of each"""
-    batch_size: int = 32
-    """clips scored at once; does not change the scores"""
-    workers: int = 4
-    """decoding processes; 0 decodes in the main process"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    dry_run: bool = False
-    """print all options and stop"""
-
-    def __post_init__(self) -> None:
-        """Refuses values without meaning."""
-        if self.save_overlays != "all" and not self.save_overlays.isdecimal():
-            raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
-        _check_protocols(self.protocol)
-        if self.object_prior is not None and not 0 <= self.object_prior <= 1:
-            raise ValueError(f"--object-prior must be from 0 to 1, got {self.object_prior}")
-        if self.object_prior_weights is not None and self.object_prior is None:
-            raise ValueError("--object-prior-weights needs --object-prior.")
-        if self.batch_size < 1 or self.workers < 0 or self.gallery < 0:
-            raise ValueError(
-                "--batch-size must be at least 1, --workers and --gallery 0 or more, got "
-                f"{self.batch_size}, {self.workers}, {self.gallery}"
-            )
-
-    @property
-    def max_overlays(self) -> float:
-        """Overlay pictures to write; infinite for all."""
-        return float("inf") if self.save_overlays == "all" else int(self.save_overlays)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineOptions:
-    """What to score without a model: blind predictors and ceilings, from boxes alone."""
-
-    benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"]
-    """data set with boxes"""
-    annotations: Path
-    """VGG-SS JSON with the boxes, or a folder of XML files <id>.xml"""
-    clip_list: str | None = None
-    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    protocol: str = "ssl_tie,sspl"
-    """scoring rules, commas between them, or all; see docs/evaluation.md"""
-    output: Path | None = None
-    """JSON file for the scores; none: only on the screen"""
-    dry_run: bool = False
-    """print all options and stop"""
-
-    def __post_init__(self) -> None:
-        """Refuses unknown rules."""
-        _check_protocols(self.protocol)
-
-
-def _check_protocols(names: str) -> None:
-    try:
-        find_protocols(names)
-    except ValueError as error:
-        raise ValueError(f"--protocol: {error}") from error
-
-
 @dataclass(frozen=True)
 class TrainOptions:
     """Everything that defines a training run."""
@@ -271,6 +177,10 @@ class TrainOptions:
     """of SSL-TIE's equivariance branch"""
     memory: MemoryOptions | None = None
     """of SSL-TIE's training"""
+    mixing: AudioMixingOptions | None = None
+    """of SSL-TIE's training sounds"""
+    negatives: NegativeSoundConfig | None = None
+    """of SSL-TIE's contrast"""
     frozen: FrozenOptions | None = None
     """of SSPL's encoders"""
 
@@ -287,6 +197,11 @@ class TrainOptions:
             )
         if isinstance(self.model, SSPLConfig):
             self.model.check_frame_size(self.frame.frame_size)
+        if self.negatives is not None and self.negatives.kinds and not self.model.has_contrast:
+            raise ValueError(
+                "--negative-sounds are negatives of the contrast, which has no part in the loss: "
+                "--contrastive-weight and --transformed-contrastive-weight are 0."
+            )
         pooled = isinstance(self.augmentation, PairedViewConfig) and self.augmentation.view_pool
         if self.frozen is not None and self.frozen.feature_cache is not None and not pooled:
             raise ValueError(
@@ -308,6 +223,8 @@ _METHOD_GROUPS: dict[str, dict[str, type]] = {
         "augmentation": AugmentationConfig,
         "geometric": GeometricConfig,
         "memory": MemoryOptions,
+        "mixing": AudioMixingOptions,
+        "negatives": NegativeSoundConfig,
     },
     "sspl": {
         "audio": SegmentConfig,
@@ -350,7 +267,14 @@ def train_groups(method: str) -> dict[str, type]:
     return _SHARED_GROUPS | _METHOD_GROUPS[method]
 
 
-TestOptions = LocalisationOptions | BaselineOptions | RetrievalOptions
+TestOptions = (
+    LocalisationOptions
+    | BaselineOptions
+    | RetrievalOptions
+    | NegativeOptions
+    | VideoOptions
+    | ImageOptions
+)
 
 _TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
     "localisation": (
@@ -364,6 +288,18 @@ _TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
     "retrieval": (
         RetrievalOptions,
         "which clips sound or look alike: nearest neighbours by class and by clip",
+    ),
+    "negatives": (
+        NegativeOptions,
+        "what the model shows for silence, noise and sounds that are not in the picture",
+    ),
+    "video": (
+        VideoOptions,
+        "draws where the sound comes from into your own video",
+    ),
+    "image": (
+        ImageOptions,
+        "draws where a sound comes from into a picture",
     ),
 }
 
@@ -406,13 +342,18 @@ MAY_CHANGE_ON_RESUME = {
 
 
 def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs' plain options and moves the weights, in words."""
+    """What differs between two runs' plain options and moves the weights, in words.
+
+    Options that are newer than the first run were what their defaults are.
+    """
     found = []
+    groups = train_groups(now["method"])
     for group, values in now.items():
         for name, value in values.items() if isinstance(values, dict) else ((group, values),):
             old = before.get(group)
             if isinstance(values, dict):
-                old = (old or {}).get(name)
+                newer = groups[group].__dict__.get(name) if group in groups else None
+                old = (old or {}).get(name, newer)
             if old != value and name not in MAY_CHANGE_ON_RESUME:
                 found.append(f"--{name.replace('_', '-')} was {old}, is {value}")
     return found

@@ -3,8 +3,12 @@
     python test.py localisation --checkpoint runs/vggsound/last.pth --benchmark vgg_ss \
         --data-root data/VGGSound_test --clip-list ssl_tie_vgg_ss_4911 --output results/vgg_ss
     python test.py localisation ... --protocol all      # under every scoring rule of the field
+    python test.py localisation --from-maps maps.npz --protocol all --output results/again
     python test.py baselines --benchmark vgg_ss --annotations metadata/lvs_vgg_ss_boxes.json
     python test.py retrieval --checkpoint … --dataset vgg_ss --data-root … --labels … --output …
+    python test.py negatives --checkpoint … --benchmark vgg_ss --data-root … --labels … --output …
+    python test.py video --checkpoint … --input clip.mp4 --output out.mp4       # docs/video.md
+    python test.py image --checkpoint … --image photo.jpg --sound dog.wav --output out.png
 
 The checkpoint knows its method and its audio: no model options are needed. Files released by the
 authors of SSL-TIE and results folders of SSPL's program are read as they are: ckpts/README.md.
@@ -16,6 +20,8 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,26 +38,44 @@ from datasets.labels import read_labels
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
 from models.pretrained import load_object_prior
-from scripts.scoring import build_loader, describe, with_classes
+from scripts.localise_picture import run_image
+from scripts.localise_video import run_video
+from scripts.negative_audio import run as run_negatives
+from scripts.scoring import (
+    ScoringOptions,
+    build_loader,
+    describe,
+    known_lists_of,
+    with_classes,
+)
 from scripts.trained_model import TrainedModel, load_model
+from utils.benchmark_metrics import (
+    default_protocols,
+    describe_extra_metrics,
+    extra_scores,
+    with_object_only,
+)
 from utils.checkpoint import file_sha256
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation import (
-    LocalisationResult,
     ObjectPrior,
     OnBatch,
     evaluate_baselines,
-    evaluate_localisation,
+    localise_batches,
+    score_maps,
 )
 from utils.files import write_atomically
+from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.protocols import LocalisationProtocol, find_protocols
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
-from utils.reproducibility import pick_device, use_full_float32
+from utils.reproducibility import environment_report, pick_device, use_full_float32
 from utils.results import (
+    EvaluationContext,
     check_results_folder,
+    name_lists,
     summarise_protocols,
     warnings_of,
     write_results,
@@ -59,8 +83,11 @@ from utils.results import (
 from utils.retrieval_options import RetrievalOptions
 from utils.retrieval_report import Preview
 from utils.retrieval_results import retrieve
+from utils.saved_maps import MapsRecorder, read_saved_maps
+from utils.scores import AREA_SIDE, ClipTruth, LocalisationResult
 from utils.sounds import encode_mp3
 from utils.tables import headline, render_table, score_table
+from utils.video_options import ImageOptions, VideoOptions
 from utils.visualisation import encode_jpeg
 
 logger = logging.getLogger("test")
@@ -82,62 +109,111 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
 
 def localise_on(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
     """Scores in this process its part of the clips; the main one writes the results of all."""
-    trained = load_model(options.checkpoint, device)
+    if options.from_maps is not None:
+        return score_saved_maps(options.from_maps, device, options, command)
+    given = cast(ScoringOptions, options)  # what it must have is there, without --from-maps
+    trained = load_model(given.checkpoint, device)
     if options.object_prior is not None:
         network = load_object_prior(options.object_prior_weights).to(device)
         trained = replace(trained, prior=ObjectPrior(network.object_maps, options.object_prior))
-    sha256 = file_sha256(options.checkpoint)
+    sha256 = file_sha256(given.checkpoint)
     logger.info(
         "%s, %d epochs, from %s (sha256 %s)",
         trained.checkpoint.method,
         trained.checkpoint.epoch,
-        options.checkpoint,
+        given.checkpoint,
         sha256,
     )
     clip_set = build_clips(
-        options.benchmark,
-        options.data_root,
+        given.benchmark,
+        given.data_root,
         clip_list=options.clip_list,
         annotations=options.annotations,
+        negatives=options.negatives,
         allow_missing=options.allow_missing,
     )
     if options.audio == "shuffled":
         clip_set = replace(clip_set, clips=tuple(with_wrong_sounds(clip_set.clips)))
-    context = describe(options, trained, clip_set, device, sha256, command)
+    context = describe(given, trained, clip_set, device, sha256, command)
     if options.labels is not None:
         context = with_classes(context, options.labels, clip_set.clip_ids)
-    protocols = find_protocols(options.protocol)
+    protocols = find_protocols(options.protocol or default_protocols(context.benchmark))
     check_results_folder(options.output, protocols, context)
     overlays = OverlayWriter(options.output / "overlays", options.max_overlays / world_size())
     own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
-    result = score(options, trained, own, device, protocols, overlays, shared=True)
+    recorder = None if options.save_maps is None else MapsRecorder()
+    result = score(given, trained, own, protocols, overlays, recorder, shared=True)
+    if recorder is not None and options.save_maps is not None:
+        recorder.write(options.save_maps, context, protocols[0].map_size)
+    galleries: list[Gallery] = []
+    if is_main_process():
+        located = with_object_only(given.benchmark, result)
+        galleries = draw_galleries(options, trained, clip_set, located)
+    return report(options, result, context, galleries)
+
+
+def score_saved_maps(
+    path: Path, device: torch.device, options: opts.LocalisationOptions, command: str
+) -> int:
+    """Scores maps of a file as localise_on scores those of a model."""
+    saved = read_saved_maps(path)
+    context = replace(saved.context, command=command, environment=environment_report(device))
+    context = replace(context, note=options.note or context.note)
+    clip_ids = saved.clips.clip_ids
+    if options.labels is not None:
+        context = with_classes(context, options.labels, clip_ids)
+    protocols = find_protocols(options.protocol or default_protocols(context.benchmark))
+    if {protocol.map_size for protocol in protocols} != {saved.map_size}:
+        raise ValueError(f"{path} holds ground truth for maps of {saved.map_size} pixels a side.")
+    check_results_folder(options.output, protocols, context)
+    own = shard(range(len(clip_ids)), rank(), world_size())
+    with tqdm(total=len(own), desc=path.name, unit="clip", disable=not is_main_process()) as bar:
+        result = score_maps(
+            saved.batches(own, options.batch_size, device),
+            protocols,
+            lambda batch, maps, scores: bar.update(len(scores)),
+            alpha=context.object_prior,
+            shared=True,
+        )
+    return report(options, result, context, galleries=[])
+
+
+def report(
+    options: opts.LocalisationOptions,
+    result: LocalisationResult,
+    context: EvaluationContext,
+    galleries: Sequence[Gallery],
+) -> int:
+    """Writes and shows results in the main process; returns 0, or 2 when clips broke."""
     status = 2 if result.unreadable and not options.allow_missing else 0
     if not is_main_process():
         return status
-    galleries = draw_galleries(options, trained, clip_set, result, device)
     for warning in warnings_of(result, context):
         logger.warning("%s", warning)
     summary = write_results(options.output, result, context, galleries)
-    report = f"Report: {options.output / 'report.html'}"
+    path = f"Report: {options.output / 'report.html'}"
     if options.table is not None:
         sys.stdout.write(render_table(summary, options.table))
-        logger.info("%s", report)
+        logger.info("%s", path)
     else:
-        sys.stdout.write(f"{score_table(summary['protocols'], headline(summary))}\n{report}\n")
+        extra = summary["extra_metrics"]
+        table = score_table(summary["protocols"], headline(summary), extra)
+        sys.stdout.write(f"{table}\n{path}\n")
     return status
 
 
 def score(
-    options: opts.LocalisationOptions,
+    options: ScoringOptions,
     trained: TrainedModel,
     clip_set: ClipSet,
-    device: torch.device,
     protocols: Sequence[LocalisationProtocol],
     on_batch: OnBatch,
+    recorder: MapsRecorder | None = None,
     *,
     shared: bool = False,
 ) -> LocalisationResult:
     """Runs the evaluation over a clip set, or over this process's share of it."""
+    device = next(trained.model.parameters()).device
     loader = build_loader(options, trained, clip_set, device, protocols[0].map_size)
     name, quiet = options.benchmark, not is_main_process()
     with tqdm(total=len(clip_set.clips), desc=name, unit="clip", disable=quiet) as bar:
@@ -146,13 +222,17 @@ def score(
             on_batch(batch, maps, scores)
             bar.update(len(scores))
 
-        return evaluate_localisation(
+        localised = localise_batches(
             trained.model,  # type: ignore[arg-type]  # all of LOCALISERS offer localise
             (batch.to(device) for batch in loader),
             TestViews(trained.audio, device),
+            trained.prior,
+        )
+        return score_maps(
+            localised if recorder is None else recorder.watched(localised),
             protocols,
             count,
-            prior=trained.prior,
+            alpha=None if trained.prior is None else trained.prior.alpha,
             shared=shared,
         )
 
@@ -162,7 +242,6 @@ def draw_galleries(
     trained: TrainedModel,
     clip_set: ClipSet,
     result: LocalisationResult,
-    device: torch.device,
 ) -> list[Gallery]:
     """Best, median and worst clips; decoded once more, as they are known only at the end."""
     chosen = choose_clips(result.model.clips, options.gallery)
@@ -172,7 +251,8 @@ def draw_galleries(
     few = replace(clip_set, clips=tuple(c for c in clip_set.clips if c.clip_id in wanted))
     collector = PictureCollector(trained.audio.sample_rate)
     headline_only = [result.by_protocol[0].protocol]
-    score(replace(options, workers=0), trained, few, device, headline_only, collector)
+    given = cast(ScoringOptions, replace(options, workers=0))
+    score(given, trained, few, headline_only, collector)
     return collector.galleries(chosen)
 
 
@@ -233,25 +313,36 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
 def baselines(options: opts.BaselineOptions, command: str) -> int:
     """Scores blind predictors and ceilings on a benchmark's boxes; returns 0."""
     truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
-    protocols = find_protocols(options.protocol)
+    protocols = find_protocols(options.protocol or default_protocols(options.benchmark))
+    truths: list[ClipTruth] = []
     maps = truth.maps(map_size=protocols[0].map_size, batch_size=BASELINE_BATCH)
     with tqdm(total=len(truth.boxes), desc=options.benchmark, unit="clip") as bar:
 
         def counted() -> Iterator[tuple[list[str], NDArray[np.float32]]]:
             for clip_ids, of_clips in maps:
                 yield clip_ids, of_clips
+                for clip_id, one in zip(clip_ids, of_clips, strict=True):
+                    area = AREA_SIDE**2 * float(one.mean(dtype=np.float64))
+                    boxes, key = truth.boxes[clip_id], truth.pair_keys[clip_id]
+                    truths.append(ClipTruth(area, len(boxes), key))
                 bar.update(len(clip_ids))
 
-        by_protocol = summarise_protocols(evaluate_baselines(counted(), protocols))
+        scores = evaluate_baselines(counted(), protocols)
+    result = LocalisationResult(scores, (), truths=tuple(truths))
+    by_protocol = summarise_protocols(scores, extra=extra_scores(options.benchmark, result))
+    name_lists(by_protocol, result, options.benchmark, known_lists_of(options.benchmark))
+    extra = describe_extra_metrics(options.benchmark)
     heading = f"{options.benchmark}, {len(truth.boxes)} clips of {truth.list_name}, no model"
-    sys.stdout.write(score_table(by_protocol, heading) + "\n")
+    sys.stdout.write(f"{score_table(by_protocol, heading, extra)}\n{truth.cut}\n")
     if options.output is not None:
         content = {
             "benchmark": options.benchmark,
             "annotations": str(options.annotations),
             "clip_list": {"name": truth.list_name, "sha256": truth.list_sha256},
+            "cut": truth.cut,
             "num_clips": len(truth.boxes),
             "protocols": by_protocol,
+            "extra_metrics": extra,
             "command": command,
         }
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -270,13 +361,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(json.dumps(opts.as_plain(options), indent=2) + "\n")
             return 0
         words = "python test.py " + shlex.join(given)
-        if isinstance(options, opts.BaselineOptions):
-            return baselines(options, words)
-        if isinstance(options, RetrievalOptions):
-            return retrieval(options, words)
-        return localisation(options, words)
+        return _run_task(options, words)
 
     return run_command(command)
+
+
+def _run_task(options: opts.TestOptions, words: str) -> int:
+    """Hands the options to the task that they belong to; returns its exit status."""
+    match options:
+        case opts.BaselineOptions():
+            return baselines(options, words)
+        case RetrievalOptions():
+            return retrieval(options, words)
+        case NegativeOptions():
+            return run_negatives(options, words)
+        case VideoOptions():
+            return run_video(options)
+        case ImageOptions():
+            return run_image(options)
+        case opts.LocalisationOptions():
+            return localisation(options, words)
 
 
 if __name__ == "__main__":

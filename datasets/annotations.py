@@ -6,7 +6,8 @@ A box is (x_min, y_min, x_max, y_max) as fractions of the frame's width and heig
 import json
 import math
 import xml.etree.ElementTree as ET
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from xml.parsers import expat
 
 import numpy as np
@@ -16,6 +17,9 @@ from datasets.errors import BrokenFileError
 
 FLICKR_CANVAS = 256
 """Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels."""
+
+PIXEL_JSON_CANVAS = 224
+"""Side of the canvas on which the boxes of IS3 and VPO are given, pixels."""
 
 MAX_FRACTION = 2.0
 """Annotators drew a little beyond the frame; what lies further out is in another unit."""
@@ -78,6 +82,69 @@ def read_vgg_ss_json(path: Path) -> dict[str, NDArray[np.float64]]:
     for boxes in boxes_of.values():
         _refuse(boxes, boxes > MAX_FRACTION, path)
     return boxes_of
+
+
+@dataclass(frozen=True)
+class SoundedFrame:
+    """A frame with one of its sounds, and the boxes of what makes that sound."""
+
+    frame_name: str
+    """of the file, without its suffix"""
+    sound_name: str
+    """likewise"""
+    bounding_boxes: NDArray[np.float64]
+    """(N, 4)"""
+
+    @property
+    def clip_id(self) -> str:
+        """The name of both files, or both names where they differ."""
+        if self.frame_name == self.sound_name:
+            return self.frame_name
+        return f"{self.frame_name}+{self.sound_name}"
+
+
+def read_pixel_json(path: Path) -> dict[str, SoundedFrame]:
+    """Boxes of IS3 and VPO, JSON: [{"image": path, "audio": path, "gt_box": …}, …].
+
+    A gt_box is four pixels x_min, y_min, x_max, y_max on a 224 canvas, or a list of such boxes. The
+    paths are those of the authors' machine; only the names of the files count.
+
+    Returns:
+        clip id -> frame, sound and boxes, in the file's order.
+
+    Raises:
+        BrokenFileError: no JSON, not of this form, a pair that comes twice, or a box beyond the
+            canvas.
+    """
+    frames: dict[str, SoundedFrame] = {}
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            given = entry["gt_box"]
+            nested = bool(given) and isinstance(given[0], list)
+            frame = SoundedFrame(
+                PurePosixPath(entry["image"]).stem,
+                PurePosixPath(entry["audio"]).stem,
+                _as_boxes(given if nested else [given]),
+            )
+            if frame.clip_id in frames:
+                raise ValueError(f"{frame.clip_id} comes twice")
+            frames[frame.clip_id] = frame
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise BrokenFileError(
+            path, f"not a list of {{'image': …, 'audio': …, 'gt_box': […]}} ({error!r})"
+        ) from error
+    unit = f"pixels on a canvas of {PIXEL_JSON_CANVAS} x {PIXEL_JSON_CANVAS}"
+    for clip_id, frame in frames.items():
+        boxes = frame.bounding_boxes
+        _refuse(boxes, np.abs(boxes) > MAX_FRACTION * PIXEL_JSON_CANVAS, path, unit)
+        frames[clip_id] = replace(frame, bounding_boxes=_as_fractions(boxes, PIXEL_JSON_CANVAS))
+    return frames
+
+
+def _as_fractions(pixels: NDArray[np.float64], canvas: int) -> NDArray[np.float64]:
+    """Pixels -> fractions that give them back: 61 / 224 * 224 is less than 61, and cut to 60."""
+    fractions = pixels / canvas
+    return np.where(fractions * canvas < pixels, np.nextafter(fractions, np.inf), fractions)
 
 
 def consensus_map(

@@ -2,29 +2,20 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-from datasets.annotations import read_vgg_ss_json
-from datasets.audio import check_sound_header
+from datasets.clip_checks import ClipItem, check_clips, complete_ids, truth_reader
 from datasets.clips import Clip
-from datasets.errors import BrokenFileError
-from datasets.frames import read_frame_size
-from datasets.hdf5 import Source
-from datasets.layouts import LAYOUTS, ClipFiles, Layout, find_files
-from datasets.splits import resolve_clip_list
+from datasets.cuts import name_cut
+from datasets.file_finding import find_files
+from datasets.layouts import BENCHMARKS, LAYOUTS, Layout
+from datasets.negatives import NegativeList
+from datasets.splits import resolve_clip_list, resolve_negatives
 
 logger = logging.getLogger(__name__)
-
-HEADER_READERS = 16
-"""Threads that read file headers; the disk, not the CPU, is what they wait for."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,11 @@ class ClipSet:
     """'<clip_id>: <what is wrong>' for each listed clip that is left out"""
     ids_known: bool = True
     """False: the data is HDF5 files without ids, and the clip ids are row numbers"""
+    cut: str = ""
+    """which published cut of a benchmark the list is, or that it is none"""
+    source_ids: tuple[str, ...] | None = None
+    """clips whose frames or sounds these are, to look for leaks; None: not as training sets name
+    their clips"""
 
     @property
     def clip_ids(self) -> list[str]:
@@ -78,6 +74,7 @@ def build_clips(
     *,
     clip_list: str | None,
     annotations: Path | None = None,
+    negatives: str | None = None,
     allow_missing: bool = False,
 ) -> ClipSet:
     """Finds the clips of a data set and reads the header of every file.
@@ -86,24 +83,32 @@ def build_clips(
         dataset: a key of LAYOUTS.
         data_root: the user's folder, see docs/data.md.
         clip_list: file of clip ids or name of an official list; None: every complete clip.
-        annotations: VGG-SS JSON to use instead of the boxes beside the clips.
+        annotations: JSON to use instead of the boxes beside the clips: VGG-SS, IS3 and VPO.
+        negatives: of the extended benchmarks, a file or name of an official list; None: SLAVC's.
         allow_missing: leave clips out whose files are missing or broken, instead of refusing.
 
     Returns:
-        the clips, in the list's order.
+        the clips, in the list's order; negatives follow, with boxes of shape (0, 4).
 
     Raises:
-        ValueError: unknown data set; files are broken, or annotations do not fit the data set.
+        ValueError: unknown data set; files are broken, or annotations or negatives do not fit the
+            data set.
         FileNotFoundError: folders, or files of listed clips, are missing.
     """
     if dataset not in LAYOUTS:
         raise ValueError(f"Unknown data set '{dataset}'. There are: {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[dataset]
+    added = _negatives_of(dataset, layout, clip_list, negatives)
     listed = None if clip_list is None else resolve_clip_list(clip_list)
-    files = find_files(dataset, data_root, listed=None if listed is None else listed.clip_ids)
-    boxes_of = _box_reader(dataset, layout, files, annotations)
+    files = find_files(
+        dataset,
+        data_root,
+        listed=None if listed is None else listed.clip_ids,
+        annotations=annotations,
+    )
+    truth = truth_reader(dataset, layout, files, annotations)
     if listed is None:
-        clip_ids: Sequence[str] = sorted(_complete_ids(files, boxes_of))
+        clip_ids: Sequence[str] = sorted(complete_ids(files, truth))
         list_name = "every clip found"
         list_sha256 = hashlib.sha256("\n".join(clip_ids).encode()).hexdigest()
     else:
@@ -113,113 +118,53 @@ def build_clips(
             f"{dataset}: no clip in {data_root} has all its files. Expected: "
             + ", ".join(files.expected.values())
         )
-    clips, problems = _check_all(dataset, clip_ids, layout, files, boxes_of)
-    _report_problems(dataset, problems, len(clip_ids), allow_missing=allow_missing)
+    items = [ClipItem(clip_id, clip_id, clip_id) for clip_id in clip_ids]
+    if added is not None:
+        items += [ClipItem(one.clip_id, one.video, one.audio, True) for one in added.negatives]
+        list_name = f"{list_name} and {added.name}"
+        list_sha256 = hashlib.sha256(f"{list_sha256} {added.sha256}".encode()).hexdigest()
+    clips, problems = check_clips(items, dataset, layout, files, truth)
+    _report_problems(dataset, problems, len(items), allow_missing=allow_missing)
     if not clips:
-        raise FileNotFoundError(f"{dataset}: none of {len(clip_ids)} clips is readable.")
-    missing = tuple(f"{clip_id}: {problem}" for clip_id, problem in problems)
+        raise FileNotFoundError(f"{dataset}: none of {len(items)} clips is readable.")
+    cut = name_cut(
+        dataset,
+        clip_ids,
+        negatives=[item.clip_id for item in items if item.negative],
+        num_missing=len(problems),
+    )
+    left_out = {clip_id for clip_id, _ in problems}
+    there = [item for item in items if item.clip_id not in left_out]
+    sources = dict.fromkeys(i for item in there for i in (item.frame_id, item.sound_id))
     return ClipSet(
-        dataset, tuple(clips), list_name, list_sha256, len(clip_ids), missing, files.ids_known
+        dataset,
+        tuple(clips),
+        list_name,
+        list_sha256,
+        len(items),
+        tuple(f"{clip_id}: {problem}" for clip_id, problem in problems),
+        files.ids_known,
+        cut,
+        tuple(sources) if layout.ids_of_training else None,
     )
 
 
-BoxReader = Callable[[str], NDArray[np.float64] | None]
-
-
-@dataclass(frozen=True)
-class _Boxes:
-    """Where the boxes come from: XML files, one JSON, or the HDF5 files themselves."""
-
-    clip_ids: frozenset[str]
-    expected: str
-    read: BoxReader
-
-
-def _box_reader(
-    dataset: str, layout: Layout, files: ClipFiles, annotations: Path | None
-) -> _Boxes | None:
-    if not files.ids_known and (annotations is not None or layout.read_annotation is not None):
-        raise ValueError(
-            f"{dataset}: the HDF5 files hold no clip ids, and boxes belong to ids. Name the list "
-            "whose line i is row i with --clip-list (for VGG-SS as SSPL's authors prepared it: "
-            "sspl_vgg_ss_4692)."
-        )
-    if annotations is not None:
-        if dataset != "vgg_ss":
-            raise ValueError(f"--annotations takes the VGG-SS JSON; {dataset} has no such file.")
-        if not annotations.is_file():
-            raise FileNotFoundError(
-                f"No annotations at {annotations}. `bash scripts/get_splits.sh lvs_vgg_ss_boxes` "
-                "fetches the VGG-SS boxes."
+def _negatives_of(
+    dataset: str, layout: Layout, clip_list: str | None, negatives: str | None
+) -> NegativeList | None:
+    if layout.negatives is None:
+        if negatives is not None:
+            extended = [name for name in BENCHMARKS if LAYOUTS[name].negatives]
+            raise ValueError(
+                f"--negatives goes with {' and '.join(extended)}; {dataset} has none. Leave it out."
             )
-        return _json_boxes(annotations)
-    if layout.read_annotation is None:
         return None
-    if files.boxes is not None:
-        return _Boxes(frozenset(files.boxes), files.expected["frame"], files.boxes.__getitem__)
-    if files.annotations is not None:
-        paths, read = files.annotations, layout.read_annotation
-        return _Boxes(
-            frozenset(paths), files.expected["annotation"], lambda clip_id: read(paths[clip_id])
+    if clip_list is None:
+        raise ValueError(
+            f"{dataset}: the positives must be named with --clip-list, the negatives follow from "
+            "--negatives; which clips in a folder are which cannot be seen there."
         )
-    if files.boxes_json is not None:
-        return _json_boxes(files.boxes_json)
-    raise FileNotFoundError(
-        f"{dataset}: no boxes, expected {files.expected['annotation']}"
-        + (", or --annotations FILE with the VGG-SS JSON." if dataset == "vgg_ss" else ".")
-    )
-
-
-def _json_boxes(path: Path) -> _Boxes:
-    boxes = read_vgg_ss_json(path)
-    return _Boxes(frozenset(boxes), f"{path} with an entry <id>", boxes.__getitem__)
-
-
-def _complete_ids(files: ClipFiles, boxes: _Boxes | None) -> set[str]:
-    complete = files.frames.keys() & files.sounds.keys()
-    complete = complete if boxes is None else complete & boxes.clip_ids
-    return {clip_id for clip_id in complete if _is_there(files.frames[clip_id])}
-
-
-def _is_there(source: Source) -> bool:
-    """Rows of HDF5 files were counted, and files in a folder listed; a frame may lie deeper."""
-    return source.is_file() if isinstance(source, Path) else True
-
-
-def _check_all(
-    dataset: str,
-    clip_ids: Sequence[str],
-    layout: Layout,
-    files: ClipFiles,
-    boxes: _Boxes | None,
-) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """Builds each clip, or says what is wrong with it."""
-
-    def check(clip_id: str) -> Clip | str:
-        if boxes is not None and clip_id not in boxes.clip_ids:
-            return f"no annotation (expected {boxes.expected.replace('<id>', clip_id)})"
-        for kind, sources in (("frame", files.frames), ("audio", files.sounds)):
-            if clip_id not in sources or not _is_there(sources[clip_id]):
-                return f"no {kind} (expected {files.expected[kind].replace('<id>', clip_id)})"
-        frame, sound = files.frames[clip_id], files.sounds[clip_id]
-        try:
-            # What HDF5 rows have for headers, the tables of the whole file, is checked already.
-            if isinstance(frame, Path):
-                read_frame_size(frame)
-            if isinstance(sound, Path):
-                check_sound_header(sound)
-            bounding_boxes = None if boxes is None else boxes.read(clip_id)
-        except BrokenFileError as error:
-            return str(error)
-        return Clip(clip_id, frame, sound, bounding_boxes, layout.annotators_needed)
-
-    with ThreadPoolExecutor(HEADER_READERS) as pool:
-        checked: Iterable[Clip | str] = pool.map(check, clip_ids)
-        bar = tqdm(checked, f"{dataset}: checking files", len(clip_ids), unit="clip", leave=False)
-        results = list(bar)
-    clips = [result for result in results if isinstance(result, Clip)]
-    pairs = zip(clip_ids, results, strict=True)
-    return clips, [(clip_id, problem) for clip_id, problem in pairs if isinstance(problem, str)]
+    return resolve_negatives(negatives or layout.negatives)
 
 
 def _report_problems(

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,11 +17,12 @@ from datasets.audio import AudioWindow, read_window
 from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import Source
+from datasets.masks import mask_map
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One frame with its sound, and its boxes where the data set has them."""
+    """One frame with its sound, and its boxes or its mask where the data set has them."""
 
     clip_id: str
     frame_source: Source
@@ -28,6 +31,10 @@ class Clip:
     """(N, 4) fractions of the frame on disk"""
     annotators_needed: int = 1
     """boxes that make a full vote, see consensus_map"""
+    mask_source: Path | None = None
+    """picture whose values above 0 are the object, where the data set has no boxes"""
+    pair_key: str | None = None
+    """what clips of one scene with different sounds share; None: the data set has no pairs"""
 
 
 class ClipRequest(NamedTuple):
@@ -56,6 +63,8 @@ class Sample:
     """of the request"""
     crop_size: int | None = None
     """S: a square of this side is to be cut from the frame at random, on the device"""
+    pair_key: str | None = None
+    """of the clip"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Batch:
     """float32 (B, L') of the longest sound, shorter ones followed by 0; views tile them"""
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
     ground_truth_maps: NDArray[np.float32] | None
-    """(B, M, M) in [0, 1]; None where the data set has no boxes"""
+    """(B, M, M) in [0, 1]; None where the data set has neither boxes nor masks"""
     crop_seeds: tuple[int, ...]
     """B seeds for what is drawn at random for each clip"""
     broken: tuple[BrokenClip, ...]
@@ -88,6 +97,8 @@ class Batch:
     """B heights and widths of the pictures in `frames`, pixels"""
     sound_lengths: tuple[int, ...] = ()
     """B lengths of the sounds in `waveforms`, samples"""
+    pair_keys: tuple[str | None, ...] = ()
+    """B keys, equal for clips of one scene with different sounds, see Clip"""
 
     def __len__(self) -> int:
         """B."""
@@ -115,6 +126,7 @@ class Batch:
             broken=(),
             picture_sizes=self.picture_sizes[chosen],
             sound_lengths=self.sound_lengths[chosen],
+            pair_keys=self.pair_keys[chosen],
         )
 
     def pin_memory(self) -> "Batch":
@@ -128,20 +140,23 @@ def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     A model that listens must do worse on them; one that only sees does as well.
 
     Args:
-        clips: at least two.
+        clips: with two sounds at least; where several share one, such as the frames of a video,
+            none of them gets it from another.
         seed: the same seed and clips give the same pairs.
 
     Raises:
-        ValueError: there is only one clip.
+        ValueError: there is only one sound.
     """
-    if len(clips) < 2:
-        raise ValueError("--audio shuffled needs at least two clips.")
+    sounds = [clip.audio_source for clip in clips]
+    if len(set(sounds)) < 2:
+        raise ValueError("--audio shuffled needs at least two clips with sounds of their own.")
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
-    donors = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [
-        replace(clip, audio_source=clips[donors[position]].audio_source)
-        for position, clip in enumerate(clips)
-    ]
+    wrong = list(clips)
+    for place, position in enumerate(order):
+        following = (sounds[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        other = next(sound for sound in following if sound != sounds[position])
+        wrong[position] = replace(clips[position], audio_source=other)
+    return wrong
 
 
 class AudioVisualClips(Dataset[Sample | BrokenClip]):
@@ -186,28 +201,35 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             waveform = read_window(
                 clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
             )
+            boxes, ground_truth_map = self._truth_of(clip, picture)
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))
-        if self.random_crop:
-            return Sample(
-                clip.clip_id,
-                to_tensor(picture),
-                waveform,
-                bounding_boxes=None,
-                ground_truth_map=None,
-                crop_seed=request.crop_seed,
-                crop_size=self.geometry.frame_size,
-            )
-        frame = self.geometry.apply_to_frame(picture)
-        boxes = ground_truth_map = None
-        if clip.bounding_boxes is not None:
-            boxes = self.geometry.apply_to_boxes(clip.bounding_boxes, *picture.size)
-            ground_truth_map = consensus_map(
-                boxes, annotators_needed=clip.annotators_needed, size=self.map_size
-            )
+        frame = picture if self.random_crop else self.geometry.apply_to_frame(picture)
         return Sample(
-            clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map, request.crop_seed
+            clip.clip_id,
+            to_tensor(frame),
+            waveform,
+            boxes,
+            ground_truth_map,
+            crop_seed=request.crop_seed,
+            crop_size=self.geometry.frame_size if self.random_crop else None,
+            pair_key=clip.pair_key,
         )
+
+    def _truth_of(
+        self, clip: Clip, picture: Image.Image
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None]:
+        """Boxes (N, 4) as fractions of the square and map (M, M); none if no square is cut yet."""
+        if self.random_crop:
+            return None, None
+        if clip.mask_source is not None:
+            truth = mask_map(clip.mask_source, self.geometry, picture.size, self.map_size)
+            return None, truth
+        if clip.bounding_boxes is None:
+            return None, None
+        boxes = self.geometry.apply_to_boxes(clip.bounding_boxes, *picture.size)
+        needed = clip.annotators_needed
+        return boxes, consensus_map(boxes, annotators_needed=needed, size=self.map_size)
 
 
 def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
@@ -225,6 +247,7 @@ def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
         crop_size=whole[0].crop_size if whole else None,
         picture_sizes=tuple((s.frame.shape[1], s.frame.shape[2]) for s in whole),
         sound_lengths=tuple(len(sample.waveform) for sample in whole),
+        pair_keys=tuple(sample.pair_key for sample in whole),
     )
 
 

@@ -45,11 +45,17 @@ class FrameGeometry:
 
     def apply_to_frame(self, frame: Image.Image) -> Image.Image:
         """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
+        return self._square(frame, TF.InterpolationMode.BICUBIC)
+
+    def apply_to_mask(self, mask: Image.Image) -> Image.Image:
+        """Mask of the frame on disk -> mask of the square, each pixel that of the nearest one."""
+        return self._square(mask, TF.InterpolationMode.NEAREST)
+
+    def _square(self, picture: Image.Image, interpolation: TF.InterpolationMode) -> Image.Image:
         size = [self.frame_size, self.frame_size]
         if self.mode == "squash":
-            return TF.resize(frame, size, TF.InterpolationMode.BICUBIC)
-        shorter_side = TF.resize(frame, size[:1], TF.InterpolationMode.BICUBIC)
-        return TF.center_crop(shorter_side, size)
+            return TF.resize(picture, size, interpolation)
+        return TF.center_crop(TF.resize(picture, size[:1], interpolation), size)
 
     def apply_to_boxes(
         self, boxes: NDArray[np.float64], width: int, height: int

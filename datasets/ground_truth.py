@@ -1,15 +1,17 @@
 """A benchmark's boxes alone: all that blind baselines and ceilings need."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.annotations import consensus_map, read_vgg_ss_json
-from datasets.layouts import LAYOUTS
+from datasets.annotations import consensus_map
+from datasets.cuts import name_cut
+from datasets.layouts import LAYOUTS, Layout
 from datasets.splits import resolve_clip_list
 
 
@@ -25,6 +27,10 @@ class GroundTruth:
     """the clip list, or 'every clip annotated' without one"""
     list_sha256: str
     """of the list file, or of the sorted ids found"""
+    cut: str
+    """which published cut of the benchmark the clips are, or that they are none"""
+    pair_keys: dict[str, str | None]
+    """clip id -> what clips of one scene with different sounds share; None: there are no pairs"""
 
     def maps(
         self, *, map_size: int, batch_size: int
@@ -46,8 +52,8 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
     """Reads a benchmark's boxes, without its frames and sounds.
 
     Args:
-        benchmark: a key of LAYOUTS with an annotation format.
-        annotations: VGG-SS JSON, or a folder of <id>.xml.
+        benchmark: a key of LAYOUTS with boxes.
+        annotations: JSON of VGG-SS, IS3 or VPO, or a folder of <id>.xml.
         clip_list: file of clip ids or name of an official list; None: every clip annotated.
 
     Returns:
@@ -58,22 +64,7 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
         ValueError: the benchmark's boxes are not of this form, or a file is broken.
     """
     layout = LAYOUTS[benchmark]
-    assert layout.read_annotation is not None, "options offer benchmarks only"
-    if annotations.is_dir():
-        paths = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-        known: dict[str, Path | NDArray[np.float64]] = dict(paths)
-    elif benchmark != "vgg_ss":
-        raise ValueError(
-            f"--annotations of {benchmark} must be a folder of XML files <id>.xml; {annotations} "
-            "is none."
-        )
-    elif not annotations.is_file():
-        raise FileNotFoundError(
-            f"No annotations at {annotations}. `bash scripts/get_splits.sh lvs_vgg_ss_boxes` "
-            "fetches the VGG-SS boxes."
-        )
-    else:
-        known = dict(read_vgg_ss_json(annotations))
+    known = _known_boxes(benchmark, layout, annotations)
     if clip_list is None:
         clip_ids, list_name = tuple(sorted(known)), "every clip annotated"
         list_sha256 = hashlib.sha256("\n".join(clip_ids).encode()).hexdigest()
@@ -87,9 +78,48 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
             + (f", first: {', '.join(missing[:5])}" if missing else "")
             + ". Name the list that belongs to these annotations (--clip-list)."
         )
-    boxes = {
-        clip_id: layout.read_annotation(found) if isinstance(found, Path) else found
-        for clip_id in clip_ids
-        for found in (known[clip_id],)
-    }
-    return GroundTruth(boxes, layout.annotators_needed, list_name, list_sha256)
+    boxes = {clip_id: known[clip_id]() for clip_id in clip_ids}
+    cut = name_cut(benchmark, clip_ids)
+    keys = {clip_id: layout.pair_key and layout.pair_key(clip_id) for clip_id in clip_ids}
+    return GroundTruth(boxes, layout.annotators_needed, list_name, list_sha256, cut, keys)
+
+
+def _known_boxes(
+    benchmark: str, layout: Layout, annotations: Path
+) -> dict[str, Callable[[], NDArray[np.float64]]]:
+    """Clip id -> what gives its boxes; XML files are read only when they are listed."""
+    if layout.negatives is not None:
+        raise ValueError(
+            f"{benchmark} has clips with nothing to find, which no blind map can leave out; its "
+            "positives alone are those of the benchmark that it extends."
+        )
+    if layout.has_masks:
+        raise ValueError(
+            f"{benchmark} has masks, no boxes; `test.py localisation` scores blind predictors and "
+            "the ceiling beside the model."
+        )
+    read = layout.read_annotation
+    if annotations.is_dir() and read is not None:
+        paths = sorted(annotations.glob("*.xml"))
+        return {path.stem: partial(read, path) for path in paths}
+    if layout.read_json is None and layout.read_frames is None:
+        raise ValueError(
+            f"--annotations of {benchmark} must be a folder of XML files <id>.xml; {annotations} "
+            "is none."
+        )
+    if not annotations.is_file():
+        raise FileNotFoundError(
+            f"No annotations at {annotations}. "
+            + (
+                "`bash scripts/get_splits.sh lvs_vgg_ss_boxes` fetches the VGG-SS boxes."
+                if layout.read_json
+                else f"Expected the authors' {layout.boxes_json}, see docs/data.md."
+            )
+        )
+    if layout.read_json is not None:
+        boxes = layout.read_json(annotations)
+    else:
+        assert layout.read_frames is not None, "nothing else is left"
+        frames = layout.read_frames(annotations)
+        boxes = {clip_id: frame.bounding_boxes for clip_id, frame in frames.items()}
+    return {clip_id: partial(np.asarray, of_clip) for clip_id, of_clip in boxes.items()}

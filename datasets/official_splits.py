@@ -20,6 +20,8 @@ class OfficialSplit:
     sha256: str
     file_name: str
     note: str
+    pairs: bool = False
+    """frames with sounds that are not theirs, see datasets/negatives.py, not clips"""
 
     def url(self, base_url: str = BASE_URL) -> str:
         """Returns the address of the list on GitHub or, with another base, on a mirror."""
@@ -30,6 +32,7 @@ _SSL_TIE = ("jinxiang-liu/SSL-TIE", "c49e6a9")
 _LVS = ("hche11/Localizing-Visual-Sounds-the-Hard-Way", "8fe8cbb")
 _SSPL = ("zjsong/SSPL", "d1af4c7")
 _EZ_VSL = ("stoneMo/EZ-VSL", "95ff5bf")
+_SLAVC = ("stoneMo/SLAVC", "05b429c")
 
 OFFICIAL_SPLITS = {
     "ssl_tie_vgg_ss_4911": OfficialSplit(
@@ -135,5 +138,23 @@ OFFICIAL_SPLITS = {
         "11883813db359df63e1a28f69bb53e1ceef7f5b8d68e0149de5792540acb9e17",
         "ez_vsl_vgg_ss_unheard.csv",
         "VGG-SS test clips of EZ-VSL's unheard classes",
+    ),
+    "slavc_vgg_ss_negatives": OfficialSplit(
+        *_SLAVC,
+        "metadata/vggss_test_plus_silent.csv",
+        5158,
+        "905a009428e16d1108e5af112d8e682dbe1702a2ed897b3d56753ff587018e4e",
+        "slavc_vgg_ss_negatives.csv",
+        "negatives of extended VGG-SS: frames with sounds that are not seen in them",
+        pairs=True,
+    ),
+    "slavc_flickr_negatives": OfficialSplit(
+        *_SLAVC,
+        "metadata/flickr_test_plus_silent.csv",
+        250,
+        "45a0d32b64a9ef9e567d3eaf4a4a29683cdb0f7f4e1924a0e26cde24fa298643",
+        "slavc_flickr_negatives.csv",
+        "negatives of extended Flickr-SoundNet: frames with the sounds of other clips",
+        pairs=True,
     ),
 }

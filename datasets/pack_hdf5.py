@@ -165,6 +165,8 @@ def pack(options: argparse.Namespace) -> None:
     config = PackConfig(
         sample_rate=options.sample_rate, seconds=options.seconds, frame_size=options.frame_size
     )
+    if why_not := LAYOUTS[options.dataset].why_not_packed:
+        raise ValueError(f"{options.dataset} cannot be packed: {why_not}.")
     if options.output.suffix != ".h5":
         raise ValueError(f"{options.output}: expected a name that ends in .h5")
     clip_set = build_clips(
@@ -242,7 +244,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("data_root", type=Path, metavar="ROOT", help="its folder, see docs/data.md")
     add("output", type=Path, metavar="OUT.h5", help="file to write")
     add("--clip-list", help="file of clip ids or name of an official list; none: every clip")
-    add("--annotations", type=Path, metavar="JSON", help="VGG-SS boxes to use and to store")
+    add("--annotations", type=Path, metavar="JSON", help="boxes to use and to store")
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add("--workers", type=_at_least_1, default=num_cores, metavar="N", help="processes")
     defaults = PackConfig()

@@ -23,7 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.clip_lists import ClipList, parse_clip_ids, read_clip_list, read_list_file
+from datasets.negatives import NegativeList, parse_negatives, read_negatives
 from datasets.official_splits import BASE_URL, OFFICIAL_SPLITS, OfficialSplit
+from datasets.unverified_lists import UNVERIFIED_LISTS, read_unverified_list
 
 FOLDER_VARIABLE = "VSSL_SPLITS"
 
@@ -97,9 +99,42 @@ def resolve_clip_list(name_or_path: str | Path, folder: str | Path | None = None
     if Path(name_or_path).is_file():
         return read_clip_list(name_or_path)
     name = str(name_or_path)
+    if name in UNVERIFIED_LISTS:
+        return read_unverified_list(name, default_folder() if folder is None else Path(folder))
+    _, clip_ids, sha256 = _read_official(name, folder, pairs=False)
+    return ClipList(name, clip_ids, sha256)
+
+
+def resolve_negatives(name_or_path: str | Path, folder: str | Path | None = None) -> NegativeList:
+    """Turns what a user gave into a list of negatives, as `resolve_clip_list` does for clips.
+
+    Args:
+        name_or_path: A file, in the form of `read_negatives`, or a key of `OFFICIAL_SPLITS`.
+        folder: Where official lists were fetched to. Default: `default_folder()`.
+
+    Raises:
+        FileNotFoundError: An official list that has not been fetched yet.
+        ValueError: Neither a file nor an official name, or a file that is not what it should be.
+    """
+    if Path(name_or_path).is_file():
+        return read_negatives(Path(name_or_path))
+    name = str(name_or_path)
+    content, _, sha256 = _read_official(name, folder, pairs=True)
+    return NegativeList(name, parse_negatives(content, name), sha256)
+
+
+def _read_official(
+    name: str, folder: str | Path | None, *, pairs: bool
+) -> tuple[bytes, tuple[str, ...], str]:
+    """Content, clip ids and sha256 of a fetched list, verified again."""
     split = _official_split(
         name, "is neither an existing file nor an official list. Give the path of your own list, or"
     )
+    if split.pairs != pairs:
+        kinds = ("clips (--clip-list)", "negatives (--negatives)")
+        raise ValueError(
+            f"{name} is a list of {kinds[split.pairs]}; expected one of {kinds[pairs]}."
+        )
     command = f"bash scripts/get_splits.sh {name}"
     if folder is not None:
         command += f" --folder {shlex.quote(str(Path(folder).resolve()))}"
@@ -111,10 +146,13 @@ def resolve_clip_list(name_or_path: str | Path, folder: str | Path | None = None
         )
     content = read_list_file(path)
     clip_ids = _verify(name, content, str(path), f"Delete it and fetch it again with: {command}")
-    return ClipList(name, clip_ids, split.sha256)
+    return content, clip_ids, split.sha256
 
 
 def _official_split(name: str, complaint: str) -> OfficialSplit:
+    if name in UNVERIFIED_LISTS:
+        target = default_folder() / f"{name}.txt"
+        raise ValueError(UNVERIFIED_LISTS[name].how_to_get(name, target))
     if name not in OFFICIAL_SPLITS:
         raise ValueError(f"{name!r} {complaint} one of: {', '.join(OFFICIAL_SPLITS)}.")
     return OFFICIAL_SPLITS[name]
@@ -146,7 +184,10 @@ def _verify(name: str, content: bytes, source: str, remedy: str) -> tuple[str, .
             f"{name}: {source} has sha256 {actual}, expected {split.sha256} "
             f"({split.num_clips} clips, {split.repository} at {split.commit}). {remedy}"
         )
-    clip_ids = parse_clip_ids(content, is_json=split.file_name.endswith(".json"), source=source)
+    if split.pairs:
+        clip_ids = tuple(negative.clip_id for negative in parse_negatives(content, source))
+    else:
+        clip_ids = parse_clip_ids(content, is_json=split.file_name.endswith(".json"), source=source)
     if len(clip_ids) != split.num_clips:
         raise ValueError(
             f"{name}: {source} has {len(clip_ids)} clips, expected {split.num_clips}. {remedy}"
@@ -216,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(
                 f"{name:24}{split.num_clips:>7}  {split.sha256[:12]}  {place}  {split.note}\n"
             )
+        for name, known in UNVERIFIED_LISTS.items():
+            count = known.num_clips or "70k"
+            sys.stdout.write(f"{name:24}{count:>7}  by hand       {known.note}\n")
         return 0
     names = list(dict.fromkeys(options.names)) or list(OFFICIAL_SPLITS)
     failures = []

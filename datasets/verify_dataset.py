@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datasets.audio import check_sound_header
+from datasets.clip_files import ClipFiles
 from datasets.clip_preparation import SILENCE
 from datasets.errors import BrokenFileError
+from datasets.file_finding import find_files
 from datasets.frames import read_frame
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from datasets.layouts import LAYOUTS, ClipFiles, find_files
+from datasets.layouts import LAYOUTS
+from datasets.masks import read_mask
 from datasets.processes import Crash, num_cores, run_in_processes
 from datasets.splits import resolve_clip_list
 from datasets.video_tracks import SAMPLE_RATE
@@ -36,6 +39,7 @@ PROBLEMS = (
     "missing_annotation",
     "unreadable_frame",
     "unreadable_sound",
+    "unreadable_mask",
     "silent",
     "duplicate_frame",
     "duplicate_sound",
@@ -54,6 +58,9 @@ class ClipFilesOf:
     clip_id: str
     frame: Source | None
     sound: Source | None
+    mask: Path | None = None
+    scene: str | None = None
+    """what clips share that may show the same frame; None: each has its own"""
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,19 @@ class ClipFacts:
 
     frame: FrameFacts | str | None
     sound: SoundFacts | str | None
+    mask: str | None = None
+    shared: tuple[str, str] = ("", "")
+    """what clips have in common whose frames, and whose sounds, are the same by design"""
 
 
 def look_at(clip: ClipFilesOf) -> ClipFacts:
-    """Decodes a clip's frame and sound completely."""
-    return ClipFacts(_facts(_look_at_frame, clip.frame), _facts(_look_at_sound, clip.sound))
+    """Decodes a clip's frame, sound and mask completely."""
+    return ClipFacts(
+        _facts(_look_at_frame, clip.frame),
+        _facts(_look_at_sound, clip.sound),
+        _complaint_about(clip.mask),
+        (clip.scene or str(clip.frame), str(clip.sound)),
+    )
 
 
 def _facts(look: Callable[[Source], Facts], source: Source | None) -> Facts | str | None:
@@ -105,6 +120,15 @@ def _facts(look: Callable[[Source], Facts], source: Source | None) -> Facts | st
 def _look_at_frame(source: Source) -> FrameFacts:
     picture = read_frame(source)
     return FrameFacts(*picture.size, _digest(np.asarray(picture)))
+
+
+def _complaint_about(mask: Path | None) -> str | None:
+    try:
+        if mask is not None:
+            read_mask(mask)
+    except BrokenFileError as error:
+        return str(error)
+    return None
 
 
 def _look_at_sound(source: Source) -> SoundFacts:
@@ -132,20 +156,28 @@ def _digest(content: NDArray[Any]) -> str:
     return hashlib.blake2b(shape + content.tobytes(), digest_size=16).hexdigest()
 
 
-def find_clips(files: ClipFiles, clip_ids: Iterable[str]) -> list[ClipFilesOf]:
+def find_clips(
+    files: ClipFiles, clip_ids: Iterable[str], scene_of: Callable[[str], str] | None = None
+) -> list[ClipFilesOf]:
     """Looks up the files of clips.
 
     Args:
         files: of the data set.
         clip_ids: which clips.
+        scene_of: clip id -> what clips share that may show the same frame; None: nothing.
     """
 
     def find(sources: dict[str, Source], clip_id: str) -> Source | None:
         source = sources.get(clip_id)
         return None if isinstance(source, Path) and not source.is_file() else source
 
-    frames, sounds = dict(files.frames), dict(files.sounds)
-    return [ClipFilesOf(i, find(frames, i), find(sounds, i)) for i in clip_ids]
+    frames, sounds, masks = dict(files.frames), dict(files.sounds), files.masks or {}
+    return [
+        ClipFilesOf(
+            i, find(frames, i), find(sounds, i), masks.get(i), scene_of(i) if scene_of else None
+        )
+        for i in clip_ids
+    ]
 
 
 def find_problems(
@@ -155,7 +187,7 @@ def find_problems(
 
     Args:
         facts: by clip id.
-        annotated: clips with boxes of their own; None: none are expected.
+        annotated: clips with boxes or a mask of their own; None: none are expected.
 
     Returns:
         for each of PROBLEMS: clip id -> detail.
@@ -168,7 +200,9 @@ def find_problems(
             elif isinstance(found, str):
                 problems[f"unreadable_{kind}"][clip_id] = found
         if annotated is not None and clip_id not in annotated:
-            problems["missing_annotation"][clip_id] = "there is no file of boxes"
+            problems["missing_annotation"][clip_id] = "nothing says where its object is"
+        if clip.mask is not None:
+            problems["unreadable_mask"][clip_id] = clip.mask
         if isinstance(clip.sound, SoundFacts) and clip.sound.loudest < SILENCE:
             problems["silent"][clip_id] = f"its loudest sample is {clip.sound.loudest:g}"
     # All silent sounds of one length are equal: they have been named already.
@@ -180,20 +214,23 @@ def find_problems(
         for i, clip in facts.items()
         if isinstance(clip.sound, SoundFacts) and i not in problems["silent"]
     }
-    problems["duplicate_frame"] = _duplicates(frames)
-    problems["duplicate_sound"] = _duplicates(sounds)
+    problems["duplicate_frame"] = _duplicates(frames, {i: facts[i].shared[0] for i in frames})
+    problems["duplicate_sound"] = _duplicates(sounds, {i: facts[i].shared[1] for i in sounds})
     return problems
 
 
-def _duplicates(digests: dict[str, str]) -> dict[str, str]:
-    """Clip id -> detail, for each clip that is not the only one with its content."""
+def _duplicates(digests: dict[str, str], shared: dict[str, str]) -> dict[str, str]:
+    """Clip id -> detail, for each clip that is not the only one with its content.
+
+    Clips that share it by design, as the frames of a video share its sound, are no duplicates.
+    """
     groups: dict[str, list[str]] = {}
     for clip_id, digest in digests.items():
         groups.setdefault(digest, []).append(clip_id)
     return {
         clip_id: f"one of {len(group)} that are equal, first: {', '.join(group[:NUM_EXAMPLES])}"
         for group in groups.values()
-        if len(group) > 1
+        if len({shared[clip_id] for clip_id in group}) > 1
         for clip_id in group
     }
 
@@ -212,7 +249,8 @@ def build_report(
         files: of the data set.
         facts: by clip id.
     """
-    annotated = None if files.annotations is None else frozenset(files.annotations)
+    known = files.annotations or files.masks or files.boxes
+    annotated = None if known is None else frozenset(known)
     problems = find_problems(facts, annotated)
     frames = [clip.frame for clip in facts.values() if isinstance(clip.frame, FrameFacts)]
     sounds = [clip.sound for clip in facts.values() if isinstance(clip.sound, SoundFacts)]
@@ -288,12 +326,20 @@ def write_text(report: dict[str, Any], write: Callable[[str], Any]) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    layout = LAYOUTS[options.dataset]
+    if layout.negatives is not None:
+        base = options.dataset.removesuffix("_extended")
+        raise ValueError(
+            f"{options.dataset} has no files of its own: verify {base}, in whose folders the "
+            "frames and sounds of the negatives lie; without --clip-list all of them are read."
+        )
     listed = None if options.clip_list is None else resolve_clip_list(options.clip_list)
     files = find_files(
         options.dataset, options.root, listed=None if listed is None else listed.clip_ids
     )
     found = sorted(files.frames.keys() | files.sounds.keys())
-    clips = find_clips(files, found if listed is None else listed.clip_ids)
+    clip_ids = found if listed is None else listed.clip_ids
+    clips = find_clips(files, clip_ids, layout.pair_key)
     facts: dict[str, ClipFacts] = {clip.clip_id: ClipFacts(None, None) for clip in clips}
     work = run_in_processes(look_at, clips, num_workers=options.workers)
     for clip, result in tqdm(work, "decoding", len(clips), unit="clip", leave=False):

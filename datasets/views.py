@@ -13,6 +13,7 @@ from datasets.clips import Batch
 from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_crops
 from datasets.frame_operations import resized_crop
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
+from datasets.negative_sounds import NegativeSoundConfig, negative_spectrograms
 from datasets.paired_views import (
     CutOut,
     PairedViewConfig,
@@ -56,6 +57,7 @@ class SSLTIEViews:
         augmentation: AugmentationConfig,
         geometric: GeometricConfig,
         device: torch.device,
+        negatives: NegativeSoundConfig | None = None,
     ) -> None:
         """Builds the augmentations.
 
@@ -64,12 +66,15 @@ class SSLTIEViews:
             augmentation: of frames and spectrograms.
             geometric: of the equivariance branch.
             device: of the batches.
+            negatives: sounds that no frame shows; None: none.
         """
         self.audio = audio
         self.log_mel = audio.build_front_end().to(device)
         self.augmentation = augmentation
         self.augment_power = SpecAugment(augmentation)
         self.geometric = geometric
+        self.device = device
+        self.negatives = negatives or NegativeSoundConfig()
 
     @torch.no_grad()
     def __call__(
@@ -98,12 +103,17 @@ class SSLTIEViews:
             random.Random(seed),
         )
         transform = whole.of_frames(first, len(batch))
-        return {
+        views = {
             "frames": frames,
             "log_mel_spectrogram": self.log_mel.to_decibels(power),
             "transformed_frames": transform.warp_frames(frames),
             "transform": transform.warp_maps,
         }
+        if self.negatives.kinds:
+            views["negative_sounds"] = negative_spectrograms(
+                self.negatives, self.audio, self.log_mel, seed, self.device
+            )
+        return views
 
 
 class SSPLViews:

@@ -76,11 +76,17 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--output", type=Path)
     own.add_argument("--checkpoint")
+    own.add_argument("--save-maps")
     found, rest = own.parse_known_args(options)
     if len(checkpoints) < 2:
         raise ValueError(f"A comparison takes two checkpoints or more, got {len(checkpoints)}.")
     if found.checkpoint is not None:
         raise ValueError("Checkpoints stand before `--`, without --checkpoint.")
+    if found.save_maps is not None:
+        raise ValueError(
+            "--save-maps names one file, which each model would write over the one before; save "
+            "the maps of each by `test.py localisation`."
+        )
     if found.output is None:
         raise ValueError("--output is missing: name a folder for the comparison, after `--`.")
     folders = [found.output / name for name in distinct_names(checkpoints)]

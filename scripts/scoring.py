@@ -10,12 +10,17 @@ from torch.utils.data import DataLoader
 
 from datasets.clip_sets import ClipSet
 from datasets.clips import AudioVisualClips, Batch
+from datasets.cuts import CUTS, NEGATIVE_CUTS
 from datasets.frames import FrameGeometry
 from datasets.labels import read_labels
+from datasets.layouts import LAYOUTS
 from datasets.loaders import build_test_loader
+from datasets.negatives import without_negatives
+from datasets.official_splits import OFFICIAL_SPLITS
 from datasets.splits import resolve_clip_list
 from scripts.trained_model import TrainedModel
-from utils.leaks import find_leak
+from utils.leaks import Leak, find_leak
+from utils.published_lists import KnownLists
 from utils.reproducibility import environment_report
 from utils.results import EvaluationContext
 
@@ -103,19 +108,46 @@ def describe(
             "training_list": checkpoint.training_list,
             "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
         },
-        leak=find_leak(trained_on, clip_set.clip_ids, purpose="test"),
+        leak=_leak_of(trained_on, clip_set),
         num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
         object_prior=options.object_prior,
         environment=environment_report(device),
         command=command,
+        cut=clip_set.cut,
+        known_lists=known_lists_of(options.benchmark),
     )
+
+
+def known_lists_of(benchmark: str) -> KnownLists:
+    """Hashes of the lists on which numbers of a benchmark are published."""
+    negatives = [cut.ids_sha256 for cut in NEGATIVE_CUTS.get(benchmark, ())]
+    return KnownLists(
+        files={name: split.sha256 for name, split in OFFICIAL_SPLITS.items()},
+        cuts={cut.name: cut.ids_sha256 for cut in CUTS.get(benchmark, ())},
+        negative_cut=negatives[0] if negatives else None,
+    )
+
+
+def _leak_of(trained_on: Sequence[str] | None, clip_set: ClipSet) -> Leak:
+    if clip_set.source_ids is not None:
+        return find_leak(trained_on, clip_set.source_ids, purpose="test")
+    message = (
+        f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap "
+        "with the training list could not be looked for."
+    )
+    return Leak(checked=False, num_clips=None, first=(), message=message)
 
 
 def with_classes(
     context: EvaluationContext, path: Path, clip_ids: Sequence[str]
 ) -> EvaluationContext:
-    """What stands beside the scores, with the class of each clip from a file."""
+    """What stands beside the scores, with the class of each clip from a file.
+
+    The negatives of extended benchmarks take none: what sounds there is not in the picture.
+    """
     labels = read_labels(path)
+    if LAYOUTS[context.benchmark].negatives:
+        clip_ids = without_negatives(clip_ids)
     classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
     source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
     return replace(context, classes=classes, labels=source)

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from utils.evaluation import ClipScore, ClipTruth, LocalisationResult, ProtocolScores, Scores
 from utils.leaks import find_leak
 from utils.protocols import PROTOCOLS
 from utils.results import EvaluationContext
+from utils.scores import ClipScore, ClipTruth, LocalisationResult, ProtocolScores, Scores
 
 SHA256 = "0123456789abcdef" * 4
 

@@ -60,7 +60,7 @@ def test_scores_of_made_up_boxes(baselines, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("vgg_ss, 4 clips of every clip annotated, no model\nprotocol")
     for name, protocol in PROTOCOLS.items():
-        assert f"\n{name}: {protocol.description}\n" in shown
+        assert f"\n{name}: {protocol.description}; list: " in shown
 
 
 def test_only_listed_clips_are_scored(baselines, tmp_path):
@@ -73,6 +73,26 @@ def test_only_listed_clips_are_scored(baselines, tmp_path):
     assert rows_of(output)["sspl"]["whole frame (blind)"]["ciou_at_0.5"] == 100
 
 
+def test_is3_has_its_pairs_without_a_model_too(baselines, tmp_path, capsys):
+    boxes = {"cat_dog_1_cat": [62, 62, 162, 162], "cat_dog_1_dog": [0, 0, 224, 224],
+             "owl_fox_2_owl": [0, 0, 224, 224], "owl_fox_2_fox": [0, 0, 224, 215]}  # fmt: skip
+    path, output = tmp_path / "is3.json", tmp_path / "blind.json"
+    entries = [
+        {"image": f"i/{name}.jpg", "audio": f"a/{name}.wav", "gt_box": box}
+        for name, box in boxes.items()
+    ]
+    path.write_text(json.dumps(entries))
+    assert baselines("--benchmark", "is3", "--annotations", path, "--output", output) == 0
+    rows = rows_of(output)
+    assert list(rows) == ["ssl_align_adaptive", "ssl_tie", "sspl"]
+    whole = rows["sspl"]["whole frame (blind)"]
+    assert whole["ciou_at_0.5"] == 75 and whole["extra"]["IIoU"] == 50
+    assert "IIoU" in capsys.readouterr().out
+    content = json.loads(output.read_text())
+    assert "IAUC" in content["extra_metrics"]["words"]
+    assert not content["protocols"][0]["published_list"]["is_scored"]
+
+
 def test_without_output_nothing_is_written(baselines, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert baselines() == 0
@@ -82,7 +102,7 @@ def test_without_output_nothing_is_written(baselines, tmp_path):
 def test_dry_run_prints_the_options(baselines, annotations, capsys):
     assert baselines("--dry-run") == 0
     options = json.loads(capsys.readouterr().out)
-    assert options["protocol"] == "ssl_tie,sspl" and options["annotations"] == str(annotations)
+    assert options["protocol"] is None and options["annotations"] == str(annotations)
 
 
 def test_xml_folder_equals_the_json(annotations, tmp_path):

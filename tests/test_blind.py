@@ -6,18 +6,51 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
 from datasets.clip_lists import read_clip_list
-from utils.blind import centre_disc, centre_gaussian, centre_square, oracle_cious, whole_frame
+from utils import blind, metrics, protocols
 from utils.evaluation import evaluate_baselines
-from utils.metrics import area_under_success, consensus_iou, success_curve, success_rate
-from utils.protocols import PROTOCOLS, predict
+from utils.metrics import TruthMaps, area_under_success, success_curve, success_rate
+from utils.protocols import PROTOCOLS
 
 METADATA = Path(__file__).parents[2] / "shared" / "metadata"
 MEDIAN = PROTOCOLS["ssl_tie"]
 FIXED = PROTOCOLS["sspl"]
 ADAPTIVE = PROTOCOLS["ssl_align_adaptive"]
+
+
+def centre_disc(map_size):
+    return blind.centre_disc(map_size).numpy()
+
+
+def centre_square(map_size):
+    return blind.centre_square(map_size).numpy()
+
+
+def whole_frame(map_size):
+    return blind.whole_frame(map_size).numpy()
+
+
+def centre_gaussian():
+    return blind.centre_gaussian().numpy()
+
+
+def oracle_cious(truths, protocol):
+    return blind.oracle_cious(TruthMaps(torch.from_numpy(truths)), protocol).numpy()
+
+
+def consensus_iou(masks, truths):
+    truth = TruthMaps(torch.from_numpy(np.array(truths)))
+    return metrics.consensus_iou(torch.from_numpy(np.array(masks)), truth).numpy()
+
+
+def predict(similarity_maps, rules, num_annotated=None):
+    """(localisation maps, masks) of each rule."""
+    counts = None if num_annotated is None else torch.from_numpy(num_annotated)
+    found = protocols.predict(torch.from_numpy(similarity_maps), rules, counts)
+    return [(one.localisation_maps.numpy(), one.masks.numpy()) for one in found]
 
 
 def small(protocol, size=4):
@@ -144,8 +177,8 @@ def test_square_and_whole_frame():
 
 def predicted(protocol, num_annotated=None):
     counts = None if num_annotated is None else np.array([num_annotated])
-    (prediction,) = predict(centre_gaussian(), [protocol], counts)
-    return prediction.localisation_maps[0], prediction.masks[0]
+    ((maps, masks),) = predict(centre_gaussian(), [protocol], counts)
+    return maps[0], masks[0]
 
 
 def test_gaussian_has_a_deviation_of_four_cells():
@@ -200,7 +233,7 @@ def masks_of(num_predicted, num_pixels=16):
 def test_ceiling_of_the_median_rule_is_the_best_of_all_masks(comparison, num_predicted):
     protocol = replace(small(MEDIAN), comparison=comparison)
     distinct = np.random.default_rng(1).permutation(16).reshape(1, 4, 4).astype(np.float32)
-    assert predict(distinct, [protocol])[0].masks.sum() == num_predicted
+    assert predict(distinct, [protocol])[0][1].sum() == num_predicted
     masks = masks_of(num_predicted)
     truths = tiny_truths()
     best = [consensus_iou(masks, np.broadcast_to(t, masks.shape)).max() for t in truths]
@@ -211,7 +244,7 @@ def test_ceiling_of_the_median_rule_is_the_best_of_all_masks(comparison, num_pre
 def test_ceiling_of_the_median_rule_on_a_map_with_an_odd_number_of_pixels():
     protocol = small(MEDIAN, 3)
     distinct = np.arange(9, dtype=np.float32).reshape(1, 3, 3)
-    mask = predict(distinct, [protocol])[0].masks
+    mask = predict(distinct, [protocol])[0][1]
     truth = mask.astype(np.float32)
     assert consensus_iou(mask, truth)[0] == 1
     assert oracle_cious(truth, protocol)[0] == 1
@@ -223,7 +256,7 @@ def test_ceiling_of_the_adaptive_rule_is_the_best_of_all_masks(comparison):
     distinct = np.random.default_rng(1).permutation(16).reshape(1, 4, 4).astype(np.float32)
     for truth in tiny_truths():
         count = np.array([np.count_nonzero(truth)])
-        num_predicted = int(predict(distinct, [protocol], count)[0].masks.sum())
+        num_predicted = int(predict(distinct, [protocol], count)[0][1].sum())
         assert num_predicted == (count[0] or 8) - (comparison == ">")
         masks = masks_of(num_predicted)
         best = consensus_iou(masks, np.broadcast_to(truth, masks.shape)).max()
@@ -242,7 +275,7 @@ def test_ceiling_of_the_fixed_rule_is_reached_by_the_truth():
     truths = truths[(truths > 0).any(axis=(1, 2)) & (truths == 0).any(axis=(1, 2))]
     assert len(truths) > 8
     protocol = small(FIXED)
-    masks = predict((truths > 0).astype(np.float32), [protocol])[0].masks
+    masks = predict((truths > 0).astype(np.float32), [protocol])[0][1]
     np.testing.assert_array_equal(consensus_iou(masks, truths), 1)
     np.testing.assert_array_equal(oracle_cious(truths, protocol), 1)
 
@@ -266,7 +299,7 @@ def test_no_map_without_ties_beats_the_ceiling(protocol):
     for weight in (0, 0.5, 3, -1):
         maps = rng.random(truths.shape, dtype=np.float32) + np.float32(weight) * truths
         counts = np.count_nonzero(truths, axis=(1, 2))
-        cious = consensus_iou(predict(maps, [protocol], counts)[0].masks, truths)
+        cious = consensus_iou(predict(maps, [protocol], counts)[0][1], truths)
         assert (cious <= oracle_cious(truths, protocol)).all()
 
 

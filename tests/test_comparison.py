@@ -56,6 +56,8 @@ def scored(folder, name, cious, *, disc=0.25, rules=RULES, reverse=False, **chan
     summary = {
         "benchmark": "vgg_ss",
         "num_clips": count,
+        "num_without_object": 0,
+        "extra_metrics": None,
         "rows": rows,
         "protocols": [{"name": name, "description": "words", "rows": rows} for name in rules],
         "clip_list": {"name": "list", "sha256": "cd" * 32},
@@ -214,6 +216,31 @@ def test_one_page_with_a_row_and_a_curve_for_each_model(models, tmp_path):
     assert ">+33.3 points against a (ssl_tie): 3 hits gained, 1 lost, p = 0.62<" in page
 
 
+def test_metrics_of_the_benchmark_stand_beside_the_usual_scores(tmp_path):
+    extra = {
+        "published_under": "slavc",
+        "shown": ["AP"],
+        "words": {"AP": "area", "AP@0.75": "less"},
+    }
+    models = []
+    for name, ap in (("a", 12.345), ("b", 67.891)):
+        model = scored(tmp_path, name, FIRST, extra_metrics=extra, num_without_object=3)
+        for one in model.summary["protocols"]:
+            one["rows"] = [
+                {**row, "extra": {"AP": ap, "AP@0.75": None}, "extra_intervals": {"AP": (1.5, 2.5)}}
+                for row in one["rows"]
+            ]
+        models.append(model)
+    comparison = write_comparison(tmp_path / "out", models, "compare a b")
+    cells = table_cells(comparison)
+    assert cells[0] == [*HEADINGS, "AP"]
+    assert [line[-1] for line in cells[1:3]] == ["12.35", "67.89"]
+    assert {len(line) for line in cells} == {len(HEADINGS) + 1}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '"12.345000"' in page and '"67.891000"' in page and "AP@0.75" in page
+    assert "3 without an object: not in cIoU" in page
+
+
 # -------------------------------------------------------------------------------------- the program
 
 
@@ -262,6 +289,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         ("a.pth -- --output o", "two checkpoints or more"),
         ("a.pth b.pth", "--output is missing"),
         ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
+        ("a.pth b.pth -- --output o --save-maps m.npz", "--save-maps names one file"),
     ],
 )
 def test_incomplete_commands_are_refused(arguments, words):

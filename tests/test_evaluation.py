@@ -10,15 +10,10 @@ from golden_inputs import arrays, records
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
 from datasets.clips import Batch, BrokenClip
 from utils.blind import centre_disc, centre_gaussian, centre_square, oracle_cious
-from utils.evaluation import (
-    ClipScore,
-    ClipTruth,
-    Scores,
-    evaluate_baselines,
-    evaluate_localisation,
-)
-from utils.metrics import consensus_iou, pointing_hits
+from utils.evaluation import evaluate_baselines, evaluate_localisation
+from utils.metrics import TruthMaps, consensus_iou, pointing_hits
 from utils.protocols import PROTOCOLS, normalise, predict, upsample
+from utils.scores import ClipScore, ClipTruth, Scores
 
 MEDIAN = PROTOCOLS["ssl_tie"]
 FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
@@ -49,10 +44,11 @@ def make_batch(numbers, truths, clip_ids, broken=()):
         clip_ids=tuple(clip_ids),
         frames=numbers[:, None, None, None].expand(-1, 3, 2, 2),
         waveforms=torch.zeros(len(numbers), 4),
-        bounding_boxes=(None,) * len(numbers),
+        bounding_boxes=(np.array([[0.2, 0.2, 0.6, 0.6]]),) * len(numbers),
         ground_truth_maps=truths,
         crop_seeds=(0,) * len(numbers),
         broken=tuple(broken),
+        pair_keys=(None,) * len(numbers),
     )
 
 
@@ -128,7 +124,7 @@ def test_data_set_scores_as_in_the_authors_program(golden_results, benchmark, ci
 
 @pytest.mark.parametrize("benchmark", FORMATS)
 def test_pointing_of_each_clip(golden_results, golden_truths, benchmark):
-    maps = upsample(arrays("evaluation")["heat"], MEDIAN)
+    maps = upsample(torch.from_numpy(arrays("evaluation")["heat"]), MEDIAN).numpy()
     expected = [
         bool(truth.ravel()[np.argmax(similarity)] > 0 and not np.isnan(similarity).any())
         for similarity, truth in zip(maps, golden_truths[benchmark], strict=True)
@@ -183,21 +179,25 @@ def test_rows_are_of_the_same_clips_in_the_same_order(made_up, protocol):
     assert [row.kind for row in all_rows(result)] == ["model", "baseline", "baseline", "ceiling"]
     assert len({row.name for row in all_rows(result)}) == 4
     assert [one.protocol for one in result.by_protocol] == [protocol]
-    counts = np.count_nonzero(truths, axis=(1, 2))
-    (prediction,) = predict(maps, [protocol], counts)
+    given = TruthMaps(torch.from_numpy(truths))
+    (prediction,) = predict(torch.from_numpy(maps), [protocol], given.num_annotated)
     normalised = prediction.localisation_maps
     model, disc, gaussian, ceiling = all_rows(result)
     assert result.model is model
-    repeated = np.broadcast_to(centre_disc(224), truths.shape)
-    assert result.model.cious == consensus_iou(prediction.masks, truths).tolist()
-    assert [c.pointing for c in result.model.clips] == pointing_hits(normalised, truths).tolist()
-    assert disc.cious == consensus_iou(repeated, truths).tolist()
-    assert ceiling.cious == oracle_cious(truths, protocol).tolist()
+    repeated = centre_disc(224).expand(10, -1, -1)
+    assert result.model.cious == consensus_iou(prediction.masks, given).tolist()
+    assert [c.pointing for c in result.model.clips] == pointing_hits(normalised, given).tolist()
+    assert [c.confidence for c in result.model.clips] == prediction.confidences.tolist()
+    assert disc.cious == consensus_iou(repeated, given).tolist()
+    assert ceiling.cious == oracle_cious(given, protocol).tolist()
+    assert {clip.confidence for clip in (*disc.clips, *ceiling.clips)} == {None}
     assert {clip.pointing for clip in (*disc.clips, *ceiling.clips)} == {None}
-    (middle,) = predict(centre_gaussian().repeat(10, axis=0), [protocol], counts)
-    assert gaussian.cious == consensus_iou(middle.masks, truths).tolist()
-    hits = pointing_hits(middle.localisation_maps, truths).tolist()
+    repeated = centre_gaussian().repeat(10, 1, 1)
+    (middle,) = predict(repeated, [protocol], given.num_annotated)
+    assert gaussian.cious == consensus_iou(middle.masks, given).tolist()
+    hits = pointing_hits(middle.localisation_maps, given).tolist()
     assert [clip.pointing for clip in gaussian.clips] == hits
+    assert [clip.confidence for clip in gaussian.clips] == middle.confidences.tolist()
     assert gaussian.cious != disc.cious or protocol.threshold == "median"
 
 
@@ -233,8 +233,8 @@ def test_the_first_rule_is_the_headline(made_up):
     )
     assert result.model.clips == result.by_protocol[0].rows[0].clips
     assert tuple(score for _, _, scores in seen for score in scores) == result.model.clips
-    drawn = np.concatenate([shown for _, shown, _ in seen])
-    np.testing.assert_array_equal(drawn, normalise(upsample(maps, rules[0]), rules[0]))
+    drawn = torch.cat([shown for _, shown, _ in seen])
+    assert torch.equal(drawn, normalise(upsample(torch.from_numpy(maps), rules[0]), rules[0]))
     assert result.model.cious != result.by_protocol[1].rows[0].cious
 
 
@@ -258,8 +258,8 @@ def test_baselines_without_a_model_are_those_beside_a_model(made_up):
         frame, square, *others = without.rows
         assert tuple(others) == with_model.rows[1:]
         assert frame.cious == pytest.approx(truths.mean(axis=(1, 2)).tolist())
-        repeated = np.broadcast_to(centre_square(224), truths.shape)
-        assert square.cious == consensus_iou(repeated, truths).tolist()
+        given = TruthMaps(torch.from_numpy(truths))
+        assert square.cious == consensus_iou(centre_square(224)[None], given).tolist()
         assert {row.kind for row in without.rows} == {"baseline", "ceiling"}
 
 
@@ -298,8 +298,8 @@ def test_on_batch_sees_every_clip_once_with_its_map_and_score(made_up):
     assert [len(batch.clip_ids) for batch, _, _ in seen] == [4, 4, 2]
     assert sum((batch.clip_ids for batch, _, _ in seen), ()) == clip_ids
     assert tuple(score for _, _, scores in seen for score in scores) == result.model.clips
-    drawn = np.concatenate([normalised for _, normalised, _ in seen])
-    np.testing.assert_array_equal(drawn, normalise(upsample(maps, MEDIAN), MEDIAN))
+    drawn = torch.cat([normalised for _, normalised, _ in seen])
+    assert torch.equal(drawn, normalise(upsample(torch.from_numpy(maps), MEDIAN), MEDIAN))
 
 
 def test_half_precision_maps_are_scored(made_up):

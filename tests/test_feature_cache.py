@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import main
 import opts
 from datasets.clip_sets import build_clips
 from datasets.clips import BrokenClip, ClipRequest
 from datasets.feature_cache import CachedClips, FeatureCache, collate_features
 from datasets.loaders import SeededBatches, build_train_loader
 from models import build_model
+from scripts import training_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -52,12 +52,12 @@ def losses(model, loader, views):
 def test_an_epoch_is_the_same_with_and_without(options, training_set, model, workers):
     batches = SeededBatches(len(training_set.clips), 4, seed=3)
     batches.start_at(1, 0)
-    clips, views = main.build_inputs(options, training_set, model, CPU)
+    clips, views = training_inputs.build_inputs(options, training_set, model, CPU)
     assert isinstance(clips, CachedClips)
     loader = build_train_loader(clips, batches, num_workers=workers, pin_memory=False)
     cached = losses(model, loader, views)
-    live_clips = main.build_training_clips(options, training_set)
-    live_views = main.build_views(options, CPU)
+    live_clips = training_inputs.build_training_clips(options, training_set)
+    live_views = training_inputs.build_views(options, CPU)
     loader = build_train_loader(live_clips, batches, num_workers=0, pin_memory=False)
     live = losses(model, loader, live_views)
     assert cached.shape == (2, 1 + 7)  # the loss and its terms
@@ -65,12 +65,12 @@ def test_an_epoch_is_the_same_with_and_without(options, training_set, model, wor
 
 
 def test_features_are_what_the_encoders_yield(options, training_set, model):
-    clips, _ = main.build_inputs(options, training_set, model, CPU)
+    clips, _ = training_inputs.build_inputs(options, training_set, model, CPU)
     batches = SeededBatches(8, 4, seed=0)
     cached = next(iter(build_train_loader(clips, batches, num_workers=0, pin_memory=False)))
-    live_clips = main.build_training_clips(options, training_set)
+    live_clips = training_inputs.build_training_clips(options, training_set)
     live = next(iter(build_train_loader(live_clips, batches, num_workers=0, pin_memory=False)))
-    views = main.build_views(options, CPU)(live, 0)
+    views = training_inputs.build_views(options, CPU)(live, 0)
     assert cached.clip_ids == live.clip_ids
     for index in range(4):
         one = slice(index, index + 1)
@@ -92,16 +92,16 @@ def count_encoded(monkeypatch, model):
 def test_nothing_is_encoded_twice_and_a_stop_loses_little(
     options, training_set, model, monkeypatch
 ):
-    monkeypatch.setattr(main, "FILL_BATCH", 3)
+    monkeypatch.setattr(training_inputs, "FILL_BATCH", 3)
     counted = count_encoded(monkeypatch, model)
     store = FeatureCache.store
     monkeypatch.setattr(FeatureCache, "store", stop_at_second(store))
     with pytest.raises(KeyboardInterrupt):
-        main.build_inputs(options, training_set, model, CPU)
+        training_inputs.build_inputs(options, training_set, model, CPU)
     monkeypatch.setattr(FeatureCache, "store", store)
-    main.build_inputs(options, training_set, model, CPU)
+    training_inputs.build_inputs(options, training_set, model, CPU)
     assert sum(counted) == 8 + 3  # only what was being encoded at the stop is done again
-    main.build_inputs(options, training_set, model, CPU)
+    training_inputs.build_inputs(options, training_set, model, CPU)
     assert sum(counted) == 8 + 3
 
 
@@ -130,15 +130,15 @@ def test_options_that_move_features_have_another_cache(
         f"--random-init --frame-size 32 --batch-size 4 --view-pool 3 --feature-cache cache {option}"
     )
     root = options.frozen.feature_cache
-    first = main.open_cache(options, training_set, model, root).folder
-    assert main.open_cache(options, training_set, model, root).folder == first
+    first = training_inputs.open_cache(options, training_set, model, root).folder
+    assert training_inputs.open_cache(options, training_set, model, root).folder == first
     changed = opts.parse_train_options(arguments.split())
-    assert main.open_cache(changed, training_set, model, root).folder != first
+    assert training_inputs.open_cache(changed, training_set, model, root).folder != first
 
 
 def test_other_clips_or_weights_have_another_cache(options, training_set, model):
     def folder():
-        return main.open_cache(
+        return training_inputs.open_cache(
             options, training_set, model, options.frozen.feature_cache
         ).folder  # fmt: skip
 
@@ -158,19 +158,19 @@ def test_a_full_disk_is_refused_before_anything_is_written(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ValueError, match=r"No room for the feature cache .* takes 0\.0 GB"):
-        main.open_cache(options, training_set, model, options.frozen.feature_cache)
+        training_inputs.open_cache(options, training_set, model, options.frozen.feature_cache)
     assert list(options.frozen.feature_cache.iterdir()) == []
 
 
 def test_features_that_are_not_there_are_never_read_as_zeros(options, training_set, model):
-    cache = main.open_cache(options, training_set, model, options.frozen.feature_cache)
+    cache = training_inputs.open_cache(options, training_set, model, options.frozen.feature_cache)
     with pytest.raises(ValueError, match="lacks the features of clip 0"):
         CachedClips(cache, training_set.clip_ids, 3)[ClipRequest(0, 0)]
 
 
 def test_a_broken_clip_is_named_not_replaced(options, training_set, model):
     training_set.clips[2].frame_source.write_bytes(b"no picture")
-    clips, _ = main.build_inputs(options, training_set, model, CPU)
+    clips, _ = training_inputs.build_inputs(options, training_set, model, CPU)
     broken = clips[ClipRequest(2, 0)]
     assert isinstance(broken, BrokenClip) and broken.clip_id == "train_2"
     batch = collate_features([clips[ClipRequest(index, 0)] for index in range(4)])
@@ -180,8 +180,9 @@ def test_a_broken_clip_is_named_not_replaced(options, training_set, model):
 
 
 def test_a_damaged_cache_is_refused(options, training_set, model):
-    folder = main.open_cache(options, training_set, model, options.frozen.feature_cache).folder
+    root = options.frozen.feature_cache
+    folder = training_inputs.open_cache(options, training_set, model, root).folder
     (folder / "sounds.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=f"Remove {folder}"):
-        main.open_cache(options, training_set, model, options.frozen.feature_cache)
+        training_inputs.open_cache(options, training_set, model, options.frozen.feature_cache)
     assert json.loads((folder / "key.json").read_text())["format"] == "vssl-features-1"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from result_inputs import make_scores
 
-from utils.evaluation import ClipTruth, ProtocolScores
 from utils.groups import FEW_CLIPS, Grouping, detail_scores, groupings_of
 from utils.protocols import PROTOCOLS
+from utils.scores import ClipTruth, ProtocolScores
 from utils.statistics import SCORE_KEYS
 
 

@@ -13,7 +13,7 @@ ALLOWED = {
     "datasets": {"datasets"},
     "utils": {"utils"},
     "opts": {"models", "datasets", "utils"},
-    "main": {"opts", "models", "datasets", "utils"},
+    "main": {"scripts", "opts", "models", "datasets", "utils"},
     "scripts": {"scripts", "opts", "models", "datasets", "utils"},
     "test": {"scripts", "opts", "models", "datasets", "utils"},
 }

@@ -114,6 +114,15 @@ def test_wrong_sounds_are_those_of_other_clips(test_clips):
         with_wrong_sounds(clips[:1])
 
 
+def test_frames_of_one_video_do_not_get_its_sound_from_each_other(test_clips):
+    videos = [clip for clip in test_clips.clips[:2] for _ in range(5)]
+    for seed in range(3):
+        wrong = with_wrong_sounds(videos, seed)
+        assert all(w.audio_source != c.audio_source for w, c in zip(wrong, videos, strict=True))
+    with pytest.raises(ValueError, match="--audio shuffled"):
+        with_wrong_sounds(videos[:5])
+
+
 def test_batches_are_a_function_of_seed_and_epoch():
     batches = SeededBatches(10, 3, seed=4)
     assert batches.steps_per_epoch == len(batches) == 3

@@ -11,7 +11,9 @@ import opts
 from datasets.transforms import AugmentationConfig
 from models import METHODS
 from utils.command_line import field_docstrings
+from utils.negative_options import NegativeOptions
 from utils.retrieval_options import RetrievalOptions
+from utils.video_options import ImageOptions, VideoOptions
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {
@@ -24,6 +26,9 @@ CONFIGS = [
     opts.LocalisationOptions,
     opts.BaselineOptions,
     RetrievalOptions,
+    NegativeOptions,
+    VideoOptions,
+    ImageOptions,
 ]
 MINIMAL = ["ssl_tie", "--train-set", "vggsound", "--data-root", "data", "--output", "run"]
 MINIMAL_SSPL = ["sspl", *MINIMAL[1:]]
@@ -33,7 +38,9 @@ MINIMAL_TEST = "localisation --checkpoint c --benchmark vgg_ss --data-root d --o
 @cache
 def parsed_sources():
     packages = (
-        path for name in ("models", "datasets", "utils") for path in (ROOT / name).rglob("*.py")
+        path
+        for name in ("models", "datasets", "utils", "scripts")
+        for path in (ROOT / name).rglob("*.py")
     )
     return [ast.parse(path.read_text()) for path in [*ROOT.glob("*.py"), *packages]]
 

@@ -289,13 +289,13 @@ def min_max(values):
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
 def test_each_rule_mixes_object_maps_as_its_authors_do(protocol, alpha):
     rng = np.random.default_rng(4)
-    similarity = (0.4 * rng.standard_normal((3, 14, 14))).clip(-1, 1).astype(np.float32)
-    objects = rng.gamma(2, 0.6, (3, 7, 7)).astype(np.float32)
-    counts = np.full(3, 9000)
+    similarity = torch.from_numpy(0.4 * rng.standard_normal((3, 14, 14))).clip(-1, 1).float()
+    objects = torch.from_numpy(rng.gamma(2, 0.6, (3, 7, 7))).float()
+    counts = torch.full((3,), 9000)
     (found,) = predict(similarity, [protocol], counts, ObjectMaps(objects, alpha))
     for clip in range(3):
-        own = upsample(similarity[clip : clip + 1], protocol)[0].astype(np.float64)
-        other = upsample(objects[clip : clip + 1], protocol)[0].astype(np.float64)
+        own = upsample(similarity[clip : clip + 1], protocol)[0].double().numpy()
+        other = upsample(objects[clip : clip + 1], protocol)[0].double().numpy()
         if protocol.name.startswith("slavc"):
             mixed = alpha * (own + 1) / 2 + (1 - alpha) * other / 2.5
             expected = mixed if protocol.name == "slavc_fixed" else min_max(mixed)
@@ -305,21 +305,21 @@ def test_each_rule_mixes_object_maps_as_its_authors_do(protocol, alpha):
         rank = {"median": 25_088, "adaptive": 50_176 - 9000}.get(protocol.threshold)
         threshold = 0.5 if rank is None else np.sort(expected.ravel())[rank]
         clear = np.abs(expected - threshold) > 1e-5
-        assert np.array_equal(found.masks[clip][clear], (expected > threshold)[clear])
+        assert np.array_equal(found.masks[clip].numpy()[clear], (expected > threshold)[clear])
         assert clear.mean() > 0.99
 
 
 def test_a_map_that_is_not_finite_predicts_nothing_whatever_the_objects():
-    similarity = np.zeros((1, 14, 14), np.float32)
-    similarity[0, 3, 3] = np.nan
-    objects = ObjectMaps(np.random.default_rng(5).random((1, 7, 7), np.float32), 0.4)
-    for found in predict(similarity, list(PROTOCOLS.values()), np.array([900]), objects):
+    similarity = torch.zeros(1, 14, 14)
+    similarity[0, 3, 3] = torch.nan
+    objects = ObjectMaps(torch.rand(1, 7, 7), 0.4)
+    for found in predict(similarity, list(PROTOCOLS.values()), torch.tensor([900]), objects):
         assert not found.masks.any()
 
 
 def test_a_full_share_of_the_model_changes_no_prediction():
-    similarity = np.random.default_rng(6).random((2, 14, 14), np.float32)
-    objects = ObjectMaps(np.random.default_rng(7).random((2, 7, 7), np.float32), 1.0)
+    similarity = torch.rand(2, 14, 14, generator=torch.Generator().manual_seed(6))
+    objects = ObjectMaps(torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(7)), 1.0)
     rules = [p for p in PROTOCOLS.values() if p.threshold == "median"]
     for alone, mixed in zip(
         predict(similarity, rules), predict(similarity, rules, None, objects), strict=True

@@ -3,12 +3,15 @@
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from golden_inputs import arrays
 
-from utils.protocols import PROTOCOLS, LocalisationProtocol, find_protocols, normalise, upsample
-from utils.protocols import predict as predict_by_all
+from utils import protocols as engine
+from utils.protocols import PROTOCOLS, LocalisationProtocol, ObjectMaps, find_protocols
+from utils.selection import values_at_ranks
 
 MEDIAN = PROTOCOLS["ssl_tie"]
 FIXED = PROTOCOLS["sspl"]
@@ -17,9 +20,22 @@ EVERY = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCO
 BY_THE_MAP_S_RANGE = [p for p in PROTOCOLS.values() if p.name != "slavc_fixed"]
 
 
+def upsample(maps, protocol):
+    return engine.upsample(torch.as_tensor(maps), protocol).numpy()
+
+
+def normalise(maps, protocol):
+    return engine.normalise(torch.as_tensor(maps), protocol).numpy()
+
+
+def predict_by_all(similarity_maps, protocols, num_annotated=None, objects=None):
+    counts = None if num_annotated is None else torch.as_tensor(num_annotated)
+    return engine.predict(torch.as_tensor(similarity_maps), protocols, counts, objects)
+
+
 def predict(similarity_maps, protocol, num_annotated=12_345):
-    counts = np.broadcast_to(num_annotated, len(similarity_maps))
-    return predict_by_all(similarity_maps, [protocol], counts)[0].masks
+    counts = np.broadcast_to(num_annotated, len(similarity_maps)).copy()
+    return predict_by_all(similarity_maps, [protocol], counts)[0].masks.numpy()
 
 
 def predict_pixels(values, protocol, num_annotated=100):
@@ -104,6 +120,14 @@ def test_up_sampling_equals_a_slow_loop(name):
     assert upsampled.dtype == np.float32 and upsampled.shape == (2, 60, 60)
     for found, given in zip(upsampled, maps, strict=True):
         np.testing.assert_allclose(found, slow_resize(given, 60, *RESIZING[name]), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(14, 14), (7, 7), (20, 16), (300, 280), (224, 224)])
+def test_linear_up_sampling_has_the_bits_of_opencv(shape):
+    maps = np.random.default_rng(1).standard_normal((3, *shape)).astype(np.float32)
+    for found, given in zip(upsample(maps, MEDIAN), maps, strict=True):
+        expected = cv2.resize(given, (224, 224), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_rules_up_sample_as_their_authors():
@@ -397,6 +421,45 @@ def test_scale_and_shift_do_not_matter(protocol):
         moved = np.float32(scale) * maps + np.float32(shift)
         # Rounding moves pixels that all but equal the threshold.
         assert (predict(moved, protocol) != masks).sum(axis=(1, 2)).max() <= 6
+
+
+# --------------------------------------------------------------------------------- confidences
+
+
+@pytest.mark.parametrize("alpha", [None, 0.4])
+@EVERY
+def test_confidence_is_the_mean_of_the_top_quarter_of_the_scores(protocol, alpha):
+    maps, others = smooth_maps(3), np.random.default_rng(2).random((3, 7, 7), dtype=np.float32)
+    objects = None if alpha is None else ObjectMaps(torch.from_numpy(others), alpha)
+    (found,) = predict_by_all(maps, [protocol], np.full(3, 900), objects)
+    scores = upsample(maps, protocol).astype(np.float64)
+    if protocol.name.startswith("slavc"):
+        scores = (scores + 1) / 2
+        if alpha is not None:
+            scores = alpha * scores + (1 - alpha) * upsample(others, protocol) / 2.5
+    expected = [np.sort(one.ravel())[-NUM_PIXELS // 4 :].mean() for one in scores]
+    np.testing.assert_allclose(found.confidences, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", ["smooth", "levels", "saturated", "outlier", "tiny", "huge", "flat"]
+)
+def test_values_at_ranks_are_those_of_a_sort(kind):
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((4, 5_000)).astype(np.float32)
+    changed = {
+        "levels": np.round(values),
+        "saturated": np.minimum(values, np.float32(0.2)) + 1e-6 * (values > 2),
+        "outlier": np.where(np.arange(5_000) == 7, np.float32(1e30), values),
+        "tiny": values * np.float32(1e-40),
+        "huge": values * np.float32(3e37),
+        "flat": np.full_like(values, -0.3),
+    }
+    values = torch.from_numpy(changed.get(kind, values).astype(np.float32))
+    ranks = torch.from_numpy(rng.integers(0, 5_000, (4, 9)))
+    ranks[:, :2] = torch.tensor([0, 4_999])
+    expected = values.sort(1).values.gather(1, ranks)
+    assert torch.equal(values_at_ranks(values, ranks), expected)
 
 
 # -------------------------------------------------------------------------------------- names

@@ -16,7 +16,6 @@ import torch
 from result_inputs import SHA256, make_context, make_result, with_rows
 
 from datasets.clips import Batch
-from utils.evaluation import ClipScore
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips, draw_clips
 from utils.protocols import PROTOCOLS, find_protocols
@@ -26,6 +25,7 @@ from utils.results import (
     warnings_of,
     write_results,
 )
+from utils.scores import ClipScore
 
 NAN = math.nan
 
@@ -56,6 +56,7 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
         "mean_cIoU",
         "pointing_accuracy",
         "num_clips",
+        "num_without_object",
         "num_listed",
         "complete",
         "num_missing",
@@ -66,16 +67,19 @@ def test_summary_holds_scores_and_where_they_come_from(tmp_path):
         "unreadable",
         "rows",
         "protocols",
+        "extra_metrics",
         "intervals",
         "groupings",
         "labels",
         "clip_list",
+        "cut",
         "scored_clips_sha256",
         "data_root",
         "frame_geometry",
         "audio",
         "object_prior",
         "note",
+        "scored_from_maps",
         "checkpoint",
         "leak_check",
         "num_clips_epoch_was_chosen_on",
@@ -430,7 +434,7 @@ def test_overlays_of_the_first_clips(tmp_path, limit, written):
     writer = OverlayWriter(tmp_path / "overlays", limit)
     for start, end in ((0, 3), (3, 6), (6, 7)):
         clip_ids = [f"clip_{index}" for index in range(start, end)]
-        writer(make_batch(clip_ids), ramps(len(clip_ids)), scores_of(clip_ids))
+        writer(make_batch(clip_ids), torch.from_numpy(ramps(len(clip_ids))), scores_of(clip_ids))
     names = {entry.name for entry in tmp_path.glob("overlays/*")}
     assert names == {f"clip_{index}.jpg" for index in range(written)}
     assert writer.num_written == written
@@ -438,7 +442,7 @@ def test_overlays_of_the_first_clips(tmp_path, limit, written):
 
 def test_overlay_file_shows_the_drawn_clip(tmp_path):
     batch = make_batch(["clip"], size=64)
-    OverlayWriter(tmp_path, 1)(batch, ramps(1, 64), scores_of(["clip"]))
+    OverlayWriter(tmp_path, 1)(batch, torch.from_numpy(ramps(1, 64)), scores_of(["clip"]))
     (drawn,) = draw_clips(batch, ramps(1, 64), scores_of(["clip"]))
     picture = cv2.imread(str(tmp_path / "clip.jpg"), cv2.IMREAD_COLOR_RGB)
     assert picture.shape == (64, 64, 3)
@@ -505,7 +509,7 @@ def test_collected_pictures_become_galleries(tmp_path):
         batch = make_batch(clip_ids, 48)
         sounds = [LOUDNESS[i] * torch.sin(torch.arange(16_000) / 10) for i in clip_ids]
         batch = replace(batch, waveforms=torch.stack(sounds), sound_lengths=(16_000,) * len(sounds))
-        collector(batch, ramps(len(clip_ids)), scores_of(clip_ids, 0.25))
+        collector(batch, torch.from_numpy(ramps(len(clip_ids))), scores_of(clip_ids, 0.25))
     galleries = collector.galleries({"Best clips": ["c", "a"], "Worst clips": ["b"]})
     shown = {gallery.title: [clip.clip_id for clip in gallery.clips] for gallery in galleries}
     assert shown == {"Best clips": ["c", "a"], "Worst clips": ["b"]}

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALL_TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
 ALL_TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
-TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" not in path.stem]
-TEST_SCRIPTS = [
-    path for path in ALL_TEST_SCRIPTS if "sspl" not in path.stem and path.stem != "test_retrieval"
-]
+VARIANTS = ("sspl", "audmix", "openset", "retrieval", "negatives")
+TRAIN_SCRIPTS = [p for p in ALL_TRAIN_SCRIPTS if not any(word in p.stem for word in VARIANTS)]
+TEST_SCRIPTS = [p for p in ALL_TEST_SCRIPTS if not any(word in p.stem for word in VARIANTS)]
+AUDMIX_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "audmix" in path.stem]
 SSPL_TRAIN_SCRIPTS = [path for path in ALL_TRAIN_SCRIPTS if "sspl" in path.stem]
 SSPL_TEST_SCRIPTS = [path for path in ALL_TEST_SCRIPTS if "sspl" in path.stem]
 SSPL_LISTS = {
@@ -48,6 +48,7 @@ def test_all_recipes_are_there():
     assert [path.stem for path in SSPL_TRAIN_SCRIPTS] == [
         f"train_sspl_{name}" for name in data_sets
     ]
+    assert [path.stem for path in AUDMIX_SCRIPTS] == [f"train_{name}_audmix" for name in data_sets]
     assert [path.stem for path in SSPL_TEST_SCRIPTS] == ["test_sspl_Flickr", "test_sspl_VGGSound"]
 
 
@@ -72,6 +73,18 @@ def test_train_script_is_the_published_recipe(script, tmp_path):
     )
     assert options["data"]["clip_list"] == expected
     assert all(options["augmentation"][name] for name in ("crop", "colour", "grey", "blur", "flip"))
+
+
+@pytest.mark.parametrize("script", AUDMIX_SCRIPTS, ids=lambda path: path.stem)
+def test_audmix_script_is_the_plain_one_with_mixing(script):
+    plain = script.with_name(script.name.replace("_audmix", ""))
+    found, expected = (
+        json.loads(run(path, "--dry-run", **ROOTS, FLICKR_LIST="mine.txt").stdout)
+        for path in (script, plain)
+    )
+    assert found.pop("mixing") == expected.pop("mixing") | {"audio_mixing": True}
+    assert found["run"].pop("output") == expected["run"].pop("output") + "_audmix"
+    assert found == expected
 
 
 @pytest.mark.parametrize("script", SSPL_TRAIN_SCRIPTS, ids=lambda path: path.stem)
@@ -130,7 +143,7 @@ def test_test_script_prints_its_options(script):
     vgg_ss = script.stem == "test_VGGSound"
     assert options["benchmark"] == ("vgg_ss" if vgg_ss else "flickr_soundnet")
     assert options["clip_list"] == ("ssl_tie_vgg_ss_4911" if vgg_ss else "ssl_tie_flickr_249")
-    assert options["protocol"] == "ssl_tie,sspl"
+    assert options["protocol"] is None  # the benchmark's own, tests/test_benchmark_metrics.py
 
 
 @pytest.mark.parametrize("script", SSPL_TEST_SCRIPTS, ids=lambda path: path.stem)
@@ -207,3 +220,13 @@ def test_the_retrieval_script_prints_its_options():
     assert (options["clip_list"], options["labels"]) == ("ssl_tie_vgg_ss_4911", "mine.csv")
     assert options["directions"] == "audio_to_audio,audio_to_image,image_to_audio"
     assert options["ks"] == "1,5,10"
+
+
+def test_the_negatives_script_prints_its_options():
+    finished = run(ROOT / "scripts" / "test_negatives.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
+    assert finished.returncode == 0, finished.stderr
+    options = json.loads(finished.stdout)
+    assert (options["benchmark"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")
+    assert (options["clip_list"], options["labels"]) == ("ssl_tie_vgg_ss_4911", "mine.csv")
+    assert (options["seeds"], options["off_screen"]) == (10, "other_class")
+    assert not options["as_published"]

@@ -15,7 +15,7 @@ import pytest
 from datasets import splits
 from datasets.clip_lists import MEDIA_SUFFIXES, read_clip_list
 from datasets.official_splits import OFFICIAL_SPLITS, OfficialSplit
-from datasets.splits import fetch_split, resolve_clip_list
+from datasets.splits import fetch_split, resolve_clip_list, resolve_negatives
 
 ROOT = Path(__file__).resolve().parents[1]
 # Copies of the published lists that a developer may keep beside the repository.
@@ -25,6 +25,7 @@ PUBLISHED_PREFIXES = {
     "hche11/Localizing-Visual-Sounds-the-Hard-Way": "lvs_",
     "zjsong/SSPL": "sspl_",
     "stoneMo/EZ-VSL": "ezvsl_",
+    "stoneMo/SLAVC": "slavc_",
 }
 TOY = b"first_000001\nsecond_000002\nthird_000003\n"
 
@@ -342,9 +343,17 @@ def test_official_file_names_are_distinct():
 def test_official_splits_equal_the_published_files(tmp_path, name):
     split = OFFICIAL_SPLITS[name]
     write(tmp_path, split.file_name, published_bytes(split))
-    clip_list = resolve_clip_list(name, tmp_path)
-    assert len(clip_list.clip_ids) == split.num_clips
-    assert clip_list.sha256 == split.sha256
+    if split.pairs:
+        found = resolve_negatives(name, tmp_path)
+        assert len(found.negatives) == split.num_clips
+        with pytest.raises(ValueError, match="--negatives"):
+            resolve_clip_list(name, tmp_path)
+    else:
+        found = resolve_clip_list(name, tmp_path)
+        assert len(found.clip_ids) == split.num_clips
+        with pytest.raises(ValueError, match="--clip-list"):
+            resolve_negatives(name, tmp_path)
+    assert found.sha256 == split.sha256
 
 
 def test_cli_process_fetches_all_published_lists(tmp_path):

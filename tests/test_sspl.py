@@ -21,7 +21,7 @@ from models.heads import (
 )
 from models.recipes import SSPLRecipe
 from models.sspl import SSPL, SSPLConfig
-from utils.metrics import consensus_iou
+from utils.metrics import TruthMaps, consensus_iou
 from utils.protocols import PROTOCOLS, predict
 from utils.training_run import TrainingRun
 
@@ -59,13 +59,14 @@ def test_golden_step_without_the_pcm(mode, loss):
 def test_golden_score():
     values = np.random.RandomState(7).standard_normal((14, 14)).astype(np.float32)
     protocol = PROTOCOLS["sspl"]
-    predicted = predict(values[None], [protocol])[0].masks
+    predicted = predict(torch.from_numpy(values)[None], [protocol])[0].masks
     assert predicted.sum() == 24_888
     # The box of zpWuikVorYg_000032.
     box = np.array([[0.403125, 0.253125, 0.6, 0.75]])
     truth = consensus_map(box, annotators_needed=1)
     assert truth.sum() == 4_928
-    assert consensus_iou(predicted, truth[None])[0] == pytest.approx(0.1176669, abs=5e-8)
+    of_clip = TruthMaps(torch.from_numpy(truth)[None])
+    assert consensus_iou(predicted, of_clip).item() == pytest.approx(0.1176669, abs=5e-8)
 
 
 # ---------------------------------------------------------------------------------------- the step

@@ -12,6 +12,7 @@ from utils.metrics import area_under_success, mean_ciou, success_curve, success_
 from utils.statistics import (
     SCORE_KEYS,
     bootstrap_intervals,
+    bootstrap_statistics,
     clip_values,
     compare_paired,
     mcnemar,
@@ -111,6 +112,20 @@ def test_clips_that_agree_and_unknown_values_have_no_interval():
     assert np.isnan(bootstrap_intervals(np.ones((1, 2)))).all()
     with pytest.raises(ValueError, match="at least one clip"):
         bootstrap_intervals(np.empty((0, 2)))
+
+
+def test_statistics_share_the_resamples_of_means():
+    values = np.random.default_rng(4).random((37, 2))
+    found = bootstrap_statistics(lambda repeats: repeats @ values / 37, 37, resamples=60, seed=3)
+    expected = bootstrap_intervals(values, resamples=60, seed=3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_statistics_that_agree_or_are_unknown_have_no_interval():
+    found = bootstrap_statistics(lambda repeats: [2, NAN, repeats[0]], 5, resamples=50)
+    assert np.isnan(found[:2]).all() and np.isfinite(found[2]).all()
+    with pytest.raises(ValueError, match="at least one clip"):
+        bootstrap_statistics(lambda repeats: [0], 0)
 
 
 @pytest.mark.slow

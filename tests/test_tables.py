@@ -53,7 +53,8 @@ def test_table_for_the_screen():
     assert lines[8].split() == "95 % interval - - - 0.0-100.0".split()  # all clips hit alike
     assert lines[11].split() == "best possible under sspl 100.00 100.00 100.00 -".split()
     assert len({len(line) for line in lines[1:12]}) == 1
-    assert lines[12:] == [f"{n}: {PROTOCOLS[n].description}" for n in ("ssl_tie", "sspl")]
+    for line, name in zip(lines[12:], ("ssl_tie", "sspl"), strict=True):
+        assert line.startswith(f"{name}: {PROTOCOLS[name].description}; list: the published")
 
 
 BESIDE = [
@@ -123,6 +124,12 @@ def test_csv_repeats_everything_in_each_line(summary):
         assert (row["leak_checked"], row["num_leaked"]) == ("1", "1")
         assert row["rule"] == PROTOCOLS[row["protocol"]].description
         assert row["warnings"].count("LEAK") == 1
+
+
+@pytest.mark.parametrize("form", ["md", "tex", "csv", "json"])
+def test_which_published_cut_was_scored_stands_in_each_form(form):
+    cut = "VGG-SS, 4 clips: none of the published cuts"
+    assert cut in render_table(summarise(make_result(), make_context(cut=cut)), form)
 
 
 def test_csv_says_that_a_leak_could_not_be_checked():

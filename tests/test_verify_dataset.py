@@ -71,6 +71,7 @@ def test_every_fault_is_found(training, tmp_path, capsys):
         "missing_annotation": [],
         "unreadable_frame": ["train_2"],
         "unreadable_sound": ["train_3"],
+        "unreadable_mask": [],
         "silent": ["train_4"],
         "duplicate_frame": ["train_5", "train_6"],
         "duplicate_sound": ["train_5", "train_6"],

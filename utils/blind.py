@@ -1,9 +1,11 @@
 """What needs no model: predictors that never hear the sound, and the ceiling of a rule."""
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from utils.metrics import TruthMaps
 from utils.protocols import LocalisationProtocol, threshold_ranks
+from utils.selection import values_at_ranks
 
 GAUSSIAN_GRID = 14
 """side of the similarity map that holds the centred Gaussian, cells"""
@@ -11,35 +13,33 @@ GAUSSIAN_SIGMA = 4.0
 """standard deviation of the centred Gaussian, cells"""
 
 
-def whole_frame(map_size: int) -> NDArray[np.bool_]:
+def whole_frame(map_size: int) -> Tensor:
     """Every pixel (M, M)."""
-    return np.ones((map_size, map_size), dtype=np.bool_)
+    return torch.ones(map_size, map_size, dtype=torch.bool)
 
 
-def centre_square(map_size: int) -> NDArray[np.bool_]:
+def centre_square(map_size: int) -> Tensor:
     """A centred square (M, M) of half of the map: 158 x 158 of 224 x 224."""
     side = round(map_size * 0.5**0.5)
     start = (map_size - side) // 2
-    square = np.zeros((map_size, map_size), dtype=np.bool_)
+    square = torch.zeros(map_size, map_size, dtype=torch.bool)
     square[start : start + side, start : start + side] = True
     return square
 
 
-def centre_disc(map_size: int) -> NDArray[np.bool_]:
+def centre_disc(map_size: int) -> Tensor:
     """The pixels (M, M) nearest to the centre, as many as half of the map, ties left out."""
     squared = _squared_distance(map_size)
-    return squared < np.sort(squared.ravel())[squared.size // 2]
+    return squared < squared.flatten().sort().values[squared.numel() // 2]
 
 
-def centre_gaussian() -> NDArray[np.float32]:
+def centre_gaussian() -> Tensor:
     """A similarity map (1, 14, 14) in [0, 1]: a rule up-samples it as it does a model's."""
     squared = _squared_distance(GAUSSIAN_GRID)
-    return np.exp(-squared / (2 * GAUSSIAN_SIGMA**2)).astype(np.float32)[None]
+    return torch.exp(-squared / (2 * GAUSSIAN_SIGMA**2)).float()[None]
 
 
-def oracle_cious(
-    ground_truth_maps: NDArray[np.float32], protocol: LocalisationProtocol
-) -> NDArray[np.float64]:
+def oracle_cious(truth: TruthMaps, protocol: LocalisationProtocol) -> Tensor:
     """The best consensus IoU that a map without ties can reach under a rule.
 
     The median rule always predicts half of the frame, the adaptive rule as many pixels as the truth
@@ -47,28 +47,36 @@ def oracle_cious(
     the highest truth first. Under a fixed threshold the truth itself can be predicted.
 
     Args:
-        ground_truth_maps: (B, M, M) in [0, 1].
+        truth: of B clips.
         protocol: the rule.
 
     Returns:
-        (B,) in [0, 1]; 0 where the truth is empty.
+        (B,) float64 in [0, 1]; 0 where the truth is empty.
     """
-    flat = ground_truth_maps.reshape(len(ground_truth_maps), -1)
-    total = flat.sum(axis=1, dtype=np.float64)
     if protocol.threshold == "fixed":
-        return (total > 0).astype(np.float64)
-    num_pixels = flat.shape[1]
-    num_annotated = np.count_nonzero(flat, axis=1)
-    ranks = threshold_ranks(protocol, num_pixels, num_annotated) + (protocol.comparison == ">")
-    ranks = np.broadcast_to(ranks, len(flat))
-    false_positive = np.maximum(num_pixels - ranks - num_annotated, 0)
-    best = total.copy()
-    for clip in np.flatnonzero(num_pixels - ranks < num_annotated):
-        best[clip] = np.sort(flat[clip])[ranks[clip] :].sum(dtype=np.float64)
-    return best / (total + false_positive)
+        return (truth.total_votes > 0).double()
+    num_pixels = truth.maps[0].numel()
+    ranks = threshold_ranks(protocol, num_pixels, truth.num_annotated).to(truth.maps.device)
+    num_predicted = num_pixels - ranks - int(protocol.comparison == ">")
+    num_found = torch.minimum(num_predicted, truth.num_annotated)
+    best = num_found.double()
+    # Where there are parts of votes, whole ones are found first.
+    divided = truth.total_votes != truth.num_annotated
+    votes, found = truth.maps.flatten(1)[divided], num_found[divided]
+    best[divided] = _largest_sum(votes, found)
+    false_positive = num_predicted - num_found
+    return best / (truth.total_votes + false_positive)
 
 
-def _squared_distance(map_size: int) -> NDArray[np.float64]:
-    """(M, M), squared distance to the centre, pixels."""
-    offsets = np.arange(map_size) - (map_size - 1) / 2
+def _largest_sum(values: Tensor, counts: Tensor) -> Tensor:
+    """(C,) float64, the sum of the `counts` (C,) largest of each row's values (C, N)."""
+    num_values = values.shape[1]
+    ranks = (num_values - counts).clamp(max=num_values - 1)
+    least = values_at_ranks(values, ranks[:, None]).double()
+    return (values - least).clamp_(min=0).sum(1) + counts * least[:, 0]
+
+
+def _squared_distance(map_size: int) -> Tensor:
+    """(M, M) float64, squared distance to the centre, pixels."""
+    offsets = torch.arange(map_size, dtype=torch.float64) - (map_size - 1) / 2
     return offsets[:, None] ** 2 + offsets[None, :] ** 2

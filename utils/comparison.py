@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from utils.files import write_atomically
 from utils.metrics import SUCCESS_THRESHOLDS, success_curve
 from utils.report import Report, write_report
+from utils.report_rows import build_metrics
 from utils.report_tables import ReportRow, ReportTable
 from utils.results import PER_CLIP_SCORES
 from utils.statistics import SCORE_KEYS, compare_paired
@@ -45,8 +46,8 @@ HEADINGS = (
     "hits lost",
     "p",
 )
-"""The table's columns; those after `pointing` compare with the first model on the same clips, and p
-is McNemar's of the hits gained and lost."""
+"""The table's first columns; those after `pointing` compare with the first model on the same clips,
+and p is McNemar's of the hits gained and lost."""
 COMPARED = SCORE_KEYS[:3]
 """Scores whose differences have a column."""
 
@@ -60,7 +61,8 @@ class ScoredModel:
     summary: dict[str, Any]
     """its summary.json"""
     columns: dict[str, Values]
-    """the scores in its per_clip.csv, in the order of the ids: (N,) each"""
+    """the scores in its per_clip.csv, in the order of the ids: (N,) each; on extended benchmarks of
+    the clips with an object"""
 
     def column(self, protocol: str, score: str) -> Values:
         """One of PER_CLIP_SCORES under a rule, (N,)."""
@@ -110,8 +112,10 @@ def read_scored_model(name: str, folder: Path) -> ScoredModel:
         clips = sorted(csv.DictReader(file), key=lambda row: row["clip_id"])
     try:
         summary = json.loads((folder / "summary.json").read_text())
+        without_object = {"0"} if summary["num_without_object"] else set()
+        located = [clip for clip in clips if clip["num_boxes"] not in without_object]
         columns = {
-            column: np.array([float(clip[column]) for clip in clips])
+            column: np.array([float(clip[column]) for clip in located])
             for column in clips[0]
             if ":" in column  # scores of a rule; others tell what kind of clip it is
         }
@@ -172,6 +176,8 @@ def compare(models: Sequence[ScoredModel], command: str) -> dict[str, Any]:
     return {
         "benchmark": first["benchmark"],
         "num_clips": first["num_clips"],
+        "num_without_object": first["num_without_object"],
+        "extra_metrics": first["extra_metrics"],
         "clip_list": first["clip_list"],
         **{key: first[key] for key in MUST_AGREE},
         "compared_with": models[0].name,
@@ -236,12 +242,18 @@ def write_comparison(folder: Path, models: Sequence[ScoredModel], command: str) 
 
 
 def table_cells(comparison: dict[str, Any]) -> list[list[str]]:
-    """The comparison as a table of words: a line each for HEADINGS, then rules and models."""
-    lines = [list(HEADINGS)]
+    """The comparison as a table of words: a line each for its headings, then rules and models.
+
+    The headings are HEADINGS and, where the benchmark has metrics of its own, those after them.
+    """
+    extra = comparison["extra_metrics"]
+    names = [] if extra is None else extra["shown"]
+    lines = [[*HEADINGS, *names]]
     for protocol in comparison["protocols"]:
         for row in protocol["rows"]:
             scores = [_number(row[key]) for key in SCORE_KEYS]
-            lines.append([protocol["name"], row["name"], *scores, *_difference(row["difference"])])
+            cells = [protocol["name"], row["name"], *scores, *_difference(row["difference"])]
+            lines.append(cells + [_number(row["extra"][name]) for name in names])
     return lines
 
 
@@ -291,8 +303,10 @@ def _latex_words(words: str) -> str:
 
 def _report(models: Sequence[ScoredModel], comparison: dict[str, Any]) -> Report:
     others = ", ".join(model.name for model in models[1:])
+    without = comparison["num_without_object"]
     facts = {
-        "clips": f"{comparison['num_clips']}, the same for all",
+        "clips": f"{comparison['num_clips']}, the same for all"
+        + (f"; {without} without an object: not in cIoU, AUC, pointing and curves" * bool(without)),
         "protocol": comparison["protocols"][0]["name"],
         "clip list": f"{comparison['clip_list']['name']} (sha256 "
         f"{comparison['clip_list']['sha256']})",
@@ -308,12 +322,17 @@ def _report(models: Sequence[ScoredModel], comparison: dict[str, Any]) -> Report
         title=f"{models[0].name} compared with {others} on {comparison['benchmark']}",
         facts=facts,
         warnings=[f"{m.name}: {warning}" for m in models for warning in m.summary["warnings"]],
-        tables=[_report_table(models, one) for one in comparison["protocols"]],
+        tables=[
+            _report_table(models, one, comparison["extra_metrics"])
+            for one in comparison["protocols"]
+        ],
         galleries=[],
     )
 
 
-def _report_table(models: Sequence[ScoredModel], protocol: dict[str, Any]) -> ReportTable:
+def _report_table(
+    models: Sequence[ScoredModel], protocol: dict[str, Any], extra: dict[str, Any] | None
+) -> ReportTable:
     name, rows = protocol["name"], protocol["rows"]
     sources = [(model, PER_CLIP_SCORES[0]) for model in models]
     sources += [(models[0], score) for score in REFERENCE_COLUMNS]
@@ -326,6 +345,7 @@ def _report_table(models: Sequence[ScoredModel], protocol: dict[str, Any]) -> Re
         rule=protocol["description"],
         rows=[_report_row(row, models[0].name) for row in rows],
         curves=curves,
+        metrics=build_metrics(rows, extra),
     )
 
 

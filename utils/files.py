@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -32,29 +34,73 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
     Raises:
         OSError: it cannot be written, e.g. as the disk is full; what was there is unchanged.
     """
+    needed = memoryview(content).nbytes
+    with moved_when_whole(path, needed) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def moved_when_whole(path: Path, num_bytes: int | None = None) -> Iterator[Path]:
+    """Gives a name to write to; what is there goes to its place at the end, or is removed.
+
+    Args:
+        path: the file to write or to replace; missing parent folders are made.
+        num_bytes: length of the file, for the message when there is no room; None: not known.
+
+    Raises:
+        OSError: it cannot be written, e.g. as the disk is full; what was there is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        other_file = error.filename is not None and error.filename != str(temporary)
+        if error.errno not in _NO_ROOM or other_file:
             raise
+        if num_bytes is None:
+            needs = f"{_size_of(temporary) / 1e6:.1f} MB and more"
+        else:
+            needs = f"{num_bytes / 1e6:.1f} MB"
         temporary.unlink(missing_ok=True)
-        needed = memoryview(content).nbytes / 1e6
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(
             error.errno,
-            f"{error.strerror}: {path.name} needs {needed:.1f} MB, and {free:.1f} MB are free on "
+            f"{error.strerror}: {path.name} needs {needs}, and {free:.1f} MB are free on "
             "its file system. Make room, or raise the limit. What was there before is unchanged",
             str(path),
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def check_place(folder: Path, flag: str) -> None:
+    """Refuses at once a folder that could not be written to much later.
+
+    Args:
+        folder: that is there or is to be made.
+        flag: what the user named, for the message.
+
+    Raises:
+        NotADirectoryError: it is a file, or below one.
+        PermissionError: nothing can be written there.
+    """
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"{flag}: {there} is a file. Name a folder that is there or can be made."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{flag}: nothing can be written to", str(there))
 
 
 def remove_leftovers(folder: Path) -> list[str]:

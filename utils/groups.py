@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.evaluation import ClipTruth, ProtocolScores, Scores
+from utils.scores import ClipTruth, ProtocolScores, Scores
 from utils.statistics import SCORE_KEYS, Interval, bootstrap_intervals, clip_values, plain_interval
 
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}
@@ -75,7 +75,7 @@ def groupings_of(
     found = []
     if truths:
         limits = ", ".join(f"{name} < {limit**0.5:.0f}²" for name, limit in SIZE_LIMITS.items())
-        sizes = [_size_of(truth.area) for truth in truths]
+        sizes = [size_of(truth.area) for truth in truths]
         words = f"annotated pixels of 224 x 224: {limits}, otherwise huge"
         order = (*SIZE_LIMITS, "huge", "nothing annotated")
         found.append(Grouping("box_size", words, _positions(sizes, order)))
@@ -168,7 +168,8 @@ def _known(score: float) -> float | None:
     return None if np.isnan(score) else score
 
 
-def _size_of(area: float) -> str:
+def size_of(area: float) -> str:
+    """SLAVC's class of an annotated area, pixels of 224 x 224."""
     if not area:
         return "nothing annotated"
     return next((name for name, limit in SIZE_LIMITS.items() if area < limit), "huge")

@@ -1,42 +1,72 @@
-"""Localisation metrics: arrays in, arrays out."""
+"""Localisation metrics: of clips on the device of their maps, of a data set from their scores."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 SUCCESS_THRESHOLDS = tuple(0.05 * i for i in range(21))
 """Consensus-IoU thresholds of the success curve. The products are the field's: 0.05 * 3 is above
 0.15 in floating point, so a clip with exactly 0.15 fails its own threshold."""
 
 
-def consensus_iou(
-    predicted_masks: NDArray[np.bool_], ground_truth_maps: NDArray[np.float32]
-) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class TruthMaps:
+    """What is annotated in some clips, and what every score needs of it, computed once."""
+
+    maps: Tensor
+    """(B, M, M) float32 in [0, 1]"""
+    outlined: bool = False
+    """the objects are outlined pixel by pixel; otherwise boxes lie around them"""
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.maps)
+
+    @cached_property
+    def total_votes(self) -> Tensor:
+        """(B,) float64, sum of each map."""
+        return _sum(self.maps)
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """(B, M, M) bool, pixels that nobody annotated."""
+        return self.maps == 0
+
+    @cached_property
+    def num_annotated(self) -> Tensor:
+        """(B,) int64, pixels above 0."""
+        return self.maps[0].numel() - self.empty.flatten(1).sum(1)
+
+
+def consensus_iou(predicted_masks: Tensor, truth: TruthMaps) -> Tensor:
     """Consensus IoU of each clip: sum(P G) / (sum(G) + sum(P where G = 0)).
 
     Senocak et al., CVPR 2018, Eq. 8.
 
     Args:
-        predicted_masks: (B, M, M), or (1, M, M): the same for each clip.
-        ground_truth_maps: (B, M, M) in [0, 1].
+        predicted_masks: (B, M, M) bool, or (1, M, M): the same for each clip.
+        truth: of the clips.
 
     Returns:
-        (B,) in [0, 1]; NaN where both are empty.
+        (B,) float64 in [0, 1]; NaN where both are empty.
     """
-    masks = np.broadcast_to(predicted_masks, ground_truth_maps.shape)
-    # Clip by clip: one map stays in the processor's cache, a batch does not.
-    terms = [
-        (
-            np.einsum("hw,hw->", mask, truth, dtype=np.float64),
-            truth.sum(dtype=np.float64),
-            np.count_nonzero(mask & (truth == 0)),
-        )
-        for mask, truth in zip(masks, ground_truth_maps, strict=True)
-    ]
-    shared, annotated, false_positive = np.array(terms, dtype=np.float64).reshape(-1, 3).T
-    with np.errstate(invalid="ignore"):
-        return shared / (annotated + false_positive)
+    shared = _sum(truth.maps * predicted_masks.float())  # where() takes five times as long
+    false_positive = (predicted_masks & truth.empty).flatten(1).sum(1, dtype=torch.int32)
+    return shared / (truth.total_votes + false_positive)
+
+
+def _sum(maps: Tensor) -> Tensor:
+    """(B, M, M) in [0, 1] -> (B,) float64.
+
+    A row's sum is exact in float32 where votes are whole, halves or other parts by a power of two,
+    as all benchmarks' are; float64 adds up the rows. Float64 throughout takes twice the time.
+    """
+    return maps.sum(2).sum(1, dtype=torch.float64)
 
 
 def success_rate(cious: ArrayLike, threshold: float = 0.5) -> float:
@@ -74,22 +104,18 @@ def mean_ciou(cious: ArrayLike) -> float:
     return float(np.nan_to_num(np.asarray(cious, dtype=np.float64)).mean())
 
 
-def pointing_hits(
-    localisation_maps: NDArray[np.float32], ground_truth_maps: NDArray[np.float32]
-) -> NDArray[np.bool_]:
+def pointing_hits(localisation_maps: Tensor, truth: TruthMaps) -> Tensor:
     """Whether the peak of each map lies on an annotated pixel.
 
     Args:
         localisation_maps: (B, M, M), or (1, M, M): the same for each clip; the first pixel in
             reading order is the peak among equals, and a map with NaN has none.
-        ground_truth_maps: (B, M, M) in [0, 1]; any value above 0 is annotated.
+        truth: of the clips.
 
     Returns:
-        (B,).
+        (B,) bool.
     """
-    flat = localisation_maps.reshape(len(localisation_maps), -1)
-    peaks = np.argmax(flat, axis=1)
-    truth = ground_truth_maps.reshape(len(ground_truth_maps), -1)
-    hits = truth[np.arange(len(truth)), peaks] > 0
-    # Where there is NaN, argmax points to it.
-    return hits & ~np.isnan(flat[np.arange(len(flat)), peaks])
+    peaks = localisation_maps.flatten(1).max(1)
+    of_clips = peaks.indices.expand(len(truth))[:, None]
+    # Where there is NaN, max finds that.
+    return ~truth.empty.flatten(1).gather(1, of_clips)[:, 0] & ~peaks.values.isnan()

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.evaluation import ClipScore, EvaluationBatch
+from utils.evaluation import EvaluationBatch
 from utils.report import Gallery, GalleryClip
+from utils.scores import ClipScore
 from utils.sounds import encode_mp3
 from utils.visualisation import encode_jpeg, overlay_localisation_map, write_jpeg
 
@@ -94,12 +95,10 @@ class OverlayWriter:
         self.limit = limit
         self.num_written = 0
 
-    def __call__(
-        self, batch: PictureBatch, maps: NDArray[np.float32], scores: Sequence[ClipScore]
-    ) -> None:
+    def __call__(self, batch: PictureBatch, maps: Tensor, scores: Sequence[ClipScore]) -> None:
         """Draws and writes what is still wanted of a batch."""
         wanted = int(min(self.limit - self.num_written, len(scores)))
-        for clip in draw_clips(batch, maps, scores[:wanted]):
+        for clip in draw_clips(batch, maps[:wanted].cpu().numpy(), scores[:wanted]):
             write_jpeg(self.folder / f"{clip.score.clip_id}.jpg", clip.overlay)
             self.num_written += 1
 
@@ -140,11 +139,10 @@ class PictureCollector:
         self.drawn: dict[str, DrawnClip] = {}
         self.sounds: dict[str, bytes] = {}
 
-    def __call__(
-        self, batch: PictureBatch, maps: NDArray[np.float32], scores: Sequence[ClipScore]
-    ) -> None:
+    def __call__(self, batch: PictureBatch, maps: Tensor, scores: Sequence[ClipScore]) -> None:
         """Draws a batch, and keeps what was heard."""
-        self.drawn.update({clip.score.clip_id: clip for clip in draw_clips(batch, maps, scores)})
+        drawn = draw_clips(batch, maps.cpu().numpy(), scores)
+        self.drawn.update({clip.score.clip_id: clip for clip in drawn})
         heard = zip(scores, batch.waveforms.cpu().numpy(), batch.sound_lengths, strict=True)
         for score, waveform, length in heard:
             self.sounds[score.clip_id] = encode_mp3(waveform[:length], self.sample_rate)

@@ -63,6 +63,28 @@ class ReportGrouping:
 
 
 @dataclass(frozen=True)
+class ReportMetric:
+    """One metric of the benchmark, of each predictor, in percent; NaN where there is none."""
+
+    name: str
+    words: str
+    """what it is"""
+    scores: Sequence[float]
+    intervals: Sequence[Interval | None]
+
+
+@dataclass(frozen=True)
+class ReportMetrics:
+    """What the benchmark is scored by beside consensus IoU."""
+
+    title: str
+    words: str
+    predictors: Sequence[str]
+    """whose scores each metric has, in their order"""
+    metrics: Sequence[ReportMetric]
+
+
+@dataclass(frozen=True)
 class ReportTable:
     """The scores under one rule, named and in words."""
 
@@ -71,6 +93,7 @@ class ReportTable:
     rows: Sequence[ReportRow]
     curves: Sequence[SuccessCurve]
     groupings: Sequence[ReportGrouping] = ()
+    metrics: Sequence[ReportMetrics] = ()
 
     def __post_init__(self) -> None:
         """Refuse a table without the model."""
@@ -98,6 +121,7 @@ def render_table(table: ReportTable) -> str:
     rows = "\n".join(_render_row(row) for row in table.rows)
     head = _render_head(("Name", False), ("cIoU@0.5", True), ("", False), *_OTHER_SCORES)
     groupings = "\n".join(map(_render_grouping, table.groupings))
+    metrics = "\n".join(map(_render_metrics, table.metrics))
     return f"""<section>
 <h3>Protocol <code>{escape(table.name)}</code></h3>
 <p class="hint">{escape(table.rule)}</p>
@@ -109,7 +133,7 @@ def render_table(table: ReportTable) -> str:
 </tbody>
 </table>
 </div>
-{render_success_plot(table.curves, table.name)}{groupings}</section>"""
+{metrics}{render_success_plot(table.curves, table.name)}{groupings}</section>"""
 
 
 _OTHER_SCORES = (("AUC", True), ("mean cIoU", True), ("Pointing", True))
@@ -175,10 +199,14 @@ def _render_grouping(grouping: ReportGrouping) -> str:
         *_OTHER_SCORES,
     )
     rows = "\n".join(map(_render_group, grouping.groups))
-    opened = " open" if len(grouping.groups) <= MOST_ROWS_OPEN else ""
+    return _render_fold(grouping.title, grouping.words, head, rows, len(grouping.groups))
+
+
+def _render_fold(title: str, words: str, head: str, rows: str, num_rows: int) -> str:
+    opened = " open" if num_rows <= MOST_ROWS_OPEN else ""
     return f"""<details class="panel groups"{opened}>
-<summary>{escape(grouping.title)}</summary>
-<p class="hint">{escape(grouping.words)}</p>
+<summary>{escape(title)}</summary>
+<p class="hint">{escape(words)}</p>
 <div class="scroll">
 <table class="scores sortable">
 {head}
@@ -189,6 +217,16 @@ def _render_grouping(grouping: ReportGrouping) -> str:
 </div>
 </details>
 """
+
+
+def _render_metrics(block: ReportMetrics) -> str:
+    head = _render_head(("Metric", False), *((name, True) for name in block.predictors))
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(metric.name)}<span class="kind">{escape(metric.words)}</span>'
+        f"</th>{''.join(map(_render_number, metric.scores, metric.intervals))}</tr>"
+        for metric in block.metrics
+    )
+    return _render_fold(block.title, block.words, head, rows, len(block.metrics))
 
 
 def _render_group(group: ReportGroup) -> str:

@@ -1,25 +1,30 @@
 """The files that an evaluation leaves: summary.json, per_clip.csv, table.*, report.html."""
 
 import csv
-import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.evaluation import LocalisationResult, ProtocolScores
+from utils.benchmark_metrics import (
+    clip_columns,
+    describe_extra_metrics,
+    extra_scores,
+    extra_warnings,
+    with_object_only,
+)
 from utils.files import write_atomically
-from utils.groups import FEW_CLIPS, Grouping, detail_scores, groupings_of
+from utils.groups import Grouping, detail_scores, groupings_of
 from utils.leaks import Leak
-from utils.metrics import SUCCESS_THRESHOLDS
+from utils.metric_families import ExtraScores
 from utils.protocols import LocalisationProtocol
+from utils.published_lists import KnownLists, check_list, ids_sha256
 from utils.report import Gallery, Report, write_report
-from utils.report_tables import ReportGroup, ReportGrouping, ReportRow, ReportTable
-from utils.statistics import CONFIDENCE, RESAMPLES, SCORE_KEYS, SEED, Interval
-from utils.success_plot import SuccessCurve
+from utils.report_rows import build_table
+from utils.scores import LocalisationResult, ProtocolScores
+from utils.statistics import CONFIDENCE, RESAMPLES, SEED
 from utils.tables import TABLE_FILES, render_table
 
 PER_CLIP_SCORES = ("ciou", "success", "disc", "gaussian", "ceiling")
@@ -52,17 +57,28 @@ class EvaluationContext:
     object_prior: float | None = None
     """share of the model's map beside a map of objects; None: the model alone"""
     classes: Mapping[str, str] | None = None
-    """class of each scored clip, by its id; None: not known"""
+    """class of each scored clip with an object, by its id; None: not known"""
     labels: Mapping[str, str] | None = None
     """where the classes were read: path, sha256 and form of the file"""
+    cut: str | None = None
+    """which published cut of the benchmark the list is, or that it is none; None: not known"""
+    known_lists: KnownLists = field(default_factory=KnownLists)
+    """the published lists of this benchmark"""
+    saved_maps: Mapping[str, Any] | None = None
+    """file that the maps were read from: its path and sha256, and the command and environment that
+    made them; None: they come from the model itself"""
 
 
 def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[str, Any]:
     """Everything about an evaluation but the single clips, as plain values."""
-    groupings = _groupings(result, context)
-    by_protocol = summarise_protocols(result.by_protocol, groupings)
-    first, model = by_protocol[0], result.model.summary()
-    clip_ids = "\n".join(sorted(clip.clip_id for clip in result.model.clips))
+    located = with_object_only(context.benchmark, result)
+    groupings = _groupings(located, context)
+    extra = extra_scores(context.benchmark, result)
+    by_protocol = summarise_protocols(located.by_protocol, groupings, extra)
+    ids = {clip.clip_id for clip in located.model.clips}
+    others = {clip.clip_id for clip in result.model.clips} - ids
+    name_lists(by_protocol, result, context.benchmark, context.known_lists)
+    first, model = by_protocol[0], located.model.summary()
     return {
         "benchmark": context.benchmark,
         "protocol": {name: first[name] for name in first if name not in ("rows", "groups")},
@@ -71,16 +87,18 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "mean_cIoU": model["mean_ciou"],
         "pointing_accuracy": model["pointing_accuracy"],
         "num_clips": len(result.model.clips),
+        "num_without_object": len(others),
         "num_listed": context.num_listed,
         "complete": not context.missing and not result.unreadable,
         "num_missing": len(context.missing),
         "missing": list(context.missing),
-        "num_empty_ground_truth": result.num_empty,
+        "num_empty_ground_truth": located.num_empty,
         "num_non_finite_maps": result.num_non_finite,
         "num_unreadable": len(result.unreadable),
         "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in result.unreadable],
         "rows": first["rows"],
         "protocols": by_protocol,
+        "extra_metrics": describe_extra_metrics(context.benchmark),
         "intervals": {
             "method": "percentile bootstrap over clips",
             "confidence": CONFIDENCE,
@@ -90,12 +108,14 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
         "groupings": {grouping.name: grouping.words for grouping in groupings},
         "labels": None if context.labels is None else dict(context.labels),
         "clip_list": {"name": context.clip_list, "sha256": context.clip_list_sha256},
-        "scored_clips_sha256": hashlib.sha256(clip_ids.encode()).hexdigest(),
+        "cut": context.cut,
+        "scored_clips_sha256": ids_sha256(ids | others),
         "data_root": context.data_root,
         "frame_geometry": context.frame_geometry,
         "audio": context.audio,
         "object_prior": context.object_prior,
         "note": context.note,
+        "scored_from_maps": None if context.saved_maps is None else dict(context.saved_maps),
         "checkpoint": context.checkpoint,
         "leak_check": context.leak.as_dict(),
         "num_clips_epoch_was_chosen_on": context.num_chosen_on,
@@ -106,27 +126,57 @@ def summarise(result: LocalisationResult, context: EvaluationContext) -> dict[st
 
 
 def summarise_protocols(
-    by_protocol: Sequence[ProtocolScores], groupings: Sequence[Grouping] = ()
+    by_protocol: Sequence[ProtocolScores],
+    groupings: Sequence[Grouping] = (),
+    extra: Sequence[Sequence[ExtraScores]] | None = None,
 ) -> list[dict[str, Any]]:
     """Each rule with its scores and their intervals in percent, as plain values.
 
     Args:
         by_protocol: the scores under each rule, on the same clips.
         groupings: of these clips; none: scores of all clips only.
+        extra: of each rule and its rows, metrics of the benchmark; None: it has none.
     """
-    plain = []
+    plain: list[dict[str, Any]] = []
     for one, detail in zip(by_protocol, detail_scores(by_protocol, groupings), strict=True):
         rows = [
             {**scores.summary(), "intervals": intervals}
             for scores, intervals in zip(one.rows, detail.intervals, strict=True)
         ]
+        if extra is not None:
+            rows = [
+                {**row, **further.as_dict()}
+                for row, further in zip(rows, extra[len(plain)], strict=True)
+            ]
         groups = {
             name: [group.as_dict() for group in of_grouping]
             for name, of_grouping in detail.groups.items()
         }
-        described = {**asdict(one.protocol), "description": one.protocol.description, "rows": rows}
+        rule = asdict(one.protocol)
+        del rule["published_lists"]  # of this benchmark it stands under published_list
+        described = {**rule, "description": one.protocol.description, "rows": rows}
         plain.append({**described, "groups": groups} if groups else described)
     return plain
+
+
+def name_lists(
+    plain: Sequence[dict[str, Any]], result: LocalisationResult, benchmark: str, known: KnownLists
+) -> None:
+    """Adds to each rule whether its authors scored these clips.
+
+    Args:
+        plain: of `summarise_protocols`; gets an entry `published_list`.
+        result: of all clips, also those without an object.
+        benchmark: its name.
+        known: its published lists.
+    """
+    clips = {clip.clip_id for clip in result.by_protocol[0].rows[0].clips}
+    located = with_object_only(benchmark, result).by_protocol[0].rows[0].clips
+    ids = {clip.clip_id for clip in located}
+    for of_rule, one in zip(plain, result.by_protocol, strict=True):
+        published = one.protocol.published_lists.get(benchmark)
+        checked = check_list(one.protocol.authors, published, known, ids, clips - ids)
+        of_rule["published_list"] = asdict(checked)
 
 
 def _groupings(result: LocalisationResult, context: EvaluationContext) -> tuple[Grouping, ...]:
@@ -149,13 +199,15 @@ def warnings_of(result: LocalisationResult, context: EvaluationContext) -> list[
             f"{len(result.unreadable)} clips could not be decoded and are not scored, first: "
             f"{result.unreadable[0][1]}"
         )
-    if result.num_empty:
+    num_empty = with_object_only(context.benchmark, result).num_empty
+    if num_empty:
         found.append(
-            f"{result.num_empty} clips have no box inside the frame: a miss whatever the map."
+            f"{num_empty} clips have nothing annotated inside the frame: consensus IoU counts as 0 "
+            "there, whatever the map."
         )
     if result.num_non_finite:
         found.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
-    return found + _warnings_of_context(context)
+    return found + extra_warnings(context.benchmark, result) + _warnings_of_context(context)
 
 
 def _warnings_of_context(context: EvaluationContext) -> list[str]:
@@ -271,6 +323,8 @@ def write_results(
 
 
 def _per_clip_table(result: LocalisationResult, context: EvaluationContext) -> str:
+    """A line for each clip; hits and consensus IoU say nothing of one without an object: empty."""
+    located = {clip.clip_id for clip in with_object_only(context.benchmark, result).model.clips}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = [
@@ -283,25 +337,29 @@ def _per_clip_table(result: LocalisationResult, context: EvaluationContext) -> s
     ]
     columns = list(properties.values())
     for place, of_clip in enumerate(zip(result.model.clips, *by_protocol, strict=True)):
-        line = [of_clip[0].clip_id, int(bool(of_clip[0].pointing))]
+        line: list[str | int] = [int(bool(of_clip[0].pointing))]
         for model, *references in of_clip[1:]:
             others = [f"{clip.ciou:.6f}" for clip in references]
             line += [f"{model.ciou:.6f}", int(model.ciou >= 0.5), *others]
-        table.writerow(line + [column[place] for column in columns])
+        clip_id = of_clip[0].clip_id
+        line = line if clip_id in located else [""] * len(line)
+        table.writerow([clip_id, *line, *(column[place] for column in columns)])
     return text.getvalue()
 
 
 def _properties_of_clips(
     result: LocalisationResult, context: EvaluationContext
 ) -> dict[str, list[str]]:
-    """Columns of per_clip.csv by which its clips are grouped, where they are known."""
-    columns = {}
+    """Columns of per_clip.csv by which its clips are grouped, where they are known, and others."""
+    columns: dict[str, list[str]] = {}
     if result.truths:
         columns["area"] = [f"{truth.area:g}" for truth in result.truths]
         counts = [truth.num_boxes for truth in result.truths]
         columns["num_boxes"] = ["" if count is None else str(count) for count in counts]
+    columns |= clip_columns(context.benchmark, result)
     if context.classes is not None:
-        columns["class"] = [context.classes[clip.clip_id] for clip in result.model.clips]
+        # Negatives of extended benchmarks have none.
+        columns["class"] = [context.classes.get(clip.clip_id, "") for clip in result.model.clips]
     return columns
 
 
@@ -312,6 +370,7 @@ def _report(
     summary: Mapping[str, Any],
 ) -> Report:
     checkpoint = context.checkpoint
+    located = with_object_only(context.benchmark, result)
     facts = {
         "clips": f"{len(result.model.clips)} of {context.num_listed} listed",
         "data": context.data_root,
@@ -326,6 +385,17 @@ def _report(
         "environment": ", ".join(f"{name} {value}" for name, value in context.environment.items()),
         "command": context.command,
     }
+    if context.cut is not None:
+        facts["published cut"] = context.cut
+    if summary["num_without_object"]:
+        facts["without an object"] = (
+            f"{summary['num_without_object']} clips: not in cIoU, AUC, pointing, curves and groups"
+        )
+    if context.saved_maps is not None:
+        facts["maps"] = "saved in {path} (sha256 {sha256}) by: {made_by}".format_map(
+            context.saved_maps
+        )
+        facts["pictures"] = "none: saved maps come without their frames"
     if context.labels is not None:
         facts["classes"] = "{form} {path} (sha256 {sha256})".format_map(context.labels)
     return Report(
@@ -334,70 +404,8 @@ def _report(
         facts=facts,
         warnings=warnings_of(result, context),
         tables=[
-            _table(one, plain, summary["groupings"])
-            for one, plain in zip(result.by_protocol, summary["protocols"], strict=True)
+            build_table(one, plain, summary["groupings"], summary["extra_metrics"])
+            for one, plain in zip(located.by_protocol, summary["protocols"], strict=True)
         ],
         galleries=galleries,
     )
-
-
-def _table(one: ProtocolScores, plain: Mapping[str, Any], words: Mapping[str, str]) -> ReportTable:
-    return ReportTable(
-        name=one.protocol.name,
-        rule=one.protocol.description,
-        rows=[_row(row) for row in plain["rows"]],
-        curves=[
-            SuccessCurve(
-                scores.name, SUCCESS_THRESHOLDS, [100 * rate for rate in scores.curve], scores.kind
-            )
-            for scores in one.rows
-        ],
-        groupings=[
-            _grouping(name, words[name], groups) for name, groups in plain.get("groups", {}).items()
-        ],
-    )
-
-
-def _row(row: Mapping[str, Any]) -> ReportRow:
-    ciou_at_0_5, auc, mean_ciou, pointing = _numbers(row)
-    return ReportRow(
-        row["name"],
-        ciou_at_0_5,
-        auc,
-        mean_ciou,
-        pointing,
-        kind=row["kind"],
-        intervals=_intervals(row),
-    )
-
-
-def _grouping(name: str, words: str, groups: Sequence[Mapping[str, Any]]) -> ReportGrouping:
-    """The groups in their order, but classes by their score, the best first."""
-    by_score = name == "class"
-    ordered = sorted(groups, key=lambda group: -group[SCORE_KEYS[0]]) if by_score else groups
-    return ReportGrouping(
-        title=f"By {name.replace('_', ' ')}",
-        words=f"Groups: {words}. Best blind and ceiling: their cIoU@0.5 on the same clips. Few "
-        f"clips: fewer than {FEW_CLIPS}, for which the intervals are too narrow.",
-        groups=[
-            ReportGroup(
-                group["name"],
-                group["num_clips"],
-                group["few_clips"],
-                _numbers(group),
-                _intervals(group),
-                group["best_blind"],
-                group["ceiling"],
-            )
-            for group in ordered
-        ],
-    )
-
-
-def _numbers(row: Mapping[str, Any]) -> list[float]:
-    """The headline numbers in percent, NaN where there is none."""
-    return [math.nan if row[key] is None else float(row[key]) for key in SCORE_KEYS]
-
-
-def _intervals(row: Mapping[str, Any]) -> list[Interval | None]:
-    return [row["intervals"][key] for key in SCORE_KEYS]

@@ -5,6 +5,7 @@ clips is one weighted mean. Clips are taken to be independent draws, and the mod
 spread between training runs is not in these intervals.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -70,21 +71,65 @@ def bootstrap_intervals(
         ValueError: there are no clips.
     """
     num_clips, num_columns = values.shape
+    means = np.empty((resamples, num_columns))
+    done = 0
+    for repeats in _resample(num_clips, resamples, seed, chunk_bytes):
+        means[done : done + len(repeats)] = repeats @ values / num_clips
+        done += len(repeats)
+    ends = _percentiles(means)
+    ends[~(np.ptp(values, axis=0) > 0)] = np.nan
+    return ends
+
+
+def bootstrap_statistics(
+    statistics: Callable[[NDArray[np.int64]], Sequence[float]],
+    num_clips: int,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> NDArray[np.float64]:
+    """Percentile bootstrap intervals of numbers that are no means over clips.
+
+    Args:
+        statistics: how often each clip counts, (N,) -> K numbers; `bootstrap_intervals` of as many
+            clips draws the same resamples.
+        num_clips: N.
+        resamples: drawn with replacement, N clips each.
+        seed: of the draws.
+
+    Returns:
+        (K, 2) lower and upper ends; NaN where a number is NaN, or the same in each resample.
+
+    Raises:
+        ValueError: there are no clips.
+    """
+    chunks = _resample(num_clips, resamples, seed, CHUNK_BYTES)
+    values = np.array([statistics(repeats) for chunk in chunks for repeats in chunk], np.float64)
+    ends = _percentiles(values)
+    ends[~(np.ptp(values, axis=0) > 0)] = np.nan
+    return ends
+
+
+def _resample(
+    num_clips: int, resamples: int, seed: int, chunk_bytes: int
+) -> Iterator[NDArray[np.int64]]:
+    """Chunks (R, N) of how often each clip was drawn."""
     if not num_clips:
         raise ValueError("An interval needs at least one clip, got none.")
     rng = np.random.default_rng(seed)
     rows = max(1, chunk_bytes // (8 * num_clips))
-    means = np.empty((resamples, num_columns))
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
         drawn = rng.integers(num_clips, size=(count, num_clips))
         drawn += num_clips * np.arange(count)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=count * num_clips)
-        means[start : start + count] = weights.reshape(count, num_clips) @ values / num_clips
+        repeats = np.bincount(drawn.ravel(), minlength=count * num_clips)
+        yield repeats.reshape(count, num_clips)
+
+
+def _percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R, K) of resamples -> (K, 2)."""
     outside = (1 - CONFIDENCE) / 2
-    ends = np.quantile(means, [outside, 1 - outside], axis=0).T
-    ends[~(np.ptp(values, axis=0) > 0)] = np.nan
-    return ends
+    return np.quantile(values, [outside, 1 - outside], axis=0).T
 
 
 def plain_interval(ends: ArrayLike) -> Interval | None:

@@ -14,19 +14,16 @@ Among several processes, only the main one writes; the others keep the same acco
 """
 
 import csv
-import errno
 import io
 import json
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,10 +32,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.distributed import all_reduce_mean, gather_objects, is_main_process
-from utils.evaluation import BrokenClipLike, LocalisationResult
-from utils.files import lock_folder, remove_leftovers, write_atomically
+from utils.evaluation import BrokenClipLike
+from utils.files import check_place, lock_folder, remove_leftovers, write_atomically
 from utils.reporting import log_to_file
-from utils.visualisation import overlay_localisation_map
+from utils.scores import LocalisationResult
+from utils.video_overlay import Square, draw_localisation
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ class TrainingRun:
         self.last_path = folder / "last.pth"
         self.best_path = folder / "best.pth"
         self._lock: TextIO | None = None
-        self._check_place()
+        check_place(folder, f"--output {folder}")
         if folder.exists():
             self._take_lock()  # before last.pth is looked at, which the other might be writing
         if not resume:
@@ -110,20 +108,6 @@ class TrainingRun:
         self.writer: SummaryWriter | None = None
         self._log_handler: logging.Handler | None = None
         self._thread_hook = threading.excepthook
-
-    def _check_place(self) -> None:
-        """Refuses at once what could not be written to hours later."""
-        folder = self.folder.absolute()
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(
-                f"--output {self.folder}: {there} is a file. Name a folder that is there or can be "
-                "made."
-            )
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(
-                errno.EACCES, f"--output {self.folder}: nothing can be written to", str(there)
-            )
 
     def _check_no_run(self) -> None:
         if self.last_path.exists():
@@ -319,14 +303,12 @@ class TrainingRun:
 
         Args:
             frames: (N, S, S, 3) RGB.
-            maps: (N, h, w), scaled to the range of each.
+            maps: (N, h, w), not normalised.
         """
         if self.writer is None:
             return
         for index, (frame, similarity) in enumerate(zip(frames, maps, strict=True)):
-            size = (frame.shape[1], frame.shape[0])
-            heat = cv2.normalize(cv2.resize(similarity, size), None, 0, 1, cv2.NORM_MINMAX)  # type: ignore[call-overload]
-            picture = overlay_localisation_map(frame, np.clip(heat, 0, 1), np.zeros((0, 4)))
+            picture = draw_localisation(frame, similarity, Square())
             with self._naming_tensorboard():
                 self.writer.add_image(
                     f"train/overlay_{index}", picture, self.global_step, dataformats="HWC"

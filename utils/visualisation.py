@@ -26,6 +26,8 @@ def overlay_localisation_map(
     localisation_map: NDArray[np.floating],
     bounding_boxes: NDArray[np.floating],
     caption: str = "",
+    *,
+    opacity: float = HEAT_OPACITY,
 ) -> Picture:
     """Draw a localisation map, bounding boxes and a caption over a frame.
 
@@ -38,6 +40,7 @@ def overlay_localisation_map(
         bounding_boxes: (N, 4) rows of (x_min, y_min, x_max, y_max), fractions of width and
             height; N may be 0. What lies outside the frame is not drawn.
         caption: short ASCII text for a strip in the upper left corner; empty for none.
+        opacity: of the hottest heat, 0 to 1.
 
     Returns:
         A new RGB picture, uint8 (H, W, 3).
@@ -48,7 +51,7 @@ def overlay_localisation_map(
     _check_picture(frame, "frame")
     _check_map(localisation_map, frame.shape[:2])
     _check_boxes(bounding_boxes)
-    overlay = _blend_heat(frame, localisation_map)
+    overlay = _blend_heat(frame, localisation_map, opacity)
     for colour, extra_thickness in ((OUTLINE_COLOUR, 2), (BOX_COLOUR, 0)):
         _draw_boxes(overlay, bounding_boxes, colour, extra_thickness)
     if caption:
@@ -127,14 +130,14 @@ def _check_boxes(bounding_boxes: NDArray[np.floating]) -> None:
         )
 
 
-def _blend_heat(frame: Picture, localisation_map: NDArray[np.floating]) -> Picture:
+def _blend_heat(frame: Picture, localisation_map: NDArray[np.floating], hottest: float) -> Picture:
     strength = np.nan_to_num(localisation_map.astype(np.float32), nan=0.0)
     ramp = np.clip((strength - HEAT_FLOOR) / (1 - HEAT_FLOOR), 0, 1)
     # The darkest quarter of inferno is left out: nearly black, it would look like shadow.
     levels = (64 + 191 * ramp).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     # The square root makes the rim of a source visible while the heat is still dark there.
-    opacity = HEAT_OPACITY * np.sqrt(ramp)
+    opacity = np.float32(hottest) * np.sqrt(ramp)
     blended = cv2.blendLinear(np.ascontiguousarray(frame), heat, 1 - opacity, opacity)
     return np.asarray(blended, dtype=np.uint8)
 

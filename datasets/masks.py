@@ -1,0 +1,62 @@
+"""Masks of the benchmarks that outline the object pixel by pixel."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasets.errors import BrokenFileError
+from datasets.frames import FrameGeometry
+
+COLOUR_MODES = frozenset({"P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+"""Pillow's modes in which a value is no brightness, or has an opacity beside it."""
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Decodes a mask: whatever is not black is the object.
+
+    Args:
+        path: a picture; of several channels each counts, opacity does not.
+
+    Returns:
+        (H, W), True on the object.
+
+    Raises:
+        BrokenFileError: it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            decoded = picture.convert("RGB") if picture.mode in COLOUR_MODES else picture
+            values = np.asarray(decoded)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise SyntaxError and ValueError for damaged files, not only OSError.
+        raise BrokenFileError(path, str(error)) from error
+    return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))
+
+
+def mask_map(
+    path: Path, geometry: FrameGeometry, frame_size: tuple[int, int], size: int
+) -> NDArray[np.float32]:
+    """Ground-truth map of a mask: 1 on the object, 0 elsewhere.
+
+    The mask covers its frame whatever its own size; it goes the frame's way to the square and on to
+    the map's size, each pixel taking the value of the nearest one.
+
+    Args:
+        path: of the mask.
+        geometry: from the frame on disk to the square.
+        frame_size: width and height of the frame on disk, pixels.
+        size: side of the map, pixels.
+
+    Returns:
+        (size, size) of 0 and 1.
+
+    Raises:
+        BrokenFileError: it cannot be decoded.
+    """
+    mask = Image.fromarray(read_mask(path).astype(np.uint8))
+    nearest = Image.Resampling.NEAREST
+    square = geometry.apply_to_mask(mask.resize(frame_size, nearest))
+    return np.asarray(square.resize((size, size), nearest), dtype=np.float32)

@@ -100,3 +100,9 @@ def test_a_third_definition_is_refused(script):
     finished = run(script, "--dry-run", **ROOTS, OPENSET="mine")
     assert finished.returncode == 2
     assert "OPENSET is ssl_tie or ez_vsl, not 'mine'" in finished.stderr
+
+
+def test_the_second_half_is_tried_when_the_first_ends_with_2(tmp_path):
+    finished = run(TEST, **ROOTS, OPENSET="ez_vsl", CHECKPOINT=str(tmp_path / "none.pth"))
+    assert finished.returncode == 2
+    assert finished.stderr.count("No checkpoint at") == 2

@@ -337,6 +337,7 @@ def make_checkpoint(
 ) -> Checkpoint:
     """All that rebuilds the model and goes on with the run; all processes must call it."""
     plain, state = opts.as_plain(options), trainer.stepper.state_dict()
+    mixing = {"mixing": curriculum.state_dict()} if curriculum.options.audio_mixing else {}
     return Checkpoint(
         method=options.method,
         method_config=plain["model"],
@@ -349,11 +350,7 @@ def make_checkpoint(
         step=run.step,
         options=plain,
         optimizer=state["optimizer"],
-        progress={
-            **run.progress(),
-            "scaler": state["scaler"],
-            "mixing": curriculum.state_dict(),
-        },
+        progress=run.progress() | {"scaler": state["scaler"]} | mixing,
     )
 
 
@@ -383,7 +380,7 @@ def restore(
     trainer.stepper.load_state_dict(
         {"optimizer": checkpoint.optimizer, "scaler": checkpoint.progress["scaler"]}
     )
-    if "mixing" in checkpoint.progress:  # older runs could not mix
+    if "mixing" in checkpoint.progress:  # only of runs that mix
         curriculum.load_state_dict(checkpoint.progress["mixing"])
     run.restore(checkpoint)
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
-from datasets.audio_mixing import Mixing, MixingBatches, SoundsOnly
+from datasets.audio_mixing import Mixing, MixingBatches
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.feature_cache import FeatureBatch
@@ -203,11 +203,12 @@ def embed_sounds(
 ) -> Embeddings:
     """This process's part of the training sounds, unmasked, for the model as it is."""
     assert isinstance(options.augmentation, AugmentationConfig)
-    clips = SoundsOnly(
+    clips = AudioVisualClips(
         shard(training_set.clips, rank(), world_size()),
         geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
         excerpt_seconds=options.augmentation.audio_excerpt_seconds,
+        content="sounds",
     )
     device = trainer.stepper.device
     batches = decoded_in_order(options, clips, "embedding sounds", device, stop)

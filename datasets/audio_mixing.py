@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from datasets.audio import load_waveform, read_window, tile
+from datasets.audio import load_waveform, tile
 from datasets.clip_draws import uniform_draws
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, Sample
 from datasets.errors import BrokenFileError
@@ -100,25 +99,3 @@ class MixingClips(AudioVisualClips):
         own = tile(sample.waveform[None], [len(sample.waveform)], self.audio.num_samples)[0]
         mixture = (1 - request.strength) * own + request.strength * other
         return replace(sample, waveform=mixture)
-
-
-class SoundsOnly(AudioVisualClips):
-    """Decodes the sounds of clips, as training hears them unmixed; frames are empty."""
-
-    def __getitem__(self, request: ClipRequest) -> Sample | BrokenClip:
-        """Decodes one sound."""
-        clip = self.clips[request.position]
-        try:
-            waveform = read_window(
-                clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
-            )
-        except BrokenFileError as error:
-            return BrokenClip(clip.clip_id, str(error))
-        return Sample(
-            clip.clip_id,
-            frame=torch.empty(3, 0, 0, dtype=torch.uint8),
-            waveform=waveform,
-            bounding_boxes=None,
-            ground_truth_map=None,
-            crop_seed=request.crop_seed,
-        )

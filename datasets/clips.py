@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import Source
 from datasets.masks import mask_map
+
+Content = Literal["both", "frames", "sounds"]
+"""What of a clip is read."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         excerpt_seconds: float | None = None,
         random_crop: bool = False,
         map_size: int = 224,
+        content: Content = "both",
     ) -> None:
         """Keeps what is needed to decode.
 
@@ -181,6 +185,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             excerpt_seconds: use only the first seconds of each sound; None: the window.
             random_crop: leave frames as they are stored, and the crop to the device.
             map_size: side of the ground-truth map, pixels.
+            content: which half of a clip is read; the other one is empty, and may be broken.
         """
         self.clips = clips
         self.geometry = geometry
@@ -188,6 +193,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         self.excerpt_seconds = excerpt_seconds
         self.random_crop = random_crop
         self.map_size = map_size
+        self.content = content
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -197,10 +203,15 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         """Decodes one clip; a broken file gives a BrokenClip, never another clip."""
         clip = self.clips[request.position]
         try:
+            waveform = torch.empty(0)
+            if self.content != "frames":
+                waveform = read_window(
+                    clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
+                )
+            if self.content == "sounds":
+                nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
+                return Sample(clip.clip_id, nothing, waveform, None, None, request.crop_seed)
             picture = read_frame(clip.frame_source)
-            waveform = read_window(
-                clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
-            )
             boxes, ground_truth_map = self._truth_of(clip, picture)
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))

@@ -6,7 +6,6 @@
 Options and what is safe about it: docs/demo.md.
 """
 
-import argparse
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from scripts.demo_jobs import ROOT, Jobs, ModelProcess, find_models, worker_command
-from utils.command_line import add_group, build
+from utils.command_line import parse_group
 from utils.reporting import configure_logging, run_command
 
 logger = logging.getLogger("demo")
@@ -150,24 +149,13 @@ def start(options: DemoOptions, models: ModelProcess, folder: Path) -> str:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="demo.sh",
-        description="Serves a page that localises sounds in one's own videos and pictures.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_group(parser, DemoOptions)
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 0, or 2 for bad input."""
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
-    values = vars(build_parser().parse_args(arguments))
-    return run_command(lambda: serve(build(DemoOptions, values)))
+    summary = "Serves a page that localises sounds in one's own videos and pictures."
+    options = parse_group(DemoOptions, "demo.sh", summary, arguments)
+    return run_command(lambda: serve(options()))
 
 
 if __name__ == "__main__":

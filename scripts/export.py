@@ -7,7 +7,6 @@ Before the file is written, ONNX Runtime must give the same maps as PyTorch. Wha
 comes out and what is noted in the file: docs/export.md.
 """
 
-import argparse
 import importlib.util
 import io
 import logging
@@ -27,7 +26,7 @@ from scripts.benchmark_measure import setting_line, speed_ratio, take_turns, tim
 from scripts.export_metadata import describe_file
 from scripts.trained_model import TrainedModel, load_model
 from utils.checkpoint import file_sha256
-from utils.command_line import add_group, build
+from utils.command_line import parse_group
 from utils.files import write_atomically
 from utils.reporting import configure_logging, run_command
 
@@ -326,23 +325,12 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="export.sh",
-        description="Writes a trained localiser as ONNX.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_group(parser, ExportOptions)
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 0, or 2 for bad input."""
     configure_logging()
-    values = vars(build_parser().parse_args(arguments))
-    return run_command(lambda: export(build(ExportOptions, values)))
+    summary = "Writes a trained localiser as ONNX."
+    options = parse_group(ExportOptions, "export.sh", summary, arguments)
+    return run_command(lambda: export(options()))
 
 
 if __name__ == "__main__":

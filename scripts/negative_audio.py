@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from datasets.audio import AudioConfig, LogMelSpectrogram
 from datasets.clip_sets import ClipSet, build_clips
-from datasets.clips import Batch, Clip
+from datasets.clips import Batch, Clip, Content
 from datasets.peer_audio import LogSpectrogram, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.transforms import as_float, normalise
 from datasets.vggish_log_mel import SegmentConfig
@@ -207,7 +207,8 @@ class _Task:
         views = TestViews(audio, self.device)
         return encode_sounds(
             trained.model,  # type: ignore[arg-type]  # all of LOCALISERS offer it
-            self._batches(trained, clip_set, title),
+            # Frames too: a clip whose frame is broken is not to lend its sound.
+            self._batches(trained, clip_set, title, "both"),
             lambda batch: views(batch)[1],
         )
 
@@ -218,20 +219,26 @@ class _Task:
         audio, scoring = self.trained.audio, self.setting.scoring
         front_end = negative_front_end(audio, self.setting.peer, self.device)
         sounds = SoundBank(own, off_screen, donors, front_end, audio.num_samples)
+        heard = tuple(clip for clip in clip_set.clips if clip.clip_id in sounds.places)
         maps = compare_with_sounds(
             self.trained.model,  # type: ignore[arg-type]  # all of LOCALISERS offer it
-            self._batches(self.trained, clip_set, "frames"),
+            self._batches(self.trained, replace(clip_set, clips=heard), "frames", "frames"),
             lambda batch: normalise(as_float(batch.frames)),
             sounds,
         )
+        clip_ids = tuple(gather_objects(maps.clip_ids))
+        if not clip_ids:
+            raise ValueError("No clip could be scored: every frame broke between two readings.")
         extremes = find_extremes(maps, scoring, self.device)
         threshold = self._threshold(extremes)
         scores = score_maps(maps, scoring, threshold, self.device)
-        clip_ids = tuple(gather_objects(maps.clip_ids))
-        assert clip_ids == own.clip_ids, "a clip broke between two readings"
         num_bytes = sum(gather_objects([maps.num_bytes]))
-        unreadable = own.unreadable
-        return NegativeResult(clip_ids, extremes, scores, threshold, donors, num_bytes, unreadable)
+        unreadable = (*own.unreadable, *gather_objects(maps.unreadable))
+        heard_with = [sounds.places[clip_id] for clip_id in clip_ids]
+        donor_ids = np.array(own.clip_ids)[donors[:, heard_with]]
+        return NegativeResult(
+            clip_ids, extremes, scores, threshold, donor_ids, num_bytes, unreadable
+        )
 
     def _threshold(self, extremes: dict[str, np.ndarray]) -> float:
         setting = self.setting
@@ -245,8 +252,12 @@ class _Task:
             return universal_threshold({kind: of[..., -1] for kind, of in extremes.items()})
         return float(np.float32(found))
 
-    def _batches(self, trained: TrainedModel, clip_set: ClipSet, title: str) -> Iterator[Batch]:
-        loader = build_loader(self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size)
+    def _batches(
+        self, trained: TrainedModel, clip_set: ClipSet, title: str, content: Content
+    ) -> Iterator[Batch]:
+        loader = build_loader(
+            self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size, content
+        )
         with tqdm(
             total=len(clip_set.clips), desc=title, unit="clip", disable=not is_main_process()
         ) as bar:

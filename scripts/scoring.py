@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.clip_sets import ClipSet
-from datasets.clips import AudioVisualClips, Batch
+from datasets.clips import AudioVisualClips, Batch, Content
 from datasets.cuts import CUTS, NEGATIVE_CUTS
 from datasets.frames import FrameGeometry
 from datasets.labels import read_labels
@@ -56,6 +56,7 @@ def build_loader(
     clip_set: ClipSet,
     device: torch.device,
     map_size: int = 1,
+    content: Content = "both",
 ) -> DataLoader[Batch]:
     """Decodes the clips as the model wants them, with ground-truth maps of a size."""
     clips = AudioVisualClips(
@@ -63,6 +64,7 @@ def build_loader(
         geometry=FrameGeometry(trained.frame.frame_size, options.frame_geometry),
         audio=trained.audio,
         map_size=map_size,
+        content=content,
     )
     return build_test_loader(
         clips,

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,11 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+
+from datasets.audio import AudioConfig
+from datasets.frames import FrameConfig
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from utils.checkpoint import Checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
@@ -74,6 +79,28 @@ def tiny_data(tmp_path):
         soundfile.write(test / "audio" / f"{clip_id}.wav", tone(index), RATE)
         (test / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, boxes[clip_id]))
     return TinyData(root, train_ids, test_ids, boxes)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """File of SSL-TIE at random weights, trained on train_0, for frames of 32 pixels."""
+    torch.manual_seed(0)
+    audio = AudioConfig(window_seconds=1.0, mel_bins=32, fft_size=512, hop_length=320)
+    path = tmp_path_factory.mktemp("checkpoint") / "last.pth"
+    save_checkpoint(
+        path,
+        Checkpoint(
+            method="ssl_tie",
+            method_config={},
+            audio_config=asdict(audio),
+            frame_config=asdict(FrameConfig(frame_size=32)),
+            state_dict=SSLTIE(SSLTIEConfig()).state_dict(),
+            training_clips=["train_0"],
+            selection={"kind": "last"},
+        ),
+    )
+    yield path
+    path.unlink()  # pytest keeps its folders
 
 
 @pytest.fixture(scope="module")

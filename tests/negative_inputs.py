@@ -83,13 +83,14 @@ def evaluate(model, scoring, threshold=None, **inputs):
     classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
     scenes = scenes_of(CLIP_IDS, [None] * NUM_CLIPS, classes, "other_class")
     donors = np.stack([draw_off_screen(CLIP_IDS, scenes, seed) for seed in range(NUM_SEEDS)])
+    donor_ids = np.array(CLIP_IDS)[donors]
     bank = SoundBank(own, own, donors, lambda waveforms: waveforms, NUM_SAMPLES)
     maps = compare_with_sounds(model, batches(**inputs), lambda batch: batch.frames, bank)
     extremes = find_extremes(maps, scoring, CPU)
     if threshold is None:
         threshold = universal_threshold({kind: of[..., -1] for kind, of in extremes.items()})
     scores = score_maps(maps, scoring, threshold, CPU)
-    return NegativeResult(CLIP_IDS, extremes, scores, threshold, donors, maps.num_bytes)
+    return NegativeResult(CLIP_IDS, extremes, scores, threshold, donor_ids, maps.num_bytes)
 
 
 def numbers(result):

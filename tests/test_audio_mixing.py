@@ -24,10 +24,9 @@ from datasets.audio_mixing import (
     Mixing,
     MixingBatches,
     MixingClips,
-    SoundsOnly,
 )
 from datasets.clip_sets import build_clips
-from datasets.clips import BrokenClip, ClipRequest, collate
+from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.loaders import SeededBatches, build_train_loader
 from datasets.views import TestViews, tiled_waveforms
@@ -297,7 +296,9 @@ def test_workers_decode_mixtures(clips, workers):
 
 
 def test_the_search_hears_clean_sounds_without_frames(clips, tiny_data):
-    sounds = SoundsOnly(clips, geometry=FrameGeometry(64), audio=AUDIO, excerpt_seconds=0.3)
+    sounds = AudioVisualClips(
+        clips, geometry=FrameGeometry(64), audio=AUDIO, excerpt_seconds=0.3, content="sounds"
+    )
     for clip in clips:
         clip.frame_source.unlink()  # frames are not even opened
     batch = collate([sounds[ClipRequest(place, 0)] for place in range(3)])

@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,12 +11,10 @@ from command_line import ENVIRONMENT, assert_refused, run, torchrun
 from peer_inputs import SHAPES, filled, official_file
 
 from datasets.audio import AudioConfig
-from datasets.frames import FrameConfig
+from datasets.clips import AudioVisualClips
 from datasets.peer_audio import MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.vggish_log_mel import SegmentConfig
-from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.negative_audio import negative_front_end
-from utils.checkpoint import Checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -80,27 +77,6 @@ def test_lvs_hears_a_spectrogram_either_way_but_uncut_noise_as_published():
 
 
 # ------------------------------------------------------------------------------------- the program
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    audio = AudioConfig(window_seconds=1.0, mel_bins=32, fft_size=512, hop_length=320)
-    path = tmp_path_factory.mktemp("checkpoint") / "last.pth"
-    save_checkpoint(
-        path,
-        Checkpoint(
-            method="ssl_tie",
-            method_config={},
-            audio_config=asdict(audio),
-            frame_config=asdict(FrameConfig(frame_size=32)),
-            state_dict=SSLTIE(SSLTIEConfig()).state_dict(),
-            training_clips=["train_0"],
-            selection={"kind": "last"},
-        ),
-    )
-    yield path
-    path.unlink()  # pytest keeps its folders
 
 
 @pytest.fixture
@@ -249,3 +225,30 @@ def test_two_processes_score_as_one(arguments, negatives, labels, tmp_path):
     assert one["num_clips"] == many["num_clips"] and one["map_bytes"] == many["map_bytes"]
     for name, score in one["scores"].items():
         assert score["mean"] == pytest.approx(many["scores"][name]["mean"], abs=0.1), name
+
+
+def test_a_frame_that_breaks_between_two_readings_is_left_out_and_said(
+    negatives, labels, tiny_data, tmp_path, monkeypatch
+):
+    """The second reading is of frames alone."""
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    whole = AudioVisualClips.__getitem__
+    seen = set()
+
+    def breaking(self, request):
+        seen.add(self.content)
+        if self.content == "frames" and self.clips[request.position].frame_source == path:
+            path.write_bytes(path.read_bytes()[:700])
+        return whole(self, request)
+
+    monkeypatch.setattr(AudioVisualClips, "__getitem__", breaking)
+    assert negatives("--labels", labels, "--workers", 0) == 2
+    assert seen == {"both", "frames"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["num_clips"] == 5 and "test_3" in summary["unreadable"][0]
+    with (tmp_path / "out" / "per_clip.csv").open() as file:
+        rows = {row["clip_id"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == ["test_0", "test_1", "test_2", "test_4", "test_5"]
+    for clip_id, row in rows.items():
+        donors = row["off_screen_sounds_of"].split()
+        assert all(int(donor[-1]) % 3 != int(clip_id[-1]) % 3 for donor in donors)

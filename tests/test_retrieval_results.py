@@ -4,7 +4,7 @@ import base64
 import csv
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -13,11 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.audio import AudioConfig
-from datasets.frames import FrameConfig
 from datasets.labels import Labels
-from models.ssl_tie import SSLTIE, SSLTIEConfig
-from utils.checkpoint import Checkpoint, save_checkpoint
+from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
 from utils.leaks import find_leak
 from utils.results import EvaluationContext
@@ -260,27 +257,6 @@ def test_what_could_not_be_scored_is_refused_before_the_work(tmp_path, setting):
 
 
 # ------------------------------------------------------------------------------- the command line
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    audio = AudioConfig(window_seconds=1.0, mel_bins=32, fft_size=512, hop_length=320)
-    path = tmp_path_factory.mktemp("checkpoint") / "last.pth"
-    save_checkpoint(
-        path,
-        Checkpoint(
-            method="ssl_tie",
-            method_config={},
-            audio_config=asdict(audio),
-            frame_config=asdict(FrameConfig(frame_size=32)),
-            state_dict=SSLTIE(SSLTIEConfig()).state_dict(),
-            training_clips=["train_0"],
-            selection={"kind": "last"},
-        ),
-    )
-    yield path
-    path.unlink()  # pytest keeps its folders
 
 
 @pytest.fixture

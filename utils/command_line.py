@@ -5,6 +5,7 @@ import ast
 import inspect
 import types
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,31 @@ def build(config_class: type[ConfigType], values: dict[str, Any]) -> ConfigType:
     """An instance of a configuration class from parsed options; it checks them itself."""
     chosen = {f.name: values[f.name] for f in fields(config_class)}  # type: ignore[arg-type]
     return config_class(**chosen)
+
+
+def parse_group(
+    config_class: type[ConfigType], program: str, summary: str, arguments: Sequence[str] | None
+) -> Callable[[], ConfigType]:
+    """Command line of a program with one group of options.
+
+    Args:
+        config_class: of the group.
+        program: its name.
+        summary: what it does.
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        gives the options; it is there that they are checked and refused with a ValueError.
+    """
+    parser = argparse.ArgumentParser(
+        program,
+        description=summary,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_group(parser, config_class)
+    values = vars(parser.parse_args(arguments))
+    return lambda: build(config_class, values)
 
 
 def add_group(parser: argparse.ArgumentParser, config_class: type) -> None:

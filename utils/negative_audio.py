@@ -214,6 +214,13 @@ class SoundBank:
             negative_input: waveforms (B, L) of silence or noise -> input of the audio encoder.
             num_samples: L.
         """
+        if own.clip_ids != off_screen.clip_ids:
+            different = sorted(set(own.clip_ids) ^ set(off_screen.clip_ids))
+            raise ValueError(
+                f"The sounds of {len(different)} clips, first {different[0]}, break in one of the "
+                "two windows that --as-published reads; mend these files, or take them off the "
+                "list."
+            )
         self.own, self.off_screen, self.donors = own, off_screen, donors
         self.negative_input, self.num_samples = negative_input, num_samples
         self.places = {clip_id: place for place, clip_id in enumerate(own.clip_ids)}
@@ -259,6 +266,8 @@ class SimilarityMaps:
     """ground-truth maps (M, M) float32, packed by `pack_map`"""
     map_size: int
     """M"""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(clip id, reason) of clips whose frames broke while being decoded; not among the N"""
 
     @property
     def num_bytes(self) -> int:
@@ -301,8 +310,10 @@ def compare_with_sounds(
     found: dict[str, list[Tensor]] = {kind: [] for kind in (OWN, *NEGATIVES)}
     clip_ids: list[str] = []
     truths: list[bytes] = []
+    unreadable: list[tuple[str, str]] = []
     map_size = 0
     for batch in batches:
+        unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
         if not batch.clip_ids:
             continue
         truth = batch.ground_truth_maps
@@ -317,7 +328,7 @@ def compare_with_sounds(
         truths.extend(map(pack_map, truth))
         map_size = truth.shape[-1]
     joined = {kind: torch.cat(parts) if parts else torch.empty(0) for kind, parts in found.items()}
-    return SimilarityMaps(tuple(clip_ids), joined, tuple(truths), map_size)
+    return SimilarityMaps(tuple(clip_ids), joined, tuple(truths), map_size, tuple(unreadable))
 
 
 def _finite(maps: Tensor, kind: str, clip_ids: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from utils.negative_audio_tables import (
     threshold_words,
     title_of,
 )
-from utils.report import PAGE_TEMPLATE as LOCALISATION_TEMPLATE
+from utils.page import page_style, render_facts, render_tile, render_warnings
 
 PAGE_TEMPLATE = Path(__file__).with_name("negative_audio_page.html")
 PLOT_WIDTH, PLOT_LEFT, PLOT_RIGHT = 640, 190, 615
@@ -32,25 +32,20 @@ def render_negative_audio(summary: Mapping[str, Any], facts: Sequence[tuple[str,
         summary: as `utils.negative_audio_results.summarise` gives it.
         facts: what is needed to repeat it, named and in words.
     """
-    style = LOCALISATION_TEMPLATE.read_text(encoding="utf-8").split("<style>")[1]
     page = Template(PAGE_TEMPLATE.read_text(encoding="utf-8"))
     rows = score_rows(dict(summary))
     return page.substitute(
-        style=style.split("</style>")[0],
+        style=page_style(),
         title=escape(title_of(dict(summary))),
         headline=_render_headline(rows, summary),
-        warnings=_render_warnings(summary["warnings"]),
+        warnings=render_warnings(summary["warnings"]),
         heads="".join(
             f'<th scope="col"{_number(place)}>{escape(head)}</th>'
             for place, head in enumerate(COLUMNS)
         ),
         rows="\n".join(map(_render_row, rows)),
         plot=_render_plot(summary["similarities"], summary["threshold"]),
-        facts="\n".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(words)}</td></tr>'
-            for name, words in facts
-            if name != "warning"
-        ),
+        facts=render_facts(fact for fact in facts if fact[0] != "warning"),
     )
 
 
@@ -69,21 +64,10 @@ def _render_headline(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> st
         if row.deaf is not None:
             versus += f'<dd class="versus">{row.deaf:.1f} with the own map for every sound</dd>'
         value = f'{row.mean:.1f}<span class="unit">%</span>'
-        tiles.append(_tile(row.label, value, "lead", versus))
+        tiles.append(render_tile(row.label, value, "lead", versus))
     threshold = f"{summary['threshold']['value']:.4f}"
     words = f'<dd class="versus">{escape(threshold_words(dict(summary)))}</dd>'
-    return "\n".join([*tiles, _tile("Universal threshold", threshold, "lead", words)])
-
-
-def _tile(label: str, value: str, style: str, versus: str) -> str:
-    cell = f'<dd class="value {style}">{value}</dd>'
-    return f'<div class="panel"><dt>{escape(label)}</dt>{cell}{versus}</div>'
-
-
-def _render_warnings(warnings: Sequence[str]) -> str:
-    lines = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    heading = "<strong>Read first</strong>"
-    return f'<div class="warnings" role="alert">{heading}<ul>{lines}</ul></div>' if lines else ""
+    return "\n".join([*tiles, render_tile("Universal threshold", threshold, "lead", words)])
 
 
 def _render_row(row: ScoreRow) -> str:

@@ -177,8 +177,8 @@ class NegativeResult:
     scores: ClipArrays
     """see `utils.negative_audio_scores.score_maps`"""
     threshold: float
-    donors: NDArray[np.int64]
-    """(R, N) places of the clips whose sounds were off-screen"""
+    donors: NDArray[np.str_]
+    """(R, N) ids of the clips whose sounds were off-screen"""
     map_bytes: int
     """that the low-resolution maps of all clips took"""
     unreadable: tuple[tuple[str, str], ...] = ()
@@ -375,6 +375,6 @@ def _per_clip_table(setting: NegativeSetting, result: NegativeResult) -> str:
     for place, clip_id in enumerate(result.clip_ids):
         line = [clip_id, *(f"{values[place]:.6f}" for values in means.values())]
         line += [] if classes is None else [classes[clip_id]]
-        line.append(" ".join(result.clip_ids[donor] for donor in result.donors[:, place]))
+        line.append(" ".join(result.donors[:, place]))
         table.writerow(line + [setting.peer] * len(published))
     return text.getvalue()

@@ -10,7 +10,13 @@ from typing import Any
 from utils.negative_audio import NEGATIVES, OWN
 from utils.negative_audio_scores import DEAF, DISC, MEDIAN_RULE, PAIRS
 from utils.statistics import Interval
-from utils.tables import SHORT_SHA256, escape_latex, escape_markdown
+from utils.tables import (
+    SHORT_SHA256,
+    escape_latex,
+    escape_markdown,
+    latex_facts,
+    markdown_facts,
+)
 
 Summary = dict[str, Any]
 """as `utils.negative_audio_results.summarise` gives it"""
@@ -202,9 +208,7 @@ def _markdown(summary: Summary) -> str:
     ]
     for row in score_rows(summary):
         lines.append(f"| {escape_markdown(row.label)} | {' | '.join(row.cells)} |")
-    lines.append("")
-    lines += [f"- {name}: {escape_markdown(words)}" for name, words in facts_of(summary)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *markdown_facts(facts_of(summary))]) + "\n"
 
 
 def _latex(summary: Summary) -> str:
@@ -220,9 +224,8 @@ def _latex(summary: Summary) -> str:
     ]
     for row in score_rows(summary):
         lines.append(" & ".join(map(escape_latex, (row.label, *row.cells))) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", "", r"\smallskip", r"\parbox{\linewidth}{\footnotesize"]
-    facts = [escape_latex(f"{name}: {words}") for name, words in facts_of(summary)]
-    return "\n".join([*lines, "\\\\\n".join(facts) + "}", r"\end{table}"]) + "\n"
+    lines += [r"\hline", r"\end{tabular}", "", r"\smallskip", *latex_facts(facts_of(summary))]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 def _csv(summary: Summary) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from utils.files import write_atomically
+from utils.page import page_style, render_facts, render_tile, render_warnings
 from utils.report_tables import ReportTable, format_score, render_table
 from utils.sounds import render_player
 from utils.statistics import Interval
@@ -76,16 +77,14 @@ def render_report(report: Report) -> str:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.substitute(
         title=escape(report.title),
+        style=page_style(),
         script=script,
         script_hash=script_hash,
         headline=_render_headline(report),
-        warnings=_render_warnings(report.warnings),
+        warnings=render_warnings(report.warnings),
         tables="\n".join(map(render_table, report.tables)),
         galleries=_render_galleries(report.galleries),
-        facts="\n".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-            for name, value in report.facts.items()
-        ),
+        facts=render_facts(report.facts.items()),
     )
 
 
@@ -108,8 +107,8 @@ def _render_headline(report: Report) -> str:
     tiles = [
         _score_tile("cIoU@0.5", model.ciou_at_0_5, ciou_interval, of_baselines),
         _score_tile("AUC", model.auc, auc_interval, [row.auc for row in baselines]),
-        _tile("Clips", escape(report.facts["clips"]), ""),
-        _tile("Protocol", escape(report.facts["protocol"]), "words"),
+        render_tile("Clips", escape(report.facts["clips"]), ""),
+        render_tile("Protocol", escape(report.facts["protocol"]), "words"),
     ]
     return "\n".join(tiles)
 
@@ -125,19 +124,7 @@ def _score_tile(
     if known and not math.isnan(score):
         difference = f"{score - max(known):+.1f}".replace("-", "&minus;")
         versus += f'<dd class="versus">{difference} points against the best blind baseline</dd>'
-    return _tile(label, f'{format_score(score)}<span class="unit">%</span>', "lead", versus)
-
-
-def _tile(label: str, value: str, style: str, versus: str = "") -> str:
-    value_cell = f'<dd class="value {style}">{value}</dd>'
-    return f'<div class="panel"><dt>{label}</dt>{value_cell}{versus}</div>'
-
-
-def _render_warnings(warnings: Sequence[str]) -> str:
-    if not warnings:
-        return ""
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f'<div class="warnings" role="alert"><strong>Read first</strong><ul>{items}</ul></div>'
+    return render_tile(label, f'{format_score(score)}<span class="unit">%</span>', "lead", versus)
 
 
 def _render_galleries(galleries: Sequence[Gallery]) -> str:

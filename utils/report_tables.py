@@ -116,7 +116,7 @@ def render_table(table: ReportTable) -> str:
         table: names and words are escaped here.
 
     Returns:
-        HTML; its style sheet is in report_page.html.
+        HTML; its style sheet is report_page.css.
     """
     rows = "\n".join(_render_row(row) for row in table.rows)
     head = _render_head(("Name", False), ("cIoU@0.5", True), ("", False), *_OTHER_SCORES)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from utils.report import PAGE_TEMPLATE as LOCALISATION_TEMPLATE
+from utils.page import page_style, render_facts, render_warnings
 from utils.sounds import render_player
 
 PAGE_TEMPLATE = Path(__file__).with_name("retrieval_page.html")
@@ -86,26 +86,16 @@ def render_retrieval(
         groups: queries with their neighbours.
         facts: what is needed to repeat it.
     """
-    style = LOCALISATION_TEMPLATE.read_text(encoding="utf-8").split("<style>")[1]
     page = Template(PAGE_TEMPLATE.read_text(encoding="utf-8"))
     return page.substitute(
-        style=style.split("</style>")[0],
+        style=page_style(),
         title=escape(title),
         rule=escape(rule),
-        warnings=_render_warnings(warnings),
+        warnings=render_warnings(warnings),
         tables="\n".join(_render_table(table) for table in tables),
         groups="\n".join(_render_group(group) for group in groups),
-        facts="\n".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-            for name, value in facts.items()
-        ),
+        facts=render_facts(facts.items()),
     )
-
-
-def _render_warnings(warnings: Sequence[str]) -> str:
-    lines = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    heading = "<strong>Read first</strong>"
-    return f'<div class="warnings" role="alert">{heading}<ul>{lines}</ul></div>' if lines else ""
 
 
 def _render_table(table: MetricTable) -> str:

@@ -54,7 +54,7 @@ def check_kind(kind: str, name: str) -> None:
 
 
 def render_success_plot(curves: Sequence[SuccessCurve], protocol: str) -> str:
-    """Render success curves as a figure of the page; its style sheet is in report_page.html.
+    """Render success curves as a figure of the page; its style sheet is report_page.css.
 
     Args:
         curves: in the order of the legend; names are escaped here.

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,17 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
     return facts + [("warning", warning) for warning in summary["warnings"]]
 
 
+def markdown_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of what stands below a table."""
+    return [f"- {name}: {escape_markdown(words)}" for name, words in facts]
+
+
+def latex_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of what stands below a table, in a box of the text's width."""
+    words = [escape_latex(f"{name}: {words}") for name, words in facts]
+    return [r"\parbox{\linewidth}{\footnotesize", "\\\\\n".join(words) + "}"]
+
+
 def escape_latex(text: str) -> str:
     """Text for LaTeX, in one line."""
     return " ".join("".join(CHARACTERS_OF_LATEX.get(c, c) for c in text).split())
@@ -179,9 +190,7 @@ def _markdown(summary: Summary) -> str:
             cells = [_with_interval(block, row, key, "{} [{}, {}]") for key in block.names]
             names = [escape_markdown(name) for name in (protocol["name"], row["name"])]
             lines.append(f"| {' | '.join([*names, *cells])} |")
-    lines.append("")
-    lines += [f"- {name}: {escape_markdown(words)}" for name, words in facts_of(summary)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *markdown_facts(facts_of(summary))]) + "\n"
 
 
 def _latex(summary: Summary) -> str:
@@ -194,10 +203,7 @@ def _latex(summary: Summary) -> str:
     ]
     for block in score_blocks(summary["extra_metrics"]):
         lines += [*_latex_rows(summary, block), r"\smallskip"]
-    lines.append(r"\parbox{\linewidth}{\footnotesize")
-    lines += [escape_latex(f"{name}: {words}") + r"\\" for name, words in facts_of(summary)]
-    lines[-1] = lines[-1].removesuffix(r"\\") + "}"
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return "\n".join([*lines, *latex_facts(facts_of(summary)), r"\end{table}"]) + "\n"
 
 
 def _latex_rows(summary: Summary, block: ScoreBlock) -> list[str]:

@@ -13,8 +13,8 @@ in the overlap. Differences from the authors' programs, which are not known in f
 
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.signal import get_window
 from torch import Tensor, nn
 
 SEGMENT_SAMPLES = 512
@@ -93,7 +93,8 @@ class LogSpectrogram(nn.Module):
         self.end = self.first + round(config.excerpt_seconds * rate)
         self.hop = SEGMENT_SAMPLES - config.overlap
         self.cut = config.cut
-        window = torch.from_numpy(get_window(("tukey", TUKEY_SHAPE), SEGMENT_SAMPLES))
+        # Not imported by name: scipy.signal takes a second, and few programs come here.
+        window = torch.from_numpy(scipy.signal.get_window(("tukey", TUKEY_SHAPE), SEGMENT_SAMPLES))
         # Density: power per Hz. The root goes into the window, which enters squared.
         density = window / (rate * window.square().sum()).sqrt()
         self.register_buffer("window", density, persistent=False)

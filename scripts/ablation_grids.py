@@ -124,6 +124,12 @@ _SMALL_RECIPE = tuple(
     "--hop-length 1280 --time-mask 10 --frequency-mask 5".split()
 )
 _NOT_IN_SMALL = ("no_spec_augment", "no_equivariance_gradient", "masked_target", "audio_mixing")
+# The options of quickstart.sh at its small size; a test holds the two together.
+_QUICKSTART_RECIPE = tuple(
+    "--no-crop --no-colour --no-grey --no-blur --no-scaling --learning-rate 3e-4 "
+    "--window-seconds 3 --mel-bins 64 --fft-size 1024 --hop-length 640 --time-mask 20 "
+    "--frequency-mask 9 --frame-size 96 --epochs 6".split()
+)
 _SSL_TIE_SMALL = (
     *(variant for variant in _SSL_TIE if variant.name not in _NOT_IN_SMALL),
     _variant(
@@ -132,11 +138,12 @@ _SSL_TIE_SMALL = (
         "frames are also cropped, coloured, greyed and blurred, as in the paper",
     ),
 )
+_SILENCE_NOISE = _variant(
+    "silence_noise", "--negative-sounds silence,noise", "both are negatives of every frame"
+)
 _NEGATIVE_SOUNDS = (
     _variant("without", "", "the method as it is"),
-    _variant(
-        "silence_noise", "--negative-sounds silence,noise", "both are negatives of every frame"
-    ),
+    _SILENCE_NOISE,
     _variant("silence", "--negative-sounds silence", "silence alone"),
     _variant("noise", "--negative-sounds noise", "white noise alone"),
 )
@@ -172,6 +179,13 @@ GRIDS: dict[str, Grid] = {
             _NEGATIVE_SOUNDS,
             _SMALL_RECIPE,
             "the same in runs of minutes on a CPU: docs/reproduction.md",
+        ),
+        Grid(
+            "quickstart",
+            "ssl_tie",
+            (*_SSL_TIE_SMALL, _SILENCE_NOISE),
+            _QUICKSTART_RECIPE,
+            "parts of SSL-TIE and silence and noise as negatives in the quickstart's own runs",
         ),
         Grid("sspl", "sspl", _SSPL, words="SSPL with and without its predictive coding module"),
         Grid("sspl_cycles", "sspl", _SSPL_CYCLES, words="cycles of the predictive coding module"),

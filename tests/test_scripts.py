@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import opts
+from scripts.ablation_grids import GRIDS
+
 ROOT = Path(__file__).parents[1]
 ALL_TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
 ALL_TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
@@ -164,6 +167,16 @@ def test_quickstart_prints_its_training_options(size):
     options = json.loads(finished.stdout)
     assert options["frame"]["frame_size"] == {"small": 96, "full": 224}[size]
     assert options["audio"]["mel_bins"] == {"small": 64, "full": 257}[size]
+    if size == "small":
+        grid = GRIDS["quickstart"]
+        assert grid.variants[0].options == ()
+        given = ["--train-set", "vggsound", "--data-root", "data", "--output", "run"]
+        ablated = opts.as_plain(opts.parse_train_options([grid.method, *grid.options, *given]))
+        places = {"data", "run"}
+        assert {key: options[key] for key in options.keys() - places} == {
+            key: ablated[key] for key in ablated.keys() - places
+        }
+        assert options["run"]["seed"] == ablated["run"]["seed"]
 
 
 def test_quickstart_refuses_another_size():

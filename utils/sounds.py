@@ -4,9 +4,9 @@ import base64
 import io
 
 import numpy as np
+import scipy
 import soundfile
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 COMPRESSION = 0.6
 """of libsndfile's MP3, from 0 to 1: some 30 kB for 10 s at 16 kHz"""
@@ -22,7 +22,9 @@ def encode_mp3(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
         sample_rate: Hz; one that MP3 does not know is brought to 16,000.
     """
     if sample_rate not in RATES:
-        waveform, sample_rate = resample_poly(waveform, 16_000, sample_rate), 16_000
+        # Not imported by name: scipy.signal takes a second, and few programs come here.
+        waveform = scipy.signal.resample_poly(waveform, 16_000, sample_rate)
+        sample_rate = 16_000
     file = io.BytesIO()
     soundfile.write(
         file,

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from shell_scripts import Starts
 
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
@@ -53,6 +54,12 @@ def vgg_ss_xml(clip_id, box):
     inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
     box_element = f"<bbox><box>{inner}</box></bbox>"
     return f"<annotation><filename>{clip_id}.jpg</filename>{box_element}</annotation>"
+
+
+@pytest.fixture
+def start(tmp_path_factory):
+    """Runs scripts with their programs in this process; see shell_scripts."""
+    return Starts(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture

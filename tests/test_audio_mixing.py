@@ -415,6 +415,7 @@ def test_the_command_line_names_broken_sounds_and_refuses_another_schedule(tiny_
     assert "--mixing-probability-growth was 0.0, is 0.01" in refused.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_mix_as_one_does(tiny_data, tmp_path):
     words = ("--epochs", 1, "--audio-mixing", "--mixing-probability", 1, "--mixing-strength", 0.4)
     assert main.main(arguments(tiny_data, tmp_path / "alone", *words)) == 0

@@ -70,6 +70,7 @@ def test_two_processes_train_and_score_as_one(tiny_data, tmp_path):
     assert len(list((tmp_path / "two" / "overlays").glob("*.jpg"))) == 6
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_resuming_goes_on(tiny_data, tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(

@@ -98,9 +98,14 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     "arguments",
     [
         "--precision bf16 --equivariance-target masked",
-        "--audio-encodings 2 --no-equivariance-gradient --no-tri-map",
-        "--equivariance-weight 0 --transformed-contrastive-weight 0 --no-hard-negatives",
-        "--no-crop --no-colour --no-grey --no-blur --no-flip --no-spec-augment --workers 2",
+        *(
+            pytest.param(others, marks=pytest.mark.slow)
+            for others in (
+                "--audio-encodings 2 --no-equivariance-gradient --no-tri-map",
+                "--equivariance-weight 0 --transformed-contrastive-weight 0 --no-hard-negatives",
+                "--no-crop --no-colour --no-grey --no-blur --no-flip --no-spec-augment --workers 2",
+            )
+        ),
     ],
 )
 def test_variants_train(tiny_data, tmp_path, arguments):
@@ -126,7 +131,9 @@ def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
     assert "CHOSEN ON TEST" in (tmp_path / "results" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(tiny_data, whole, "--epochs", 3).returncode == 0

@@ -133,7 +133,10 @@ LOSS_TOLERANCE = [2e-6, 3e-4, 1e-3]
 NORM_TOLERANCE = [5e-3, 5e-3, 2e-2]
 
 
-@pytest.mark.parametrize("encodings", [2, 1], ids=["audio encoded twice", "once"])
+@pytest.mark.parametrize(
+    "encodings",
+    [pytest.param(2, marks=pytest.mark.slow, id="audio encoded twice"), pytest.param(1, id="once")],
+)
 def test_three_adam_steps(build, encodings):
     golden = arrays("transform_and_steps")
     model = build(audio_encodings=encodings).train()

@@ -436,7 +436,10 @@ def test_training_with_silence_makes_frames_unlike_silence():
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "--micro-batches 2 --head-megabytes 1 --audio-encodings 2 --recompute-audio"],
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        "--micro-batches 2 --head-megabytes 1 --audio-encodings 2 --recompute-audio",
+    ],
 )
 def test_a_run_from_the_command_line(tiny_data, tmp_path, arguments):
     output = tmp_path / "run"

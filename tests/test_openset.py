@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_scripts import ROOT, ROOTS, run
+from shell_scripts import ROOT, ROOTS, run
 
 from datasets import splits
 from datasets.official_splits import OFFICIAL_SPLITS
@@ -61,15 +61,15 @@ def test_the_list_of_lists_names_them(capsys):
 
 
 @pytest.mark.parametrize("openset", ["ssl_tie", "ez_vsl"])
-def test_training_takes_one_definition_by_name(openset, tmp_path):
-    finished = run(TRAIN, "--dry-run", **ROOTS, OPENSET=openset)
+def test_training_takes_one_definition_by_name(openset, start, tmp_path):
+    finished = start(TRAIN, "--dry-run", **ROOTS, OPENSET=openset)
     options = json.loads(finished.stdout)
     assert options["data"]["clip_list"] == f"{openset}_openset_train"
     assert options["run"]["output"] == f"runs/ssl_tie_VGGSound_openset_{openset}"
     optimisation = options["optimisation"]
     assert (optimisation["epochs"], optimisation["batch_size"]) == (100, 32)
     assert not options["mixing"]["audio_mixing"]
-    mine = run(TRAIN, "--dry-run", **ROOTS, OPENSET=openset, TRAIN_LIST="mine.txt")
+    mine = start(TRAIN, "--dry-run", **ROOTS, OPENSET=openset, TRAIN_LIST="mine.txt")
     assert json.loads(mine.stdout)["data"]["clip_list"] == "mine.txt"
     refused = run(TRAIN, "--device", "cpu", **ROOTS, OPENSET=openset, VSSL_SPLITS=str(tmp_path))
     assert refused.returncode == 2
@@ -81,8 +81,8 @@ def test_training_takes_one_definition_by_name(openset, tmp_path):
 @pytest.mark.parametrize(
     ("openset", "lists"), [("ssl_tie", "ssl_tie_openset"), ("ez_vsl", "ez_vsl_vgg_ss")]
 )
-def test_both_halves_of_one_definition_are_scored(openset, lists):
-    finished = run(TEST, "--dry-run", **ROOTS, OPENSET=openset)
+def test_both_halves_of_one_definition_are_scored(openset, lists, start):
+    finished = start(TEST, "--dry-run", **ROOTS, OPENSET=openset)
     assert finished.returncode == 0, finished.stderr
     heard, unheard = several_documents(finished.stdout)
     for part, options in (("heard", heard), ("unheard", unheard)):
@@ -90,7 +90,7 @@ def test_both_halves_of_one_definition_are_scored(openset, lists):
         assert options["output"] == f"results/VGGSound_openset_{openset}/{part}"
         assert options["checkpoint"] == f"runs/ssl_tie_VGGSound_openset_{openset}/last.pth"
         assert options["benchmark"] == "vgg_ss"
-    finished = run(TEST, "--dry-run", **ROOTS, OPENSET=openset, UNHEARD_LIST="mine.txt")
+    finished = start(TEST, "--dry-run", **ROOTS, OPENSET=openset, UNHEARD_LIST="mine.txt")
     found = [options["clip_list"] for options in several_documents(finished.stdout)]
     assert found == [f"{lists}_heard", "mine.txt"]
 

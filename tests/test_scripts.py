@@ -1,17 +1,14 @@
 """Every shipped recipe parses, and lets its data folder come from outside."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from shell_scripts import ROOT, ROOTS, run
 
 import opts
 from scripts.ablation_grids import GRIDS
 
-ROOT = Path(__file__).parents[1]
 ALL_TRAIN_SCRIPTS = sorted((ROOT / "scripts").glob("train_*.sh"))
 ALL_TEST_SCRIPTS = sorted((ROOT / "scripts").glob("test_*.sh"))
 VARIANTS = ("sspl", "audmix", "openset", "retrieval", "negatives")
@@ -26,21 +23,6 @@ SSPL_LISTS = {
     "VGGSound10k": "ssl_tie_vggsound_10k",
     "VGGSound144k": "ssl_tie_vggsound_144k",
 }
-ROOTS = {"VGGSOUND_ROOT": "/no/vgg", "FLICKR_ROOT": "/no/flickr",
-         "VGGSOUND_TEST_ROOT": "/no/vgg_ss",
-         "FLICKR_TEST_ROOT": "/no/flickr_test"}  # fmt: skip
-
-
-def run(script, *arguments, cwd=ROOT, **variables):
-    environment = {k: v for k, v in os.environ.items() if k not in (*ROOTS, "CLIP_LIST")}
-    return subprocess.run(
-        ["bash", str(script), *map(str, arguments)],
-        cwd=cwd,
-        env={**environment, "VSSL_PYTHON": sys.executable, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_all_recipes_are_there():
@@ -56,8 +38,8 @@ def test_all_recipes_are_there():
 
 
 @pytest.mark.parametrize("script", TRAIN_SCRIPTS, ids=lambda path: path.stem)
-def test_train_script_is_the_published_recipe(script, tmp_path):
-    finished = run(script, "--dry-run", cwd=tmp_path, **ROOTS)
+def test_train_script_is_the_published_recipe(script, tmp_path, start):
+    finished = start(script, "--dry-run", cwd=tmp_path, **ROOTS)
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     optimisation = options["optimisation"]
@@ -78,11 +60,23 @@ def test_train_script_is_the_published_recipe(script, tmp_path):
     assert all(options["augmentation"][name] for name in ("crop", "colour", "grey", "blur", "flip"))
 
 
+@pytest.mark.parametrize("name", ["train_VGGSound144k", "train_sspl_Flickr10k", "test_VGGSound"])
+def test_a_script_in_its_own_process_says_the_same_from_any_folder(name, start, tmp_path):
+    script = ROOT / "scripts" / f"{name}.sh"
+    for arguments, status in ((["--dry-run"], 0), (["--dry-run", "--output"], 2)):
+        finished = run(script, *arguments, cwd=tmp_path, **ROOTS)
+        here = start(script, *arguments, **ROOTS)
+        assert (finished.returncode, finished.stdout) == (here.returncode, here.stdout)
+        assert finished.returncode == status
+        messages = [found.stderr.rpartition("error: ")[2] for found in (finished, here)]
+        assert messages[0] == messages[1]
+
+
 @pytest.mark.parametrize("script", AUDMIX_SCRIPTS, ids=lambda path: path.stem)
-def test_audmix_script_is_the_plain_one_with_mixing(script):
+def test_audmix_script_is_the_plain_one_with_mixing(script, start):
     plain = script.with_name(script.name.replace("_audmix", ""))
     found, expected = (
-        json.loads(run(path, "--dry-run", **ROOTS, FLICKR_LIST="mine.txt").stdout)
+        json.loads(start(path, "--dry-run", **ROOTS, FLICKR_LIST="mine.txt").stdout)
         for path in (script, plain)
     )
     assert found.pop("mixing") == expected.pop("mixing") | {"audio_mixing": True}
@@ -91,8 +85,8 @@ def test_audmix_script_is_the_plain_one_with_mixing(script):
 
 
 @pytest.mark.parametrize("script", SSPL_TRAIN_SCRIPTS, ids=lambda path: path.stem)
-def test_sspl_train_script_is_the_authors_recipe(script, tmp_path):
-    finished = run(script, "--dry-run", cwd=tmp_path, **ROOTS)
+def test_sspl_train_script_is_the_authors_recipe(script, tmp_path, start):
+    finished = start(script, "--dry-run", cwd=tmp_path, **ROOTS)
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     size = script.stem.removeprefix("train_sspl_")
@@ -107,22 +101,22 @@ def test_sspl_train_script_is_the_authors_recipe(script, tmp_path):
     assert options["optimisation"] == recipe
 
 
-def test_sspl_without_the_pcm_has_its_own_recipe_and_any_list():
+def test_sspl_without_the_pcm_has_its_own_recipe_and_any_list(start):
     script = ROOT / "scripts" / "train_sspl_VGGSound10k.sh"
-    finished = run(script, "--dry-run", "--no-pcm", **ROOTS, CLIP_LIST="")
+    finished = start(script, "--dry-run", "--no-pcm", **ROOTS, CLIP_LIST="")
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     recipe = {"batch_size": 256, "weight_decay": 1e-4, "epochs": 100, "audio_learning_rate": 5e-4,
               "pcm_learning_rate": None, "head_learning_rate": 2e-3}  # fmt: skip
     assert options["optimisation"] == recipe
     assert options["data"]["clip_list"] is None
-    finished = run(script, "--dry-run", **ROOTS, CLIP_LIST="mine.txt")
+    finished = start(script, "--dry-run", **ROOTS, CLIP_LIST="mine.txt")
     assert json.loads(finished.stdout)["data"]["clip_list"] == "mine.txt"
 
 
 @pytest.mark.parametrize("script", ALL_TRAIN_SCRIPTS, ids=lambda path: path.stem)
-def test_arguments_win_over_the_recipe(script):
-    finished = run(script, "--dry-run", "--epochs", 3, "--data-root", "mine", **ROOTS)
+def test_arguments_win_over_the_recipe(script, start):
+    finished = start(script, "--dry-run", "--epochs", 3, "--data-root", "mine", **ROOTS)
     options = json.loads(finished.stdout)
     assert options["optimisation"]["epochs"] == 3
     assert options["data"]["data_root"] == "mine"
@@ -131,16 +125,16 @@ def test_arguments_win_over_the_recipe(script):
 @pytest.mark.parametrize(
     "script", [*ALL_TRAIN_SCRIPTS, *ALL_TEST_SCRIPTS], ids=lambda path: path.stem
 )
-def test_without_a_data_folder_the_option_is_named(script):
-    finished = run(script)
+def test_without_a_data_folder_the_option_is_named(script, start):
+    finished = start(script)
     assert finished.returncode == 2
     assert "--data-root" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.parametrize("script", TEST_SCRIPTS, ids=lambda path: path.stem)
-def test_test_script_prints_its_options(script):
-    finished = run(script, "--dry-run", **ROOTS)
+def test_test_script_prints_its_options(script, start):
+    finished = start(script, "--dry-run", **ROOTS)
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     vgg_ss = script.stem == "test_VGGSound"
@@ -150,8 +144,8 @@ def test_test_script_prints_its_options(script):
 
 
 @pytest.mark.parametrize("script", SSPL_TEST_SCRIPTS, ids=lambda path: path.stem)
-def test_sspl_test_script_prints_its_options(script):
-    finished = run(script, "--dry-run", **ROOTS)
+def test_sspl_test_script_prints_its_options(script, start):
+    finished = start(script, "--dry-run", **ROOTS)
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     flickr = script.stem == "test_sspl_Flickr"
@@ -186,8 +180,8 @@ def test_quickstart_refuses_another_size():
 
 
 @pytest.mark.parametrize("script", ALL_TEST_SCRIPTS, ids=lambda path: path.stem)
-def test_test_script_wants_its_checkpoint(script, tmp_path):
-    finished = run(script, "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
+def test_test_script_wants_its_checkpoint(script, tmp_path, start):
+    finished = start(script, "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
     assert finished.returncode == 2
     assert "No checkpoint at" in finished.stderr
     assert "ckpts" in finished.stderr
@@ -225,8 +219,10 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     assert "nothing to do" in again.stderr
 
 
-def test_the_retrieval_script_prints_its_options():
-    finished = run(ROOT / "scripts" / "test_retrieval.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
+def test_the_retrieval_script_prints_its_options(start):
+    finished = start(
+        ROOT / "scripts" / "test_retrieval.sh", "--dry-run", **ROOTS, LABELS="mine.csv"
+    )
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     assert (options["dataset"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")
@@ -235,8 +231,10 @@ def test_the_retrieval_script_prints_its_options():
     assert options["ks"] == "1,5,10"
 
 
-def test_the_negatives_script_prints_its_options():
-    finished = run(ROOT / "scripts" / "test_negatives.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
+def test_the_negatives_script_prints_its_options(start):
+    finished = start(
+        ROOT / "scripts" / "test_negatives.sh", "--dry-run", **ROOTS, LABELS="mine.csv"
+    )
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     assert (options["benchmark"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")

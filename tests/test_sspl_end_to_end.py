@@ -92,6 +92,7 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), HEAD_FILE)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_a_cache_and_train_as_one(tiny_data, runs):
     """The cache is made by one process and read by two, and the other way round."""
     pool = ("--random-init", "--no-pcm", "--epochs", 1, "--view-pool", 2)

@@ -116,4 +116,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         model.load_state_dict(checkpoint.state_dict)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error
+    if device.type == "cpu":
+        # Convolutions are 1.2 x as fast with the channels innermost, see docs/performance.md.
+        model = model.to(memory_format=torch.channels_last)
     return TrainedModel(model.to(device).eval(), audio, frame, checkpoint)

@@ -34,6 +34,7 @@ from scripts.benchmark_measure import (
     times_line,
     write_line,
 )
+from scripts.trained_model import ready_to_localise
 from utils.evaluation import evaluate_localisation
 from utils.protocols import PROTOCOLS
 from utils.reproducibility import use_full_float32
@@ -153,7 +154,7 @@ def benchmark_evaluate(device: torch.device, options: EvaluateBenchmark) -> None
     """Prints a line for scoring clip by clip, as the authors do, in batches, and by all rules."""
     use_full_float32()
     torch.manual_seed(SEED)
-    model = SSLTIE(SSLTIEConfig()).to(device).eval()
+    model = ready_to_localise(SSLTIE(SSLTIEConfig()), device)
     ways = (
         _Way("one_by_one", 1, ("ssl_tie",)),
         _Way("batches", options.batch_size, ("ssl_tie",)),

@@ -104,7 +104,7 @@ def check_list(
         negative_ids: of the scored clips without an object.
     """
     if published is None:
-        words = f"list: which clips {authors} was published on is not known here"
+        words = f"list: no numbers published by {authors} on this benchmark are known here"
         return ListCheck(None, None, None, False, words)
     negatives = ids_sha256(negative_ids) if negative_ids else None
     scored = ids_sha256(clip_ids)

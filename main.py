@@ -43,6 +43,7 @@ from utils.checkpoint import (
     read_checkpoint_file,
 )
 from utils.distributed import (
+    barrier,
     is_main_process,
     own_part,
     process_group,
@@ -141,6 +142,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
+                barrier()  # torchrun kills the others soon after the first has ended
                 logger.warning("Saved %s; go on with --resume.", run.last_path)
                 return 128 + stopped_by
     logger.info("Done: %s", run.last_path)
@@ -231,7 +233,7 @@ def decoded_in_order(
     own = own_part(options.optimisation.batch_size)
     loader = build_test_loader(
         clips,
-        batch_size=(own.stop - own.start) // options.compute.micro_batches,
+        batch_size=max(1, (own.stop - own.start) // options.compute.micro_batches),
         num_workers=options.data.workers,
         pin_memory=device.type == "cuda",
     )
@@ -336,7 +338,13 @@ def make_checkpoint(
     trainer: Trainer,
     curriculum: MixingCurriculum,
 ) -> Checkpoint:
-    """All that rebuilds the model and goes on with the run; all processes must call it."""
+    """All that rebuilds the model and goes on with the run; all processes must call it.
+
+    Raises:
+        FloatingPointError: the weights are no longer finite.
+    """
+    progress = run.progress()  # a loss that is none is found here, and says more
+    run.check_weights(trainer.model.state_dict())
     plain, state = opts.as_plain(options), trainer.stepper.state_dict()
     mixing = {"mixing": curriculum.state_dict()} if curriculum.options.audio_mixing else {}
     return Checkpoint(
@@ -351,7 +359,7 @@ def make_checkpoint(
         step=run.step,
         options=plain,
         optimizer=state["optimizer"],
-        progress=run.progress() | {"scaler": state["scaler"]} | mixing,
+        progress=progress | {"scaler": state["scaler"]} | mixing,
     )
 
 

@@ -20,6 +20,7 @@ import torch
 import torchaudio
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
@@ -39,6 +40,11 @@ JPEG_QUALITY = 90
 NOISE = 9.0
 """Standard deviation, of 255."""
 SEED = 4
+CPU = torch.device("cpu")
+NOT_COUNTED = dict.fromkeys(
+    ("flops_per_sample", "share_of_peak", "peak_flops_per_s", "peak_basis"), None
+)
+"""What the lines of other benchmarks say of arithmetic, which loading is not about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,8 @@ class LoadingTimes:
     """by the clock"""
     processor: list[float]
     """of the core's own time, other work on the computer left out"""
+    memory: dict[str, int]
+    """most bytes that loading a batch holds at once, see peak_memory"""
 
 
 def make_clips(sizes: LoaderSizes, folder: Path) -> list[Clip]:
@@ -165,6 +173,9 @@ def time_loading(
         clips: made by make_clips.
         sizes: of the batches.
         repeats: rounds; every other one takes the ways backwards.
+
+    Returns:
+        times by way: reference, the plain one, and ours.
     """
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -177,9 +188,12 @@ def time_loading(
         "reference": lambda: sum(len(frames) for frames, _, _ in reference),
         "ours": lambda: sum(len(batch) for batch in ours),
     }
-    times = {name: LoadingTimes([], []) for name in epochs}
     for epoch in epochs.values():
         epoch()
+    times = {
+        "reference": LoadingTimes([], [], peak_memory(lambda: next(iter(reference)), CPU)),
+        "ours": LoadingTimes([], [], peak_memory(lambda: next(iter(ours)), CPU)),
+    }
     for repeat in tqdm(range(repeats), desc="repeats", disable=None):
         for name in list(epochs)[:: 1 if repeat % 2 == 0 else -1]:
             clock, processor = time.perf_counter(), time.process_time()
@@ -202,78 +216,153 @@ def our_loader(clips: Sequence[Clip], sizes: LoaderSizes) -> DataLoader[Batch]:
 
 def time_views(
     clips: Sequence[Clip], sizes: LoaderSizes, device: torch.device, *, repeats: int
-) -> list[float]:
-    """Seconds that the device takes for the views of a batch, after one to warm up.
+) -> tuple[list[float], dict[str, int]]:
+    """Times the views of a batch on the device, after one to warm up.
 
     Args:
         clips: made by make_clips.
         sizes: of the batch.
         device: where the views are made.
         repeats: batches that are timed.
+
+    Returns:
+        seconds for each batch, and the most bytes that its views hold at once, see peak_memory.
     """
     views = SSLTIEViews(AudioConfig(), AugmentationConfig(), GeometricConfig(), device)
     batch = next(iter(our_loader(clips, sizes))).to(device)
     seconds = []
     for repeat in range(repeats + 1):
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         views(batch, repeat)
-        _synchronise(device)
+        synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    return seconds[1:], peak_memory(lambda: views(batch, repeats), device)
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Waits for a GPU to finish; a CPU has always finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(action: Callable[[], object], device: torch.device) -> dict[str, int]:
+    """Most bytes an action holds at once, beyond what was held before it, named by the measure.
+
+    On a GPU it is the caching allocator's peak; on a CPU the sum of the allocator's events in
+    torch's profiler, as the resident size of a process does not fall when memory is freed.
+    """
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        synchronise(device)
+        held = torch.cuda.max_memory_allocated(device) - before
+        return {"peak_memory_bytes_cuda_allocator": held}
+    return {"peak_memory_bytes_cpu_profiler": profiled_peak_bytes(action)}
+
+
+def profiled_peak_bytes(action: Callable[[], object]) -> int:
+    """Most bytes that torch's CPU allocator holds at once during an action, beyond those before."""
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as recorded:
+        action()
+    assert recorded.profiler is not None
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
 
 
 def loader_lines(
     clips: Sequence[Clip], sizes: LoaderSizes, device: torch.device, *, repeats: int
 ) -> list[dict[str, object]]:
-    """Everything measured: a line per way of loading, their ratio, and the views of a batch."""
+    """Everything measured: a line per way of loading, the plain one first, and one for the views.
+
+    The keys are those of the other benchmarks' lines. `ratio_to_plain` is the median over rounds
+    of the ratio by the clock within a round; `speed_ratio` has those of medians and of minima, by
+    the clock and by the core's own time. `peak_memory_bytes_cpu_profiler` is of a batch, in what
+    torch's CPU allocator hands out: a batch and the tensors on the way to it, not what Pillow,
+    soundfile and NumPy take for themselves. Arithmetic is null, as loading has none that a peak
+    would measure; so is the ratio of the views, which the plain way does not make apart.
+
+    Args:
+        clips: made by make_clips.
+        sizes: of the clips and the batches.
+        device: where the views are made; clips are loaded on the CPU.
+        repeats: rounds over both ways, and batches of views.
+    """
     threads = torch.get_num_threads()
     times = time_loading(clips, sizes, repeats=repeats)
     torch.set_num_threads(threads)
     picture_bytes = sum(Path(str(clip.frame_source)).stat().st_size for clip in clips) / len(clips)
+    plain = times["reference"]
     lines: list[dict[str, object]] = [
         {
             "variant": name,
-            **vars(sizes),
-            "picture_kilobytes": picture_bytes / 1000,
-            "repeats": repeats,
-            "threads": 1,
-            "samples_per_second": {
-                "median": 1 / statistics.median(taken.wall),
-                "maximum": 1 / min(taken.wall),
-            },
+            **_rates(taken.wall),
             "samples_per_processor_second": {
                 "median": 1 / statistics.median(taken.processor),
                 "maximum": 1 / min(taken.processor),
             },
+            **taken.memory,
+            **NOT_COUNTED,
+            "ratio_to_plain": statistics.median(
+                a / b for a, b in zip(plain.wall, taken.wall, strict=True)
+            ),
+            "speed_ratio": {
+                "wall": _ratios(plain.wall, taken.wall),
+                "processor": _ratios(plain.processor, taken.processor),
+            },
+            **vars(sizes),
+            "picture_kilobytes": picture_bytes / 1000,
+            "repeats": repeats,
+            "device": str(CPU),
+            "threads": 1,
         }
         for name, taken in times.items()
     ]
-    ratios = {
-        kind: {
-            "median": statistics.median(getattr(times["reference"], kind))
-            / statistics.median(getattr(times["ours"], kind)),
-            "minimum": min(getattr(times["reference"], kind)) / min(getattr(times["ours"], kind)),
-        }
-        for kind in ("wall", "processor")
-    }
-    lines.append({"compared": "ours with reference", "speed_ratio": ratios})
-    seconds = time_views(clips, sizes, device, repeats=repeats)
+    seconds, memory = time_views(clips, sizes, device, repeats=repeats)
     lines.append(
         {
             "variant": "views_on_device",
-            "batch_size": sizes.batch_size,
-            "device": str(device),
-            "threads": threads,
+            **_rates([taken / sizes.batch_size for taken in seconds]),
             "milliseconds_per_batch": {
                 "median": 1000 * statistics.median(seconds),
                 "minimum": 1000 * min(seconds),
             },
+            **memory,
+            **NOT_COUNTED,
+            "ratio_to_plain": None,
+            "batch_size": sizes.batch_size,
+            "repeats": repeats,
+            "device": str(device),
+            "threads": threads,
         }
     )
     return lines
+
+
+def _rates(seconds: Sequence[float]) -> dict[str, object]:
+    """Samples per second by the clock, and what they come from.
+
+    Args:
+        seconds: for a sample, one of each round.
+    """
+    median = statistics.median(seconds)
+    return {
+        "samples_per_s": 1 / median,
+        "milliseconds_per_sample": {"median": 1000 * median, "minimum": 1000 * min(seconds)},
+    }
+
+
+def _ratios(plain: Sequence[float], variant: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(plain) / statistics.median(variant),
+        "minimum": min(plain) / min(variant),
+    }

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -87,7 +88,11 @@ class Record:
 
     def has(self, clip_id: str, video: Path) -> bool:
         """Whether a clip is there and was made of a video of this size."""
-        if self._finished.get(clip_id) != video.stat().st_size:
+        try:
+            size = video.stat().st_size
+        except OSError:  # a link to nowhere, say: reading it says so, and fails this clip alone
+            return False
+        if self._finished.get(clip_id) != size:
             return False
         places = (clip_places(name, self._destination, clip_id) for name in self._config.layouts)
         return all(place.frame.is_file() and place.sound.is_file() for place in places)
@@ -246,17 +251,23 @@ def write_failures(path: Path, failures: Sequence[Outcome]) -> None:
     """Writes the report of failed clips, at once.
 
     Args:
-        path: of the CSV.
+        path: of the CSV, in UTF-8; what a file name has in another encoding is escaped.
         failures: in any order; without any, only the header is written.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip_id", "reason", "detail", "video"])
     for failure in sorted(failures, key=lambda outcome: outcome.clip_id):
         writer.writerow([failure.clip_id, failure.reason, failure.detail, failure.video or ""])
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -287,6 +298,12 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _write_on(stream: TextIO, text: str) -> None:
+    """Writes what the stream's encoding lacks, such as file names in another one, as escapes."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+
+
 def _report(
     destination: Path,
     config: PreparationConfig,
@@ -294,7 +311,7 @@ def _report(
     counts: tuple[int, int, int],
 ) -> None:
     num_prepared, num_before, num_clips = counts
-    write = sys.stdout.write
+    write = partial(_write_on, sys.stdout)
     write(f"{destination}: {num_prepared + num_before} of {num_clips} clips are prepared")
     write(f" ({num_before} were before) for {', '.join(config.layouts)}\n")
     if not failures:
@@ -390,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"prepare_videos: {error}\n")
+        _write_on(sys.stderr, f"prepare_videos: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("prepare_videos: stopped; the same command goes on from here\n")

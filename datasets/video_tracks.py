@@ -27,6 +27,16 @@ SAMPLE_RATE = 16_000
 CUT_OFF_SECONDS = 0.5
 """A file that ends this much before its announced end was cut off; less is rounding."""
 
+FORMATS = (
+    "mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "asf", "ogg", "rm",
+    "dv", "nut", "mxf", "gxf", "wtv", "swf", "nsv", "ivf", "h264", "hevc", "obu", "m4v", "h263",
+    "mjpeg", "yuv4mpegpipe", "amr", "mp3", "wav", "w64", "flac", "aac", "aiff", "caf", "au", "gif",
+    "apng", "webp_anim", "jpeg_pipe", "png_pipe", "webp_pipe", "tiff_pipe", "bmp_pipe",
+)  # fmt: skip
+"""FFmpeg's names of what is read, of pictures and sounds to say that they are no video. Playlists
+and their like (HLS, DASH, concat, numbered pictures) are left out: they make FFmpeg read other
+files, so that an upload could show any video of the computer that a page runs on."""
+
 Reason = Literal[
     "no_video_stream", "no_audio_stream", "silent", "truncated", "too_short", "unreadable"
 ]
@@ -82,9 +92,25 @@ def words_of(error: Exception) -> str:
 
 
 def open_video(path: Path) -> InputContainer:
-    """Opens a file; the caller closes it."""
-    # A title in another encoding than UTF-8 is no reason to refuse a video.
-    return av.open(str(path), metadata_errors="replace")
+    """Opens a file of one of FORMATS; the caller closes it.
+
+    Raises:
+        UnusableVideoError: it is of another format.
+        av.error.FFmpegError: it cannot be read.
+    """
+    try:
+        # A title in another encoding than UTF-8 is no reason to refuse a video.
+        return av.open(
+            str(path),
+            metadata_errors="replace",
+            options={"format_whitelist": ",".join(FORMATS)},
+        )
+    except av.error.ArgumentError as error:
+        detail = (
+            "it is not of a format that is read here (MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, "
+            "ASF, Ogg …); what only names other files, as playlists do, is not"
+        )
+        raise UnusableVideoError("unreadable", detail) from error
 
 
 def missing_bytes(path: Path) -> int:

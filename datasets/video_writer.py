@@ -16,8 +16,13 @@ from datasets.video_tracks import SoundTrack, open_video
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's names of the formats that are written, by extension."""
 
-COPIED_CODECS = frozenset({"aac", "mp3", "mp3float", "opus", "libopus", "flac"})
-"""Sounds that go into these formats as they are; others become AAC."""
+_FITTING_MOV = frozenset({"aac", "mp3", "mp3float"})
+_FITTING = _FITTING_MOV | {"opus", "libopus", "flac"}
+COPIED_CODECS = {"mp4": _FITTING, "mov": _FITTING_MOV, "matroska": _FITTING}
+"""Sounds that go into a format as they are; others become AAC."""
+
+MIN_MP3_RATE = 16_000
+"""Hz, the least in MP4, whose number for MP3 leaves out MPEG 2.5."""
 
 VIDEO_OPTIONS = {"preset": "veryfast", "crf": "20", "bf": "0"}
 """Of x264. Without pictures between later ones, no player has to start before time 0."""
@@ -36,7 +41,7 @@ class CopiedSound:
         """Adds the stream to the file.
 
         Args:
-            source: a video whose sound is of COPIED_CODECS.
+            source: a video whose sound fits the file.
             destination: to which nothing has been written yet.
         """
         self._destination = destination
@@ -110,7 +115,9 @@ def build_sound(source: Path, destination: OutputContainer) -> CopiedSound | Enc
     """The way of a video's sound into another file: as it is if the file takes it so."""
     with open_video(source) as container:
         stream = SoundTrack(container, 0).stream
-        if stream.codec_context.name not in COPIED_CODECS:
+        codec, kind = stream.codec_context.name, destination.format.name
+        too_slow = kind == "mp4" and codec.startswith("mp3") and stream.rate < MIN_MP3_RATE
+        if codec not in COPIED_CODECS[kind] or too_slow:
             return EncodedSound(source, destination, stream)
     return CopiedSound(source, destination)
 

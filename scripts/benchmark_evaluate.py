@@ -18,7 +18,7 @@ from datasets.audio import AudioConfig
 from datasets.clips import AudioVisualClips, Batch, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
-from datasets.loading_speed import LoaderSizes, make_clips
+from datasets.loading_speed import LoaderSizes, make_clips, peak_memory
 from datasets.views import TestViews
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.benchmark_measure import (
@@ -26,7 +26,6 @@ from scripts.benchmark_measure import (
     check_counts,
     device_peak,
     peak_line,
-    peak_memory,
     setting_line,
     speed_ratio,
     synchronise,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets.loading_speed import peak_memory
 from models.losses import contrastive_loss
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.benchmark_measure import (
@@ -17,7 +18,6 @@ from scripts.benchmark_measure import (
     check_counts,
     device_peak,
     peak_line,
-    peak_memory,
     setting_line,
     speed_ratio,
     take_turns,

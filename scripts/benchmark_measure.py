@@ -1,4 +1,4 @@
-"""How the benchmarks measure: turns, memory, arithmetic, the device's peak, and their lines."""
+"""How the benchmarks measure: turns, arithmetic, the device's peak, and their lines."""
 
 import json
 import statistics
@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from datasets.loading_speed import synchronise
 from utils.optimisation import Precision
 
 SEED = 4
@@ -110,12 +110,6 @@ def device_peak(device: torch.device, kind: str) -> Peak:
     )
 
 
-def synchronise(device: torch.device) -> None:
-    """Waits for a GPU to finish; a CPU has always finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     """Seconds by the clock that an action takes, the device's work included."""
     synchronise(device)
@@ -148,39 +142,6 @@ def take_turns(
 def speed_ratio(plain: Sequence[float], variant: Sequence[float]) -> float:
     """How many times faster a variant is: the median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(plain, variant, strict=True))
-
-
-def peak_memory(action: Callable[[], object], device: torch.device) -> dict[str, int]:
-    """Most bytes an action holds at once, beyond what was held before it, named by the measure.
-
-    On a GPU it is the caching allocator's peak; on a CPU the sum of the allocator's events in
-    torch's profiler, as the resident size of a process does not fall when memory is freed.
-    """
-    if device.type == "cuda":
-        synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        synchronise(device)
-        held = torch.cuda.max_memory_allocated(device) - before
-        return {"peak_memory_bytes_cuda_allocator": held}
-    return {"peak_memory_bytes_cpu_profiler": profiled_peak_bytes(action)}
-
-
-def profiled_peak_bytes(action: Callable[[], object]) -> int:
-    """Most bytes that torch's CPU allocator holds at once during an action, beyond those before."""
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as recorded:
-        action()
-    assert recorded.profiler is not None
-    events = recorded.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
 
 
 def times_line(seconds: Sequence[float], samples: int) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """What each of training's options is worth: speed, memory, and how far the loss moves."""
 
+import logging
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -17,7 +18,7 @@ from datasets.clips import AudioVisualClips
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig
 from datasets.loaders import SeededBatches, build_train_loader
-from datasets.loading_speed import LoaderSizes, make_clips
+from datasets.loading_speed import LoaderSizes, make_clips, peak_memory
 from datasets.transforms import AugmentationConfig
 from datasets.views import SSLTIEViews
 from scripts.benchmark_measure import (
@@ -25,7 +26,6 @@ from scripts.benchmark_measure import (
     check_counts,
     device_peak,
     peak_line,
-    peak_memory,
     seconds_of,
     setting_line,
     speed_ratio,
@@ -45,6 +45,8 @@ from scripts.benchmark_steps import (
     variants_for,
 )
 from utils.reproducibility import use_full_float32
+
+logger = logging.getLogger("benchmark")
 
 SMALL_SIZES = Sizes(batch_size=8, frame_size=64, mel_bins=48, spectrogram_frames=64)
 """Of the steps after which losses are compared, where the timed ones would take hours."""
@@ -85,6 +87,9 @@ class TrainBenchmark:
 def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark) -> None:
     """Prints a line for each variant, the plain one first, and one for training from a loader.
 
+    A variant that does not fit into the GPU's memory is skipped. Where it is the plain one, what
+    the other lines would compare with it is left out of them.
+
     Raises:
         ValueError: a variant is unknown, or the loader's batches have another shape than `sizes`.
     """
@@ -104,6 +109,12 @@ def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark)
     }
     seconds = take_turns(actions, device, repeats=options.repeats)
     del actions
+    if PLAIN.name not in seconds:
+        logger.warning(
+            "There is no %s to compare with: the lines have no ratio_to_plain and no "
+            "loss_difference.",
+            PLAIN.name,
+        )
     losses = _losses(list(trained.values()), sizes, options, device)
     samples = options.steps * len(SCALES) * sizes.batch_size
     for variant in runnable:
@@ -119,7 +130,7 @@ def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark)
             flops_per_sample=useful,
             flops_done_per_sample=_mean_flops(variant, sizes),
             **peak_line(useful * rate, peaks[variant.arithmetic]),
-            ratio_to_plain=speed_ratio(seconds[PLAIN.name], seconds[variant.name]),
+            **_ratio_to_plain(seconds, variant.name),
             **losses.get(variant.name, {}),
             options={k: v for k, v in asdict(variant).items() if k != "name"},
             **vars(sizes),
@@ -127,7 +138,7 @@ def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark)
             repeats=options.repeats,
             **setting_line(device),
         )
-    if options.loader_workers:
+    if options.loader_workers and seconds:
         fastest = max(seconds, key=lambda name: 1 / statistics.median(seconds[name]))
         _compare_with_loader(trained[fastest], inputs, sizes, options)
 
@@ -182,10 +193,20 @@ def _train(steps: TrainingSteps, inputs: Sequence[StepInputs], count: int) -> No
             steps.step(batch)
 
 
+def _ratio_to_plain(seconds: Mapping[str, Sequence[float]], name: str) -> dict[str, float]:
+    """Of a variant by name, as its line has it; empty where the plain one was not timed."""
+    if PLAIN.name not in seconds:
+        return {}
+    return {"ratio_to_plain": speed_ratio(seconds[PLAIN.name], seconds[name])}
+
+
 def _losses(
     trained: Sequence[TrainingSteps], sizes: Sizes, options: TrainBenchmark, device: torch.device
 ) -> dict[str, dict[str, object]]:
-    """What a line says of the loss of the last of some steps on a few batches, by variant."""
+    """What a line says of the loss of the last of some steps on a few batches, by variant.
+
+    Without the plain variant nothing is said of a difference to it.
+    """
     if not options.loss_steps:
         return {}
     shape = sizes if options.loss_sizes == "same" else SMALL_SIZES
@@ -202,10 +223,11 @@ def _losses(
             loss = steps.step(batches[number % len(batches)])
         last[variant.name] = loss.item()
     ending = f"after_{options.loss_steps}_steps"
+    plain = last.get(PLAIN.name)
     return {
         name: {
             f"loss_{ending}": loss,
-            f"loss_difference_{ending}": loss - last[PLAIN.name],
+            **({} if plain is None else {f"loss_difference_{ending}": loss - plain}),
             "loss_sizes": vars(shape),
         }
         for name, loss in last.items()
@@ -250,6 +272,7 @@ def _compare_with_loader(
             for number, batch in enumerate(islice(batches, count)):
                 steps.trainer.step_on(batch, views, seed=number, global_size=batch_size)
 
+        _train(steps, inputs, 1)  # compiles again what the comparison of losses has reset
         before = seconds_of(lambda: _train(steps, inputs, timed // len(SCALES)), device)
         train(ahead)
         seconds = seconds_of(lambda: train(timed), device)

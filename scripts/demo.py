@@ -59,7 +59,7 @@ class DemoOptions:
     max_mb: int = 100
     """largest upload, megabytes"""
     max_seconds: float = 30.0
-    """of a video that are localised, from its beginning"""
+    """of a video that are localised, from its beginning; longest sound of a picture"""
     max_waiting: int = 20
     """visitors that wait for their turn; more are turned away"""
     timeout: float = 600.0

@@ -20,6 +20,8 @@ logger = logging.getLogger("demo")
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHT_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar")
 OF_A_RUN = ("best.pth", "last.pth")
+MAX_MEGAPIXELS = 25.0
+"""Of a picture."""
 KEPT_SECONDS = 3600.0
 """After which results are removed."""
 STOPPED = "The work stopped unexpectedly; the program's log says more. Try again, or another file."
@@ -187,7 +189,7 @@ class Jobs:
             models: does the work.
             find: finds the models that are there.
             folder: for results, made here.
-            limit: seconds of a video that are localised.
+            limit: seconds of a video that are localised, and that a picture's sound may last.
         """
         self.find = find
         self._models = models
@@ -239,7 +241,12 @@ class Jobs:
             JobError: it cannot be done.
         """
         result = self._ask(
-            "picture", name, {"image": picture, "sound": sound}, ".png", options, None
+            "picture",
+            name,
+            {"image": picture, "sound": sound},
+            ".png",
+            {**options, "max_seconds": self._limit, "max_megapixels": MAX_MEGAPIXELS},
+            None,
         )
         words = f"{name}: the sound is silent, nothing is drawn" if result["silent"] else name
         return Localised(name, result["output"], result["peaks"], words)
@@ -265,6 +272,8 @@ class Jobs:
             words = str(error)  # visitors need not know where this computer keeps things
             for path in paths.values():
                 words = words.replace(path, Path(path).name)
+            # Files that are being written have names of their own.
+            words = words.replace(f"{output.parent}{os.sep}", "")
             raise JobError(words) from error
 
     def _remove_old(self) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-from datasets.audio import load_waveform
+from datasets.audio import load_waveform, read_duration
 from datasets.errors import BrokenFileError
-from datasets.frames import read_frame
+from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
 from scripts.trained_model import TrainedModel
 from scripts.video_localiser import (
@@ -61,14 +61,17 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
 
     Raises:
         FileNotFoundError: the picture or the sound is not there.
-        ValueError: one of them cannot be read, or the output cannot be what is asked for.
+        ValueError: one of them cannot be read or is too large, or the output cannot be what is
+            asked for.
     """
     peaks = options.output.with_name(f"{options.output.stem}_peak.csv")
     sources = [options.image, options.sound, options.checkpoint]
     check_output(options.output, (".png",), [peaks], sources)
     with _errors_naming("--image", options.image, PICTURES):
+        _check_size(options)
         picture = ImageOps.exif_transpose(read_frame(options.image))
     with _errors_naming("--sound", options.sound, SOUNDS):
+        _check_duration(options)
         waveform = load_waveform(options.sound, trained.audio)
     localiser = Localiser(trained, options.frame_geometry)
     silent = is_silent(waveform)
@@ -83,6 +86,25 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
         peaks_file.write_bytes("".join(f"{','.join(line)}\r\n" for line in lines).encode())
         picture_file.write_bytes(encode_png(drawn))
     return PictureResult(peak, silent, options.output, peaks)
+
+
+def _check_size(options: ImageOptions) -> None:
+    width, height = read_frame_size(options.image)
+    if width * height > 1e6 * options.max_megapixels:
+        raise ValueError(
+            f"{options.image} has {width} x {height} pixels; at most {options.max_megapixels:g} "
+            "million are taken (--max-megapixels). Make it smaller: the model looks at a few "
+            "hundred each way."
+        )
+
+
+def _check_duration(options: ImageOptions) -> None:
+    seconds = read_duration(options.sound)
+    if seconds > options.max_seconds:
+        raise ValueError(
+            f"{options.sound} is {seconds:.0f} s long; at most {options.max_seconds:g} s are taken "
+            "(--max-seconds). Cut out the part that belongs to the picture."
+        )
 
 
 @contextmanager

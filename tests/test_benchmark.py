@@ -1,23 +1,21 @@
 """The benchmarks: their lines, their arithmetic and their refusals."""
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from datasets.loading_speed import profiled_peak_bytes
+from scripts import benchmark_train
 from scripts.benchmark import main
-from scripts.benchmark_measure import (
-    device_peak,
-    profiled_peak_bytes,
-    published_peak,
-    speed_ratio,
-    take_turns,
-)
+from scripts.benchmark_measure import device_peak, published_peak, speed_ratio, take_turns
 from scripts.benchmark_steps import (
     PLAIN,
     SCALES,
@@ -91,6 +89,74 @@ def test_a_line_for_each_way_to_train():
     assert abs(lines["encoded_twice"]["loss_difference_after_1_steps"]) < 1e-3
     assert lines["bf16"]["loss_difference_after_1_steps"] != 0
     assert lines["bf16"]["options"]["precision"] == "bf16"
+
+
+class StepsThatFit:
+    """Training steps that cost nothing; some variants run out of memory."""
+
+    too_large = ()
+
+    def __init__(self, variant, device):
+        self.variant = variant
+
+    def step(self, inputs):
+        if self.variant.name in self.too_large:
+            raise torch.OutOfMemoryError
+        return torch.tensor(0.5)
+
+
+@pytest.mark.parametrize("too_large", [("plain",), ("plain", "bf16", "encoded_twice"), ("bf16",)])
+def test_what_does_not_fit_into_memory_costs_no_other_line(too_large, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(benchmark_train, "TrainingSteps", StepsThatFit)
+    monkeypatch.setattr(StepsThatFit, "too_large", too_large)
+    monkeypatch.setattr(benchmark_train, "flops_per_sample", lambda *_: 1.0)
+    monkeypatch.setattr(benchmark_train, "_compare_with_loader", lambda *_: None)
+    tiny = "--frame-size 64 --batch-size 4 --repeats 1 --loss-steps 1 --loader-workers 1"
+    assert main(["train", *tiny.split(), "--variants", "bf16,encoded_twice"]) == 0
+    captured = capsys.readouterr()
+    lines = {line["variant"]: line for line in map(json.loads, captured.out.splitlines())}
+    assert set(lines) == {"plain", "bf16", "encoded_twice"}
+    compared = {"ratio_to_plain", "loss_difference_after_1_steps"}
+    for name, line in lines.items():
+        if name in too_large:
+            assert line["skipped"] == "out of the GPU's memory"
+        else:
+            assert line["samples_per_s"] > 0 and line["loss_after_1_steps"] == 0.5
+            assert compared & line.keys() == (set() if "plain" in too_large else compared)
+    said = "There is no plain to compare with" in captured.err + caplog.text
+    assert said == ("plain" in too_large)
+
+
+def test_training_from_a_loader_is_held_against_steps_that_are_compiled(capsys, monkeypatch):
+    clock = [0]
+    compiled = set()
+
+    def step(inputs):
+        clock[0] += 1 if inputs in compiled else 100
+        compiled.add(inputs)
+
+    def step_on(*_, **__):
+        clock[0] += 1
+
+    def seconds_of(action, device):
+        start = clock[0]
+        action()
+        return clock[0] - start
+
+    monkeypatch.setattr(benchmark_train, "seconds_of", seconds_of)
+    monkeypatch.setattr(benchmark_train, "make_clips", lambda *_: [None] * 4)
+    monkeypatch.setattr(
+        benchmark_train, "build_train_loader", lambda *_, **__: itertools.repeat(None)
+    )
+    trainer = SimpleNamespace(step_on=step_on, stepper=SimpleNamespace(device=CPU))
+    steps = SimpleNamespace(variant=Variant(name="fast", compile=True), step=step, trainer=trainer)
+    sizes = Sizes(batch_size=4, frame_size=64)
+    options = benchmark_train.TrainBenchmark(loader_workers=1)
+    benchmark_train._compare_with_loader(steps, ["whole", "halved"], sizes, options)
+    line = json.loads(capsys.readouterr().out)
+    assert line["variant"] == "fast_from_loader" and line["steps"] == 10
+    assert line["ratio_to_ready_inputs"] == 1
+    assert line["samples_per_s"] == 4
 
 
 def test_a_line_for_each_way_to_score():

@@ -326,7 +326,9 @@ def test_two_models_localise_a_video_side_by_side(server, tmp_path):
 @needs_page
 def test_a_picture_and_a_sound(server, tmp_path):
     picture = server.upload("a.png", server.picture.read_bytes())
-    sound = server.upload("a.wav", server.sound.read_bytes())
+    samples, rate = soundfile.read(server.sound)
+    soundfile.write(tmp_path / "a.wav", samples[:rate], rate)  # no longer than this page takes
+    sound = server.upload("a.wav", (tmp_path / "a.wav").read_bytes())
     event, (words, first, second, _) = server.ask(
         "localise_picture", as_file(picture), as_file(sound), "two.pth", NO_SECOND, False
     )
@@ -389,6 +391,43 @@ def test_no_other_file_can_be_read(server):
         assert event == "error" and "secret" not in str(data).replace("secret.txt", "")
     for path in ("/monitoring", "/monitoring/summary", "/gradio_api/mcp/", "/gradio_api/runs"):
         assert server.get(path)[0] in (403, 404, 405), path
+
+
+@needs_page
+def test_an_upload_that_names_a_file_does_not_show_it(server):
+    secret = server.checkpoints / "secret.ts"
+    with av.open(str(server.video)) as source, av.open(str(secret), "w") as target:
+        streams = {stream: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                target.mux(packet)
+    with av.open(str(secret)) as container:
+        assert container.streams.video
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\n{secret}\n#EXT-X-ENDLIST\n"
+    for name, content in (
+        ("a.m3u8", playlist),
+        ("a.mp4", playlist),
+        ("a.ffconcat", f"ffconcat version 1.0\nfile {secret}\n"),
+    ):
+        upload = server.upload(name, content.encode())
+        event, data = server.ask("localise_video", as_file(upload), "one.pth", NO_SECOND, False, 0)
+        assert event == "error", name
+        assert "cannot be localised" in data["error"]
+
+
+@needs_page
+def test_a_picture_s_sound_and_size_have_limits(server, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(100 * 8_000), 8_000)
+    Image.new("1", (5_001, 5_000)).save(tmp_path / "large.png")
+    picture = server.upload("a.png", server.picture.read_bytes())
+    sound = server.upload("a.wav", server.sound.read_bytes())
+    long = server.upload("long.wav", (tmp_path / "long.wav").read_bytes())
+    large = server.upload("large.png", (tmp_path / "large.png").read_bytes())
+    for pair, words in (((picture, long), "100 s long"), ((large, sound), "at most 25 million")):
+        files = map(as_file, pair)
+        event, data = server.ask("localise_picture", *files, "one.pth", NO_SECOND, False)
+        assert event == "error" and words in data["error"]
 
 
 @needs_page

@@ -1,6 +1,7 @@
 """What goes wrong in the middle of a run: kills, signals, NaN, dead workers, full disks."""
 
 import csv
+import itertools
 import json
 import math
 import multiprocessing
@@ -392,6 +393,45 @@ def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, 
     checkpoint = read(output / "last.pth")
     assert (checkpoint.epoch, checkpoint.step) == (1, 0)
     assert not find_non_finite(checkpoint.state_dict)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_weights_that_the_last_step_broke_are_not_saved(
+    tiny_data, tmp_path, monkeypatch, caplog, stopped
+):
+    seen = []
+
+    def step_on(trainer, batch, views, **named):
+        found = step_really(trainer, batch, views, **named)
+        seen.append(batch.clip_ids)
+        if len(seen) == 8:
+            with torch.no_grad():  # as after a finite loss with a gradient that is none
+                next(trainer.model.parameters()).fill_(math.nan)
+            if stopped:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    step_really = Trainer.step_on
+    monkeypatch.setattr(Trainer, "step_on", step_on)
+    output = tmp_path / "run"
+    assert main.main(arguments(tiny_data, output, "--epochs", 2, "--batch-size", 2)) == 1
+    assert len(seen) == 8
+    assert "The weights are no longer finite numbers" in caplog.text
+    checkpoint = read(output / "last.pth")
+    assert (checkpoint.epoch, checkpoint.step) == (1, 0)
+    assert not find_non_finite(checkpoint.state_dict)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_validation_with_fewer_clips_than_parts(tiny_data, tmp_path, monkeypatch):
+    # Training with all of the batch, validation as one of four processes.
+    parts = itertools.chain([main.own_part(4)], itertools.repeat(slice(0, 1)))
+    monkeypatch.setattr(main, "own_part", lambda batch_size: next(parts))
+    words = ("--batch-size", 4, "--micro-batches", 2, "--epochs", 1,
+             "--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root)  # fmt: skip
+    assert main.main(arguments(tiny_data, tmp_path / "run", *words)) == 0
+    assert (tmp_path / "run" / "best.pth").exists()
 
 
 @pytest.mark.usefixtures("narrow")

@@ -104,7 +104,15 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path):
     folder, heard = tmp_path / "folder.png", tmp_path / "out_peak.csv"
     folder.mkdir()
     heard.write_bytes(sound.read_bytes())
+    # A minute of silence in a few kilobytes, and a picture in some hundred bytes.
+    long, large = tmp_path / "long.ogg", tmp_path / "large.png"
+    with soundfile.SoundFile(long, "w", 8_000, 1) as file:
+        for _ in range(601):  # libsndfile's encoder of Vorbis has no stack for all at once
+            file.write(np.zeros(8_000))
+    Image.new("1", (8_001, 8_000)).save(large)
     for arguments, words in (
+        ((image, long, output), r"long\.ogg is 601 s long; at most 600 s .*--max-seconds"),
+        ((large, sound, output), r"large\.png has 8001 x 8000 pixels; at most 64 million"),
         ((absent, sound, output), "--image: there is no file"),
         ((image, absent, output), "--sound: there is no file"),
         ((sound, sound, output), "--image: .*a.wav cannot be read.*Pillow reads"),

@@ -1,6 +1,7 @@
 """Sounds that are not in the picture: models in two halves, sounds, maps and numbers."""
 
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +41,7 @@ from utils.negative_audio_scores import (
     quiet_areas,
     universal_threshold,
 )
+from utils.negative_options import NegativeOptions
 from utils.upsampling import upsample_maps
 
 
@@ -92,6 +94,15 @@ def test_off_screen_sounds_are_of_another_class_and_of_no_process():
         assert len(set(drawn[:, place])) > 10
     assert np.array_equal(drawn[3], draw_off_screen(clip_ids, scenes, 3))
     assert not np.array_equal(drawn[3], drawn[4])
+
+
+def test_classes_are_asked_for_before_anything_is_read():
+    given = {"checkpoint": Path("a"), "data_root": Path("b"), "output": Path("c")}
+    for benchmark in ("vgg_ss", "stamps", "flickr_soundnet"):
+        with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
+            NegativeOptions(benchmark=benchmark, **given)
+        assert NegativeOptions(benchmark=benchmark, off_screen="any", **given).labels is None
+    assert NegativeOptions(benchmark="is3", **given).labels is None
 
 
 def test_neither_sound_of_a_pair_is_off_screen():

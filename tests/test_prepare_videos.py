@@ -1,6 +1,7 @@
 """Folders of videos become data sets: layouts, failures that are named, stopping and going on."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -19,12 +20,13 @@ from datasets.clip_preparation import (
     AUTHORS_SOUNDS,
     STAGING,
     ClipTask,
+    Outcome,
     PreparationConfig,
     clip_places,
     prepare_clip,
 )
 from datasets.clip_sets import build_clips
-from datasets.prepare_videos import main
+from datasets.prepare_videos import main, write_failures
 from datasets.processes import Crash, run_in_processes
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +66,7 @@ FAILURES = {
 
 
 def failures(folder):
-    with (folder / "failed.csv").open() as file:
+    with (folder / "failed.csv").open(encoding="utf-8") as file:
         return {row["clip_id"]: row for row in csv.DictReader(file)}
 
 
@@ -111,6 +113,55 @@ def test_every_failure_is_named_with_its_reason(videos, tmp_path):
     for clip_id in FAILURES:
         assert not any(clip_id in name.split("/")[-2:] for name in files(tmp_path / "set"))
     assert not (tmp_path / "set" / STAGING).exists()
+
+
+def test_a_link_to_nowhere_is_one_failed_clip(videos, tmp_path):
+    folder, prepared = tmp_path / "videos", tmp_path / "set"
+    folder.mkdir()
+    (folder / "good.mp4").hardlink_to(videos / "good_1.mp4")
+    (folder / "broken.mp4").symlink_to("absent.mp4")
+    assert main([str(folder), str(prepared), *ARGUMENTS]) == 1
+    assert build_clips("vggsound", prepared, clip_list=None).clip_ids == ["good"]
+    row = failures(prepared)["broken"]
+    assert (row["reason"], row["detail"]) == ("unreadable", "No such file or directory")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_in_another_encoding_are_escaped(videos, tmp_path, monkeypatch, encoding):
+    folder, prepared = tmp_path / "videos", tmp_path / "set"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.mp4")).write_text("no video")
+    (folder / "café.mp4").write_text("no video")
+    (folder / os.fsdecode(b"good_\xe9.mp4")).hardlink_to(videos / "good_1.mp4")
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main([str(folder), str(prepared), *ARGUMENTS]) == 1
+    found = failures(prepared)
+    assert found.keys() == {"café", "caf\\udce9"}
+    assert found["caf\\udce9"]["video"] == str(folder / "caf\\udce9.mp4")
+    assert not list(prepared.glob(".failed*"))
+    screen.seek(0)
+    printed = screen.read()
+    assert "    caf\\udce9: unreadable: " in printed
+    assert ("café:" if encoding == "utf-8" else "caf\\xe9:") in printed
+    assert main([str(folder), str(prepared), *ARGUMENTS]) == 1
+    screen.seek(0)
+    assert "(1 were before)" in screen.read()
+
+
+def test_an_error_names_the_folder_escaped(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert main([str(tmp_path / os.fsdecode(b"\xe9")), str(tmp_path / "set")]) == 2
+    screen.seek(0)
+    assert "/\\udce9." in screen.read()
+
+
+def test_a_report_that_cannot_be_written_leaves_none_half_written(tmp_path):
+    (tmp_path / "failed.csv").mkdir()
+    with pytest.raises(OSError, match=r"failed\.csv"):
+        write_failures(tmp_path / "failed.csv", [Outcome("a", None, "no_video", "listed")])
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.csv"]
 
 
 def test_a_list_chooses_and_names_what_is_missing(videos, tmp_path):

@@ -25,6 +25,10 @@ from utils.evaluation import EvaluationBatch
 NEGATIVES = ("silence", "noise", "off_screen")
 OWN = "own"
 OffScreen = Literal["other_class", "any"]
+CLASSES_WANTED = (
+    "Off-screen sounds are those of another class, and the classes are not known. Name a file with "
+    "them (--labels), or take the sound of any other clip (--off-screen any)."
+)
 
 
 class SplitLocaliser(Protocol):
@@ -85,10 +89,7 @@ def scenes_of(
             for clip_id, key in keys.items()
         }
     if classes is None and None in keys.values():
-        raise ValueError(
-            "Off-screen sounds are those of another class, and the classes are not known. Name a "
-            "file with them (--labels), or take the sound of any other clip (--off-screen any)."
-        )
+        raise ValueError(CLASSES_WANTED)
     sounds = {
         clip_id: classes[clip_id] if classes is not None else clip_id.removeprefix(f"{key}_")
         for clip_id, key in keys.items()

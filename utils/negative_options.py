@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.negative_audio import OffScreen
+from utils.negative_audio import CLASSES_WANTED, OffScreen
 from utils.negative_audio_scores import PUBLISHED_THRESHOLDS, PublishedThresholds
 
 
@@ -77,6 +77,9 @@ class NegativeOptions:
             raise ValueError(f"{' and '.join(given)} each say what the threshold is; give one.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise ValueError(f"--threshold must be from -1 to 1, got {self.threshold}")
+        # Of IS3 the ids tell the class; all others are refused before anything is read.
+        if self.labels is None and self.off_screen == "other_class" and self.benchmark != "is3":
+            raise ValueError(CLASSES_WANTED)
         if self.peer is not None and not self.as_published:
             raise ValueError("--peer needs --as-published: without it there is no difference.")
 

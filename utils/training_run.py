@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
 from utils.distributed import all_reduce_mean, gather_objects, is_main_process
 from utils.evaluation import BrokenClipLike
 from utils.files import check_place, lock_folder, remove_leftovers, write_atomically
@@ -352,6 +352,24 @@ class TrainingRun:
         if is_main_process():
             self._write_history()
         return is_best
+
+    def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Refuses weights that no run can go on from; a step's loss is that before the step.
+
+        Args:
+            state_dict: of the model, the same in all processes.
+
+        Raises:
+            FloatingPointError: a number is not finite.
+        """
+        broken = find_non_finite(state_dict)
+        if broken:
+            raise FloatingPointError(
+                f"The weights are no longer finite numbers after {self.epoch} epochs and "
+                f"{self.step} steps: {len(broken)} tensors, first {broken[0]}. Nothing is saved: "
+                f"{self.last_path} holds the last good state, if one was saved; a lower learning "
+                "rate is the usual remedy."
+            )
 
     def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
         """Writes last.pth, and before it best.pth where the epoch is the best on the named clips.

@@ -68,6 +68,10 @@ class ImageOptions:
     """draw the box around the region of the peak where the map is at least half-way up to it"""
     opacity: float = HEAT_OPACITY
     """of the hottest heat, 0 to 1"""
+    max_seconds: float = 600.0
+    """longest sound that is taken, as it is decoded whole"""
+    max_megapixels: float = 64.0
+    """largest picture that is taken, millions of pixels; drawing takes 28 bytes for each"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
     dry_run: bool = False
@@ -76,6 +80,12 @@ class ImageOptions:
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
         check_opacity(self.opacity)
+        for flag, value in (
+            ("--max-seconds", self.max_seconds),
+            ("--max-megapixels", self.max_megapixels),
+        ):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{flag} must be above 0, got {value}")
 
 
 def check_opacity(opacity: float) -> None:

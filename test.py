@@ -143,13 +143,15 @@ def localise_on(device: torch.device, options: opts.LocalisationOptions, command
     own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
     recorder = None if options.save_maps is None else MapsRecorder()
     result = score(given, trained, own, protocols, overlays, recorder, shared=True)
-    if recorder is not None and options.save_maps is not None:
-        recorder.write(options.save_maps, context, protocols[0].map_size)
     galleries: list[Gallery] = []
     if is_main_process():
         located = with_object_only(given.benchmark, result)
         galleries = draw_galleries(options, trained, clip_set, located)
-    return report(options, result, context, galleries)
+    status = report(options, result, context, galleries)
+    # After the results: a disk that is full by now costs no more than the maps.
+    if recorder is not None and options.save_maps is not None:
+        recorder.write(options.save_maps, context, protocols[0].map_size)
+    return status
 
 
 def score_saved_maps(
@@ -306,7 +308,8 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
                 encode_jpeg(np.asarray(picture)), encode_mp3(sound, trained.audio.sample_rate)
             )
 
-        retrieve(options.output, setting, embeddings, device, (options.gallery, preview_of))
+        pictures = (options.gallery, preview_of)
+        retrieve(options.output, setting, embeddings, device, pictures, options.table)
     return 2 if embeddings.unreadable and not options.allow_missing else 0
 
 

@@ -16,7 +16,7 @@ from datasets.annotations import consensus_map
 from datasets.audio import AudioWindow, read_window
 from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame, to_tensor
-from datasets.hdf5 import Source
+from datasets.hdf5 import HDF5Row, Source
 from datasets.masks import mask_map
 
 Content = Literal["both", "frames", "sounds"]
@@ -38,6 +38,25 @@ class Clip:
     """picture whose values above 0 are the object, where the data set has no boxes"""
     pair_key: str | None = None
     """what clips of one scene with different sounds share; None: the data set has no pairs"""
+
+    @property
+    def scene(self) -> str:
+        """What clips whose frames show the same have in common: the pair, or the picture."""
+        return self.pair_key or self._names[0]
+
+    @property
+    def sound(self) -> str:
+        """What clips that sound the same have in common: the file."""
+        return self._names[1]
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        """What tells the frame and the sound from those of other clips."""
+        if isinstance(self.frame_source, HDF5Row):
+            # Each clip has rows of its own; its id is <frame>+<sound>, or the name of both.
+            frame, _, sound = self.clip_id.partition("+")
+            return frame, sound or frame
+        return str(self.frame_source), str(self.audio_source)
 
 
 class ClipRequest(NamedTuple):
@@ -144,21 +163,27 @@ def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
 
     Args:
         clips: with two sounds at least; where several share one, such as the frames of a video,
-            none of them gets it from another.
+            none of them gets it from another, and clips of one scene get none of its sounds.
         seed: the same seed and clips give the same pairs.
 
     Raises:
-        ValueError: there is only one sound.
+        ValueError: all sounds belong to one scene.
     """
-    sounds = [clip.audio_source for clip in clips]
-    if len(set(sounds)) < 2:
-        raise ValueError("--audio shuffled needs at least two clips with sounds of their own.")
+    own: dict[str, set[str]] = {}
+    for clip in clips:
+        own.setdefault(clip.scene, set()).add(clip.sound)
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
     wrong = list(clips)
     for place, position in enumerate(order):
-        following = (sounds[order[(place + step) % len(order)]] for step in range(1, len(order)))
-        other = next(sound for sound in following if sound != sounds[position])
-        wrong[position] = replace(clips[position], audio_source=other)
+        right = own[clips[position].scene]
+        following = (clips[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        other = next((clip for clip in following if clip.sound not in right), None)
+        if other is None:
+            raise ValueError(
+                "--audio shuffled needs at least two clips with sounds of their own, and of "
+                f"different scenes; for {clips[position].clip_id} there is no other sound."
+            )
+        wrong[position] = replace(clips[position], audio_source=other.audio_source)
     return wrong
 
 

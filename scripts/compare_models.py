@@ -18,14 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checkpoint import file_sha256
-from utils.comparison import (
-    as_markdown,
-    distinct_names,
-    read_scored_model,
-    table_cells,
-    write_comparison,
-)
+from utils.comparison import comparison_markdown, write_comparison
 from utils.reporting import configure_logging, run_command
+from utils.scored_models import distinct_names, read_scored_model
 
 logger = logging.getLogger("compare_models")
 
@@ -77,7 +72,10 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
     own.add_argument("--output", type=Path)
     own.add_argument("--checkpoint")
     own.add_argument("--save-maps")
-    found, rest = own.parse_known_args(options)
+    try:
+        found, rest = own.parse_known_args(options)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     if len(checkpoints) < 2:
         raise ValueError(f"A comparison takes two checkpoints or more, got {len(checkpoints)}.")
     if found.checkpoint is not None:
@@ -95,7 +93,7 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
         score(checkpoint, folder, rest)
     models = [read_scored_model(folder.name, folder) for folder in folders]
     comparison = write_comparison(found.output, models, command)
-    sys.stdout.write(as_markdown(table_cells(comparison)))
+    sys.stdout.write(comparison_markdown(models, comparison))
     sys.stdout.write(f"Report: {found.output / 'report.html'}\n")
     return 0
 

@@ -8,7 +8,7 @@ Every clip is decoded twice, once for the sounds of all and once for the frames.
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +38,7 @@ from utils.distributed import (
 from utils.negative_audio import (
     ClipSounds,
     OffScreen,
+    Scene,
     SoundBank,
     compare_with_sounds,
     draw_off_screen,
@@ -92,12 +93,7 @@ def score_on(device: torch.device, options: NegativeOptions, command: str) -> in
     )
     setting = describe_setting(options, trained, clip_set, device, command)
     setting.check(options.output)
-    scenes = scenes_of(
-        clip_set.clip_ids,
-        scene_keys(clip_set.clips, options.off_screen),
-        setting.context.classes,
-        options.off_screen,
-    )
+    scenes = scenes_of_clips(clip_set.clips, setting.context.classes, options.off_screen)
     task = _Task(options, trained, setting, device)
     own_part = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
     own, off_screen = task.encode_sounds(own_part)
@@ -118,15 +114,30 @@ def score_on(device: torch.device, options: NegativeOptions, command: str) -> in
     return status
 
 
-def scene_keys(clips: Sequence[Clip], off_screen: OffScreen) -> list[str | None]:
-    """What clips of one scene share, for `scenes_of`.
+def scenes_of_clips(
+    clips: Sequence[Clip], classes: Mapping[str, str] | None, off_screen: OffScreen
+) -> dict[str, Scene]:
+    """Which sounds are right for which frames, see `scenes_of`.
 
-    Where any other clip's sound is off-screen, the frames of a video, which share its sound, are
-    one scene.
+    Clips of a pair or with one picture (VPO) are one scene; so are, where any other clip's sound is
+    off-screen, clips with one sound, such as the frames of a video.
+
+    Args:
+        clips: all that are there.
+        classes: of the clips, by id; None: not known.
+        off_screen: whether the classes decide or the files.
+
+    Raises:
+        ValueError: classes are needed but not known.
     """
-    if off_screen == "any":
-        return [clip.pair_key or str(clip.audio_source) for clip in clips]
-    return [clip.pair_key for clip in clips]
+    return scenes_of(
+        [clip.clip_id for clip in clips],
+        [clip.pair_key for clip in clips],
+        classes,
+        off_screen,
+        pictures=[clip.scene for clip in clips],
+        sound_files=[clip.sound for clip in clips],
+    )
 
 
 def describe_setting(

@@ -14,17 +14,19 @@ import torch
 from command_line import ENVIRONMENT, ROOT
 from peer_inputs import SHAPES, filled, official_file
 
+from scripts.compare_models import main
 from utils.comparison import (
     HEADINGS,
     check_comparable,
     compare,
-    distinct_names,
-    read_scored_model,
+    comparison_markdown,
     table_cells,
     write_comparison,
 )
+from utils.comparison_tables import COLUMNS_OF_A_MODEL, COLUMNS_OF_CLIPS
 from utils.metrics import area_under_success, mean_ciou, success_curve, success_rate
 from utils.results import PER_CLIP_SCORES
+from utils.scored_models import KEPT, distinct_names, read_scored_model
 
 FIRST = (0.75, 0.25, 0.5, 0.1234567, math.nan, 0.49999996)
 SECOND = (0.75, 0.625, 0.25, 0.5, 0.5, 0.1)
@@ -32,6 +34,8 @@ SECOND = (0.75, 0.625, 0.25, 0.5, 0.5, 0.1)
 
 RULES = ("ssl_tie", "sspl")
 NO_INTERVALS = dict.fromkeys(("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy"))
+CLEAN = {"checked": True, "num_clips": 0, "first": [], "message": "No test clip was trained on."}
+LEAKED = {"checked": True, "num_clips": 2, "first": ["x"], "message": "LEAK: 2 of 6 test clips"}
 
 
 def row(name, kind, cious):
@@ -59,13 +63,38 @@ def scored(folder, name, cious, *, disc=0.25, rules=RULES, reverse=False, **chan
         "num_without_object": 0,
         "extra_metrics": None,
         "rows": rows,
-        "protocols": [{"name": name, "description": "words", "rows": rows} for name in rules],
+        "protocols": [
+            {
+                "name": rule,
+                "description": "words",
+                "published_list": {"words": f"list: of {rule}"},
+                "rows": rows,
+            }
+            for rule in rules
+        ],
+        "groupings": {},
+        "intervals": {"method": "bootstrap", "confidence": 0.95, "resamples": 9, "seed": 0},
+        "num_listed": count + 3,
+        "complete": False,
+        "num_missing": 2,
+        "missing": ["clip_x (no frame)", "clip_y (no sound)"],
+        "num_unreadable": 1,
+        "unreadable": ["clip_z: torn"],
         "clip_list": {"name": "list", "sha256": "cd" * 32},
+        "cut": "as published",
+        "leak_check": CLEAN,
+        "num_clips_epoch_was_chosen_on": 0,
+        "note": "",
         "scored_clips_sha256": str(count),
         "frame_geometry": "squash",
         "audio": "own",
         "object_prior": None,
-        "checkpoint": {"path": f"{name}.pth", "sha256": "ab" * 32, "method": "ssl_tie"},
+        "checkpoint": {
+            "path": f"{name}.pth",
+            "sha256": f"{name}_" + "ab" * 31,
+            "method": "ssl_tie",
+            "epoch": 7,
+        },
         "warnings": ["<careful>"],
         "command": "python test.py",
     }
@@ -83,6 +112,12 @@ def scored(folder, name, cious, *, disc=0.25, rules=RULES, reverse=False, **chan
         table.writerow(["clip_id", "pointing", *names, "num_boxes", "class"])
         table.writerows(lines[::-1] if reverse else lines)
     return read_scored_model(name, folder)
+
+
+def read_again(folder, name, summary):
+    """A model whose summary has been changed."""
+    (folder / name / "summary.json").write_text(json.dumps(summary))
+    return read_scored_model(name, folder / name)
 
 
 @pytest.fixture
@@ -196,14 +231,135 @@ def test_all_forms_hold_the_same_table(models, tmp_path):
     assert cells[0] == list(HEADINGS)
     assert len(cells) == 1 + 2 * (3 + 3)  # two rules; three models, disc, Gaussian, ceiling
     with (out / "comparison.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == cells
-    markdown = (out / "comparison.md").read_text().splitlines()
-    assert len(markdown) == len(cells) + 1
-    assert all(line.count("|") == len(HEADINGS) + 1 for line in markdown)
+        lines = list(csv.reader(file))
+    assert [line[: len(HEADINGS)] for line in lines] == cells
+    assert lines[0][len(HEADINGS) :] == [*COLUMNS_OF_CLIPS, *COLUMNS_OF_A_MODEL]
+    markdown = (out / "comparison.md").read_text()
+    assert markdown == comparison_markdown(models, comparison)
+    table = markdown.split("\n\n")[0].splitlines()
+    assert len(table) == len(cells) + 1
+    assert all(line.count("|") == len(HEADINGS) + 1 for line in table)
     latex = (out / "comparison.tex").read_text()
-    assert r"b\_\_" in latex or r"b\_\%" in latex
-    assert latex.count(r"\\") == len(cells)
+    assert r"b\_\%" in latex
+    assert latex.split(r"\end{tabular}")[0].count(r"\\") == len(cells)
     assert latex.replace(r"\_", "").count("_") == 0
+
+
+@pytest.fixture
+def unlike(tmp_path):
+    """Two models, of which only the second has a leak, a note and a clip list of its own."""
+    changes = {"leak_check": LEAKED, "note": "a | note", "num_missing": 5}
+    changes["clip_list"] = {"name": "longer", "sha256": "ef" * 32}
+    return [scored(tmp_path, "a", FIRST), scored(tmp_path, "b", SECOND, **changes)]
+
+
+def test_comparison_json_keeps_what_stands_beside_each_models_scores(unlike, tmp_path):
+    write_comparison(tmp_path, unlike, "compare a b")
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    for model, kept in zip(unlike, comparison["models"], strict=True):
+        assert kept == {"name": model.name} | {key: model.summary[key] for key in KEPT}
+    assert [model["leak_check"] for model in comparison["models"]] == [CLEAN, LEAKED]
+    assert [model["num_missing"] for model in comparison["models"]] == [2, 5]
+    published = [one["published_list"]["words"] for one in comparison["protocols"]]
+    assert published == ["list: of ssl_tie", "list: of sspl"]
+
+
+def test_facts_stand_once_where_all_agree_and_else_with_their_model(unlike, tmp_path):
+    write_comparison(tmp_path, unlike, "compare a b")
+    facts = (tmp_path / "comparison.md").read_text().split("\n\n")[1].splitlines()
+    first, second = (model.name for model in unlike)
+    assert [line for line in facts if line.startswith(("- clips", "- missing", "- clip list"))] == [
+        "- clips: 6 scored of 9 listed",
+        f"- missing of {first}: 2 without files, 1 unreadable",
+        f"- clip list of {first}: list (sha256 cdcdcdcdcdcd)",
+        f"- missing of {second}: 5 without files, 1 unreadable",
+        f"- clip list of {second}: longer (sha256 efefefefefef)",
+    ]
+    assert "- protocol sspl: words; list: of sspl" in facts
+    assert f"- leak check of {first}: No test clip was trained on." in facts
+    assert f"- leak check of {second}: LEAK: 2 of 6 test clips" in facts
+    assert f"- checkpoint of {first}: ssl\\_tie, 7 epochs (sha256 a\\_ababababab)" in facts
+    assert f"- note of {second}: a \\| note" in facts
+    assert f"- warning of {first}: \\<careful\\>" in facts
+    latex = (tmp_path / "comparison.tex").read_text().split(r"\end{tabular}")[1]
+    for words in ("LEAK: 2 of 6 test clips", "longer (sha256 efefefefefef)", "of ssl", "careful"):
+        assert words in latex
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for words in ("No test clip was trained on.", "LEAK: 2 of 6 test clips", "ef" * 32, "cd" * 32):
+        assert page.count(f"{words}<") + page.count(f"{words})<") == 1
+    assert "words; list: of sspl<" in page
+    assert "a/report.html, b/report.html, beside this page" in page
+
+
+def test_a_clean_leak_check_stands_beside_every_model(models, tmp_path):
+    write_comparison(tmp_path, models, "compare a b c")
+    for name in ("comparison.md", "comparison.tex", "report.html"):
+        assert (tmp_path / name).read_text().count("No test clip was trained on.") == len(models)
+
+
+def test_each_line_of_the_csv_stands_on_its_own(unlike, tmp_path):
+    write_comparison(tmp_path, unlike, "compare a b")
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    first, second, *references = lines[:5]
+    for line, model in ((first, unlike[0]), (second, unlike[1])):
+        assert line["model"] == model.name
+        assert line["checkpoint_sha256"] == model.summary["checkpoint"]["sha256"]
+        assert line["clip_list_sha256"] == model.summary["clip_list"]["sha256"]
+        assert line["warnings"] == "<careful>"
+    assert [line["num_missing"] for line in (first, second)] == ["2", "5"]
+    assert [(line["leak_checked"], line["num_leaked"]) for line in (first, second)] == [
+        ("1", "0"),
+        ("1", "2"),
+    ]
+    assert len(references) == 3
+    for line in references:  # computed from the first model's clips, without any model
+        assert line["clip_list_sha256"] == "cd" * 32
+        assert {line[name] for name in COLUMNS_OF_A_MODEL} == {""}
+    assert [line["list_of_rule"] for line in lines[4:6]] == ["list: of ssl_tie", "list: of sspl"]
+
+
+@pytest.mark.parametrize("entry", ["leak_check", "missing", "groupings"])
+def test_results_without_what_must_stand_beside_them_are_refused(tmp_path, entry):
+    summary = scored(tmp_path, "a", FIRST).summary
+    del summary[entry]
+    with pytest.raises(ValueError, match=f"(?s){entry}.*score the model anew"):
+        read_again(tmp_path, "a", summary)
+
+
+def test_models_stand_side_by_side_within_each_group(tmp_path):
+    def group(name, rate):
+        return {
+            "name": name,
+            "num_clips": 3,
+            "few_clips": True,
+            **dict.fromkeys(NO_INTERVALS, rate),
+            "pointing_accuracy": None,
+            "intervals": NO_INTERVALS,
+            "best_blind": 12.5,
+            "ceiling": 87.5,
+        }
+
+    models = []
+    for name, rates in (("a", (10.0, 30.0, 20.0)), ("b", (99.0, 1.0, 2.0))):
+        words = {"class": "<labels>", "box_size": "sizes"}
+        summary = scored(tmp_path, name, FIRST, groupings=words).summary
+        for one in summary["protocols"]:
+            by_class = list(map(group, ("cat", "dog", "<cow>"), rates))
+            one["groups"] = {"class": by_class, "box_size": list(map(group, ("small",), rates))}
+        models.append(read_again(tmp_path, name, summary))
+    write_comparison(tmp_path, models, "compare a b")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<summary>By class</summary>") == len(RULES)
+    assert page.count("<summary>By box size</summary>") == len(RULES)
+    assert "Groups: &lt;labels&gt;." in page
+    start = page.index("<summary>By class</summary>")
+    by_class = html.unescape(page[start : page.index("</details>", start)])
+    rows = [part.split("<span")[0] for part in by_class.split('<th scope="row">')[1:]]
+    # The first model's best class first; the second's row below the first's.
+    assert rows == [f"{name}: {model.name}" for name in ("dog", "<cow>", "cat") for model in models]
+    rates = [part.split('"')[0] for part in by_class.split('data-value="')[2::6]]
+    assert list(map(float, rates)) == [30, 1, 20, 2, 10, 99]
 
 
 def test_one_page_with_a_row_and_a_curve_for_each_model(models, tmp_path):
@@ -224,13 +380,13 @@ def test_metrics_of_the_benchmark_stand_beside_the_usual_scores(tmp_path):
     }
     models = []
     for name, ap in (("a", 12.345), ("b", 67.891)):
-        model = scored(tmp_path, name, FIRST, extra_metrics=extra, num_without_object=3)
-        for one in model.summary["protocols"]:
+        summary = scored(tmp_path, name, FIRST, num_without_object=3).summary
+        for one in summary["protocols"]:
             one["rows"] = [
                 {**row, "extra": {"AP": ap, "AP@0.75": None}, "extra_intervals": {"AP": (1.5, 2.5)}}
                 for row in one["rows"]
             ]
-        models.append(model)
+        models.append(read_again(tmp_path, name, summary | {"extra_metrics": extra}))
     comparison = write_comparison(tmp_path / "out", models, "compare a b")
     cells = table_cells(comparison)
     assert cells[0] == [*HEADINGS, "AP"]
@@ -272,6 +428,9 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
     names = ["lvs (lvs)", "ez_vsl_or_fnac (ez_vsl_or_fnac)"]
     assert [model["name"] for model in comparison["models"]] == names
     assert f"| ez_vsl | {names[1]} |" in finished.stdout
+    assert (out / "comparison.md").read_text() in finished.stdout
+    assert all(f"- leak check of {name}: " in finished.stdout.replace("\\", "") for name in names)
+    assert "<summary>By box size</summary>" in (out / "report.html").read_text()
     assert str(out / "report.html") in finished.stdout
     summaries = sorted(out.glob("*/summary.json"))
     times = [path.stat().st_mtime_ns for path in summaries]
@@ -297,6 +456,15 @@ def test_incomplete_commands_are_refused(arguments, words):
     assert finished.returncode == 2
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--checkpoint", "--save-maps"])
+def test_an_option_without_its_value_is_refused(option, caplog):
+    status = main(["a.pth", "b.pth", "--", "--benchmark", "vgg_ss", option])
+    assert status == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"argument {option}: expected one argument"
+    ]
 
 
 def test_a_model_that_cannot_be_scored_is_named(tmp_path):

@@ -1,6 +1,6 @@
 """Sounds that are not in the picture: models in two halves, sounds, maps and numbers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +20,11 @@ from negative_inputs import (
     own_truth,
 )
 
+from datasets.clips import Clip, with_wrong_sounds
+from datasets.hdf5 import FRAMES, HDF5Row
+from datasets.hdf5 import SOUNDS as SOUND_ROWS
 from models import LOCALISERS, METHODS, build_localiser
-from scripts.negative_audio import HALF_COSINE, scene_keys
+from scripts.negative_audio import HALF_COSINE, scenes_of_clips
 from utils.negative_audio import (
     NEGATIVES,
     ClipSounds,
@@ -137,14 +140,58 @@ def test_without_classes_the_user_must_say_any():
 
 def test_the_sound_of_a_video_is_off_screen_for_none_of_its_frames():
     clip_ids = [f"{video}_{k}" for video in "ab" for k in range(5)]
-    clips = [SimpleNamespace(pair_key=None, audio_source=f"{name[0]}.wav") for name in clip_ids]
-    scenes = scenes_of(clip_ids, scene_keys(clips, "any"), None, "any")
+    clips = [Clip(name, Path(f"{name}.jpg"), Path(f"{name[0]}.wav")) for name in clip_ids]
+    scenes = scenes_of_clips(clips, None, "any")
     for seed in range(20):
         drawn = draw_off_screen(clip_ids, scenes, seed)
         assert all(clip_ids[donor][0] != clip_ids[place][0] for place, donor in enumerate(drawn))
-    paired = [SimpleNamespace(pair_key="s", audio_source=name) for name in clip_ids]
-    assert set(scene_keys(paired, "any")) == set(scene_keys(paired, "other_class")) == {"s"}
-    assert set(scene_keys(clips, "other_class")) == {None}
+    classes = {name: name[-1] for name in clip_ids}
+    by_class = scenes_of_clips(clips, classes, "other_class")
+    assert by_class == scenes_of(clip_ids, [None] * 10, classes, "other_class")
+    paired = [replace(clip, pair_key="s") for clip in clips]
+    assert {scene.on_screen for scene in scenes_of_clips(paired, None, "any").values()} == {
+        frozenset({"a.wav", "b.wav"})
+    }
+
+
+SOUNDS_OF_PICTURES = {
+    "img1+dog3": "dog", "img1+guitar7": "guitar", "img2+dog3": "dog", "img3+guitar8": "guitar",
+    "img4+cat1": "cat", "a_dog+owl2": "owl",
+}  # fmt: skip
+"""Ids as VPO has them, <picture>+<sound>, and their classes."""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_sounds_of_a_picture_are_off_screen_for_none_of_its_clips(packed):
+    clip_ids, classes = list(SOUNDS_OF_PICTURES), SOUNDS_OF_PICTURES
+    names = [clip_id.split("+") for clip_id in clip_ids]
+    clips = [
+        Clip(clip_id, *(HDF5Row(Path("vpo.h5"), key, row) for key in (FRAMES, SOUND_ROWS)))
+        if packed
+        else Clip(clip_id, Path(f"a_cat/{frame}.jpg"), Path(f"{sound}.wav"))
+        for row, (clip_id, (frame, sound)) in enumerate(zip(clip_ids, names, strict=True))
+    ]
+    scenes = scenes_of_clips(clips, classes, "other_class")
+    assert [set(scenes[clip_id].on_screen) for clip_id in clip_ids] == [
+        {"dog", "guitar"}, {"dog", "guitar"}, {"dog"}, {"guitar"}, {"cat"}, {"owl"}
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
+        scenes_of_clips(clips, None, "other_class")
+    drawn = [draw_off_screen(clip_ids, scenes, seed) for seed in range(40)]
+    for place in (0, 1):
+        assert {clip_ids[donors[place]] for donors in drawn} == {"img4+cat1", "a_dog+owl2"}
+    any_other = scenes_of_clips(clips, None, "any")
+    drawn = [draw_off_screen(clip_ids, any_other, seed) for seed in range(60)]
+    heard = [{clip_ids[donors[place]] for donors in drawn} for place in range(6)]
+    # Neither the picture's sounds nor the same file with another picture.
+    assert heard[0] == heard[1] == {"img3+guitar8", "img4+cat1", "a_dog+owl2"}
+    assert heard[2] == set(clip_ids) - {"img1+dog3", "img2+dog3"}
+    for seed in range(20):
+        wrong = with_wrong_sounds(clips, seed)
+        chosen = {w.audio_source for w in wrong[:2]}
+        assert chosen.isdisjoint(clip.audio_source for clip in clips[:3])
+    with pytest.raises(ValueError, match=r"different scenes; for img1\+"):
+        with_wrong_sounds(clips[:2])
 
 
 def test_noise_is_standard_normal_and_a_clip_s_own():

@@ -19,6 +19,7 @@ from negative_inputs import (
 )
 from result_inputs import make_context
 
+from utils.leaks import find_leak
 from utils.negative_audio_results import (
     NegativeSetting,
     read_threshold,
@@ -29,7 +30,9 @@ from utils.negative_audio_scores import DEAF, DISC, PUBLISHED_THRESHOLDS, Scorin
 from utils.negative_audio_tables import render_table, score_rows, screen_table
 from utils.negative_options import NegativeOptions
 
-MINIMAL = {"checkpoint": "c", "benchmark": "vgg_ss", "data_root": "d", "output": "o"}
+MINIMAL = {
+    "checkpoint": "c", "benchmark": "vgg_ss", "data_root": "d", "output": "o", "labels": "l",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,31 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
         lines = {line["number"]: line for line in csv.DictReader(file)}
     assert float(lines["f_auc"]["score"]) == pytest.approx(100)
     assert len(lines) == len(score_rows(summary)) == len(summary["scores"])
+
+
+def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
+    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test")
+    context = replace(
+        make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips"
+    )
+    result = evaluate(Listener(), COSINE)
+    torn = (("y", "torn"), ("z", "torn"))
+    summary = summarise(make_setting(context=context), replace(result, unreadable=torn))
+    for line in csv.DictReader(render_table(summary, "csv").splitlines()):
+        names = ("leak_checked", "num_leaked", "num_missing", "num_unreadable", "cut")
+        assert [line[name] for name in names] == ["1", "1", "1", "2", "VGG-SS, 4,911 clips"]
+    for form in ("md", "tex"):
+        text = render_table(summary, form)
+        for words in (
+            "LEAK: 1 of 2 test clips",
+            "1 without files, 2 unreadable",
+            "VGG-SS, 4,911 clips",
+        ):
+            assert words in text, (form, words)
+    unknown = replace(context, leak=find_leak(None, [], purpose="test"), cut="")
+    text = render_table(summarise(make_setting(context=unknown), result), "csv")
+    line = next(csv.DictReader(text.splitlines()))
+    assert (line["leak_checked"], line["num_leaked"], line["cut"]) == ("0", "", "")
 
 
 def test_the_spread_is_over_seeds_and_the_interval_over_clips():

@@ -142,6 +142,8 @@ def test_rules_up_sample_as_their_authors():
         "fnac_bicubic": "bicubic",
         "ssl_align": "bilinear_align_corners",
         "ssl_align_adaptive": "bilinear_align_corners",
+        "ssl_align_vgg_ss": "cv2_linear",
+        "ssl_align_vgg_ss_adaptive": "cv2_linear",
         "vssl_eval": "bilinear_align_corners",
         "vssl_eval_adaptive": "bilinear_align_corners",
     }
@@ -254,6 +256,8 @@ SLOW = {
     "fnac_bicubic": slow_ez_vsl,
     "ssl_align": slow_ssl_align,
     "ssl_align_adaptive": slow_ssl_align_adaptive,
+    "ssl_align_vgg_ss": slow_ssl_align,
+    "ssl_align_vgg_ss_adaptive": slow_ssl_align_adaptive,
     "vssl_eval": slow_ssl_align,
     "vssl_eval_adaptive": slow_ssl_align_adaptive,
 }
@@ -282,6 +286,8 @@ def test_predictions_equal_a_slow_rule(name, num_levels):
         ("fnac", 25_088),
         ("fnac_bicubic", 25_088),
         ("ssl_align", 25_087),
+        ("ssl_align_vgg_ss", 25_087),
+        ("ssl_align_vgg_ss_adaptive", 9_999),
         ("vssl_eval", 25_087),
         ("ssl_align_adaptive", 9_999),
         ("vssl_eval_adaptive", 9_999),

@@ -65,7 +65,7 @@ def test_what_is_not_known_is_said():
     assert not lost.is_scored and "whose ids are not known here" in lost.words
     unknown = check_list("Me", None, KNOWN, CLIPS)
     assert not unknown.is_scored and (unknown.cut, unknown.sha256) == (None, None)
-    assert "no numbers published by Me on this benchmark" in unknown.words
+    assert "no numbers that Me published here" in unknown.words
 
 
 def test_negatives_belong_to_the_list():

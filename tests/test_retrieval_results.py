@@ -4,6 +4,9 @@ import base64
 import csv
 import json
 import re
+import sys
+import time
+import tracemalloc
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -18,9 +21,12 @@ from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
 from utils.leaks import find_leak
 from utils.results import EvaluationContext
-from utils.retrieval import DIRECTIONS, evaluate_retrieval
+from utils.retrieval import DIRECTIONS, Metric, evaluate_retrieval
 from utils.retrieval_report import Preview
-from utils.retrieval_results import RetrievalSetting, retrieval_table, write_retrieval
+from utils.retrieval_results import RetrievalSetting, score_intervals, write_retrieval
+from utils.retrieval_tables import COLUMNS, render_table, screen_table
+from utils.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED
+from utils.tables import TABLE_FILES
 from utils.visualisation import encode_jpeg
 
 COUNT = 12
@@ -134,8 +140,131 @@ def test_summary_holds_all_that_stands_beside_the_scores(written, setting):
     assert summary["checkpoint"]["sha256"] == setting.context.checkpoint["sha256"]
     assert any("torn" in warning for warning in summary["warnings"])
     assert summary["command"] == setting.context.command
-    shown = retrieval_table(summary)
+    shown = screen_table(summary)
     assert "audio_to_image" in shown and "27.27" in shown and "max:" in shown
+
+
+def test_intervals_equal_a_slow_bootstrap_over_queries(written):
+    _, summary, results = written
+    assert summary["intervals"] == {
+        "method": "percentile bootstrap over queries, the gallery as given",
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "seed": SEED,
+    }
+    drawn = np.random.default_rng(SEED).integers(COUNT, size=(RESAMPLES, COUNT))
+    compared = 0
+    for result in results:
+        for metric in result.metrics:
+            means = sorted(float(metric.per_query[queries].mean()) for queries in drawn)
+            slow = [100 * np.quantile(means, share) for share in (0.025, 0.975)]
+            interval = summary["directions"][result.name][metric.name]["interval"]
+            if metric.per_query.min() == metric.per_query.max():
+                assert interval is None
+                continue
+            assert interval == pytest.approx(slow)
+            assert interval[0] < 100 * metric.value < interval[1]
+            compared += 1
+    assert compared >= 10
+
+
+def test_scores_that_every_query_shares_have_no_interval(written, setting, tmp_path):
+    same = torch.ones(COUNT, 5) / 5**0.5
+    setting = replace(setting, directions=("audio_to_image",), ks=(1, COUNT - 1))
+    results = score(Embeddings(CLIP_IDS, same, same, ()), setting)
+    (of_direction,) = score_intervals(results)
+    by_name = dict(zip((m.name for m in results[0].metrics), of_direction, strict=True))
+    assert by_name["Acc@11"] is None and by_name["R@1"] is not None
+    summary = write_retrieval(
+        tmp_path / "same", setting, Embeddings(CLIP_IDS, same, same, ()), results, (0, preview_of)
+    )
+    (line,) = [one for one in screen_table(summary).splitlines() if "Acc@11" in one]
+    assert re.search(r"Acc@11 +100\.00 +- +", line)
+    (row,) = [r for r in csv_rows(render_table(summary, "csv")) if r["metric"] == "Acc@11"]
+    assert row["low"] == row["high"] == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "num_scores"), [(20_000, 2), pytest.param(100_000, 24, marks=pytest.mark.slow)]
+)
+def test_intervals_of_many_queries_stay_in_bounded_memory(written, count, num_scores):
+    _, _, results = written
+    hits = np.random.default_rng(0).random((num_scores, count)) < 0.5
+    metrics = tuple(
+        Metric(f"R@{place}", of_metric.astype(np.float64), 0.1, 1.0, 0)
+        for place, of_metric in enumerate(hits)
+    )
+    tracemalloc.start()
+    start = time.perf_counter()
+    (intervals,) = score_intervals([replace(results[0], metrics=metrics)])
+    seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    words = f"{num_scores} scores of {count} queries: {seconds:.1f} s, {peak / 2**20:.0f} MiB"
+    sys.stdout.write(f"\n{words}\n")
+    assert peak < 6 * CHUNK_BYTES < 8 * RESAMPLES * count
+    for (low, high), metric in zip(intervals, metrics, strict=True):
+        spread = 100 * 1.96 * metric.per_query.std() / count**0.5
+        assert high - 100 * metric.value == pytest.approx(spread, rel=0.1)
+        assert 100 * metric.value - low == pytest.approx(spread, rel=0.1)
+
+
+def csv_rows(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_tables_hold_what_must_stand_beside_the_scores(written, setting):
+    folder, summary, _ = written
+    context = setting.context
+    for form in TABLE_FILES:
+        text = (folder / f"table.{form}").read_text()
+        assert text == render_table(summary, form)
+        plain = text.replace("\\", "")
+        for expected in (
+            context.clip_list, context.clip_list_sha256, context.checkpoint["sha256"],
+            summary["scored_clips_sha256"], "torn",
+        ):  # fmt: skip
+            assert expected in plain, (form, expected)
+        if form != "csv":
+            for expected in (
+                *COLUMNS, "leak check: No test clip was trained on.", "12 of 13 listed",
+                "missing: 0 without files, 1 unreadable",
+                "95%, percentile bootstrap over queries, the gallery as given, 2000 resamples",
+            ):  # fmt: skip
+                assert expected in plain, (form, expected)
+    row = summary["directions"]["audio_to_image"]["Prec@3"]
+    low, high = row["interval"]
+    numbers = (f"{row['value']:.2f}", f"{low:.2f} to {high:.2f}", "27.27", "100.00")
+    assert f"| audio\\_to\\_image | Prec@3 | {' | '.join(numbers)} |" in render_table(summary, "md")
+    assert rf"audio\_to\_image & Prec@3 & {' & '.join(numbers)} &" in render_table(summary, "tex")
+    assert re.search(rf"Prec@3 +{' +'.join(numbers)} ", screen_table(summary))
+    page = re.sub(r"<[^>]+>", "|", (folder / "report.html").read_text())
+    assert f"|{'||'.join(numbers)}|" in page and "the gallery as given" in page
+
+    rows = csv_rows(render_table(summary, "csv"))
+    assert len(rows) == sum(map(len, summary["directions"].values()))
+    for row in rows:
+        found = summary["directions"][row["direction"]][row["metric"]]
+        for name, value in (
+            ("score", found["value"]), ("chance", found["chance"]), ("ceiling", found["ceiling"]),
+            *zip(("low", "high"), found["interval"] or (), strict=False),
+        ):  # fmt: skip
+            assert float(row[name]) == pytest.approx(value, abs=1e-4), name
+        assert (row["leak_checked"], row["num_leaked"]) == ("1", "0")
+        assert (row["num_missing"], row["num_unreadable"]) == ("0", "1")
+
+
+def test_a_leak_and_an_unknown_one_stand_in_every_table(tmp_path, setting, embeddings):
+    known = find_leak(CLIP_IDS[:2], CLIP_IDS, purpose="test")
+    unknown = find_leak(None, CLIP_IDS, purpose="test")
+    for leak, count in ((known, "2"), (unknown, "")):
+        changed = replace(setting, context=replace(setting.context, leak=leak))
+        results = score(embeddings, changed)
+        summary = write_retrieval(tmp_path, changed, embeddings, results, (0, preview_of))
+        (first, *_) = csv_rows(render_table(summary, "csv"))
+        assert (first["leak_checked"], first["num_leaked"]) == (str(int(leak.checked)), count)
+        words = leak.message.split(",")[0]
+        for form in TABLE_FILES:
+            assert words in render_table(summary, form).replace("\\", "")
 
 
 def test_the_table_has_every_query_of_every_direction(written):
@@ -279,8 +408,10 @@ def test_the_whole_way_and_again_without_the_model(retrieval, tmp_path, capsys, 
     shown = capsys.readouterr().out
     assert "vgg_ss, 6 of 6 listed clips, 3 classes" in shown and "audio_to_audio" in shown
     folder = tmp_path / "results"
-    names = ("embeddings.npz", "per_query.csv", "report.html", "summary.json")
-    assert tuple(sorted(path.name for path in folder.iterdir())) == names
+    names = {"embeddings.npz", "per_query.csv", "report.html", "summary.json"}
+    names |= {f"table.{form}" for form in TABLE_FILES}
+    assert {path.name for path in folder.iterdir()} == names
+    assert "95 % interval" in shown and f"Report: {folder / 'report.html'}" in shown
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["directions"]["audio_to_image"]["R@3"]["chance"] == pytest.approx(50)
     assert summary["leak_check"]["num_clips"] == 0
@@ -298,6 +429,18 @@ def test_the_whole_way_and_again_without_the_model(retrieval, tmp_path, capsys, 
     assert few["directions"]["audio_to_image"]["R@1"]["value"] == pytest.approx(
         summary["directions"]["audio_to_image"]["R@1"]["value"]
     )
+
+
+def test_a_table_is_printed_alone(retrieval, tmp_path, capsys):
+    assert retrieval("--table", "csv") == 0
+    folder = tmp_path / "results"
+    assert capsys.readouterr().out == (folder / "table.csv").read_text()
+    again = ["--embeddings", folder / "embeddings.npz", "--gallery", "0"]
+    for form in ("md", "tex"):
+        assert retrieval(*again, "--table", form) == 0
+        assert capsys.readouterr().out == (folder / f"table.{form}").read_text()
+    assert retrieval(*again, "--table", "json") == 0
+    assert capsys.readouterr().out == (folder / "summary.json").read_text()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "positions"])

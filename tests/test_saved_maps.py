@@ -248,6 +248,18 @@ def test_options_that_the_file_answers_are_refused(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_place_where_no_maps_can_be_saved_is_refused_at_once(testing_program, tmp_path, caplog):
+    (tmp_path / "file").write_text("x")
+    given = ["localisation", "--checkpoint", "none.pth", "--benchmark", "vgg_ss", "--data-root",
+             str(tmp_path), "--output", str(tmp_path / "o"), "--save-maps"]  # fmt: skip
+    assert testing_program.main([*given, str(tmp_path)]) == 2
+    assert "--save-maps" in caplog.text and "is a folder; name a file" in caplog.text
+    caplog.clear()
+    assert testing_program.main([*given, str(tmp_path / "file" / "maps.npz")]) == 2
+    assert "--save-maps" in caplog.text and "is a file" in caplog.text
+    assert not (tmp_path / "o").exists()
+
+
 def test_without_saved_maps_the_model_and_the_data_are_needed(testing_program, tmp_path, caplog):
     assert testing_program.main(["localisation", "--output", "o", "--benchmark", "vgg_ss"]) == 2
     assert "--checkpoint, --data-root is missing" in caplog.text

@@ -4,34 +4,37 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from utils.comparison_tables import (
+    COLUMNS_OF_A_MODEL,
+    COLUMNS_OF_CLIPS,
+    Fact,
+    build_groupings,
+    join_facts,
+)
 from utils.files import write_atomically
 from utils.metrics import SUCCESS_THRESHOLDS, success_curve
 from utils.report import Report, write_report
 from utils.report_rows import build_metrics
 from utils.report_tables import ReportRow, ReportTable
 from utils.results import PER_CLIP_SCORES
+from utils.scored_models import KEPT, MUST_AGREE, ScoredModel
 from utils.statistics import SCORE_KEYS, compare_paired
 from utils.success_plot import SuccessCurve
-from utils.tables import CHARACTERS_OF_LATEX
-
-Values = NDArray[np.float64]
+from utils.tables import (
+    CHARACTERS_OF_LATEX,
+    latex_facts,
+    markdown_facts,
+    rule_words,
+)
 
 REFERENCE_COLUMNS = PER_CLIP_SCORES[2:]
 """of the blind baselines and the ceiling, in the order of a summary's rows after the model"""
-WORDLESS = ("last", "best", "latest")
-"""File names that say nothing of a model; its folder's name does."""
-MUST_AGREE = ("benchmark", "scored_clips_sha256", "frame_geometry", "audio")
-"""Entries of the summaries without which scores are not those of the same clips."""
 HEADINGS = (
     "protocol",
     "model",
@@ -50,88 +53,6 @@ HEADINGS = (
 and p is McNemar's of the hits gained and lost."""
 COMPARED = SCORE_KEYS[:3]
 """Scores whose differences have a column."""
-
-
-@dataclass(frozen=True)
-class ScoredModel:
-    """What one evaluation left in its folder."""
-
-    name: str
-    """in tables"""
-    summary: dict[str, Any]
-    """its summary.json"""
-    columns: dict[str, Values]
-    """the scores in its per_clip.csv, in the order of the ids: (N,) each; on extended benchmarks of
-    the clips with an object"""
-
-    def column(self, protocol: str, score: str) -> Values:
-        """One of PER_CLIP_SCORES under a rule, (N,)."""
-        return self.columns[f"{protocol}:{score}"]
-
-    def cious(self, protocol: str) -> Values:
-        """(N,) consensus IoU under a rule; what was rounded up to a hit in the file is none."""
-        almost = np.nextafter(0.5, 0)
-        cious, hits = self.column(protocol, "ciou"), self.column(protocol, "success")
-        return np.where(hits == 0, np.minimum(cious, almost), cious)
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names for checkpoints, fit for folders: of the file, its folder's where that says nothing.
-
-    Args:
-        paths: of the checkpoints.
-
-    Returns:
-        as many names, all different.
-    """
-    stems = [path.name.split(".pt")[0] for path in paths]
-    clear = [stem not in WORDLESS and stems.count(stem) == 1 for stem in stems]
-    long = [
-        stem if enough else f"{path.absolute().parent.name}_{stem}"
-        for path, stem, enough in zip(paths, stems, clear, strict=True)
-    ]
-    names: list[str] = []
-    for name in (re.sub(r"[^\w.+-]", "_", name) for name in long):
-        candidates = (f"{name}-{number}" for number in count(2))
-        names.append(name if name not in names else next(c for c in candidates if c not in names))
-    return names
-
-
-def read_scored_model(name: str, folder: Path) -> ScoredModel:
-    """Reads what `test.py localisation` left.
-
-    Args:
-        name: for tables; the method and an object prior are added.
-        folder: with summary.json and per_clip.csv.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is not of this version of the program, or the two do not fit.
-    """
-    with (folder / "per_clip.csv").open(newline="") as file:
-        clips = sorted(csv.DictReader(file), key=lambda row: row["clip_id"])
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        without_object = {"0"} if summary["num_without_object"] else set()
-        located = [clip for clip in clips if clip["num_boxes"] not in without_object]
-        columns = {
-            column: np.array([float(clip[column]) for clip in located])
-            for column in clips[0]
-            if ":" in column  # scores of a rule; others tell what kind of clip it is
-        }
-        method, num_clips = summary["checkpoint"]["method"], summary["num_clips"]
-        title = f"{name} ({method}){summary['rows'][0]['name'].removeprefix('model')}"
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"The results in {folder} cannot be read ({error!r}). They were written by another "
-            "version of the program or are damaged: remove the folder and score the model anew."
-        ) from error
-    if len(clips) != num_clips:
-        raise ValueError(
-            f"{folder}: summary.json is of {num_clips} clips, per_clip.csv of {len(clips)}. Remove "
-            "the folder and score the model anew."
-        )
-    return ScoredModel(title, summary, columns)
 
 
 def check_comparable(models: Sequence[ScoredModel]) -> None:
@@ -178,22 +99,19 @@ def compare(models: Sequence[ScoredModel], command: str) -> dict[str, Any]:
         "num_clips": first["num_clips"],
         "num_without_object": first["num_without_object"],
         "extra_metrics": first["extra_metrics"],
+        "intervals": first["intervals"],
         "clip_list": first["clip_list"],
         **{key: first[key] for key in MUST_AGREE},
         "compared_with": models[0].name,
         "protocols": [
-            {"name": one["name"], "description": one["description"], "rows": _rows(models, place)}
+            {
+                **{key: one[key] for key in ("name", "description", "published_list")},
+                "rows": _rows(models, place),
+            }
             for place, one in enumerate(first["protocols"])
         ],
         "models": [
-            {
-                "name": model.name,
-                "checkpoint": model.summary["checkpoint"],
-                "object_prior": model.summary["object_prior"],
-                "warnings": model.summary["warnings"],
-                "command": model.summary["command"],
-            }
-            for model in models
+            {"name": model.name, **{key: model.summary[key] for key in KEPT}} for model in models
         ],
         "command": command,
     }
@@ -233,12 +151,28 @@ def write_comparison(folder: Path, models: Sequence[ScoredModel], command: str) 
     comparison = compare(models, command)
     cells = table_cells(comparison)
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "comparison.csv", _as_csv(cells).encode())
-    write_atomically(folder / "comparison.md", as_markdown(cells).encode())
-    write_atomically(folder / "comparison.tex", _as_latex(cells).encode())
-    write_report(folder / "report.html", _report(models, comparison))
+    latex = [_as_latex(cells), *latex_facts(_facts(models)), ""]
+    write_atomically(folder / "comparison.csv", _as_csv(cells, models).encode())
+    write_atomically(folder / "comparison.md", comparison_markdown(models, comparison).encode())
+    write_atomically(folder / "comparison.tex", "\n".join(latex).encode())
+    write_report(folder / "report.html", _report(models, comparison, folder))
     write_atomically(folder / "comparison.json", text.encode())
     return comparison
+
+
+def comparison_markdown(models: Sequence[ScoredModel], comparison: dict[str, Any]) -> str:
+    """The table with all that must stand beside it, as Markdown.
+
+    Args:
+        models: that are compared.
+        comparison: of these models, as `compare` gives it.
+    """
+    lines = markdown_facts(_facts(models))
+    return "\n".join([as_markdown(table_cells(comparison)), *lines]) + "\n"
+
+
+def _facts(models: Sequence[ScoredModel]) -> list[Fact]:
+    return join_facts({model.name: model.facts for model in models})
 
 
 def table_cells(comparison: dict[str, Any]) -> list[list[str]]:
@@ -273,9 +207,18 @@ def _difference(difference: dict[str, Any] | None) -> list[str]:
     return [*points, *counts, f"{success['p_value']:.2g}"]
 
 
-def _as_csv(cells: Sequence[Sequence[str]]) -> str:
+def _as_csv(cells: Sequence[Sequence[str]], models: Sequence[ScoredModel]) -> str:
+    """The table, and in further columns what must stand beside each of its lines."""
+    head, *lines = cells
+    named = {model.name: model for model in models}
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*head, *COLUMNS_OF_CLIPS, *COLUMNS_OF_A_MODEL])
+    for line in lines:
+        protocol, name = line[:2]
+        beside = named.get(name, models[0]).beside[protocol]
+        of_model = [beside[key] if name in named else "" for key in COLUMNS_OF_A_MODEL]
+        table.writerow([*line, *(beside[key] for key in COLUMNS_OF_CLIPS), *of_model])
     return text.getvalue()
 
 
@@ -301,38 +244,56 @@ def _latex_words(words: str) -> str:
     return escaped.replace("Δ", r"$\Delta$")
 
 
-def _report(models: Sequence[ScoredModel], comparison: dict[str, Any]) -> Report:
+def _report(models: Sequence[ScoredModel], comparison: dict[str, Any], folder: Path) -> Report:
     others = ", ".join(model.name for model in models[1:])
     without = comparison["num_without_object"]
     facts = {
         "clips": f"{comparison['num_clips']}, the same for all"
         + (f"; {without} without an object: not in cIoU, AUC, pointing and curves" * bool(without)),
         "protocol": comparison["protocols"][0]["name"],
-        "clip list": f"{comparison['clip_list']['name']} (sha256 "
-        f"{comparison['clip_list']['sha256']})",
-        "frames": comparison["frame_geometry"],
+        **_clip_lists(models),
         **{
             model.name: f"{model.summary['checkpoint']['path']} (sha256 "
             f"{model.summary['checkpoint']['sha256']})"
             for model in models
         },
-        "command": comparison["command"],
     }
+    shown_elsewhere = ("protocol ", "warning of ")
+    for name, words in _facts(models):
+        if not name.startswith(shown_elsewhere):
+            facts.setdefault(name, words)
+    pages = [model.page for model in models if model.page.parent.parent == folder]
+    if pages:
+        names = ", ".join(str(page.relative_to(folder)) for page in pages)
+        facts["pages of the models"] = f"{names}, beside this page"
+    facts["command"] = comparison["command"]
     return Report(
         title=f"{models[0].name} compared with {others} on {comparison['benchmark']}",
         facts=facts,
         warnings=[f"{m.name}: {warning}" for m in models for warning in m.summary["warnings"]],
         tables=[
-            _report_table(models, one, comparison["extra_metrics"])
-            for one in comparison["protocols"]
+            _report_table(models, comparison, place)
+            for place in range(len(comparison["protocols"]))
         ],
         galleries=[],
     )
 
 
+def _clip_lists(models: Sequence[ScoredModel]) -> dict[str, str]:
+    """The clip list, or each model's where they differ: other lists may name the same clips."""
+    words = {
+        model.name: "{name} (sha256 {sha256})".format_map(model.summary["clip_list"])
+        for model in models
+    }
+    if len(set(words.values())) == 1:
+        return {"clip list": words[models[0].name]}
+    return {f"clip list of {name}": listed for name, listed in words.items()}
+
+
 def _report_table(
-    models: Sequence[ScoredModel], protocol: dict[str, Any], extra: dict[str, Any] | None
+    models: Sequence[ScoredModel], comparison: dict[str, Any], place: int
 ) -> ReportTable:
+    protocol = comparison["protocols"][place]
     name, rows = protocol["name"], protocol["rows"]
     sources = [(model, PER_CLIP_SCORES[0]) for model in models]
     sources += [(models[0], score) for score in REFERENCE_COLUMNS]
@@ -342,10 +303,11 @@ def _report_table(
         curves.append(SuccessCurve(row["name"], SUCCESS_THRESHOLDS, rates, row["kind"]))
     return ReportTable(
         name=name,
-        rule=protocol["description"],
+        rule=rule_words(protocol),
         rows=[_report_row(row, models[0].name) for row in rows],
         curves=curves,
-        metrics=build_metrics(rows, extra),
+        groupings=build_groupings({model.name: model.summary for model in models}, place),
+        metrics=build_metrics(rows, comparison["extra_metrics"]),
     )
 
 

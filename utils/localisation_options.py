@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from utils.files import check_place
 from utils.protocols import find_protocols
 
 Benchmark = Literal[
@@ -94,6 +95,10 @@ class LocalisationOptions:
 
     def _check_source(self) -> None:
         """Refuses too little to score, and options that saved maps would leave unread."""
+        if self.save_maps is not None:
+            if self.save_maps.is_dir():
+                raise ValueError(f"--save-maps {self.save_maps} is a folder; name a file.")
+            check_place(self.save_maps.parent, f"--save-maps {self.save_maps}")
         if self.from_maps is None:
             missing = [
                 f"--{name.replace('_', '-')}"

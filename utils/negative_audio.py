@@ -55,9 +55,9 @@ class Scene:
     """What can be heard and what can be seen in a clip."""
 
     sound: str
-    """class of its sound"""
+    """its sound's class; where classes do not count, its file"""
     on_screen: frozenset[str]
-    """classes whose sounds would be right for its frame"""
+    """classes or files of the sounds that would be right for its frame"""
 
 
 def scenes_of(
@@ -65,11 +65,15 @@ def scenes_of(
     pair_keys: Sequence[str | None],
     classes: Mapping[str, str] | None,
     off_screen: OffScreen,
+    *,
+    pictures: Sequence[str] | None = None,
+    sound_files: Sequence[str] | None = None,
 ) -> dict[str, Scene]:
     """Which sounds are right for which frames.
 
     Where clips come in pairs, two sounding things share a frame and neither sound is off-screen.
     The ids of such clips are <first>_<second>_…_<class of the sound>, so that they need no labels.
+    Nor is any sound off-screen that belongs to another clip with the same picture.
 
     Args:
         clip_ids: of all clips.
@@ -77,31 +81,36 @@ def scenes_of(
         classes: of the clips, by id; None: not known.
         off_screen: "other_class": sounds of another class; "any": of another clip, which may by
             chance be of the same class.
+        pictures: of the clips; what those have in common whose frame is the same. None: each has
+            its own.
+        sound_files: likewise, of their sounds.
 
     Raises:
         ValueError: classes are needed but not known.
     """
     keys = dict(zip(clip_ids, pair_keys, strict=True))
     if off_screen == "any":
-        # Each scene is a class of its own.
-        return {
-            clip_id: Scene(key or clip_id, frozenset([key or clip_id]))
-            for clip_id, key in keys.items()
-        }
-    if classes is None and None in keys.values():
+        # Each sound is a class of its own.
+        sounds = dict(zip(clip_ids, sound_files or clip_ids, strict=True))
+    elif classes is not None:
+        sounds = {clip_id: classes[clip_id] for clip_id in keys}
+    elif None not in keys.values():
+        sounds = {clip_id: clip_id.removeprefix(f"{key}_") for clip_id, key in keys.items()}
+    else:
         raise ValueError(CLASSES_WANTED)
-    sounds = {
-        clip_id: classes[clip_id] if classes is not None else clip_id.removeprefix(f"{key}_")
-        for clip_id, key in keys.items()
-    }
     known = set(sounds.values())
-    visible: dict[str | None, set[str]] = {}
-    for clip_id, key in keys.items():
-        if key is not None:
-            visible.setdefault(key, known & set(key.split("_"))).add(sounds[clip_id])
+    shown = dict(zip(clip_ids, pictures or clip_ids, strict=True))
+    scenes = {
+        clip_id: (key, shown[clip_id] if key is None else "") for clip_id, key in keys.items()
+    }
+    visible: dict[tuple[str | None, str], set[str]] = {}
+    for clip_id, scene in scenes.items():
+        # A pair's key names what is to be seen; the name of a picture need not.
+        named = set() if scene[0] is None else set(scene[0].split("_"))
+        visible.setdefault(scene, known & named).add(sounds[clip_id])
     return {
-        clip_id: Scene(sound, frozenset(visible.get(keys[clip_id], {sound})))
-        for clip_id, sound in sounds.items()
+        clip_id: Scene(sounds[clip_id], frozenset(visible[scene]))
+        for clip_id, scene in scenes.items()
     }
 
 

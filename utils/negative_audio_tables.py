@@ -230,7 +230,7 @@ def _latex(summary: Summary) -> str:
 
 def _csv(summary: Summary) -> str:
     """A line for each number; everything else is repeated in each of them."""
-    threshold, checkpoint = summary["threshold"], summary["checkpoint"]
+    threshold, checkpoint, leak = (summary[k] for k in ("threshold", "checkpoint", "leak_check"))
     shared = {
         "as_published": summary["as_published"] or "",
         "threshold": f"{threshold['value']:.9g}",
@@ -240,9 +240,14 @@ def _csv(summary: Summary) -> str:
         "off_screen": summary["off_screen"],
         "num_clips": summary["num_clips"],
         "num_listed": summary["num_listed"],
+        "num_missing": len(summary["missing"]),
+        "num_unreadable": len(summary["unreadable"]),
         "clip_list": summary["clip_list"]["name"],
         "clip_list_sha256": summary["clip_list"]["sha256"],
+        "cut": summary["cut"] or "",
         "scored_clips_sha256": summary["scored_clips_sha256"],
+        "leak_checked": int(leak["checked"]),
+        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
         "method": checkpoint["method"],
         "checkpoint": checkpoint["path"],
         "checkpoint_sha256": checkpoint["sha256"],

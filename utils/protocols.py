@@ -128,6 +128,13 @@ _SSL_ALIGN = replace(
     comparison=">",
 )
 _SSL_ALIGN_ADAPTIVE = replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive")
+# Its program has a branch of its own for this benchmark, which enlarges with OpenCV.
+_SSL_ALIGN_VGG_SS = replace(
+    _SSL_ALIGN,
+    name="ssl_align_vgg_ss",
+    published_lists=published_lists.SSL_ALIGN_VGG_SS,
+    upsampling="cv2_linear",
+)
 
 PROTOCOLS: dict[str, LocalisationProtocol] = {
     protocol.name: protocol
@@ -144,6 +151,8 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
         replace(_EZ_VSL, name="fnac_bicubic", authors="FNAC", upsampling="bicubic"),
         _SSL_ALIGN,
         _SSL_ALIGN_ADAPTIVE,
+        _SSL_ALIGN_VGG_SS,
+        replace(_SSL_ALIGN_VGG_SS, name="ssl_align_vgg_ss_adaptive", threshold="adaptive"),
         replace(_SSL_ALIGN, name="vssl_eval", authors="vssl_eval", published_lists={}),
         replace(
             _SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval", published_lists={}
@@ -402,12 +411,10 @@ def _kinds(protocol: LocalisationProtocol, objects: ObjectMaps | None) -> tuple[
     return own, (own, normalised)
 
 
-def _compare(
-    localisation_maps: Tensor, protocol: LocalisationProtocol, threshold: Tensor
-) -> Tensor:
+def _compare(maps: Tensor, protocol: LocalisationProtocol, threshold: Tensor) -> Tensor:
     strict = protocol.comparison == ">"
     if protocol.keep_maximum:
         # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
         # SSL-TIE's program then keeps what equals 1.
         threshold = threshold.clamp(max=BELOW_ONE if strict else 1)
-    return localisation_maps > threshold if strict else localisation_maps >= threshold
+    return maps > threshold if strict else maps >= threshold

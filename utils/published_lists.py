@@ -44,8 +44,8 @@ SLAVC = {
     "vgg_ss_extended": PublishedList("the complete set", "slavc_vgg_ss_negatives"),
     "flickr_soundnet_extended": PublishedList(_FLICKR_250.cut, "slavc_flickr_negatives"),
 }
+SSL_ALIGN_VGG_SS = {"vgg_ss": PublishedList("SSL-Align's cut")}
 SSL_ALIGN = {
-    "vgg_ss": PublishedList("SSL-Align's cut"),
     "flickr_soundnet": _FLICKR_250,
     "is3": _COMPLETE,
     "vpo_ss": _COMPLETE,
@@ -104,7 +104,7 @@ def check_list(
         negative_ids: of the scored clips without an object.
     """
     if published is None:
-        words = f"list: no numbers published by {authors} on this benchmark are known here"
+        words = f"list: no numbers that {authors} published here by this rule are known"
         return ListCheck(None, None, None, False, words)
     negatives = ids_sha256(negative_ids) if negative_ids else None
     scored = ids_sha256(clip_ids)

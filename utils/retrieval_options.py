@@ -20,7 +20,8 @@ class RetrievalOptions:
     data_root: Path
     """folder of the data set"""
     output: Path
-    """folder for summary.json, per_query.csv, report.html and embeddings.npz"""
+    """folder for summary.json, per_query.csv, table.md, .tex and .csv, report.html and
+    embeddings.npz"""
     labels: Path | None = None
     """class of each clip: CSV of id,label, VGGSound's CSV, VGG-SS JSON or stamps.json; none: only
     R@k between sounds and frames"""
@@ -42,6 +43,8 @@ class RetrievalOptions:
     embeddings: Path | None = None
     """file that keeps the embeddings, read instead of the clips where it is there; none:
     embeddings.npz in --output"""
+    table: Literal["md", "tex", "csv", "json"] | None = None
+    """print only the scores, in this form and with what belongs to them; none: for reading"""
     allow_missing: bool = False
     """score what is there; every result says what is not"""
     note: str = ""

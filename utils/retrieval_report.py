@@ -1,13 +1,14 @@
 """One retrieval as one HTML page: scores, and nearest neighbours in pictures; no network needed."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 
 from utils.page import page_style, render_facts, render_warnings
+from utils.retrieval_tables import COLUMNS, ScoreRow
 from utils.sounds import render_player
 
 PAGE_TEMPLATE = Path(__file__).with_name("retrieval_page.html")
@@ -20,8 +21,7 @@ class MetricTable:
 
     direction: str
     """such as audio_to_image"""
-    rows: Sequence[Mapping[str, object]]
-    """name, value, chance and ceiling in percent, num_queries_decided_by_a_tie"""
+    rows: Sequence[ScoreRow]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def render_retrieval(
     warnings: Sequence[str],
     tables: Sequence[MetricTable],
     groups: Sequence[ExampleGroup],
-    facts: Mapping[str, str],
+    facts: Sequence[tuple[str, str]],
 ) -> str:
     """Renders one self-contained HTML page; all texts are escaped here.
 
@@ -84,7 +84,7 @@ def render_retrieval(
         warnings: what a reader must know first.
         tables: scores of each direction.
         groups: queries with their neighbours.
-        facts: what is needed to repeat it.
+        facts: what is needed to repeat it, named and in words.
     """
     page = Template(PAGE_TEMPLATE.read_text(encoding="utf-8"))
     return page.substitute(
@@ -94,22 +94,16 @@ def render_retrieval(
         warnings=render_warnings(warnings),
         tables="\n".join(_render_table(table) for table in tables),
         groups="\n".join(_render_group(group) for group in groups),
-        facts=render_facts(facts.items()),
+        facts=render_facts(facts),
     )
 
 
 def _render_table(table: MetricTable) -> str:
     rows = []
     for row in table.rows:
-        numbers = "".join(
-            f'<td class="number">{row[key]:.2f}</td>' for key in ("value", "chance", "ceiling")
-        )
-        ties = f'<td class="number">{row["num_queries_decided_by_a_tie"]}</td>'
-        rows.append(f'<tr><th scope="row">{row["name"]}</th>{numbers}{ties}</tr>')
-    heads = "".join(
-        f'<th scope="col" class="number">{head}</th>'
-        for head in ("Score", "Chance", "Ceiling", "Ties")
-    )
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in row.cells)
+        rows.append(f'<tr><th scope="row">{row.metric}</th>{numbers}</tr>')
+    heads = "".join(f'<th scope="col" class="number">{head.capitalize()}</th>' for head in COLUMNS)
     body = "\n".join(rows)
     return f"""<section>
 <h3>{_in_words(table.direction)}</h3>

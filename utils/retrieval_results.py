@@ -1,4 +1,4 @@
-"""A retrieval from embeddings to its files: summary.json, per_query.csv, report.html."""
+"""A retrieval from embeddings to its files: summary.json, per_query.csv, table.*, report.html."""
 
 import csv
 import io
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from utils.embeddings import Embeddings
 from utils.evaluation import LocalisationResult
 from utils.files import write_atomically
+from utils.published_lists import ids_sha256
 from utils.results import EvaluationContext, warnings_of
 from utils.retrieval import DirectionResult, check_request, evaluate_retrieval
 from utils.retrieval_report import (
@@ -28,6 +29,16 @@ from utils.retrieval_report import (
     Preview,
     render_retrieval,
 )
+from utils.retrieval_tables import facts_of, render_table, score_rows, screen_table
+from utils.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap_intervals,
+    plain_interval,
+)
+from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +146,7 @@ def retrieve(
     embeddings: Embeddings,
     device: torch.device,
     pictures: tuple[int, Callable[[str], Preview]],
+    table: str | None = None,
 ) -> dict[str, Any]:
     """Searches, scores, writes the files and prints the scores.
 
@@ -144,6 +156,8 @@ def retrieve(
         embeddings: to be searched.
         device: to search on.
         pictures: see `write_retrieval`.
+        table: form of `render_table` in which the scores are printed, and nothing else; None: for
+            reading.
 
     Returns:
         the summary.
@@ -161,8 +175,12 @@ def retrieve(
     summary = write_retrieval(folder, setting, embeddings, results, pictures)
     for warning in summary["warnings"]:
         logger.warning("%s", warning)
-    sys.stdout.write(retrieval_table(summary) + "\n")
-    sys.stdout.write(f"Report: {folder / 'report.html'}\n")
+    report = f"Report: {folder / 'report.html'}"
+    if table is not None:
+        sys.stdout.write(render_table(summary, table))
+        logger.info("%s", report)
+    else:
+        sys.stdout.write(f"{screen_table(summary)}\n{report}\n")
     return summary
 
 
@@ -173,7 +191,7 @@ def write_retrieval(
     results: Sequence[DirectionResult],
     pictures: tuple[int, Callable[[str], Preview]],
 ) -> dict[str, Any]:
-    """Writes summary.json, per_query.csv and report.html.
+    """Writes summary.json, per_query.csv, table.md, table.tex, table.csv and report.html.
 
     Args:
         folder: for the files.
@@ -192,6 +210,8 @@ def write_retrieval(
         folder / "per_query.csv",
         _per_query_table(embeddings.clip_ids, labels, results, setting.ks[-1]).encode(),
     )
+    for form in TABLE_FILES:
+        write_atomically(folder / f"table.{form}", render_table(summary, form).encode())
     count, preview_of = pictures
     page = render_retrieval(
         title=f"Retrieval on {setting.context.benchmark}"
@@ -199,7 +219,9 @@ def write_retrieval(
         rule=RULE,
         warnings=summary["warnings"],
         tables=[
-            MetricTable(result.name, [{"name": m.name, **m.summary()} for m in result.metrics])
+            MetricTable(
+                result.name, [row for row in score_rows(summary) if row.direction == result.name]
+            )
             for result in results
         ],
         groups=[
@@ -207,27 +229,12 @@ def write_retrieval(
             for result in results
             for group in _examples(result, embeddings.clip_ids, labels, setting, count, preview_of)
         ],
-        facts=_facts(summary),
+        facts=[fact for fact in facts_of(summary) if fact[0] != "warning"],
     )
     write_atomically(folder / "report.html", page.encode())
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text.encode())
     return summary
-
-
-def retrieval_table(summary: dict[str, Any]) -> str:
-    """The scores for the screen."""
-    lines = [
-        f"{summary['dataset']}, {summary['num_clips']} of {summary['num_listed']} listed clips"
-        + (f", {summary['labels']['num_classes']} classes" if summary["labels"] else ""),
-        f"{'in percent':<16}{'':<10}{'score':>9}{'chance':>9}{'ceiling':>9}{'ties':>7}",
-    ]
-    for name, metrics in summary["directions"].items():
-        for place, (metric, row) in enumerate(metrics.items()):
-            cells = "".join(f"{row[key]:>9.2f}" for key in ("value", "chance", "ceiling"))
-            ties = row["num_queries_decided_by_a_tie"]
-            lines.append(f"{name if place == 0 else '':<16}{metric:<10}{cells}{ties:>7}")
-    return "\n".join([*lines, summary["rule"], f"Frames: {summary['image_embedding']}"])
 
 
 def _summarise(
@@ -251,8 +258,17 @@ def _summarise(
         "rule": RULE,
         "image_embedding": POOLING_WORDS[setting.image_pooling],
         "directions": {
-            result.name: {metric.name: metric.summary() for metric in result.metrics}
-            for result in results
+            result.name: {
+                metric.name: {**metric.summary(), "interval": interval}
+                for metric, interval in zip(result.metrics, intervals, strict=True)
+            }
+            for result, intervals in zip(results, score_intervals(results), strict=True)
+        },
+        "intervals": {
+            "method": "percentile bootstrap over queries, the gallery as given",
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": SEED,
         },
         "num_clips": len(embeddings.clip_ids),
         "num_listed": context.num_listed,
@@ -261,6 +277,7 @@ def _summarise(
         "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in embeddings.unreadable],
         "labels": source,
         "clip_list": {"name": context.clip_list, "sha256": context.clip_list_sha256},
+        "scored_clips_sha256": ids_sha256(embeddings.clip_ids),
         "data_root": context.data_root,
         "frame_geometry": context.frame_geometry,
         "note": context.note,
@@ -274,24 +291,21 @@ def _summarise(
     }
 
 
-def _facts(summary: dict[str, Any]) -> dict[str, str]:
-    checkpoint, labels, listed = summary["checkpoint"], summary["labels"], summary["clip_list"]
-    return {
-        "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
-        "classes": "no labels"
-        if labels is None
-        else f"{labels['num_classes']}, {labels['form']} {labels['path']} "
-        f"(sha256 {labels['sha256']})",
-        "frames": f"{summary['image_embedding']}; {summary['frame_geometry']}",
-        "data": summary["data_root"],
-        "clip list": f"{listed['name']} (sha256 {listed['sha256']})",
-        "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
-        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, "
-        f"{checkpoint['selection']}",
-        "leak check": summary["leak_check"]["message"],
-        "environment": ", ".join(f"{k} {v}" for k, v in summary["environment"].items()),
-        "command": summary["command"],
-    }
+def score_intervals(results: Sequence[DirectionResult]) -> list[list[Interval | None]]:
+    """95 % intervals in percent, of each direction's metrics in their order.
+
+    Queries are drawn again, the same for every score; their neighbours stay, so the gallery is
+    taken as given.
+
+    Args:
+        results: of each direction, of the same queries.
+
+    Returns:
+        None in place of an interval where each query scores the same.
+    """
+    values = np.stack([m.per_query for result in results for m in result.metrics], axis=1)
+    ends = iter(100 * bootstrap_intervals(values))
+    return [[plain_interval(next(ends)) for _ in result.metrics] for result in results]
 
 
 def _per_query_table(

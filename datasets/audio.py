@@ -218,16 +218,20 @@ def read_sound(source: Source, sample_rate: int, *, seconds: float = math.inf) -
     return _mono(samples, rate, sample_rate, source)
 
 
-def read_duration(path: Path) -> float:
-    """Seconds that a sound announces, at a usual rate, without decoding it.
+def decoded_seconds(path: Path, window: AudioWindow) -> float:
+    """How much of a sound load_waveform decodes for a window, by what the file announces; seconds.
 
-    Rates above HIGHEST_RATE count as that, so that the answer bounds what decoding takes.
+    That is all of it where the middle is wanted and the format does not tell where that is, else
+    the window at most. Rates above HIGHEST_RATE count as that, so that the answer bounds the cost.
 
     Raises:
         BrokenFileError: it cannot be opened.
     """
     with _opened(path) as file:
-        return file.frames / min(file.samplerate, HIGHEST_RATE)
+        whole = file.frames / min(file.samplerate, HIGHEST_RATE)
+        if window.centred and file.format not in EXACT_FORMATS:
+            return whole
+        return min(whole, window.num_samples / window.sample_rate)
 
 
 def _read_middle(path: Path, window: AudioWindow) -> Tensor | None:

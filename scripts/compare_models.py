@@ -5,7 +5,8 @@
 
 All that follows `--` are options of `test.py localisation`. Each model's results go into a folder
 of their own in --output; comparison.json, .csv, .md, .tex and report.html lie beside them. A model
-whose results are there, made by the same command from the same file, is not scored again.
+whose results are there, made by the same command from the same file, is not scored again. --table
+md, tex, csv or json prints the comparison in that form, and nothing else.
 """
 
 import argparse
@@ -38,8 +39,14 @@ def is_scored(folder: Path, checkpoint: Path, arguments: Sequence[str]) -> bool:
     return bool(same_command and sha256 == file_sha256(checkpoint))
 
 
-def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
+def score(checkpoint: Path, folder: Path, options: Sequence[str], *, printed: bool) -> None:
     """Scores a checkpoint, in a process of its own, unless that is done.
+
+    Args:
+        checkpoint: to score.
+        folder: for the results.
+        options: of `test.py localisation`, without checkpoint and folder.
+        printed: what it prints goes to standard output; else to the messages.
 
     Raises:
         ValueError: the evaluation failed; it has said why.
@@ -48,7 +55,12 @@ def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
     if is_scored(folder, checkpoint, arguments):
         logger.info("%s has been scored: %s", checkpoint, folder)
         return
-    finished = subprocess.run([sys.executable, TEST_PROGRAM, *arguments], check=False)
+    standard_error = 2
+    finished = subprocess.run(
+        [sys.executable, TEST_PROGRAM, *arguments],
+        check=False,
+        stdout=None if printed else standard_error,
+    )
     if finished.returncode:
         raise ValueError(
             f"Scoring {checkpoint} ended with status {finished.returncode}; its message stands "
@@ -72,6 +84,7 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
     own.add_argument("--output", type=Path)
     own.add_argument("--checkpoint")
     own.add_argument("--save-maps")
+    own.add_argument("--table", choices=("md", "tex", "csv", "json"))
     try:
         found, rest = own.parse_known_args(options)
     except argparse.ArgumentError as error:
@@ -90,11 +103,15 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
     folders = [found.output / name for name in distinct_names(checkpoints)]
     for place, (checkpoint, folder) in enumerate(zip(checkpoints, folders, strict=True), start=1):
         logger.info("%d of %d: %s", place, len(checkpoints), checkpoint)
-        score(checkpoint, folder, rest)
+        score(checkpoint, folder, rest, printed=found.table is None)
     models = [read_scored_model(folder.name, folder) for folder in folders]
     comparison = write_comparison(found.output, models, command)
-    sys.stdout.write(comparison_markdown(models, comparison))
-    sys.stdout.write(f"Report: {found.output / 'report.html'}\n")
+    report = f"Report: {found.output / 'report.html'}"
+    if found.table is None:
+        sys.stdout.write(f"{comparison_markdown(models, comparison)}{report}\n")
+    else:
+        sys.stdout.write((found.output / f"comparison.{found.table}").read_text())
+        logger.info("%s", report)
     return 0
 
 

@@ -24,7 +24,7 @@ from utils.reporting import configure_logging, run_command
 logger = logging.getLogger("demo")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STAMPS_SETS = ("data/stamps", "data/stamps-small")
+STAMPS_SETS = ("data/stamps-small", "data/stamps-full")
 """Where the quickstart leaves its data set."""
 LIBRARY_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -59,7 +59,7 @@ class DemoOptions:
     max_mb: int = 100
     """largest upload, megabytes"""
     max_seconds: float = 30.0
-    """of a video that are localised, from its beginning; longest sound of a picture"""
+    """of a video that are localised, from its beginning"""
     max_waiting: int = 20
     """visitors that wait for their turn; more are turned away"""
     timeout: float = 600.0

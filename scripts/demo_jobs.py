@@ -245,7 +245,7 @@ class Jobs:
             name,
             {"image": picture, "sound": sound},
             ".png",
-            {**options, "max_seconds": self._limit, "max_megapixels": MAX_MEGAPIXELS},
+            {**options, "max_megapixels": MAX_MEGAPIXELS},
             None,
         )
         words = f"{name}: the sound is silent, nothing is drawn" if result["silent"] else name

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-from datasets.audio import load_waveform, read_duration
+from datasets.audio import AudioWindow, decoded_seconds, load_waveform
 from datasets.errors import BrokenFileError
 from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
@@ -71,7 +71,7 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
         _check_size(options)
         picture = ImageOps.exif_transpose(read_frame(options.image))
     with _errors_naming("--sound", options.sound, SOUNDS):
-        _check_duration(options)
+        _check_duration(options, trained.audio)
         waveform = load_waveform(options.sound, trained.audio)
     localiser = Localiser(trained, options.frame_geometry)
     silent = is_silent(waveform)
@@ -98,12 +98,13 @@ def _check_size(options: ImageOptions) -> None:
         )
 
 
-def _check_duration(options: ImageOptions) -> None:
-    seconds = read_duration(options.sound)
+def _check_duration(options: ImageOptions, window: AudioWindow) -> None:
+    seconds = decoded_seconds(options.sound, window)
     if seconds > options.max_seconds:
         raise ValueError(
-            f"{options.sound} is {seconds:.0f} s long; at most {options.max_seconds:g} s are taken "
-            "(--max-seconds). Cut out the part that belongs to the picture."
+            f"{options.sound} is {seconds:.0f} s long and would be decoded whole to find its "
+            f"middle; at most {options.max_seconds:g} s are (--max-seconds). Cut out the part that "
+            "belongs to the picture, or give it as WAV or FLAC."
         )
 
 

@@ -94,6 +94,8 @@ def score_on(device: torch.device, options: NegativeOptions, command: str) -> in
     setting = describe_setting(options, trained, clip_set, device, command)
     setting.check(options.output)
     scenes = scenes_of_clips(clip_set.clips, setting.context.classes, options.off_screen)
+    # Refused here, if at all: encoding all sounds takes long.
+    draw_off_screen([clip.clip_id for clip in clip_set.clips], scenes, 0)
     task = _Task(options, trained, setting, device)
     own_part = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
     own, off_screen = task.encode_sounds(own_part)

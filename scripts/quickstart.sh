@@ -62,10 +62,17 @@ case $method-$size in
       *" --random-init "*) random=yes ;;
       *" --vgg16 "*|*" --vggish "*) ;;
       *)
-        if ! "${run[@]}" -c "from models.pretrained import *
-[find_pretrained(kind, None, PRETRAINED_FOLDERS) for kind in PRETRAINED]" 2> /dev/null; then
+        found=$("${run[@]}" -c "
+from models.pretrained import PRETRAINED_FOLDERS, find_pretrained
+try:
+    for kind in ('vgg16', 'vggish'):
+        find_pretrained(kind, None, PRETRAINED_FOLDERS)
+    print('both')
+except FileNotFoundError:
+    print('not both')")
+        if [ "$found" != both ]; then
           echo "quickstart: no VGG-16 or no VGGish weights found: the encoders stay RANDOM, and" \
-            "figures say nothing of SSPL. bash scripts/get_weights.sh fetches both." >&2
+            "figures say nothing of SSPL. bash scripts/get_weights.sh vgg16 vggish fetches them." >&2
           recipe+=(--random-init)
           random=yes
         fi

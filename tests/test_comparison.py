@@ -232,8 +232,16 @@ def test_all_forms_hold_the_same_table(models, tmp_path):
     assert len(cells) == 1 + 2 * (3 + 3)  # two rules; three models, disc, Gaussian, ceiling
     with (out / "comparison.csv").open(newline="") as file:
         lines = list(csv.reader(file))
-    assert [line[: len(HEADINGS)] for line in lines] == cells
-    assert lines[0][len(HEADINGS) :] == [*COLUMNS_OF_CLIPS, *COLUMNS_OF_A_MODEL]
+    apart = table_cells(comparison, apart=True)
+    assert len(apart[0]) == len(HEADINGS) + 2 * 7  # four scores and three differences
+    assert [line[: len(apart[0])] for line in lines] == apart
+    assert lines[0][len(apart[0]) :] == [*COLUMNS_OF_CLIPS, *COLUMNS_OF_A_MODEL]
+    for line, numbers in zip(cells[1:], apart[1:], strict=True):
+        named = dict(zip(apart[0], numbers, strict=True))
+        for heading, cell in zip(HEADINGS[2:9], line[2:9], strict=True):
+            assert "[" in cell or not named[f"{heading} low"]
+            ends = [named[heading], named[f"{heading} low"], named[f"{heading} high"]]
+            assert cell == ("{} [{}, {}]".format(*ends) if "[" in cell else ends[0])
     markdown = (out / "comparison.md").read_text()
     assert markdown == comparison_markdown(models, comparison)
     table = markdown.split("\n\n")[0].splitlines()
@@ -295,6 +303,16 @@ def test_a_clean_leak_check_stands_beside_every_model(models, tmp_path):
     write_comparison(tmp_path, models, "compare a b c")
     for name in ("comparison.md", "comparison.tex", "report.html"):
         assert (tmp_path / name).read_text().count("No test clip was trained on.") == len(models)
+
+
+def test_scores_have_their_intervals(models):
+    comparison = compare(models, "compare a b")
+    row = comparison["protocols"][0]["rows"][0]
+    row |= {"auc": 40.0, "intervals": {**row["intervals"], "auc": (38.125, 41.5)}}
+    words, numbers = (table_cells(comparison, apart=apart)[:2] for apart in (False, True))
+    assert dict(zip(*words, strict=True))["AUC"] == "40.00 [38.12, 41.50]"
+    named = dict(zip(*numbers, strict=True))
+    assert [named[f"AUC{end}"] for end in ("", " low", " high")] == ["40.00", "38.12", "41.50"]
 
 
 def test_each_line_of_the_csv_stands_on_its_own(unlike, tmp_path):
@@ -390,7 +408,7 @@ def test_metrics_of_the_benchmark_stand_beside_the_usual_scores(tmp_path):
     comparison = write_comparison(tmp_path / "out", models, "compare a b")
     cells = table_cells(comparison)
     assert cells[0] == [*HEADINGS, "AP"]
-    assert [line[-1] for line in cells[1:3]] == ["12.35", "67.89"]
+    assert [line[-1] for line in cells[1:3]] == ["12.35 [1.50, 2.50]", "67.89 [1.50, 2.50]"]
     assert {len(line) for line in cells} == {len(HEADINGS) + 1}
     page = (tmp_path / "out" / "report.html").read_text()
     assert '"12.345000"' in page and '"67.891000"' in page and "AP@0.75" in page
@@ -436,10 +454,16 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
     times = [path.stat().st_mtime_ns for path in summaries]
     assert len(times) == 2
 
-    again = compare_models(*paths, *options)
+    again = compare_models(*paths, *options, "--table", "csv")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("has been scored") == 2
     assert times == [path.stat().st_mtime_ns for path in summaries]
+    assert again.stdout == (out / "comparison.csv").read_text()
+    summaries[0].unlink()
+    anew = compare_models(*paths, *options, "--table", "csv")
+    assert anew.returncode == 0, anew.stderr
+    assert anew.stdout == (out / "comparison.csv").read_text()
+    assert "Report: " in anew.stderr
 
 
 @pytest.mark.parametrize(
@@ -449,6 +473,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         ("a.pth b.pth", "--output is missing"),
         ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
         ("a.pth b.pth -- --output o --save-maps m.npz", "--save-maps names one file"),
+        ("a.pth b.pth -- --output o --table html", "invalid choice: 'html'"),
     ],
 )
 def test_incomplete_commands_are_refused(arguments, words):
@@ -458,7 +483,7 @@ def test_incomplete_commands_are_refused(arguments, words):
     assert "Traceback" not in finished.stderr
 
 
-@pytest.mark.parametrize("option", ["--output", "--checkpoint", "--save-maps"])
+@pytest.mark.parametrize("option", ["--output", "--checkpoint", "--save-maps", "--table"])
 def test_an_option_without_its_value_is_refused(option, caplog):
     status = main(["a.pth", "b.pth", "--", "--benchmark", "vgg_ss", option])
     assert status == 2

@@ -421,6 +421,7 @@ def test_weights_that_the_last_step_broke_are_not_saved(
     checkpoint = read(output / "last.pth")
     assert (checkpoint.epoch, checkpoint.step) == (1, 0)
     assert not find_non_finite(checkpoint.state_dict)
+    assert len((output / "history.csv").read_text().splitlines()) == 2  # the second is not finished
 
 
 @pytest.mark.usefixtures("narrow")

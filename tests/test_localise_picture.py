@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
+from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import TestViews
 from scripts.localise_picture import localise_picture
 from utils.checkpoint import save_checkpoint
@@ -110,8 +111,10 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path):
         for _ in range(601):  # libsndfile's encoder of Vorbis has no stack for all at once
             file.write(np.zeros(8_000))
     Image.new("1", (8_001, 8_000)).save(large)
+    assert localise(image, long, tmp_path / "beginning.png").silent  # the rest is not decoded
+    middle = spotlight(SegmentConfig(segment_seconds=1.0))
     for arguments, words in (
-        ((image, long, output), r"long\.ogg is 601 s long; at most 600 s .*--max-seconds"),
+        ((image, long, output, middle), r"long\.ogg is 601 s long .*at most 600 s .*--max-sec"),
         ((large, sound, output), r"large\.png has 8001 x 8000 pixels; at most 64 million"),
         ((absent, sound, output), "--image: there is no file"),
         ((image, absent, output), "--sound: there is no file"),

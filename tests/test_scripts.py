@@ -173,6 +173,22 @@ def test_quickstart_prints_its_training_options(size):
         assert options["run"]["seed"] == ablated["run"]["seed"]
 
 
+@pytest.mark.parametrize("missing", [None, "vgg16-397923af.pth", "vggish-10086976.pth"])
+def test_quickstart_of_sspl_is_random_only_without_its_encoders(tmp_path, missing):
+    if missing and (ROOT / "ckpts" / missing).is_file():
+        pytest.skip("the weights are there")
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in {"vgg16-397923af.pth", "vggish-10086976.pth"} - {missing}:
+        (folder / name).touch()
+    quickstart = ROOT / "scripts" / "quickstart.sh"
+    given = {"QUICKSTART_SIZE": "small", "TORCH_HOME": str(tmp_path)}
+    finished = run(quickstart, "--method", "sspl", "--dry-run", **given)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["frozen"]["random_init"] == (missing is not None)
+    assert ("encoders stay RANDOM" in finished.stderr) == (missing is not None)
+
+
 def test_quickstart_refuses_another_size():
     finished = run(ROOT / "scripts" / "quickstart.sh", QUICKSTART_SIZE="huge")
     assert finished.returncode == 2

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from utils.report_rows import build_metrics
 from utils.report_tables import ReportRow, ReportTable
 from utils.results import PER_CLIP_SCORES
 from utils.scored_models import KEPT, MUST_AGREE, ScoredModel
-from utils.statistics import SCORE_KEYS, compare_paired
+from utils.statistics import SCORE_KEYS, Interval, compare_paired
 from utils.success_plot import SuccessCurve
 from utils.tables import (
     CHARACTERS_OF_LATEX,
@@ -152,7 +152,7 @@ def write_comparison(folder: Path, models: Sequence[ScoredModel], command: str) 
     cells = table_cells(comparison)
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     latex = [_as_latex(cells), *latex_facts(_facts(models)), ""]
-    write_atomically(folder / "comparison.csv", _as_csv(cells, models).encode())
+    write_atomically(folder / "comparison.csv", _as_csv(comparison, models).encode())
     write_atomically(folder / "comparison.md", comparison_markdown(models, comparison).encode())
     write_atomically(folder / "comparison.tex", "\n".join(latex).encode())
     write_report(folder / "report.html", _report(models, comparison, folder))
@@ -175,41 +175,73 @@ def _facts(models: Sequence[ScoredModel]) -> list[Fact]:
     return join_facts({model.name: model.facts for model in models})
 
 
-def table_cells(comparison: dict[str, Any]) -> list[list[str]]:
+def table_cells(comparison: dict[str, Any], *, apart: bool = False) -> list[list[str]]:
     """The comparison as a table of words: a line each for its headings, then rules and models.
 
     The headings are HEADINGS and, where the benchmark has metrics of its own, those after them.
+
+    Args:
+        comparison: as `compare` gives it.
+        apart: the ends of an interval stand in columns of their own, as numbers; else behind what
+            they belong to, in brackets.
     """
     extra = comparison["extra_metrics"]
     names = [] if extra is None else extra["shown"]
-    lines = [[*HEADINGS, *names]]
+    with_intervals = {*HEADINGS[2 : 2 + len(SCORE_KEYS) + len(COMPARED)], *names}
+    columns = [
+        [name, f"{name} low", f"{name} high"] if apart and name in with_intervals else [name]
+        for name in (*HEADINGS, *names)
+    ]
+    spread = _in_columns if apart else _in_brackets
+    lines = [[cell for column in columns for cell in column]]
     for protocol in comparison["protocols"]:
         for row in protocol["rows"]:
-            scores = [_number(row[key]) for key in SCORE_KEYS]
-            cells = [protocol["name"], row["name"], *scores, *_difference(row["difference"])]
-            lines.append(cells + [_number(row["extra"][name]) for name in names])
+            cells = [protocol["name"], row["name"]]
+            for key in SCORE_KEYS:
+                cells += spread(row[key], row["intervals"][key])
+            cells += _difference(row["difference"], spread)
+            for name in names:
+                cells += spread(row["extra"][name], row["extra_intervals"].get(name))
+            lines.append(cells)
     return lines
 
 
-def _number(score: float | None) -> str:
-    return "" if score is None else f"{score:.2f}"
+def _in_brackets(score: float | None, interval: Interval | None, form: str = ".2f") -> list[str]:
+    if score is None or interval is None:
+        return [_number(score, form)]
+    low, high = (_number(end, form) for end in interval)
+    return [f"{score:{form}} [{low}, {high}]"]
 
 
-def _difference(difference: dict[str, Any] | None) -> list[str]:
+def _in_columns(score: float | None, interval: Interval | None, form: str = ".2f") -> list[str]:
+    return [_number(one, form) for one in (score, *(interval or (None, None)))]
+
+
+def _number(score: float | None, form: str) -> str:
+    return "" if score is None else f"{score:{form}}"
+
+
+def _difference(
+    difference: dict[str, Any] | None, spread: Callable[..., list[str]]
+) -> Iterator[str]:
+    for score in COMPARED:
+        of_score = (
+            (None, None)
+            if difference is None
+            else (difference["differences"][score], difference["intervals"][score])
+        )
+        yield from spread(*of_score, "+.2f")
     if difference is None:
-        return [""] * (len(COMPARED) + 3)
-    success = difference["success"]
-    points = [f"{difference['differences'][score]:+.2f}" for score in COMPARED]
-    for place, score in enumerate(COMPARED):
-        if difference["intervals"][score] is not None:
-            points[place] += " [{:+.2f}, {:+.2f}]".format(*difference["intervals"][score])
-    counts = [str(success["only_first"]), str(success["only_second"])]
-    return [*points, *counts, f"{success['p_value']:.2g}"]
+        yield from ("", "", "")
+    else:
+        success = difference["success"]
+        yield from (str(success["only_first"]), str(success["only_second"]))
+        yield f"{success['p_value']:.2g}"
 
 
-def _as_csv(cells: Sequence[Sequence[str]], models: Sequence[ScoredModel]) -> str:
+def _as_csv(comparison: dict[str, Any], models: Sequence[ScoredModel]) -> str:
     """The table, and in further columns what must stand beside each of its lines."""
-    head, *lines = cells
+    head, *lines = table_cells(comparison, apart=True)
     named = {model.name: model for model in models}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

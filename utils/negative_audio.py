@@ -146,8 +146,8 @@ def draw_off_screen(
         if not len(possible[shown]):
             raise ValueError(
                 f"There is no off-screen sound for {clip_id}: all {len(clip_ids)} clips sound of "
-                f"{', '.join(sorted(shown))}. Score clips of more classes, or take the sound of "
-                "any other clip (--off-screen any)."
+                f"what its scene has ({', '.join(sorted(shown))}). Score clips that differ more; "
+                "where only classes are too few, --off-screen any takes any other clip's sound."
             )
         rng = _clip_rng("off-screen", clip_id, seed)
         drawn[place] = possible[shown][rng.integers(len(possible[shown]))]

@@ -356,6 +356,8 @@ class TrainingRun:
     def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Refuses weights that no run can go on from; a step's loss is that before the step.
 
+        Called before they are scored or saved.
+
         Args:
             state_dict: of the model, the same in all processes.
 

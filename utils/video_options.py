@@ -69,7 +69,7 @@ class ImageOptions:
     opacity: float = HEAT_OPACITY
     """of the hottest heat, 0 to 1"""
     max_seconds: float = 600.0
-    """longest sound that is taken, as it is decoded whole"""
+    """longest sound that is decoded whole, as MP3 and Ogg are for a method that hears the middle"""
     max_megapixels: float = 64.0
     """largest picture that is taken, millions of pixels; drawing takes 28 bytes for each"""
     device: str = "auto"

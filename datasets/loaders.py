@@ -2,7 +2,9 @@
 
 import math
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -99,7 +101,7 @@ def build_train_loader(
         collate_fn=collate_features if isinstance(clips, CachedClips) else collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_prepare_worker,
     )
 
 
@@ -120,14 +122,23 @@ def build_test_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_prepare_worker,
     )
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
+def _prepare_worker(_: int) -> None:
     """Ctrl-C and cluster managers signal the whole group; the parent still needs its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _report_unless_cut_off
+
+
+def _report_unless_cut_off(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Of the thread that hands batches over: that the parent ends meanwhile is no error of its."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 class _InOrder(Sampler[Sequence[ClipRequest]]):

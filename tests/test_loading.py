@@ -1,6 +1,8 @@
 """Dataset, loaders and views: what is decoded, in which order, and that it repeats exactly."""
 
 import random
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -158,6 +160,22 @@ def test_loaders_give_the_same_whatever_the_workers(train_clips, test_clips, num
     loader = build_test_loader(test_clips, batch_size=4, num_workers=num_workers, pin_memory=False)
     assert [len(batch) for batch in loader] == [4, 2]
     assert [i for batch in loader for i in batch.clip_ids] == sorted(f"test_{i}" for i in range(6))
+
+
+def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(
+    test_clips, monkeypatch, capsys
+):
+    ignored = []
+    monkeypatch.setattr(signal, "signal", lambda number, _: ignored.append(number))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    loader = build_test_loader(test_clips, batch_size=4, num_workers=1, pin_memory=False)
+    loader.worker_init_fn(0)
+    assert set(ignored) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    for error in (BrokenPipeError(), ConnectionResetError(), EOFError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("another"), None)
+    assert "ValueError: another" in capsys.readouterr().err
 
 
 def make_views(augmentation, **geometric):

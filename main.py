@@ -130,7 +130,6 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             best_on = None
             if stopped_by is None:
                 stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
-                run.progress()  # a loss that is not finite is found here, and says more
                 run.check_weights(trainer.model.state_dict())
             if stopped_by is None:
                 result = validate(options, validation_set, trainer.model, device, stop)
@@ -341,7 +340,6 @@ def make_checkpoint(
     curriculum: MixingCurriculum,
 ) -> Checkpoint:
     """All that rebuilds the model and goes on with the run; all processes must call it."""
-    progress = run.progress()
     plain, state = opts.as_plain(options), trainer.stepper.state_dict()
     mixing = {"mixing": curriculum.state_dict()} if curriculum.options.audio_mixing else {}
     return Checkpoint(
@@ -356,7 +354,7 @@ def make_checkpoint(
         step=run.step,
         options=plain,
         optimizer=state["optimizer"],
-        progress=progress | {"scaler": state["scaler"]} | mixing,
+        progress=run.progress() | {"scaler": state["scaler"]} | mixing,
     )
 
 

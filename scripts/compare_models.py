@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checkpoint import file_sha256
-from utils.comparison import comparison_markdown, write_comparison
+from utils.comparison import write_comparison
 from utils.reporting import configure_logging, run_command
 from utils.scored_models import distinct_names, read_scored_model
 
@@ -105,12 +105,12 @@ def compare_models(checkpoints: Sequence[Path], options: Sequence[str], command:
         logger.info("%d of %d: %s", place, len(checkpoints), checkpoint)
         score(checkpoint, folder, rest, printed=found.table is None)
     models = [read_scored_model(folder.name, folder) for folder in folders]
-    comparison = write_comparison(found.output, models, command)
+    write_comparison(found.output, models, command)
+    sys.stdout.write((found.output / f"comparison.{found.table or 'md'}").read_text())
     report = f"Report: {found.output / 'report.html'}"
     if found.table is None:
-        sys.stdout.write(f"{comparison_markdown(models, comparison)}{report}\n")
+        sys.stdout.write(f"{report}\n")
     else:
-        sys.stdout.write((found.output / f"comparison.{found.table}").read_text())
         logger.info("%s", report)
     return 0
 

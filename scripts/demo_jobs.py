@@ -189,7 +189,7 @@ class Jobs:
             models: does the work.
             find: finds the models that are there.
             folder: for results, made here.
-            limit: seconds of a video that are localised, and that a picture's sound may last.
+            limit: seconds of a video that are localised.
         """
         self.find = find
         self._models = models

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
+from datasets.loading_speed import profiled_peak_bytes
 from models.chunked_contrast import frames_per_chunk
 from models.losses import contrastive_loss
 from models.ssl_tie import SSLTIE, SSLTIEConfig
@@ -107,15 +107,9 @@ def test_too_little_memory_is_refused_in_words(model):
 
 def peak_bytes(function):
     """Most bytes that torch's allocator held at once beyond those before, and the result."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        result = function()
-    events = recorded.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak, result
+    results = []
+    peak = profiled_peak_bytes(lambda: results.append(function()))
+    return peak, results[0]
 
 
 def head_peak(model, inputs, first_own, head_bytes):

@@ -27,7 +27,7 @@ from utils.scored_models import KEPT, MUST_AGREE, ScoredModel
 from utils.statistics import SCORE_KEYS, Interval, compare_paired
 from utils.success_plot import SuccessCurve
 from utils.tables import (
-    CHARACTERS_OF_LATEX,
+    escape_latex,
     latex_facts,
     markdown_facts,
     rule_words,
@@ -272,8 +272,7 @@ def _as_latex(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _latex_words(words: str) -> str:
-    escaped = "".join(CHARACTERS_OF_LATEX.get(letter, letter) for letter in words)
-    return escaped.replace("Δ", r"$\Delta$")
+    return escape_latex(words).replace("Δ", r"$\Delta$")
 
 
 def _report(models: Sequence[ScoredModel], comparison: dict[str, Any], folder: Path) -> Report:

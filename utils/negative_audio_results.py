@@ -25,7 +25,7 @@ from utils.negative_audio_scores import (
     numbers_of,
     numbers_without_ears,
 )
-from utils.negative_audio_tables import TABLE_FORMS, facts_of, render_table
+from utils.negative_audio_tables import facts_of, render_table
 from utils.results import EvaluationContext, warnings_of
 from utils.scores import LocalisationResult
 from utils.statistics import (
@@ -36,6 +36,7 @@ from utils.statistics import (
     bootstrap_statistics,
     plain_interval,
 )
+from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -344,7 +345,7 @@ def write_negative_results(
     """
     summary = summarise(setting, result)
     write_atomically(folder / "per_clip.csv", _per_clip_table(setting, result).encode())
-    for form in TABLE_FORMS:
+    for form in TABLE_FILES:
         write_atomically(folder / f"table.{form}", render_table(summary, form).encode())
     page = render_negative_audio(summary, facts_of(summary))
     write_atomically(folder / "report.html", page.encode())

@@ -1,10 +1,8 @@
 """The scores of a negative-audio evaluation as text: screen, Markdown, LaTeX, CSV, JSON."""
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from utils.negative_audio import NEGATIVES, OWN
@@ -12,16 +10,16 @@ from utils.negative_audio_scores import DEAF, DISC, MEDIAN_RULE, PAIRS
 from utils.statistics import Interval
 from utils.tables import (
     SHORT_SHA256,
-    escape_latex,
-    escape_markdown,
-    latex_facts,
-    markdown_facts,
+    ScoreTable,
+    identity_columns,
+    interval_fact,
+    remarks,
+    render_as,
 )
 
 Summary = dict[str, Any]
 """as `utils.negative_audio_results.summarise` gives it"""
 
-TABLE_FORMS = ("md", "tex", "csv")
 KIND_WORDS = {OWN: "own sound", "silence": "silence", "noise": "noise", "off_screen": "off-screen"}
 _HEADLINE = {"f_loc": "F_LOC", "f_auc": "F_AUC", "ciou_u": "cIoU_U", "auc_u": "AUC_U"}
 _BY_KIND = {
@@ -152,17 +150,11 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
             f"{checkpoint['method']}, {checkpoint['epoch']} epochs (sha256 {checkpoint['sha256']})",
         ),
         ("frames", summary["frame_geometry"]),
-        (
-            "intervals",
-            "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(
-                **summary["intervals"]
-            ),
-        ),
+        interval_fact(summary),
         ("environment", ", ".join(f"{k} {v}" for k, v in summary["environment"].items())),
         ("command", summary["command"]),
     ]
-    facts += [("note", summary["note"])] if summary["note"] else []
-    return facts + [("warning", warning) for warning in summary["warnings"]]
+    return facts + remarks(summary)
 
 
 def screen_table(summary: Summary) -> str:
@@ -190,47 +182,26 @@ def render_table(summary: Summary, form: str) -> str:
     Returns:
         text that ends with a line feed.
     """
-    writers: dict[str, Callable[[Summary], str]] = {
-        "md": _markdown,
-        "tex": _latex,
-        "csv": _csv,
-        "json": lambda whole: json.dumps(whole, indent=2, allow_nan=False) + "\n",
-    }
-    return writers[form](summary)
+    rows = score_rows(summary)
+    table = ScoreTable(
+        title_of(summary),
+        ("number", *COLUMNS),
+        2,
+        [(row.label, *row.cells) for row in rows],
+        facts_of(summary),
+    )
+    return render_as(
+        form,
+        summary,
+        markdown=table.markdown,
+        latex=table.latex,
+        csv_lines=partial(_csv_lines, summary),
+    )
 
 
-def _markdown(summary: Summary) -> str:
-    lines = [
-        f"{escape_markdown(title_of(summary))}, in percent",
-        "",
-        f"| number | {' | '.join(COLUMNS)} |",
-        "| --- | --- |" + " ---: |" * (len(COLUMNS) - 1),
-    ]
-    for row in score_rows(summary):
-        lines.append(f"| {escape_markdown(row.label)} | {' | '.join(row.cells)} |")
-    return "\n".join([*lines, "", *markdown_facts(facts_of(summary))]) + "\n"
-
-
-def _latex(summary: Summary) -> str:
-    """A table that needs no package; its file is in UTF-8."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(title_of(summary))}, in percent.}}",
-        r"\begin{tabular}{ll" + "r" * (len(COLUMNS) - 1) + "}",
-        r"\hline",
-        " & ".join(map(escape_latex, ("number", *COLUMNS))) + r" \\",
-        r"\hline",
-    ]
-    for row in score_rows(summary):
-        lines.append(" & ".join(map(escape_latex, (row.label, *row.cells))) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", "", r"\smallskip", *latex_facts(facts_of(summary))]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def _csv(summary: Summary) -> str:
+def _csv_lines(summary: Summary) -> list[dict[str, Any]]:
     """A line for each number; everything else is repeated in each of them."""
-    threshold, checkpoint, leak = (summary[k] for k in ("threshold", "checkpoint", "leak_check"))
+    threshold = summary["threshold"]
     shared = {
         "as_published": summary["as_published"] or "",
         "threshold": f"{threshold['value']:.9g}",
@@ -242,17 +213,8 @@ def _csv(summary: Summary) -> str:
         "num_listed": summary["num_listed"],
         "num_missing": len(summary["missing"]),
         "num_unreadable": len(summary["unreadable"]),
-        "clip_list": summary["clip_list"]["name"],
-        "clip_list_sha256": summary["clip_list"]["sha256"],
         "cut": summary["cut"] or "",
-        "scored_clips_sha256": summary["scored_clips_sha256"],
-        "leak_checked": int(leak["checked"]),
-        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
-        "method": checkpoint["method"],
-        "checkpoint": checkpoint["path"],
-        "checkpoint_sha256": checkpoint["sha256"],
-        "note": summary["note"],
-        "warnings": " | ".join(summary["warnings"]),
+        **identity_columns(summary),
     }
     lines = []
     for row in score_rows(summary):
@@ -262,11 +224,7 @@ def _csv(summary: Summary) -> str:
         numbers = {name: "" if v is None else f"{v:.4f}" for name, v in values.items()}
         first = {"benchmark": summary["benchmark"], "number": row.key, "better": row.better}
         lines.append(first | numbers | shared)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    return text.getvalue()
+    return lines
 
 
 def _two_digits(value: float | None) -> str:

@@ -1,14 +1,11 @@
 """The scores of a retrieval as text: screen, Markdown, LaTeX, CSV, JSON."""
 
-import csv
-import io
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from utils.statistics import Interval
-from utils.tables import escape_latex, escape_markdown, latex_facts, markdown_facts
+from utils.tables import ScoreTable, identity_columns, interval_fact, remarks, render_as
 
 Summary = dict[str, Any]
 """summary.json, as `utils.retrieval_results.write_retrieval` gives it"""
@@ -91,17 +88,11 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
             "trained",
             f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
         ),
-        (
-            "intervals",
-            "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(
-                **summary["intervals"]
-            ),
-        ),
+        interval_fact(summary),
         ("environment", ", ".join(f"{k} {v}" for k, v in summary["environment"].items())),
         ("command", summary["command"]),
     ]
-    facts += [("note", summary["note"])] if summary["note"] else []
-    return facts + [("warning", warning) for warning in summary["warnings"]]
+    return facts + remarks(summary)
 
 
 def screen_table(summary: Summary) -> str:
@@ -131,49 +122,25 @@ def render_table(summary: Summary, form: str) -> str:
     Returns:
         text that ends with a line feed.
     """
-    writers: dict[str, Callable[[Summary], str]] = {
-        "md": _markdown,
-        "tex": _latex,
-        "csv": _csv,
-        "json": lambda whole: json.dumps(whole, indent=2, allow_nan=False) + "\n",
-    }
-    return writers[form](summary)
+    rows = score_rows(summary)
+    table = ScoreTable(
+        title_of(summary),
+        ("direction", "metric", *COLUMNS),
+        2,
+        [(row.direction, row.metric, *row.cells) for row in rows],
+        facts_of(summary),
+    )
+    return render_as(
+        form,
+        summary,
+        markdown=table.markdown,
+        latex=table.latex,
+        csv_lines=partial(_csv_lines, summary),
+    )
 
 
-def _markdown(summary: Summary) -> str:
-    lines = [
-        f"{escape_markdown(title_of(summary))}, in percent",
-        "",
-        f"| direction | metric | {' | '.join(COLUMNS)} |",
-        "| --- | --- |" + " ---: |" * len(COLUMNS),
-    ]
-    for row in score_rows(summary):
-        names = map(escape_markdown, (row.direction, row.metric))
-        lines.append(f"| {' | '.join([*names, *row.cells])} |")
-    return "\n".join([*lines, "", *markdown_facts(facts_of(summary))]) + "\n"
-
-
-def _latex(summary: Summary) -> str:
-    """A table that needs no package; its file is in UTF-8."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(title_of(summary))}, in percent.}}",
-        r"\begin{tabular}{ll" + "r" * len(COLUMNS) + "}",
-        r"\hline",
-        " & ".join(map(escape_latex, ("direction", "metric", *COLUMNS))) + r" \\",
-        r"\hline",
-    ]
-    for row in score_rows(summary):
-        cells = map(escape_latex, (row.direction, row.metric, *row.cells))
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", "", r"\smallskip", *latex_facts(facts_of(summary))]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def _csv(summary: Summary) -> str:
+def _csv_lines(summary: Summary) -> list[dict[str, Any]]:
     """A line for each score; everything else is repeated in each of them."""
-    leak, checkpoint, listed = (summary[name] for name in ("leak_check", "checkpoint", "clip_list"))
     labels = summary["labels"] or {"num_classes": "", "path": "", "sha256": ""}
     shared = {
         "rule": summary["rule"],
@@ -185,18 +152,7 @@ def _csv(summary: Summary) -> str:
         "num_classes": labels["num_classes"],
         "labels": labels["path"],
         "labels_sha256": labels["sha256"],
-        "clip_list": listed["name"],
-        "clip_list_sha256": listed["sha256"],
-        "scored_clips_sha256": summary["scored_clips_sha256"],
-        "leak_checked": int(leak["checked"]),
-        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
-        "num_clips_epoch_was_chosen_on": summary["num_clips_epoch_was_chosen_on"],
-        "method": checkpoint["method"],
-        "checkpoint": checkpoint["path"],
-        "checkpoint_sha256": checkpoint["sha256"],
-        "frame_geometry": summary["frame_geometry"],
-        "note": summary["note"],
-        "warnings": " | ".join(summary["warnings"]),
+        **identity_columns(summary),
     }
     lines = []
     for row in score_rows(summary):
@@ -207,8 +163,4 @@ def _csv(summary: Summary) -> str:
         first = {"dataset": summary["dataset"], "direction": row.direction, "metric": row.metric}
         ties = {"num_queries_decided_by_a_tie": row.num_tied}
         lines.append(first | numbers | ties | shared)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    return text.getvalue()
+    return lines

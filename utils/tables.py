@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from utils.statistics import SCORE_KEYS, Interval
@@ -116,19 +117,18 @@ def render_table(summary: Summary, form: str) -> str:
     Returns:
         text that ends with a line feed.
     """
-    writers: dict[str, Callable[[Summary], str]] = {
-        "md": _markdown,
-        "tex": _latex,
-        "csv": _csv,
-        "json": lambda whole: json.dumps(whole, indent=2, allow_nan=False) + "\n",
-    }
-    return writers[form](summary)
+    return render_as(
+        form,
+        summary,
+        markdown=partial(_markdown, summary),
+        latex=partial(_latex, summary),
+        csv_lines=partial(_csv_lines, summary),
+    )
 
 
 def facts_of(summary: Summary) -> list[tuple[str, str]]:
     """What must stand beside the scores, named and in words."""
     checkpoint, listed = summary["checkpoint"], summary["clip_list"]
-    method = summary["intervals"]
     facts = [(f"protocol {one['name']}", rule_words(one)) for one in summary["protocols"]]
     if summary["extra_metrics"]:
         shown = summary["extra_metrics"]["shown"]
@@ -148,15 +148,113 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
             f"(sha256 {checkpoint['sha256'][:SHORT_SHA256]})",
         ),
         ("frames, sound", f"{summary['frame_geometry']}, {summary['audio']}"),
-        (
-            "intervals",
-            f"{method['confidence']:.0%}, {method['method']}, {method['resamples']} resamples, "
-            f"seed {method['seed']}",
-        ),
+        interval_fact(summary),
     ]
     facts += [("published cut", summary["cut"])] if summary["cut"] else []
-    facts += [("note", summary["note"])] if summary["note"] else []
-    return facts + [("warning", warning) for warning in summary["warnings"]]
+    return facts + remarks(summary)
+
+
+def interval_fact(summary: Summary) -> tuple[str, str]:
+    """How the intervals were made."""
+    words = "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}"
+    return "intervals", words.format(**summary["intervals"])
+
+
+def remarks(summary: Summary) -> list[tuple[str, str]]:
+    """The user's note, and what a reader must know first."""
+    note = [("note", summary["note"])] if summary["note"] else []
+    return note + [("warning", warning) for warning in summary["warnings"]]
+
+
+def identity_columns(summary: Summary) -> dict[str, Any]:
+    """Columns of a CSV that say which clips were scored, and what is known of the model."""
+    leak, checkpoint, listed = (summary[name] for name in ("leak_check", "checkpoint", "clip_list"))
+    return {
+        "clip_list": listed["name"],
+        "clip_list_sha256": listed["sha256"],
+        "scored_clips_sha256": summary["scored_clips_sha256"],
+        "leak_checked": int(leak["checked"]),
+        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
+        "num_clips_epoch_was_chosen_on": summary["num_clips_epoch_was_chosen_on"],
+        "method": checkpoint["method"],
+        "checkpoint": checkpoint["path"],
+        "checkpoint_sha256": checkpoint["sha256"],
+        "frame_geometry": summary["frame_geometry"],
+        "note": summary["note"],
+        "warnings": " | ".join(summary["warnings"]),
+    }
+
+
+def render_as(
+    form: str,
+    summary: Summary,
+    *,
+    markdown: Callable[[], str],
+    latex: Callable[[], str],
+    csv_lines: Callable[[], list[dict[str, Any]]],
+) -> str:
+    """One of the forms that `--table` takes.
+
+    Args:
+        form: md, tex, csv or json (the whole summary).
+        summary: of any task.
+        markdown: writes the first.
+        latex: writes the second.
+        csv_lines: lines of the third, at least one, all with the same columns.
+    """
+    if form == "csv":
+        lines = csv_lines()
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(lines)
+        return text.getvalue()
+    if form == "json":
+        return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    return {"md": markdown, "tex": latex}[form]()
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Words in lines and columns, and what must stand below them."""
+
+    title: str
+    headings: Sequence[str]
+    num_names: int
+    """first columns that hold names; the rest is numbers"""
+    lines: Sequence[Sequence[str]]
+    facts: Sequence[tuple[str, str]]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        rules = " --- |" * self.num_names + " ---: |" * (len(self.headings) - self.num_names)
+        lines = [f"{escape_markdown(self.title)}, in percent", "",
+                 f"| {' | '.join(self.headings)} |", f"|{rules}"]  # fmt: skip
+        for line in self.lines:
+            names = map(escape_markdown, line[: self.num_names])
+            lines.append(f"| {' | '.join([*names, *line[self.num_names :]])} |")
+        return "\n".join([*lines, "", *markdown_facts(self.facts)]) + "\n"
+
+    def latex(self) -> str:
+        """A table that needs no package; its file is in UTF-8."""
+        columns = "l" * self.num_names + "r" * (len(self.headings) - self.num_names)
+        cells = [map(escape_latex, line) for line in (self.headings, *self.lines)]
+        rows = [" & ".join(line) + r" \\" for line in cells]
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(self.title)}, in percent.}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            rows[0],
+            r"\hline",
+            *rows[1:],
+            r"\hline",
+            r"\end{tabular}",
+            "",
+            r"\smallskip",
+        ]
+        return "\n".join([*lines, *latex_facts(self.facts), r"\end{table}"]) + "\n"
 
 
 def markdown_facts(facts: Iterable[tuple[str, str]]) -> list[str]:
@@ -223,28 +321,16 @@ def _latex_rows(summary: Summary, block: ScoreBlock) -> list[str]:
     return [*lines, r"\hline", r"\end{tabular}", ""]
 
 
-def _csv(summary: Summary) -> str:
+def _csv_lines(summary: Summary) -> list[dict[str, Any]]:
     """A line for each rule and predictor; everything else is repeated in each of them."""
-    leak, checkpoint, listed = (summary[name] for name in ("leak_check", "checkpoint", "clip_list"))
     shared = {
         "num_without_object": summary["num_without_object"],
         "num_listed": summary["num_listed"],
         "num_missing": summary["num_missing"],
         "num_unreadable": summary["num_unreadable"],
-        "clip_list": listed["name"],
-        "clip_list_sha256": listed["sha256"],
         "cut": summary["cut"] or "",
-        "scored_clips_sha256": summary["scored_clips_sha256"],
-        "leak_checked": int(leak["checked"]),
-        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
-        "num_clips_epoch_was_chosen_on": summary["num_clips_epoch_was_chosen_on"],
-        "method": checkpoint["method"],
-        "checkpoint": checkpoint["path"],
-        "checkpoint_sha256": checkpoint["sha256"],
-        "frame_geometry": summary["frame_geometry"],
         "audio": summary["audio"],
-        "note": summary["note"],
-        "warnings": " | ".join(summary["warnings"]),
+        **identity_columns(summary),
     }
     extra = summary["extra_metrics"]
     blocks = score_blocks(extra and {**extra, "shown": list(extra["words"])})
@@ -265,11 +351,7 @@ def _csv(summary: Summary) -> str:
                 for suffix, value in zip(("", "_low", "_high"), values, strict=True):
                     line[key + suffix] = "" if value is None else f"{value:.4f}"
         lines.append(line | shared)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    return text.getvalue()
+    return lines
 
 
 def _rows(summary: Summary) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -364,6 +364,7 @@ class TrainingRun:
         Raises:
             FloatingPointError: a number is not finite.
         """
+        self._log_recent()  # a loss that is not finite is found here, and says more
         broken = find_non_finite(state_dict)
         if broken:
             raise FloatingPointError(

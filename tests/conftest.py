@@ -1,6 +1,7 @@
 """A tiny data set in all layouts: a coloured square at a known box, a tone tied to its colour."""
 
 import importlib.util
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
 PITCHES = (300.0, 700.0, 1500.0, 3200.0)
 SIDE = 96
 RATE = 16_000
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells let what they start in the background ignore Ctrl-C; tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

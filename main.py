@@ -37,11 +37,7 @@ from models.ssl_tie import SSLTIE
 from models.sspl import SSPL
 from models.synchronised import synchronise_batch_norms
 from scripts.training_inputs import Views, build_inputs
-from utils.checkpoint import (
-    Checkpoint,
-    parse_checkpoint,
-    read_checkpoint_file,
-)
+from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.distributed import (
     barrier,
     is_main_process,
@@ -60,12 +56,7 @@ from utils.mixing_schedule import MixingCurriculum
 from utils.optimisation import Stepper, Trainer, autocast
 from utils.protocols import PROTOCOLS
 from utils.reporting import configure_logging, run_command
-from utils.reproducibility import (
-    environment_report,
-    pick_device,
-    seed_everything,
-    use_full_float32,
-)
+from utils.reproducibility import environment_report, pick_device, seed_everything, use_full_float32
 from utils.training_run import TrainingRun
 
 logger = logging.getLogger("main")

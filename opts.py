@@ -69,8 +69,7 @@ class ValidationOptions:
             raise ValueError("--validation-list needs --validation-benchmark.")
         if self.validation_protocol not in (None, *PROTOCOLS):
             raise ValueError(
-                f"--validation-protocol takes one of {', '.join(PROTOCOLS)}, got "
-                f"{self.validation_protocol!r}"
+                f"--validation-protocol takes one of {', '.join(PROTOCOLS)}, got {self.validation_protocol!r}"
             )
 
 
@@ -186,9 +185,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuses groups that contradict each other."""
-        if isinstance(self.audio, AudioConfig) and isinstance(
-            self.augmentation, AugmentationConfig
-        ):
+        if isinstance(self.audio, AudioConfig) and isinstance(self.augmentation, AugmentationConfig):
             self.augmentation.check_fits(self.audio.mel_bins, self.audio.num_frames)
         if self.optimisation.batch_size < 2 * self.compute.micro_batches:
             raise ValueError(
@@ -226,11 +223,7 @@ _METHOD_GROUPS: dict[str, dict[str, type]] = {
         "mixing": AudioMixingOptions,
         "negatives": NegativeSoundConfig,
     },
-    "sspl": {
-        "audio": SegmentConfig,
-        "augmentation": PairedViewConfig,
-        "frozen": FrozenOptions,
-    },
+    "sspl": {"audio": SegmentConfig, "augmentation": PairedViewConfig, "frozen": FrozenOptions},
 }
 """Groups that only one method has, beside its configuration and its recipe."""
 
@@ -254,9 +247,7 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
             add_group(sub, group)
     values = vars(parser.parse_args(arguments))
     chosen: str = values["method"]
-    groups: dict[str, Any] = {
-        name: build(group, values) for name, group in train_groups(chosen).items()
-    }
+    groups: dict[str, Any] = {name: build(group, values) for name, group in train_groups(chosen).items()}
     model: Any = build(METHODS[chosen].config, values)
     recipe: Any = build(METHODS[chosen].recipe, values)
     return TrainOptions(method=chosen, model=model, optimisation=recipe.completed(model), **groups)
@@ -268,12 +259,7 @@ def train_groups(method: str) -> dict[str, type]:
 
 
 TestOptions = (
-    LocalisationOptions
-    | BaselineOptions
-    | RetrievalOptions
-    | NegativeOptions
-    | VideoOptions
-    | ImageOptions
+    LocalisationOptions | BaselineOptions | RetrievalOptions | NegativeOptions | VideoOptions | ImageOptions
 )
 
 _TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
@@ -293,14 +279,8 @@ _TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
         NegativeOptions,
         "what the model shows for silence, noise and sounds that are not in the picture",
     ),
-    "video": (
-        VideoOptions,
-        "draws where the sound comes from into your own video",
-    ),
-    "image": (
-        ImageOptions,
-        "draws where a sound comes from into a picture",
-    ),
+    "video": (VideoOptions, "draws where the sound comes from into your own video"),
+    "image": (ImageOptions, "draws where a sound comes from into a picture"),
 }
 
 
@@ -314,10 +294,7 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, (group, summary) in _TEST_TASKS.items():
         sub = tasks.add_parser(
-            name,
-            help=summary,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
+            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
         add_group(sub, group)
     values = vars(parser.parse_args(arguments))

@@ -41,30 +41,13 @@ from models.pretrained import load_object_prior
 from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
 from scripts.negative_audio import run as run_negatives
-from scripts.scoring import (
-    ScoringOptions,
-    build_loader,
-    describe,
-    known_lists_of,
-    with_classes,
-)
+from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
 from scripts.trained_model import TrainedModel, load_model
-from utils.benchmark_metrics import (
-    default_protocols,
-    describe_extra_metrics,
-    extra_scores,
-    with_object_only,
-)
+from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
 from utils.checkpoint import file_sha256
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
-from utils.evaluation import (
-    ObjectPrior,
-    OnBatch,
-    evaluate_baselines,
-    localise_batches,
-    score_maps,
-)
+from utils.evaluation import ObjectPrior, OnBatch, evaluate_baselines, localise_batches, score_maps
 from utils.files import write_atomically
 from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
@@ -240,10 +223,7 @@ def score(
 
 
 def draw_galleries(
-    options: opts.LocalisationOptions,
-    trained: TrainedModel,
-    clip_set: ClipSet,
-    result: LocalisationResult,
+    options: opts.LocalisationOptions, trained: TrainedModel, clip_set: ClipSet, result: LocalisationResult
 ) -> list[Gallery]:
     """Best, median and worst clips; decoded once more, as they are known only at the end."""
     chosen = choose_clips(result.model.clips, options.gallery)
@@ -304,9 +284,7 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
             clip = clips[clip_id]
             picture = thumbnail.apply_to_frame(read_frame(clip.frame_source))
             sound = read_window(clip.audio_source, trained.audio).numpy()
-            return Preview(
-                encode_jpeg(np.asarray(picture)), encode_mp3(sound, trained.audio.sample_rate)
-            )
+            return Preview(encode_jpeg(np.asarray(picture)), encode_mp3(sound, trained.audio.sample_rate))
 
         pictures = (options.gallery, preview_of)
         retrieve(options.output, setting, embeddings, device, pictures, options.table)

@@ -76,9 +76,7 @@ def read_vgg_ss_json(path: Path) -> dict[str, NDArray[np.float64]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         boxes_of = {entry["file"]: _as_boxes(entry["bbox"]) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise BrokenFileError(
-            path, f"not a list of {{'file': …, 'bbox': [[…]]}} ({error!r})"
-        ) from error
+        raise BrokenFileError(path, f"not a list of {{'file': …, 'bbox': [[…]]}} ({error!r})") from error
     for boxes in boxes_of.values():
         _refuse(boxes, boxes > MAX_FRACTION, path)
     return boxes_of

@@ -135,9 +135,7 @@ def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
     return waveforms[..., positions % length]
 
 
-def load_waveform(
-    source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None
-) -> Tensor:
+def load_waveform(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
     """Reads the beginning or the middle of a sound, mono, at one rate, tiled to the window.
 
     Args:
@@ -173,9 +171,7 @@ def tile(waveforms: Tensor, lengths: Sequence[int], num_samples: int) -> Tensor:
     return waveforms.gather(1, places % periods[:, None])
 
 
-def read_window(
-    source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None
-) -> Tensor:
+def read_window(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
     """Reads what load_waveform tiles: at most (L,).
 
     A centred window is always full, as what is in the middle of a short sound depends on how often

@@ -90,9 +90,7 @@ class MixingClips(AudioVisualClips):
             return sample
         try:
             other = load_waveform(
-                self.clips[request.other].audio_source,
-                self.audio,
-                excerpt_seconds=self.excerpt_seconds,
+                self.clips[request.other].audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
             )
         except BrokenFileError as error:
             return BrokenClip(sample.clip_id, f"the sound to be mixed in: {error}")

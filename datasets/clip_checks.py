@@ -51,9 +51,7 @@ class Truth:
     """clip id -> (N, 4); None where there is a mask"""
 
 
-def truth_reader(
-    dataset: str, layout: Layout, files: ClipFiles, annotations: Path | None
-) -> Truth | None:
+def truth_reader(dataset: str, layout: Layout, files: ClipFiles, annotations: Path | None) -> Truth | None:
     """Finds out where the boxes or masks of a data set come from.
 
     Args:
@@ -80,9 +78,7 @@ def truth_reader(
     if annotations is not None and layout.read_frames is None:
         taking = [name for name in BENCHMARKS if LAYOUTS[name].read_json]
         taking += [name for name in BENCHMARKS if LAYOUTS[name].read_frames]
-        raise ValueError(
-            f"--annotations takes the JSON of {', '.join(taking)}; {dataset} has no such file."
-        )
+        raise ValueError(f"--annotations takes the JSON of {', '.join(taking)}; {dataset} has no such file.")
     if not layout.is_benchmark:
         return None
     expected = files.expected["annotation"]
@@ -139,9 +135,7 @@ def check_clips(
         the clips in the order of the items, and clip id and reason of those that are left out.
     """
     with ThreadPoolExecutor(HEADER_READERS) as pool:
-        checked: Iterable[Clip | str] = pool.map(
-            lambda item: _build_clip(item, layout, files, truth), items
-        )
+        checked: Iterable[Clip | str] = pool.map(lambda item: _build_clip(item, layout, files, truth), items)
         bar = tqdm(checked, f"{name}: checking files", len(items), unit="clip", leave=False)
         results = list(bar)
     clips = [result for result in results if isinstance(result, Clip)]
@@ -149,9 +143,7 @@ def check_clips(
     return clips, [(item.clip_id, problem) for item, problem in pairs if isinstance(problem, str)]
 
 
-def _build_clip(
-    item: ClipItem, layout: Layout, files: ClipFiles, truth: Truth | None
-) -> Clip | str:
+def _build_clip(item: ClipItem, layout: Layout, files: ClipFiles, truth: Truth | None) -> Clip | str:
     """The clip, or what is wrong with it."""
     clip_id = item.clip_id
     if truth is not None and not item.negative and clip_id not in truth.clip_ids:

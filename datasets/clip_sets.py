@@ -101,10 +101,7 @@ def build_clips(
     added = _negatives_of(dataset, layout, clip_list, negatives)
     listed = None if clip_list is None else resolve_clip_list(clip_list)
     files = find_files(
-        dataset,
-        data_root,
-        listed=None if listed is None else listed.clip_ids,
-        annotations=annotations,
+        dataset, data_root, listed=None if listed is None else listed.clip_ids, annotations=annotations
     )
     truth = truth_reader(dataset, layout, files, annotations)
     if listed is None:
@@ -173,9 +170,7 @@ def _report_problems(
     if not problems:
         return
     first = "; ".join(f"{clip_id}: {problem}" for clip_id, problem in problems[:5])
-    message = (
-        f"{dataset}: {len(problems)} of {num_listed} clips are missing or broken, first: {first}"
-    )
+    message = f"{dataset}: {len(problems)} of {num_listed} clips are missing or broken, first: {first}"
     if not allow_missing:
         raise FileNotFoundError(
             f"{message}. Mend the data, or pass --allow-missing to use only what is there."

@@ -230,9 +230,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         try:
             waveform = torch.empty(0)
             if self.content != "frames":
-                waveform = read_window(
-                    clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds
-                )
+                waveform = read_window(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
             if self.content == "sounds":
                 nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
                 return Sample(clip.clip_id, nothing, waveform, None, None, request.crop_seed)

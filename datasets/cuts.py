@@ -16,25 +16,13 @@ class Cut:
 
 
 _VGG_SS = (
-    Cut(
-        "the complete set",
-        5158,
-        "8acc0c93362233f7a16f82240d8d77361740ffc93859809d021ff71a29f63bb3",
-    ),
+    Cut("the complete set", 5158, "8acc0c93362233f7a16f82240d8d77361740ffc93859809d021ff71a29f63bb3"),
     Cut("SSL-TIE's cut", 4911, "3e2640dbeb8ca96c33635a19792a97c63cd0afe8fa29e1d361305d6191729f29"),
     Cut("SSPL's cut", 4692, "103e7a80eca9d331efa97e6e2c28d640848c48d507c7a02dcb07c55577d09d22"),
     Cut("HTF's cut", 4670),
     Cut("SSL-Align's cut", 4655),
-    Cut(
-        "EZ-VSL's heard classes",
-        2564,
-        "619bccbc43cded73b9782b287a033418963cff074f803799fbca12763522cea7",
-    ),
-    Cut(
-        "EZ-VSL's unheard classes",
-        2575,
-        "ad5f876fe0df3f4a6acad52bc6fee91f868c42cbf77151805f243d5901566b4a",
-    ),
+    Cut("EZ-VSL's heard classes", 2564, "619bccbc43cded73b9782b287a033418963cff074f803799fbca12763522cea7"),
+    Cut("EZ-VSL's unheard classes", 2575, "ad5f876fe0df3f4a6acad52bc6fee91f868c42cbf77151805f243d5901566b4a"),
     Cut("SSL-TIE's heard classes (open set)", 2425),
     Cut("SSL-TIE's unheard classes (open set)", 2463),
 )
@@ -72,11 +60,7 @@ CUTS: dict[str, tuple[Cut, ...]] = {
     "vgg_ss_extended": _VGG_SS,
     "flickr_soundnet_extended": _FLICKR,
     "is3": (
-        Cut(
-            "the complete set",
-            6480,
-            "de51c7d93e115696333f0ab2de8fb0164b9439cb65852d425a20e806328017dd",
-        ),
+        Cut("the complete set", 6480, "de51c7d93e115696333f0ab2de8fb0164b9439cb65852d425a20e806328017dd"),
     ),
     "vpo_ss": (Cut("the complete set", 890),),
     "vpo_ms": (Cut("the complete set", 2157),),
@@ -101,11 +85,7 @@ def ids_digest(clip_ids: Iterable[str]) -> str:
 
 
 def name_cut(
-    dataset: str,
-    listed: Collection[str],
-    *,
-    negatives: Collection[str] = (),
-    num_missing: int = 0,
+    dataset: str, listed: Collection[str], *, negatives: Collection[str] = (), num_missing: int = 0
 ) -> str:
     """Says which published cut is scored, or that it is none.
 

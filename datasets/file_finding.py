@@ -30,11 +30,7 @@ class _Place:
 
 
 def find_files(
-    dataset: str,
-    data_root: Path,
-    *,
-    listed: Sequence[str] | None = None,
-    annotations: Path | None = None,
+    dataset: str, data_root: Path, *, listed: Sequence[str] | None = None, annotations: Path | None = None
 ) -> ClipFiles:
     """Lists the files of a data set once: folders, our HDF5 files, or the SSPL authors'.
 
@@ -103,9 +99,7 @@ def _find_place(layout: Layout, data_root: Path) -> _Place:
     if places:
         return places[0]
     there = sorted(path.name for path in data_root.iterdir()) if data_root.is_dir() else None
-    found = (
-        "it does not exist" if there is None else f"it holds: {', '.join(there[:10]) or 'nothing'}"
-    )
+    found = "it does not exist" if there is None else f"it holds: {', '.join(there[:10]) or 'nothing'}"
     first = layout.folders[0]
     packed = "" if layout.why_not_packed else ", no clips.h5"
     authors = f" and no h5py_{layout.split}_frames.h5" if layout.split else ""
@@ -120,17 +114,13 @@ def _is_there(root: Path, folders: Folders) -> bool:
     return (root / folders.frames).is_dir() and any((root / f).is_dir() for f in folders.sounds)
 
 
-def _list_folders(
-    layout: Layout, root: Path, folders: Folders, annotations: Path | None
-) -> ClipFiles:
+def _list_folders(layout: Layout, root: Path, folders: Folders, annotations: Path | None) -> ClipFiles:
     if folders.videos is not None:
         return list_video_frames(root, folders.frames, folders.sounds[0], folders.videos)
     audio_folders = [root / name for name in folders.sounds if (root / name).is_dir()]
     frame_pattern = f"<id>/{folders.frame_name}" if folders.frame_name else "<id>.jpg"
     if folders.frame_name:
-        frames = {
-            entry.name: entry / folders.frame_name for entry in (root / folders.frames).iterdir()
-        }
+        frames = {entry.name: entry / folders.frame_name for entry in (root / folders.frames).iterdir()}
     else:
         frames = files_by_id([root / folders.frames], FRAME_SUFFIXES)
     expected = {
@@ -156,11 +146,7 @@ def _list_folders(
             boxes={i: item.bounding_boxes for i, item in items.items()},
         )
     return ClipFiles(
-        frames,
-        sounds,
-        _annotations(root, (folders,)),
-        expected,
-        boxes_json=_boxes_json(layout, root),
+        frames, sounds, _annotations(root, (folders,)), expected, boxes_json=_boxes_json(layout, root)
     )
 
 

@@ -144,11 +144,7 @@ def apply_appearance(frames: Tensor, appearance: Appearance) -> Tensor:
             wanted = appearance.coloured & (appearance.order[:, place] == which)
             change(wanted, adjust, factors[:, which])
     change(appearance.grey, lambda chosen: grey_of(chosen).expand_as(chosen))
-    change(
-        appearance.blurred,
-        lambda chosen, widths: gaussian_blur(chosen, widths, BLUR_KERNEL),
-        sigmas,
-    )
+    change(appearance.blurred, lambda chosen, widths: gaussian_blur(chosen, widths, BLUR_KERNEL), sigmas)
     change(appearance.flipped, lambda chosen: chosen.flip(-1))
     return frames
 

@@ -57,9 +57,7 @@ class FrameGeometry:
             return TF.resize(picture, size, interpolation)
         return TF.center_crop(TF.resize(picture, size[:1], interpolation), size)
 
-    def apply_to_boxes(
-        self, boxes: NDArray[np.float64], width: int, height: int
-    ) -> NDArray[np.float64]:
+    def apply_to_boxes(self, boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
         """Boxes of the frame on disk -> boxes of the square, both as fractions.
 
         Args:

@@ -150,10 +150,7 @@ class GeometricTransform:
         the sampling points by 4e-4 pixels, more than the reference's own spread, and the bfloat16
         of an autocast region by whole cells.
         """
-        with (
-            torch.autocast("cpu", enabled=False),
-            torch.autocast(pictures.device.type, enabled=False),
-        ):
+        with torch.autocast("cpu", enabled=False), torch.autocast(pictures.device.type, enabled=False):
             grid = self._sampling_grid(pictures)
             warped = F.grid_sample(pictures, grid, align_corners=True)
         return warped.flip(-1) if self.flip else warped
@@ -177,9 +174,7 @@ class GeometricTransform:
         side = output_cells * samples
         grid = 2 * self._source_of((torch.arange(side).double() + 0.5) / side) - 1
         # On the outermost half cell there is nothing to interpolate with: the border's own value.
-        sampled = F.grid_sample(
-            maps[:, None], grid.to(maps), padding_mode="border", align_corners=False
-        )
+        sampled = F.grid_sample(maps[:, None], grid.to(maps), padding_mode="border", align_corners=False)
         corners = self._source_of(torch.arange(output_cells + 1).double() / output_cells)
         outside = ((corners < -1e-6) | (corners > 1 + 1e-6)).any(dim=-1)
         covered = 1 - F.max_pool2d(outside[:, None].to(maps), 2, stride=1)

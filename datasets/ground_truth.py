@@ -32,17 +32,13 @@ class GroundTruth:
     pair_keys: dict[str, str | None]
     """clip id -> what clips of one scene with different sounds share; None: there are no pairs"""
 
-    def maps(
-        self, *, map_size: int, batch_size: int
-    ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    def maps(self, *, map_size: int, batch_size: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Batches of clip ids and ground-truth maps (B, M, M) in [0, 1], the boxes on the frame."""
         clip_ids = list(self.boxes)
         for start in range(0, len(clip_ids), batch_size):
             part = clip_ids[start : start + batch_size]
             maps = [
-                consensus_map(
-                    self.boxes[clip_id], annotators_needed=self.annotators_needed, size=map_size
-                )
+                consensus_map(self.boxes[clip_id], annotators_needed=self.annotators_needed, size=map_size)
                 for clip_id in part
             ]
             yield part, np.stack(maps)
@@ -104,8 +100,7 @@ def _known_boxes(
         return {path.stem: partial(read, path) for path in paths}
     if layout.read_json is None and layout.read_frames is None:
         raise ValueError(
-            f"--annotations of {benchmark} must be a folder of XML files <id>.xml; {annotations} "
-            "is none."
+            f"--annotations of {benchmark} must be a folder of XML files <id>.xml; {annotations} is none."
         )
     if not annotations.is_file():
         raise FileNotFoundError(

@@ -187,9 +187,7 @@ class _OpenFiles:
         self.lock = threading.RLock()
         self._files: OrderedDict[Path, OpenFile] = OrderedDict()
         os.register_at_fork(
-            before=self._prepare_fork,
-            after_in_parent=self.lock.release,
-            after_in_child=self.lock.release,
+            before=self._prepare_fork, after_in_parent=self.lock.release, after_in_child=self.lock.release
         )
 
     def get(self, path: Path) -> OpenFile:
@@ -224,9 +222,7 @@ def open_anew(path: Path) -> OpenFile:
             _open_files.close(path)
             return _open_files.get(path)
     except READ_ERRORS as error:
-        raise BrokenFileError(
-            path, f"not a whole HDF5 file ({error}); copy or make it again"
-        ) from error
+        raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
 
 
 def close_file(path: Path) -> None:

@@ -160,9 +160,7 @@ def _check_parts(files: dict[Path, OpenFile]) -> None:
 # ------------------------------------------------------------------------------ the authors' files
 
 
-def read_authors(
-    paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | None
-) -> StoredClips:
+def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | None) -> StoredClips:
     """Lists the clips of the SSPL authors' files, shards in the order of their numbers.
 
     Args:
@@ -225,8 +223,7 @@ def _group_shards(paths: Sequence[Path], split: Split) -> list[dict[str, Path]]:
             if kind not in shard:
                 suffix = key[0] + ("" if key[1] is None else f"_{key[1]}")
                 raise FileNotFoundError(
-                    f"{folder}: no h5py_{split}_{kind}{suffix}.h5 beside "
-                    f"{next(iter(shard.values())).name}."
+                    f"{folder}: no h5py_{split}_{kind}{suffix}.h5 beside {next(iter(shard.values())).name}."
                 )
     gaps = sorted(set(range(1, max(numbers) + 1)) - set(numbers)) if numbers else []
     if gaps:

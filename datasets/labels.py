@@ -127,12 +127,8 @@ def _read_json(text: str, path: Path) -> tuple[str, Pairs]:
         raise ValueError(f"{path} is JSON, but of another form. {EXPECTED}")
     pairs = []
     for place, entry in enumerate(entries, start=1):
-        clip_id, label = (
-            (entry.get(id_key), entry.get("class")) if isinstance(entry, dict) else (None, None)
-        )
+        clip_id, label = (entry.get(id_key), entry.get("class")) if isinstance(entry, dict) else (None, None)
         if not isinstance(clip_id, str) or not isinstance(label, str):
-            raise ValueError(
-                f'{path}: entry {place} has no text under "{id_key}" or "class". {EXPECTED}'
-            )
+            raise ValueError(f'{path}: entry {place} has no text under "{id_key}" or "class". {EXPECTED}')
         pairs.append((clip_id.strip(), label.strip()))
     return form, pairs

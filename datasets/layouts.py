@@ -126,11 +126,7 @@ LAYOUTS: dict[str, Layout] = {
         roots=(".", "SoundNet_Flickr", "Flickr_test"),
         folders=(
             Folders("frame", ("audio", "wav", "mp3"), "anno"),
-            Folders(
-                f"{SSPL_TEST_FOLDER}/frames",
-                (f"{SSPL_TEST_FOLDER}/audio",),
-                "5k_labeled/Annotations",
-            ),
+            Folders(f"{SSPL_TEST_FOLDER}/frames", (f"{SSPL_TEST_FOLDER}/audio",), "5k_labeled/Annotations"),
         ),
         split="test",
         read_annotation=read_flickr_xml,
@@ -192,9 +188,7 @@ LAYOUTS["vgg_ss_extended"] = replace(
     LAYOUTS["vgg_ss"], title="Extended VGG-SS", negatives="slavc_vgg_ss_negatives"
 )
 LAYOUTS["flickr_soundnet_extended"] = replace(
-    LAYOUTS["flickr_soundnet"],
-    title="Extended Flickr-SoundNet",
-    negatives="slavc_flickr_negatives",
+    LAYOUTS["flickr_soundnet"], title="Extended Flickr-SoundNet", negatives="slavc_flickr_negatives"
 )
 
 BENCHMARKS = tuple(name for name, layout in LAYOUTS.items() if layout.is_benchmark)

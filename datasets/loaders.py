@@ -21,9 +21,7 @@ class SeededBatches(Sampler[list[ClipRequest]]):
     fewer negatives.
     """
 
-    def __init__(
-        self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)
-    ) -> None:
+    def __init__(self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)) -> None:
         """Starts before epoch 0, step 0.
 
         Args:
@@ -80,11 +78,7 @@ def hash_seed(*numbers: int) -> int:
 
 
 def build_train_loader(
-    clips: AudioVisualClips | CachedClips,
-    batches: SeededBatches,
-    *,
-    num_workers: int,
-    pin_memory: bool,
+    clips: AudioVisualClips | CachedClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch] | DataLoader[FeatureBatch]:
     """Loader over the batches of a SeededBatches.
 

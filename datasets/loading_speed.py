@@ -41,9 +41,7 @@ NOISE = 9.0
 """Standard deviation, of 255."""
 SEED = 4
 CPU = torch.device("cpu")
-NOT_COUNTED = dict.fromkeys(
-    ("flops_per_sample", "share_of_peak", "peak_flops_per_s", "peak_basis"), None
-)
+NOT_COUNTED = dict.fromkeys(("flops_per_sample", "share_of_peak", "peak_flops_per_s", "peak_basis"), None)
 """What the lines of other benchmarks say of arithmetic, which loading is not about."""
 
 
@@ -63,9 +61,7 @@ class LoaderSizes:
     def __post_init__(self) -> None:
         """Refuses sizes that cannot be measured."""
         if not 1 <= self.batch_size <= self.clips:
-            raise ValueError(
-                f"--batch-size must be 1 to --clips, got {self.batch_size} and {self.clips}"
-            )
+            raise ValueError(f"--batch-size must be 1 to --clips, got {self.batch_size} and {self.clips}")
         if self.picture_size < 16 or self.sound_seconds < 0.1:
             raise ValueError(
                 "--picture-size must be at least 16 and --sound-seconds at least 0.1, got "
@@ -164,9 +160,7 @@ def _reference_spectrogram(path: object) -> Tensor:
     return torchaudio.transforms.AmplitudeToDB()(power)
 
 
-def time_loading(
-    clips: Sequence[Clip], sizes: LoaderSizes, *, repeats: int
-) -> dict[str, LoadingTimes]:
+def time_loading(clips: Sequence[Clip], sizes: LoaderSizes, *, repeats: int) -> dict[str, LoadingTimes]:
     """Times an epoch of both ways in turn, in this process, on one thread.
 
     Args:
@@ -180,9 +174,7 @@ def time_loading(
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     random.seed(SEED)
-    reference = DataLoader(
-        ReferenceClips(clips), batch_size=sizes.batch_size, shuffle=True, drop_last=True
-    )
+    reference = DataLoader(ReferenceClips(clips), batch_size=sizes.batch_size, shuffle=True, drop_last=True)
     ours = our_loader(clips, sizes)
     epochs: dict[str, Callable[[], int]] = {
         "reference": lambda: sum(len(frames) for frames, _, _ in reference),
@@ -265,9 +257,7 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> dict[str,
 
 def profiled_peak_bytes(action: Callable[[], object]) -> int:
     """Most bytes that torch's CPU allocator holds at once during an action, beyond those before."""
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         action()
     assert recorded.profiler is not None
     events = recorded.profiler.kineto_results.events()
@@ -312,9 +302,7 @@ def loader_lines(
             },
             **taken.memory,
             **NOT_COUNTED,
-            "ratio_to_plain": statistics.median(
-                a / b for a, b in zip(plain.wall, taken.wall, strict=True)
-            ),
+            "ratio_to_plain": statistics.median(a / b for a, b in zip(plain.wall, taken.wall, strict=True)),
             "speed_ratio": {
                 "wall": _ratios(plain.wall, taken.wall),
                 "processor": _ratios(plain.processor, taken.processor),

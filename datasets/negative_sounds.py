@@ -42,8 +42,7 @@ class NegativeSoundConfig:
             kinds = [kind.strip() for kind in self.negative_sounds.split(",")]
             if len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
                 raise ValueError(
-                    "--negative-sounds takes silence, noise or silence,noise, got "
-                    f"{self.negative_sounds!r}"
+                    f"--negative-sounds takes silence, noise or silence,noise, got {self.negative_sounds!r}"
                 )
         if self.noise_sounds < 1:
             raise ValueError(f"--noise-sounds must be at least 1, got {self.noise_sounds}")

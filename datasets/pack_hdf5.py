@@ -88,9 +88,7 @@ def _plan(output: Path, clip_set: ClipSet, config: PackConfig, clips_per_file: i
     }
     return [
         _Part(
-            output
-            if len(parts) == 1
-            else output.with_name(f"{output.stem}_{number:04d}{output.suffix}"),
+            output if len(parts) == 1 else output.with_name(f"{output.stem}_{number:04d}{output.suffix}"),
             part,
             of_all | {"part": number},
         )
@@ -110,8 +108,7 @@ def _is_finished(part: _Part) -> bool:
     wanted = {name: value for name, value in part.settings.items() if value is not None}
     if any(attributes.get(name) != value for name, value in wanted.items()):
         raise FileExistsError(
-            f"{part.path} is there already, packed with other settings. Name another file, or "
-            "remove it."
+            f"{part.path} is there already, packed with other settings. Name another file, or remove it."
         )
     return True
 
@@ -120,9 +117,7 @@ def _write_part(part: _Part, config: PackConfig, workers: Workers, *, allow_miss
     with PackedWriter(part.path, part.settings) as writer:
         there = set(writer.clip_ids)
         if there:
-            logger.info(
-                "Going on with %d of %d clips of %s", len(there), len(part.clips), part.path
-            )
+            logger.info("Going on with %d of %d clips of %s", len(there), len(part.clips), part.path)
         remaining = [clip for clip in part.clips if clip.clip_id not in there]
         bar = tqdm(desc=part.path.name, initial=len(there), total=len(part.clips), unit="clip")
         with bar:
@@ -178,9 +173,7 @@ def pack(options: argparse.Namespace) -> None:
     )
     parts = _plan(options.output, clip_set, config, options.clips_per_file or len(clip_set.clips))
     if len(parts) > 1 and not PACKED_NAME.fullmatch(options.output.name):
-        raise ValueError(
-            f"{options.output}: several files are found again by their names; call it clips.h5."
-        )
+        raise ValueError(f"{options.output}: several files are found again by their names; call it clips.h5.")
     unfinished = [part for part in parts if len(parts) == 1 or not _is_finished(part)]
     if not unfinished:
         raise FileExistsError(f"All {len(parts)} parts of {options.output} are there already.")
@@ -254,8 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--frame-size",
         type=int,
         metavar="PIXELS",
-        help=f"squash frames to this side, JPEG quality {JPEG_QUALITY}; none: their files as they "
-        "are",
+        help=f"squash frames to this side, JPEG quality {JPEG_QUALITY}; none: their files as they are",
     )
     add("--clips-per-file", type=_at_least_1, metavar="N", help="several files; none: one")
     add("--allow-missing", action="store_true", help="leave out clips that cannot be read")

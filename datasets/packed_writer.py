@@ -159,9 +159,7 @@ class PackedWriter:
         begun, *entries = map(json.loads, whole)
         if begun != settings:
             names = [name for name in settings if settings[name] != begun.get(name)]
-            differences = (
-                f"{name}: {begun.get(name)} then, {settings[name]} now" for name in names
-            )
+            differences = (f"{name}: {begun.get(name)} then, {settings[name]} now" for name in names)
             raise ValueError(
                 f"{self.folder} was begun with other settings ({'; '.join(differences)}). Use the "
                 "same ones, name another file, or remove that folder."

@@ -46,9 +46,7 @@ class PackConfig:
     def __post_init__(self) -> None:
         """Refuses what gives no sound or no frame."""
         if self.sample_rate < MIN_COMMON_RATE:
-            raise ValueError(
-                f"--sample-rate must be at least {MIN_COMMON_RATE} Hz, got {self.sample_rate}"
-            )
+            raise ValueError(f"--sample-rate must be at least {MIN_COMMON_RATE} Hz, got {self.sample_rate}")
         if self.seconds is not None and not (
             math.isfinite(self.seconds) and self.seconds * self.sample_rate >= 2
         ):
@@ -64,10 +62,7 @@ def pack_clip(clip: Clip, config: PackConfig) -> PackedClip:
         BrokenFileError: its frame or its sound cannot be decoded.
     """
     return PackedClip(
-        clip.clip_id,
-        _frame_bytes(clip, config.frame_size),
-        _sound_samples(clip, config),
-        clip.bounding_boxes,
+        clip.clip_id, _frame_bytes(clip, config.frame_size), _sound_samples(clip, config), clip.bounding_boxes
     )
 
 

@@ -24,9 +24,7 @@ class PairedViewConfig:
     def __post_init__(self) -> None:
         """Refuses pools without a pair."""
         if self.view_pool < 0 or self.view_pool == 1:
-            raise ValueError(
-                f"--view-pool must be 0 or at least 2 (a pair is drawn), got {self.view_pool}"
-            )
+            raise ValueError(f"--view-pool must be 0 or at least 2 (a pair is drawn), got {self.view_pool}")
 
 
 class CutOut(NamedTuple):
@@ -80,9 +78,7 @@ def cut_views(frames: Tensor, views: Sequence[CutOut], frame_size: int) -> Tenso
     """
     offsets = torch.arange(frame_size)
     rows = torch.tensor([view.top for view in views])[:, None] + offsets  # (B, S)
-    columns = torch.stack(
-        [view.left + (offsets.flip(0) if view.mirrored else offsets) for view in views]
-    )
+    columns = torch.stack([view.left + (offsets.flip(0) if view.mirrored else offsets) for view in views])
     rows, columns = rows.to(frames.device), columns.to(frames.device)
     clips = torch.arange(len(frames), device=frames.device)
     cut = frames.movedim(1, 3)[clips[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -181,9 +181,7 @@ def find_videos(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def plan(
-    videos: dict[str, list[Path]], clip_ids: Sequence[str]
-) -> tuple[dict[str, Path], list[Outcome]]:
+def plan(videos: dict[str, list[Path]], clip_ids: Sequence[str]) -> tuple[dict[str, Path], list[Outcome]]:
     """Finds the one video of each clip.
 
     Args:
@@ -207,12 +205,7 @@ def plan(
 
 
 def prepare(
-    videos: dict[str, Path],
-    destination: Path,
-    config: PreparationConfig,
-    record: Record,
-    *,
-    num_workers: int,
+    videos: dict[str, Path], destination: Path, config: PreparationConfig, record: Record, *, num_workers: int
 ) -> Generator[Outcome, None, None]:
     """Prepares the clips that are not finished yet, and records them one by one.
 
@@ -305,10 +298,7 @@ def _write_on(stream: TextIO, text: str) -> None:
 
 
 def _report(
-    destination: Path,
-    config: PreparationConfig,
-    failures: Sequence[Outcome],
-    counts: tuple[int, int, int],
+    destination: Path, config: PreparationConfig, failures: Sequence[Outcome], counts: tuple[int, int, int]
 ) -> None:
     num_prepared, num_before, num_clips = counts
     write = partial(_write_on, sys.stdout)
@@ -381,16 +371,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--audio",
         choices=("authors", "centre_3s", "full_10s"),
         default=defaults.audio,
-        help="sound of every layout; authors: 3 s for vggsound, 10 s for the others (default: "
-        "%(default)s)",
+        help="sound of every layout; authors: 3 s for vggsound, 10 s for the others (default: %(default)s)",
     )
     add("--keep-silent", action="store_true", help="silent clips are no failures")
     add(
-        "--workers",
-        type=int,
-        default=num_cores(),
-        metavar="W",
-        help="processes (default: one for each core)",
+        "--workers", type=int, default=num_cores(), metavar="W", help="processes (default: one for each core)"
     )
     return parser.parse_args(arguments)
 

@@ -18,8 +18,7 @@ class Crash:
     """The process that worked on a task was ended from outside Python."""
 
     detail: str = (
-        "the process that worked on it died: a fault in a decoder, or the computer ran out of "
-        "memory"
+        "the process that worked on it died: a fault in a decoder, or the computer ran out of memory"
     )
 
 

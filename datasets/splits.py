@@ -61,9 +61,7 @@ def fetch_split(name: str, folder: str | Path | None = None, *, base_url: str = 
     folder = default_folder() if folder is None else Path(folder)
     target = folder / split.file_name
     if target.exists():
-        _verify(
-            name, read_list_file(target), f"{target} is there but", "Move it away and fetch again."
-        )
+        _verify(name, read_list_file(target), f"{target} is there but", "Move it away and fetch again.")
         return target
     if urllib.parse.urlsplit(base_url).scheme not in {"http", "https", "file"}:
         raise ValueError(
@@ -132,17 +130,14 @@ def _read_official(
     )
     if split.pairs != pairs:
         kinds = ("clips (--clip-list)", "negatives (--negatives)")
-        raise ValueError(
-            f"{name} is a list of {kinds[split.pairs]}; expected one of {kinds[pairs]}."
-        )
+        raise ValueError(f"{name} is a list of {kinds[split.pairs]}; expected one of {kinds[pairs]}.")
     command = f"bash scripts/get_splits.sh {name}"
     if folder is not None:
         command += f" --folder {shlex.quote(str(Path(folder).resolve()))}"
     path = (default_folder() if folder is None else Path(folder)) / split.file_name
     if not path.is_file():
         raise FileNotFoundError(
-            f"The official list {name} ({split.num_clips} clips) is not at {path}. Fetch it with: "
-            f"{command}"
+            f"The official list {name} ({split.num_clips} clips) is not at {path}. Fetch it with: {command}"
         )
     content = read_list_file(path)
     clip_ids = _verify(name, content, str(path), f"Delete it and fetch it again with: {command}")
@@ -189,9 +184,7 @@ def _verify(name: str, content: bytes, source: str, remedy: str) -> tuple[str, .
     else:
         clip_ids = parse_clip_ids(content, is_json=split.file_name.endswith(".json"), source=source)
     if len(clip_ids) != split.num_clips:
-        raise ValueError(
-            f"{name}: {source} has {len(clip_ids)} clips, expected {split.num_clips}. {remedy}"
-        )
+        raise ValueError(f"{name}: {source} has {len(clip_ids)} clips, expected {split.num_clips}. {remedy}")
     return clip_ids
 
 
@@ -241,9 +234,7 @@ def _parse_command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=default_folder(),
         help=f"where the lists go (default: ${FOLDER_VARIABLE}, else metadata/ in the repository)",
     )
-    parser.add_argument(
-        "--base-url", default=BASE_URL, help="address of a mirror (default: %(default)s)"
-    )
+    parser.add_argument("--base-url", default=BASE_URL, help="address of a mirror (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the official lists and stop")
     return parser.parse_args(arguments)
 
@@ -254,9 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         for name, split in OFFICIAL_SPLITS.items():
             place = f"{split.repository}@{split.commit}"
-            sys.stdout.write(
-                f"{name:24}{split.num_clips:>7}  {split.sha256[:12]}  {place}  {split.note}\n"
-            )
+            sys.stdout.write(f"{name:24}{split.num_clips:>7}  {split.sha256[:12]}  {place}  {split.note}\n")
         for name, known in UNVERIFIED_LISTS.items():
             count = known.num_clips or "70k"
             sys.stdout.write(f"{name:24}{count:>7}  by hand       {known.note}\n")

@@ -102,12 +102,7 @@ class SpecAugment:
         return power.masked_fill(stretch[:, None, :] | band[:, :, None], 0)
 
     def _inside(
-        self,
-        power: Tensor,
-        axis: int,
-        chosen: NDArray[np.float64],
-        longest: int,
-        *draws: NDArray[np.float64],
+        self, power: Tensor, axis: int, chosen: NDArray[np.float64], longest: int, *draws: NDArray[np.float64]
     ) -> Tensor:
         """Which places along an axis are masked, (B, size of the axis)."""
         size = power.shape[axis]
@@ -132,8 +127,6 @@ def as_float(frames: Tensor) -> Tensor:
 
 def to_displayable(frames: Tensor) -> NDArray[np.uint8]:
     """Normalised frames (B, 3, H, W) -> pictures (B, H, W, 3), undoing `normalise`."""
-    mean, std = (
-        torch.tensor(v, device=frames.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean, std = (torch.tensor(v, device=frames.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (frames * std + mean).clamp(0, 1) * 255
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -54,10 +54,7 @@ UNVERIFIED_LISTS = {
         "SSL-TIE's open set: VGG-SS test clips of its 110 unheard classes",
     ),
     "ez_vsl_openset_train": UnverifiedList(
-        _EZ_VSL,
-        "metadata/vggss_heard.txt",
-        59_468,
-        "EZ-VSL's open set: training clips of its heard classes",
+        _EZ_VSL, "metadata/vggss_heard.txt", 59_468, "EZ-VSL's open set: training clips of its heard classes"
     ),
 }
 """By name; EZ-VSL's test lists are verified ones, in datasets/official_splits.py."""

@@ -173,16 +173,12 @@ def find_clips(
 
     frames, sounds, masks = dict(files.frames), dict(files.sounds), files.masks or {}
     return [
-        ClipFilesOf(
-            i, find(frames, i), find(sounds, i), masks.get(i), scene_of(i) if scene_of else None
-        )
+        ClipFilesOf(i, find(frames, i), find(sounds, i), masks.get(i), scene_of(i) if scene_of else None)
         for i in clip_ids
     ]
 
 
-def find_problems(
-    facts: dict[str, ClipFacts], annotated: frozenset[str] | None
-) -> dict[str, dict[str, str]]:
+def find_problems(facts: dict[str, ClipFacts], annotated: frozenset[str] | None) -> dict[str, dict[str, str]]:
     """Judges what was found out.
 
     Args:
@@ -206,9 +202,7 @@ def find_problems(
         if isinstance(clip.sound, SoundFacts) and clip.sound.loudest < SILENCE:
             problems["silent"][clip_id] = f"its loudest sample is {clip.sound.loudest:g}"
     # All silent sounds of one length are equal: they have been named already.
-    frames = {
-        i: clip.frame.digest for i, clip in facts.items() if isinstance(clip.frame, FrameFacts)
-    }
+    frames = {i: clip.frame.digest for i, clip in facts.items() if isinstance(clip.frame, FrameFacts)}
     sounds = {
         i: clip.sound.digest
         for i, clip in facts.items()
@@ -236,10 +230,7 @@ def _duplicates(digests: dict[str, str], shared: dict[str, str]) -> dict[str, st
 
 
 def build_report(
-    dataset: str,
-    list_name: str | None,
-    files: ClipFiles,
-    facts: dict[str, ClipFacts],
+    dataset: str, list_name: str | None, files: ClipFiles, facts: dict[str, ClipFacts]
 ) -> dict[str, Any]:
     """Everything that is known about a data set, ready for JSON.
 
@@ -334,9 +325,7 @@ def _run(options: argparse.Namespace) -> int:
             "frames and sounds of the negatives lie; without --clip-list all of them are read."
         )
     listed = None if options.clip_list is None else resolve_clip_list(options.clip_list)
-    files = find_files(
-        options.dataset, options.root, listed=None if listed is None else listed.clip_ids
-    )
+    files = find_files(options.dataset, options.root, listed=None if listed is None else listed.clip_ids)
     found = sorted(files.frames.keys() | files.sounds.keys())
     clip_ids = found if listed is None else listed.clip_ids
     clips = find_clips(files, clip_ids, layout.pair_key)

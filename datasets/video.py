@@ -32,9 +32,7 @@ from datasets.video_tracks import (
     words_of,
 )
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split()
-)
+VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
 """Extensions by which videos are found in a folder."""
 
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
@@ -180,9 +178,7 @@ def _render(frame: av.VideoFrame, track: PictureTrack, geometry: StoredGeometry)
     return geometry.render(frame, track.stream.sample_aspect_ratio)
 
 
-def _decode_all(
-    path: Path, times: Sequence[Fraction], geometry: StoredGeometry
-) -> list[Image.Image]:
+def _decode_all(path: Path, times: Sequence[Fraction], geometry: StoredGeometry) -> list[Image.Image]:
     """Decodes from the beginning, for files whose packets do not tell when they are shown."""
     with open_video(path) as container:
         track = PictureTrack(container, times)
@@ -193,9 +189,7 @@ def _decode_all(
     return frames
 
 
-def stamped_frames(
-    container: InputContainer, track: PictureTrack
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def stamped_frames(container: InputContainer, track: PictureTrack) -> Iterator[tuple[int, av.VideoFrame]]:
     """All pictures in the order of showing; the k-th takes the k-th packet's stamp if need be."""
     stamps: list[int] = []
     num_frames = 0

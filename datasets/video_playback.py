@@ -139,8 +139,7 @@ class Pictures:
         except (av.error.FFmpegError, ValueError) as error:
             # PyAV raises ValueError for what it has no name for, such as an odd pixel format.
             raise UnusableVideoError(
-                "unreadable",
-                f"its pictures break after {float(self._end):.2f} s: {words_of(error)}",
+                "unreadable", f"its pictures break after {float(self._end):.2f} s: {words_of(error)}"
             ) from error
         if size is None:
             raise UnusableVideoError("unreadable", "no picture came out of the decoder")

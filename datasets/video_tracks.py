@@ -37,9 +37,7 @@ FORMATS = (
 and their like (HLS, DASH, concat, numbered pictures) are left out: they make FFmpeg read other
 files, so that an upload could show any video of the computer that a page runs on."""
 
-Reason = Literal[
-    "no_video_stream", "no_audio_stream", "silent", "truncated", "too_short", "unreadable"
-]
+Reason = Literal["no_video_stream", "no_audio_stream", "silent", "truncated", "too_short", "unreadable"]
 
 
 class UnusableVideoError(ValueError):
@@ -100,11 +98,7 @@ def open_video(path: Path) -> InputContainer:
     """
     try:
         # A title in another encoding than UTF-8 is no reason to refuse a video.
-        return av.open(
-            str(path),
-            metadata_errors="replace",
-            options={"format_whitelist": ",".join(FORMATS)},
-        )
+        return av.open(str(path), metadata_errors="replace", options={"format_whitelist": ",".join(FORMATS)})
     except av.error.ArgumentError as error:
         detail = (
             "it is not of a format that is read here (MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, "
@@ -321,8 +315,7 @@ def read_packets(container: InputContainer, pictures: PictureTrack, sound: Sound
     for what, end, announced in ends:
         if announced is not None and end < announced - Fraction(CUT_OFF_SECONDS):
             raise UnusableVideoError(
-                "truncated",
-                f"{float(announced):.2f} s are announced, its {what} at {float(end):.2f} s",
+                "truncated", f"{float(announced):.2f} s are announced, its {what} at {float(end):.2f} s"
             )
     sound.finish()
     failure = failure or sound.failure

@@ -94,9 +94,7 @@ class EncodedSound:
         piece = next(self._pieces, None)
         if piece is None:
             return float("inf")
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(piece.samples), "fltp", self._layout
-        )
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece.samples), "fltp", self._layout)
         frame.sample_rate, frame.time_base = self._rate, Fraction(1, self._rate)
         frame.pts = piece.place
         self._destination.mux(self._stream.encode(frame))
@@ -212,10 +210,7 @@ class VideoWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Writes what the encoders still hold, unless something went wrong, and closes."""
         try:

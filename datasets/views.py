@@ -14,19 +14,8 @@ from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_
 from datasets.frame_operations import resized_crop
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from datasets.negative_sounds import NegativeSoundConfig, negative_spectrograms
-from datasets.paired_views import (
-    CutOut,
-    PairedViewConfig,
-    choose_pair,
-    cut_views,
-    draw_pair,
-    pooled_view,
-)
-from datasets.peer_audio import (
-    AlignSpectrogramConfig,
-    MiddleSpectrogramConfig,
-    SpectrogramConfig,
-)
+from datasets.paired_views import CutOut, PairedViewConfig, choose_pair, cut_views, draw_pair, pooled_view
+from datasets.peer_audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.transforms import AugmentationConfig, SpecAugment, as_float, normalise
 from datasets.vggish_log_mel import SegmentConfig
 
@@ -123,11 +112,7 @@ class SSPLViews:
     """the view that the training output's map belongs to"""
 
     def __init__(
-        self,
-        audio: SegmentConfig,
-        pairs: PairedViewConfig,
-        frame_size: int,
-        device: torch.device,
+        self, audio: SegmentConfig, pairs: PairedViewConfig, frame_size: int, device: torch.device
     ) -> None:
         """Builds the front end.
 
@@ -178,10 +163,7 @@ class SSPLViews:
         if self.view_pool == 0:
             return draw_pair(seed, self.frame_size)
         first, second = choose_pair(seed, self.view_pool)
-        return (
-            pooled_view(clip_id, first, self.frame_size),
-            pooled_view(clip_id, second, self.frame_size),
-        )
+        return (pooled_view(clip_id, first, self.frame_size), pooled_view(clip_id, second, self.frame_size))
 
 
 class TestViews:
@@ -189,9 +171,7 @@ class TestViews:
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
-    def __init__(
-        self, audio: AudioConfig | SegmentConfig | SpectrogramConfig, device: torch.device
-    ) -> None:
+    def __init__(self, audio: AudioConfig | SegmentConfig | SpectrogramConfig, device: torch.device) -> None:
         """Builds the audio front end.
 
         Args:

@@ -42,9 +42,7 @@ class ResNet18Encoder(ResNet):
 
     embedding_size = 512
 
-    def __init__(
-        self, in_channels: int, *, batch_norm_passes: int = 1, last_stride: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, *, batch_norm_passes: int = 1, last_stride: int = 1) -> None:
         """Builds the network.
 
         Args:

@@ -43,9 +43,7 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             norm.running_mean, norm.running_var = mean, variance
 
 
-def mean_similarity(
-    logits: Tensor, temperature: float, num_sounds: int, num_negative: int
-) -> Tensor:
+def mean_similarity(logits: Tensor, temperature: float, num_sounds: int, num_negative: int) -> Tensor:
     """Mean similarity of a batch's frames with the negative sounds, without gradient.
 
     Args:

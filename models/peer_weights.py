@@ -38,9 +38,7 @@ def convert_peer_release(content: Mapping[str, Any], source: Path) -> tuple[str,
     for name, config in PEERS.items():
         if _is_of(config, content):
             return name, _convert(config, content[config.entry], source)
-    looked_for = "; ".join(
-        f"{config.title}: {_marks_in_words(config)}" for config in PEERS.values()
-    )
+    looked_for = "; ".join(f"{config.title}: {_marks_in_words(config)}" for config in PEERS.values())
     raise ValueError(
         f"{source} is no checkpoint of this project (it has no entry 'format') and no release that "
         "is known. Looked for: SSL-TIE: state_dict and best_miou; "

@@ -46,12 +46,8 @@ class PeerConfig:
 
 PEERS: dict[str, PeerConfig] = {
     "lvs": PeerConfig(title="LVS", entry="model_state_dict", data_parallel=True, last_stride=1),
-    "ssl_align": PeerConfig(
-        title="SSL-Align", entry="model_state_dict", data_parallel=False, last_stride=1
-    ),
-    "ez_vsl_or_fnac": PeerConfig(
-        title="EZ-VSL or FNAC", entry="model", last_stride=2, projections=("",)
-    ),
+    "ssl_align": PeerConfig(title="SSL-Align", entry="model_state_dict", data_parallel=False, last_stride=1),
+    "ez_vsl_or_fnac": PeerConfig(title="EZ-VSL or FNAC", entry="model", last_stride=2, projections=("",)),
     "slavc": PeerConfig(title="SLAVC", entry="model", last_stride=2, projections=("1", "2")),
 }
 """Every peer, by name. EZ-VSL and FNAC have the same names, shapes, inputs and map: no file tells

@@ -67,12 +67,8 @@ class PredictiveCodingModule(nn.Module):
         self.prediction_rates = _rates(INITIAL_PREDICTION_RATE, channels)
         self.initial_prediction_norms = _batch_norms(LEVELS - 1, channels)
         self.initial_correction_norms = _batch_norms(LEVELS, channels)
-        self.prediction_norms = nn.ModuleList(
-            _batch_norms(LEVELS - 1, channels) for _ in range(num_cycles)
-        )
-        self.correction_norms = nn.ModuleList(
-            _batch_norms(LEVELS, channels) for _ in range(num_cycles)
-        )
+        self.prediction_norms = nn.ModuleList(_batch_norms(LEVELS - 1, channels) for _ in range(num_cycles))
+        self.correction_norms = nn.ModuleList(_batch_norms(LEVELS, channels) for _ in range(num_cycles))
 
     @property
     def rates(self) -> list[nn.Parameter]:
@@ -105,9 +101,7 @@ class PredictiveCodingModule(nn.Module):
         guess_1 = F.gelu(self.initial_prediction_norms[0](guess_1))
         guesses = guess_1, guess_2, visual_feature_map
         states = self._sweep_up(guesses, guesses, audio_target, self.initial_correction_norms)
-        for to_predict, to_correct in zip(
-            self.prediction_norms, self.correction_norms, strict=True
-        ):
+        for to_predict, to_correct in zip(self.prediction_norms, self.correction_norms, strict=True):
             states, guesses = self._sweep_down(states, visual_feature_map, to_predict)
             states = self._sweep_up(states, guesses, audio_target, to_correct)
         return self.output(states[2])
@@ -143,9 +137,7 @@ class PredictiveCodingModule(nn.Module):
         state_1 = F.gelu(norms[0](state_1 + rate_1 * self.correct_level_1(audio_error)))
         correction = self.correct_level_2(state_1 - guess_1)
         state_2 = F.gelu(norms[1](state_2 + rate_2 * correction))
-        error_2 = F.interpolate(
-            state_2 - guess_2, scale_factor=2, mode="bilinear", align_corners=True
-        )
+        error_2 = F.interpolate(state_2 - guess_2, scale_factor=2, mode="bilinear", align_corners=True)
         state_3 = F.gelu(norms[2](state_3 + rate_3 * self.correct_level_3(error_2)))
         return state_1, state_2, state_3
 

@@ -76,10 +76,7 @@ PRETRAINED: dict[PretrainedKind, PretrainedFile] = {
 """The frozen encoders' weights, and those of the object prior."""
 
 
-PRETRAINED_FOLDERS = (
-    Path(__file__).parents[1] / "ckpts",
-    Path(torch.hub.get_dir()) / "checkpoints",
-)
+PRETRAINED_FOLDERS = (Path(__file__).parents[1] / "ckpts", Path(torch.hub.get_dir()) / "checkpoints")
 """Where files are looked for that no option names."""
 
 
@@ -194,10 +191,7 @@ def fetch_pretrained(kind: PretrainedKind, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(
-            published.url,
-            str(target),
-            hash_prefix=published.sha256_prefix,
-            progress=sys.stderr.isatty(),
+            published.url, str(target), hash_prefix=published.sha256_prefix, progress=sys.stderr.isatty()
         )
     except RuntimeError as error:
         raise ValueError(

@@ -93,16 +93,13 @@ class SSPLRecipe:
     def build_optimizer(self, model: SSPL) -> torch.optim.Optimizer:
         """AdamW over the trained parts; the recipe must be completed."""
         rates = (self.audio_learning_rate, self.pcm_learning_rate, self.head_learning_rate)
-        return torch.optim.AdamW(
-            model.parameter_groups(*rates, weight_decay=self.weight_decay), fused=True
-        )
+        return torch.optim.AdamW(model.parameter_groups(*rates, weight_decay=self.weight_decay), fused=True)
 
 
 def _check_extent(epochs: int, batch_size: int, why_two: str) -> None:
     if epochs < 1 or batch_size < 2:
         raise ValueError(
-            f"--epochs must be at least 1 and --batch-size at least 2 ({why_two}), got "
-            f"{epochs}, {batch_size}"
+            f"--epochs must be at least 1 and --batch-size at least 2 ({why_two}), got {epochs}, {batch_size}"
         )
 
 

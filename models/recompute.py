@@ -23,9 +23,7 @@ def recomputed(encoder: nn.Module, inputs: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _buffers_kept(encoder)
 
-    return checkpoint(
-        encoder, inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    return checkpoint(encoder, inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager

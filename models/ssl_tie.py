@@ -76,8 +76,7 @@ class SSLTIEConfig:
         """Refuses values that cannot work."""
         if self.sharpness <= 0 or self.temperature <= 0:
             raise ValueError(
-                "--sharpness and --temperature must be above 0, got "
-                f"{self.sharpness} and {self.temperature}"
+                f"--sharpness and --temperature must be above 0, got {self.sharpness} and {self.temperature}"
             )
         if self.tri_map and self.negative_threshold > self.positive_threshold:
             raise ValueError(
@@ -86,11 +85,7 @@ class SSLTIEConfig:
             )
         if self.audio_encodings not in (1, 2):
             raise ValueError(f"--audio-encodings must be 1 or 2, got {self.audio_encodings}")
-        weights = (
-            self.contrastive_weight,
-            self.transformed_contrastive_weight,
-            self.equivariance_weight,
-        )
+        weights = (self.contrastive_weight, self.transformed_contrastive_weight, self.equivariance_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
                 "--contrastive-weight, --transformed-contrastive-weight and --equivariance-weight "
@@ -207,11 +202,7 @@ class SSLTIE(nn.Module):
         if self.head_bytes is None:
             return self._contrast_at_once(visual_feature_map, audio_embedding, first_own)
         logits, maps = contrast_in_chunks(
-            self._contrast_at_once,
-            visual_feature_map,
-            audio_embedding,
-            first_own,
-            head_bytes=self.head_bytes,
+            self._contrast_at_once, visual_feature_map, audio_embedding, first_own, head_bytes=self.head_bytes
         )
         return logits, maps
 
@@ -279,12 +270,8 @@ class SSLTIE(nn.Module):
             if config.audio_encodings == 2:
                 again, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
                 sounds = torch.cat([again, negatives])
-            logits, transformed_map = self.contrast(
-                self.encode_frames(transformed_frames), sounds, first_own
-            )
-            target, coverage = transform(
-                plain_map if config.equivariance_gradient else plain_map.detach()
-            )
+            logits, transformed_map = self.contrast(self.encode_frames(transformed_frames), sounds, first_own)
+            target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
             terms["contrastive_transformed"] = contrastive_loss(logits)
             terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
             loss = (

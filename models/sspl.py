@@ -100,14 +100,10 @@ class SSPL(nn.Module):
         self.audio_encoder = VGGishEncoder()
         width = VGG16Encoder.embedding_size
         self.audio_projection = nn.Sequential(
-            nn.Linear(VGGishEncoder.embedding_size, width),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, width),
+            nn.Linear(VGGishEncoder.embedding_size, width), nn.ReLU(inplace=True), nn.Linear(width, width)
         )
         self.predictive_coding = (
-            PredictiveCodingModule(
-                config.pcm_cycles, channels=width, audio_size=VGGishEncoder.embedding_size
-            )
+            PredictiveCodingModule(config.pcm_cycles, channels=width, audio_size=VGGishEncoder.embedding_size)
             if config.pcm
             else None
         )
@@ -213,9 +209,7 @@ class SSPL(nn.Module):
         sound = self.sound_features(log_mel_segments)
         return self.compare(self.visual_features(frames), sound)
 
-    def process_view(
-        self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor
-    ) -> View:
+    def process_view(self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor) -> View:
         """From VGG-16's map of one view to its projection and prediction.
 
         Args:
@@ -233,13 +227,7 @@ class SSPL(nn.Module):
             pooled = attention_pool(aligned, attention)
         projection = self.projection_head(pooled)
         prediction = self.prediction_head(projection)
-        return View(
-            similarity,
-            attention,
-            pooled,
-            at_least_float32(projection),
-            at_least_float32(prediction),
-        )
+        return View(similarity, attention, pooled, at_least_float32(projection), at_least_float32(prediction))
 
     def encode_frozen(
         self, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
@@ -256,10 +244,7 @@ class SSPL(nn.Module):
         return first, second, self.audio_encoder(log_mel_segments)
 
     def forward(
-        self,
-        *,
-        frozen_features: tuple[Tensor, Tensor, Tensor] | None = None,
-        **views: Tensor,
+        self, *, frozen_features: tuple[Tensor, Tensor, Tensor] | None = None, **views: Tensor
     ) -> TrainingOutput:
         """One training step's loss.
 

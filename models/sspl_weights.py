@@ -18,9 +18,7 @@ RELEASE_FILES = (FRAME_FILE, SOUND_FILE, PCM_FILE, HEAD_FILE)
 """The four state dicts in the results folder of the authors' program, and in the folder
 `models/pretrain/` from which it tests."""
 
-CLASSIFIER = frozenset(
-    f"classifier.{layer}.{kind}" for layer in (0, 3, 6) for kind in ("weight", "bias")
-)
+CLASSIFIER = frozenset(f"classifier.{layer}.{kind}" for layer in (0, 3, 6) for kind in ("weight", "bias"))
 """Tensors of torchvision's VGG-16 file behind the convolutions, which SSPL does not have."""
 
 
@@ -61,9 +59,7 @@ def official_prefixes(config: SSPLConfig) -> dict[str, tuple[str, str]]:
             pcm[f"prediction_norms.{cycle}.{level}."] = f"BNPred_step.{2 * cycle + level}."
         for level in range(3):
             pcm[f"correction_norms.{cycle}.{level}."] = f"BNError_step.{3 * cycle + level}."
-    return prefixes | {
-        f"predictive_coding.{ours}": (PCM_FILE, official) for ours, official in pcm.items()
-    }
+    return prefixes | {f"predictive_coding.{ours}": (PCM_FILE, official) for ours, official in pcm.items()}
 
 
 def convert_vgg16(official: Any, source: Path) -> dict[str, Tensor]:  # noqa: ANN401
@@ -180,9 +176,7 @@ def _expected(config: SSPLConfig) -> dict[str, Tensor]:
         return SSPL(config).state_dict()
 
 
-def _official_names(
-    expected: Mapping[str, Tensor], config: SSPLConfig, file: str
-) -> dict[str, str]:
+def _official_names(expected: Mapping[str, Tensor], config: SSPLConfig, file: str) -> dict[str, str]:
     """Name in one of the authors' files -> ours."""
     names: dict[str, str] = {}
     for ours, (owner, official) in official_prefixes(config).items():
@@ -193,11 +187,7 @@ def _official_names(
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _without_module(official: Any, source: Path) -> dict[str, Any]:  # noqa: ANN401

@@ -116,9 +116,7 @@ def _global_statistics(features: Tensor) -> _Statistics:
     mean is large.
     """
     precise = features.to(torch.promote_types(features.dtype, torch.float32))
-    local_variance, local_mean = torch.var_mean(
-        precise, dim=_all_but_channels(features), correction=0
-    )
+    local_variance, local_mean = torch.var_mean(precise, dim=_all_but_channels(features), correction=0)
     local_count = local_mean.new_full((1,), features.numel() // features.shape[1])
     # float64 also holds the counts exactly.
     packed = torch.cat([local_mean.double(), local_variance.double(), local_count.double()])
@@ -152,13 +150,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(features, weight, *statistics)
         ctx.eps = eps
         return F.batch_norm(
-            features,
-            statistics.mean,
-            statistics.variance,
-            weight,
-            bias,
-            training=False,
-            eps=eps,
+            features, statistics.mean, statistics.variance, weight, bias, training=False, eps=eps
         )
 
     @staticmethod

@@ -54,8 +54,7 @@ class Grid:
         """Refuses what cannot be run or told apart."""
         if self.method not in METHODS:
             raise ValueError(
-                f"The grid {self.name!r} names the method {self.method!r}; there are "
-                f"{', '.join(METHODS)}."
+                f"The grid {self.name!r} names the method {self.method!r}; there are {', '.join(METHODS)}."
             )
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -75,8 +74,7 @@ class Grid:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
-                f"The grid {self.name!r} has no variant {', '.join(unknown)}; there are "
-                f"{', '.join(known)}."
+                f"The grid {self.name!r} has no variant {', '.join(unknown)}; there are {', '.join(known)}."
             )
         return replace(self, variants=tuple(v for v in self.variants if v.name in names))
 
@@ -152,8 +150,7 @@ _SSPL = (
     _variant("no_pcm", "--no-pcm", "without it, at the authors' own rates and epochs for that"),
 )
 _SSPL_CYCLES = tuple(
-    _variant(f"cycles_{count}", f"--pcm --pcm-cycles {count}", f"T = {count}")
-    for count in range(1, 7)
+    _variant(f"cycles_{count}", f"--pcm --pcm-cycles {count}", f"T = {count}") for count in range(1, 7)
 )
 
 GRIDS: dict[str, Grid] = {

@@ -78,11 +78,7 @@ class PlannedRun:
 
 
 def plan_runs(
-    grid: Grid,
-    folder: Path,
-    seeds: Sequence[int],
-    options: Sequence[str],
-    scorings: Sequence[Scoring],
+    grid: Grid, folder: Path, seeds: Sequence[int], options: Sequence[str], scorings: Sequence[Scoring]
 ) -> list[PlannedRun]:
     """Every variant with every seed; all variants of a seed before those of the next.
 

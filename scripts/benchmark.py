@@ -71,16 +71,10 @@ CASES = {
         "decoding of training clips on one core, the authors' way and ours",
     ),
     "train": Case(
-        benchmark_train,
-        (Sizes, TrainBenchmark),
-        "a training step of SSL-TIE, plain and with each option",
+        benchmark_train, (Sizes, TrainBenchmark), "a training step of SSL-TIE, plain and with each option"
     ),
-    "evaluate": Case(
-        benchmark_evaluate, (EvaluateBenchmark,), "scoring of clips, as test.py does it"
-    ),
-    "head": Case(
-        benchmark_head, (HeadBenchmark,), "the contrast of all frames with all sounds, two ways"
-    ),
+    "evaluate": Case(benchmark_evaluate, (EvaluateBenchmark,), "scoring of clips, as test.py does it"),
+    "head": Case(benchmark_head, (HeadBenchmark,), "the contrast of all frames with all sounds, two ways"),
 }
 ALL = "all"
 SCALING = "scaling"
@@ -103,9 +97,7 @@ def run_cases(names: Sequence[str], values: dict[str, Any]) -> int:
 
 def run_scaling(values: dict[str, Any]) -> int:
     """Runs `scaling`; returns the exit status."""
-    predict_scaling(
-        build(ScalingQuestion, values), build(TrainingCosts, values), build(Machine, values)
-    )
+    predict_scaling(build(ScalingQuestion, values), build(TrainingCosts, values), build(Machine, values))
     return 0
 
 
@@ -121,10 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, (summary, groups) in rows.items():
         case = cases.add_parser(
-            name,
-            help=summary,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
+            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
         for group in groups:
             add_group(case, group)

@@ -64,9 +64,7 @@ class EvaluateBenchmark:
         """Refuses sizes that cannot be measured."""
         check_counts(repeats=self.repeats)
         if not 1 <= self.batch_size <= self.clips:
-            raise ValueError(
-                f"--batch-size must be 1 to --clips, got {self.batch_size} and {self.clips}"
-            )
+            raise ValueError(f"--batch-size must be 1 to --clips, got {self.batch_size} and {self.clips}")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ class Stopwatch:
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def timed(
-        self, part: str, function: Callable[Arguments, Result]
-    ) -> Callable[Arguments, Result]:
+    def timed(self, part: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, whose time is added to a part's."""
 
         def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

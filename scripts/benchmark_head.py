@@ -49,8 +49,7 @@ class HeadBenchmark:
         sizes = self.batch_sizes.split(",")
         if not all(size.isdecimal() and int(size) > 1 for size in sizes):
             raise ValueError(
-                "--batch-sizes takes numbers of 2 or more, commas between them, got "
-                f"{self.batch_sizes!r}"
+                f"--batch-sizes takes numbers of 2 or more, commas between them, got {self.batch_sizes!r}"
             )
 
 
@@ -61,9 +60,7 @@ def benchmark_head(device: torch.device, options: HeadBenchmark) -> None:
     for batch_size in map(int, options.batch_sizes.split(",")):
         inputs = draw_features(batch_size, device)
         ways = {"plain": None, "chunked": options.head_megabytes * MIB}
-        actions = {
-            name: partial(contrast_once, build_head(limit), inputs) for name, limit in ways.items()
-        }
+        actions = {name: partial(contrast_once, build_head(limit), inputs) for name, limit in ways.items()}
         memory = {name: peak_memory(action, device) for name, action in actions.items()}
         seconds = take_turns(actions, device, repeats=options.repeats)
         useful = head_flops(batch_size)

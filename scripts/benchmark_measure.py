@@ -102,12 +102,8 @@ def device_peak(device: torch.device, kind: str) -> Peak:
     side = PEAK_MATRIX_SIDE[device.type]
     matrix = torch.randn(side, side, device=device)
     product = torch.mm(matrix, matrix)
-    seconds = [
-        seconds_of(lambda: torch.mm(matrix, matrix, out=product), device) for _ in range(PEAK_TRIES)
-    ]
-    return Peak(
-        2 * side**3 / min(seconds), f"measured: float32 product of {side} x {side} matrices"
-    )
+    seconds = [seconds_of(lambda: torch.mm(matrix, matrix, out=product), device) for _ in range(PEAK_TRIES)]
+    return Peak(2 * side**3 / min(seconds), f"measured: float32 product of {side} x {side} matrices")
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:

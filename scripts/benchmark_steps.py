@@ -70,9 +70,7 @@ def variants_for(device: torch.device, head_megabytes: int) -> tuple[Variant, ..
         head_megabytes: limit of the contrast's maps where it is chunked.
     """
     gpu = device.type == "cuda"
-    together = Variant(
-        name="together", precision="bf16", tf32=gpu, channels_last=True, compile=True
-    )
+    together = Variant(name="together", precision="bf16", tf32=gpu, channels_last=True, compile=True)
     return (
         PLAIN,
         Variant(name="bf16", precision="bf16"),

@@ -104,15 +104,12 @@ def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark)
     useful = _mean_flops(PLAIN, sizes)
     peaks = {kind: device_peak(device, kind) for kind in {v.arithmetic for v in runnable}}
     trained, memory = _prepare(runnable, inputs, device)
-    actions = {
-        name: partial(_train, steps, inputs, options.steps) for name, steps in trained.items()
-    }
+    actions = {name: partial(_train, steps, inputs, options.steps) for name, steps in trained.items()}
     seconds = take_turns(actions, device, repeats=options.repeats)
     del actions
     if PLAIN.name not in seconds:
         logger.warning(
-            "There is no %s to compare with: the lines have no ratio_to_plain and no "
-            "loss_difference.",
+            "There is no %s to compare with: the lines have no ratio_to_plain and no loss_difference.",
             PLAIN.name,
         )
     losses = _losses(list(trained.values()), sizes, options, device)
@@ -148,9 +145,7 @@ def _choose(variants: Sequence[Variant], names: str) -> list[Variant]:
     wanted = known if names == "all" else names.split(",")
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(
-            f"--variants takes all, or some of {', '.join(known)}; not {', '.join(unknown)}"
-        )
+        raise ValueError(f"--variants takes all, or some of {', '.join(known)}; not {', '.join(unknown)}")
     return [v for v in variants if v.name in wanted or v.name == PLAIN.name]
 
 
@@ -235,10 +230,7 @@ def _losses(
 
 
 def _compare_with_loader(
-    steps: TrainingSteps,
-    inputs: Sequence[StepInputs],
-    sizes: Sizes,
-    options: TrainBenchmark,
+    steps: TrainingSteps, inputs: Sequence[StepInputs], sizes: Sizes, options: TrainBenchmark
 ) -> None:
     """Trains from files: decoding, views and steps; beside it, the same steps on ready inputs.
 
@@ -255,10 +247,7 @@ def _compare_with_loader(
         files = make_clips(LoaderSizes(batch_size=min(batch_size, 32)), Path(folder))
         copies = -(-(ahead + timed + 1) * batch_size // len(files))
         clips = AudioVisualClips(
-            files * copies,
-            geometry=FrameGeometry(sizes.frame_size),
-            audio=AudioConfig(),
-            random_crop=True,
+            files * copies, geometry=FrameGeometry(sizes.frame_size), audio=AudioConfig(), random_crop=True
         )
         loader = build_train_loader(
             clips,

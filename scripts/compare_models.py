@@ -57,9 +57,7 @@ def score(checkpoint: Path, folder: Path, options: Sequence[str], *, printed: bo
         return
     standard_error = 2
     finished = subprocess.run(
-        [sys.executable, TEST_PROGRAM, *arguments],
-        check=False,
-        stdout=None if printed else standard_error,
+        [sys.executable, TEST_PROGRAM, *arguments], check=False, stdout=None if printed else standard_error
     )
     if finished.returncode:
         raise ValueError(
@@ -122,9 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s A.pth B.pth ... -- [options of test.py localisation]",
         description="Scores several checkpoints on the same clips: one table, one report.",
     )
-    parser.add_argument(
-        "checkpoints", nargs="+", type=Path, help="the others are compared with the first"
-    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="the others are compared with the first")
     return parser
 
 

@@ -98,9 +98,7 @@ def serve(options: DemoOptions) -> int:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    models = ModelProcess(
-        worker_command(options.model_python.absolute(), options.device), options.timeout
-    )
+    models = ModelProcess(worker_command(options.model_python.absolute(), options.device), options.timeout)
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
         folder = Path(name).resolve()
         try:
@@ -129,8 +127,7 @@ def start(options: DemoOptions, models: ModelProcess, folder: Path) -> str:
     made = models.ask(task="examples", folder=str(examples), source=find_examples(options.examples))
     if options.host not in LOOPBACK:
         logger.warning(
-            "%s: everyone who reaches this computer can use the page; it asks for no password.",
-            options.host,
+            "%s: everyone who reaches this computer can use the page; it asks for no password.", options.host
         )
     os.environ.update(LIBRARY_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
     no_proxy = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))

@@ -93,9 +93,7 @@ class ModelProcess:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the page, which then ends this
             )
-            reader = threading.Thread(
-                target=_pass_on, args=(self._process, self._answers), daemon=True
-            )
+            reader = threading.Thread(target=_pass_on, args=(self._process, self._answers), daemon=True)
             reader.start()
         return self._process
 
@@ -105,8 +103,7 @@ class ModelProcess:
         except queue.Empty:
             self._end()
             raise JobError(
-                f"This took longer than {self._timeout:g} s and was stopped. Take a shorter or "
-                "smaller video."
+                f"This took longer than {self._timeout:g} s and was stopped. Take a shorter or smaller video."
             ) from None
         if line is None:
             self._end()
@@ -176,12 +173,7 @@ class Jobs:
     """Requests of the page's visitors."""
 
     def __init__(
-        self,
-        models: ModelProcess,
-        find: Callable[[], dict[str, Path]],
-        folder: Path,
-        *,
-        limit: float,
+        self, models: ModelProcess, find: Callable[[], dict[str, Path]], folder: Path, *, limit: float
     ) -> None:
         """Prepares the folder of results.
 
@@ -212,12 +204,7 @@ class Jobs:
             JobError: it cannot be done.
         """
         result = self._ask(
-            "video",
-            name,
-            {"input": video},
-            ".mp4",
-            {**options, "max_seconds": self._limit},
-            on_progress,
+            "video", name, {"input": video}, ".mp4", {**options, "max_seconds": self._limit}, on_progress
         )
         words = f"{name}: {result['frames']} frames, {result['seconds']:.1f} s"
         if result["seconds"] > self._limit - 1:
@@ -226,9 +213,7 @@ class Jobs:
             words += f"; {result['silent_frames']} frames without sound, on which nothing is drawn"
         return Localised(name, result["output"], result["peaks"], words)
 
-    def localise_picture(
-        self, name: str, picture: str, sound: str, options: dict[str, Any]
-    ) -> Localised:
+    def localise_picture(self, name: str, picture: str, sound: str, options: dict[str, Any]) -> Localised:
         """Draws where in a picture a sound comes from.
 
         Args:

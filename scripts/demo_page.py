@@ -67,21 +67,16 @@ class Page:
             gr.Markdown(f"# {TITLE}\nWhere in the picture does the sound come from?")
             with gr.Row():
                 names = list(jobs.find())
-                self._first = gr.Dropdown(
-                    names, value=names[0], label="Model", elem_id="first_model"
-                )
+                self._first = gr.Dropdown(names, value=names[0], label="Model", elem_id="first_model")
                 self._second = gr.Dropdown(
-                    [NO_SECOND, *names],
-                    value=NO_SECOND,
-                    label="Compare with",
-                    elem_id="second_model",
+                    [NO_SECOND, *names], value=NO_SECOND, label="Compare with", elem_id="second_model"
                 )
                 self._box = gr.Checkbox(label="Box around the hottest region")
             with gr.Tab("Video"):
                 self._build_video(examples["videos"])
             with gr.Tab("Picture and sound"):
                 self._build_picture(examples["pairs"])
-            self.blocks.load(self._refresh, outputs=[self._first, self._second], api_name=False)
+            self.blocks.load(self._refresh, outputs=[self._first, self._second], api_name=False)  # type: ignore[arg-type]
 
     def _build_video(self, examples: list[list[str]]) -> None:
         with gr.Row():
@@ -208,9 +203,7 @@ class Page:
         def localise(_: int, name: str) -> Localised:
             return self._jobs.localise_picture(name, picture, sound, {"box": box})
 
-        return _shown(
-            [_said(localise, place, name) for place, name in enumerate(_chosen(first, second))]
-        )
+        return _shown([_said(localise, place, name) for place, name in enumerate(_chosen(first, second))])
 
 
 def _chosen(first: str, second: str) -> list[str]:

@@ -69,11 +69,7 @@ class Worker:
                 "peaks": str(result.peaks),
             }
         picture = localise_picture(trained, ImageOptions(**options))
-        return {
-            "silent": picture.silent,
-            "output": str(picture.output),
-            "peaks": str(picture.peaks),
-        }
+        return {"silent": picture.silent, "output": str(picture.output), "peaks": str(picture.peaks)}
 
     def _load(self, path: Path) -> TrainedModel:
         """A model, anew if its file has changed."""

@@ -42,10 +42,7 @@ BENCHMARK_CLIPS = (1, 8)
 """Batch sizes."""
 
 Inputs = Literal["prepared", "raw"]
-INPUT_NAMES: dict[Inputs, tuple[str, str]] = {
-    "prepared": ("frames", "audio"),
-    "raw": ("frames", "waveforms"),
-}
+INPUT_NAMES: dict[Inputs, tuple[str, str]] = {"prepared": ("frames", "audio"), "raw": ("frames", "waveforms")}
 Batch = tuple[Tensor, Tensor]
 Localise = Callable[[Tensor, Tensor], Tensor]
 
@@ -267,8 +264,7 @@ def benchmark(exporter: Exporter, localise: Localise, rounds: int) -> None:
             onnx_runtime=version("onnxruntime"),
             **setting_line(CPU),
             milliseconds_per_clip={
-                name: times_line(values, clips)["milliseconds_per_sample"]
-                for name, values in seconds.items()
+                name: times_line(values, clips)["milliseconds_per_sample"] for name, values in seconds.items()
             },
             speed_ratio=speed_ratio(seconds["torch"], seconds["onnx_runtime"]),
         )
@@ -302,9 +298,7 @@ def export(options: ExportOptions) -> int:
         torch.set_num_threads(options.threads)
     exporter = Exporter(load_model(options.checkpoint, CPU), options.inputs)
     sha256 = file_sha256(options.checkpoint)
-    metadata = describe_file(
-        exporter.trained, options.checkpoint, sha256, inputs=options.inputs, opset=OPSET
-    )
+    metadata = describe_file(exporter.trained, options.checkpoint, sha256, inputs=options.inputs, opset=OPSET)
     content = exporter.to_onnx(metadata)
     localise = onnx_runtime(content, options.inputs)
     differences = {options.output: exporter.check(localise, "ONNX Runtime's map")}

@@ -77,9 +77,7 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
     silent = is_silent(waveform)
     similarity_map = None
     if not silent:
-        (similarity_map,) = localiser.similarity_maps(
-            [picture], localiser.sound_features([waveform])
-        )
+        (similarity_map,) = localiser.similarity_maps([picture], localiser.sound_features([waveform]))
     drawn, peak = draw_with_peak(np.asarray(picture), similarity_map, localiser, options)
     lines = (PEAK_COLUMNS, peak_cells(peak))
     with moved_when_whole(peaks) as peaks_file, moved_when_whole(options.output) as picture_file:

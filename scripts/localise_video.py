@@ -107,14 +107,10 @@ def localise_video(
                 max_seconds=options.max_seconds,
             )
             rows = stack.enter_context(peaks_file.open("w", newline=""))
-            drawing.run(
-                pictures, windows, stack.enter_context(writer), csv.writer(rows), on_progress
-            )
+            drawing.run(pictures, windows, stack.enter_context(writer), csv.writer(rows), on_progress)
         sheet_file.write_bytes(encode_png(drawing.sheet.draw()))
     _warn(pictures, drawing, writer.sound_end, options)
-    return VideoResult(
-        drawing.frames, drawing.seconds, drawing.silent_frames, options.output, sheet, peaks
-    )
+    return VideoResult(drawing.frames, drawing.seconds, drawing.silent_frames, options.output, sheet, peaks)
 
 
 class _Drawing:
@@ -140,9 +136,7 @@ class _Drawing:
         rows.writerow(("time_seconds", *PEAK_COLUMNS))
         for shown, found in localise_frames(self._localiser, pictures, sound, options.batch_size):
             similarity_map = smooth(found, shown.time)
-            drawn, peak = draw_with_peak(
-                np.asarray(shown.picture), similarity_map, self._localiser, options
-            )
+            drawn, peak = draw_with_peak(np.asarray(shown.picture), similarity_map, self._localiser, options)
             writer.write(drawn, shown.stamp, shown.duration)
             self.sheet.add(drawn, shown.time)
             rows.writerow((f"{shown.time:.6f}", *peak_cells(peak)))
@@ -180,10 +174,7 @@ def _warn(pictures: Pictures, drawing: _Drawing, sound_end: float, options: Vide
     announced, end = pictures.announced_seconds, max(drawing.seconds, sound_end)
     if options.max_seconds is None and announced and end < announced - CUT_OFF_SECONDS:
         logger.warning(
-            "%s was cut off: %.2f s are announced, it ends at %.2f s.",
-            options.input,
-            announced,
-            end,
+            "%s was cut off: %.2f s are announced, it ends at %.2f s.", options.input, announced, end
         )
 
 

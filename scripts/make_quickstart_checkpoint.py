@@ -209,9 +209,7 @@ def export(
 def changed_options(options: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options of a run that differ from the published recipe: name -> (here, there)."""
     published = opts.as_plain(
-        opts.parse_train_options(
-            ["ssl_tie", "--train-set", "vggsound", "--data-root", "-", "--output", "-"]
-        )
+        opts.parse_train_options(["ssl_tie", "--train-set", "vggsound", "--data-root", "-", "--output", "-"])
     )
     changed = {}
     for group, values in options.items():

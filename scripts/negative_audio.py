@@ -27,14 +27,7 @@ from datasets.watched_workers import dead_workers_named
 from scripts.scoring import build_loader, describe, with_classes
 from scripts.trained_model import TrainedModel, load_model
 from utils.checkpoint import file_sha256
-from utils.distributed import (
-    gather_objects,
-    is_main_process,
-    process_group,
-    rank,
-    shard,
-    world_size,
-)
+from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
 from utils.negative_audio import (
     ClipSounds,
     OffScreen,
@@ -51,13 +44,7 @@ from utils.negative_audio_results import (
     read_threshold,
     write_negative_results,
 )
-from utils.negative_audio_scores import (
-    MEDIAN_RULE,
-    Scoring,
-    find_extremes,
-    score_maps,
-    universal_threshold,
-)
+from utils.negative_audio_scores import MEDIAN_RULE, Scoring, find_extremes, score_maps, universal_threshold
 from utils.negative_audio_tables import render_table, screen_table
 from utils.negative_options import NegativeOptions
 from utils.reproducibility import pick_device, use_full_float32
@@ -143,11 +130,7 @@ def scenes_of_clips(
 
 
 def describe_setting(
-    options: NegativeOptions,
-    trained: TrainedModel,
-    clip_set: ClipSet,
-    device: torch.device,
-    command: str,
+    options: NegativeOptions, trained: TrainedModel, clip_set: ClipSet, device: torch.device, command: str
 ) -> NegativeSetting:
     """What stands beside the scores, and by which rule they are made."""
     sha256, method = file_sha256(options.checkpoint), trained.checkpoint.method
@@ -194,11 +177,7 @@ class _Task:
     """The parts of one evaluation that run the model."""
 
     def __init__(
-        self,
-        options: NegativeOptions,
-        trained: TrainedModel,
-        setting: NegativeSetting,
-        device: torch.device,
+        self, options: NegativeOptions, trained: TrainedModel, setting: NegativeSetting, device: torch.device
     ) -> None:
         self.options, self.trained = options, trained
         self.setting, self.device = setting, device
@@ -249,9 +228,7 @@ class _Task:
         unreadable = (*own.unreadable, *gather_objects(maps.unreadable))
         heard_with = [sounds.places[clip_id] for clip_id in clip_ids]
         donor_ids = np.array(own.clip_ids)[donors[:, heard_with]]
-        return NegativeResult(
-            clip_ids, extremes, scores, threshold, donor_ids, num_bytes, unreadable
-        )
+        return NegativeResult(clip_ids, extremes, scores, threshold, donor_ids, num_bytes, unreadable)
 
     def _threshold(self, extremes: dict[str, np.ndarray]) -> float:
         setting = self.setting
@@ -268,12 +245,8 @@ class _Task:
     def _batches(
         self, trained: TrainedModel, clip_set: ClipSet, title: str, content: Content
     ) -> Iterator[Batch]:
-        loader = build_loader(
-            self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size, content
-        )
-        with tqdm(
-            total=len(clip_set.clips), desc=title, unit="clip", disable=not is_main_process()
-        ) as bar:
+        loader = build_loader(self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size, content)
+        with tqdm(total=len(clip_set.clips), desc=title, unit="clip", disable=not is_main_process()) as bar:
             for batch in loader:
                 yield batch.to(self.device)
                 bar.update(len(batch))

@@ -118,9 +118,7 @@ def predict_scaling(question: ScalingQuestion, costs: TrainingCosts, machine: Ma
             clips_per_step=gpus * costs.clips_per_gpu,
             predicted_efficiency=alone / seconds.total,
             predicted_samples_per_s=gpus * costs.clips_per_gpu / seconds.total,
-            predicted_milliseconds={
-                part: 1000 * value for part, value in seconds._asdict().items()
-            },
+            predicted_milliseconds={part: 1000 * value for part, value in seconds._asdict().items()},
             assumed=vars(machine),
         )
 

@@ -67,10 +67,7 @@ def build_loader(
         content=content,
     )
     return build_test_loader(
-        clips,
-        batch_size=options.batch_size,
-        num_workers=options.workers,
-        pin_memory=device.type == "cuda",
+        clips, batch_size=options.batch_size, num_workers=options.workers, pin_memory=device.type == "cuda"
     )
 
 
@@ -140,9 +137,7 @@ def _leak_of(trained_on: Sequence[str] | None, clip_set: ClipSet) -> Leak:
     return Leak(checked=False, num_clips=None, first=(), message=message)
 
 
-def with_classes(
-    context: EvaluationContext, path: Path, clip_ids: Sequence[str]
-) -> EvaluationContext:
+def with_classes(context: EvaluationContext, path: Path, clip_ids: Sequence[str]) -> EvaluationContext:
     """What stands beside the scores, with the class of each clip from a file.
 
     The negatives of extended benchmarks take none: what sounds there is not in the picture.

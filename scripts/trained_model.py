@@ -107,9 +107,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
         )
     if checkpoint.method not in LOCALISERS:
-        raise ValueError(
-            f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}."
-        )
+        raise ValueError(f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}.")
     try:
         model = build_localiser(checkpoint.method, checkpoint.method_config)
         audio, frame = (

@@ -11,13 +11,7 @@ import opts
 from datasets.audio_mixing import MixingClips
 from datasets.clip_sets import ClipSet
 from datasets.clips import AudioVisualClips, Batch
-from datasets.feature_cache import (
-    CachedClips,
-    CachedViews,
-    FeatureCache,
-    clips_fingerprint,
-    fill,
-)
+from datasets.feature_cache import CachedClips, CachedViews, FeatureCache, clips_fingerprint, fill
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
 from datasets.paired_views import PairedViewConfig, enlarged_size
@@ -60,9 +54,7 @@ def build_views(options: opts.TrainOptions, device: torch.device) -> SSLTIEViews
         assert isinstance(options.augmentation, PairedViewConfig)
         return SSPLViews(options.audio, options.augmentation, options.frame.frame_size, device)
     assert isinstance(options.augmentation, AugmentationConfig) and options.geometric is not None
-    return SSLTIEViews(
-        options.audio, options.augmentation, options.geometric, device, options.negatives
-    )
+    return SSLTIEViews(options.audio, options.augmentation, options.geometric, device, options.negatives)
 
 
 def build_inputs(
@@ -98,9 +90,7 @@ def build_inputs(
     return CachedClips(cache, training_set.clip_ids, views.view_pool), CachedViews()
 
 
-def open_cache(
-    options: opts.TrainOptions, training_set: ClipSet, model: SSPL, root: Path
-) -> FeatureCache:
+def open_cache(options: opts.TrainOptions, training_set: ClipSet, model: SSPL, root: Path) -> FeatureCache:
     """The cache of all that the frozen encoders' output depends on."""
     assert isinstance(options.audio, SegmentConfig)
     plain = opts.as_plain(options)

@@ -34,9 +34,7 @@ LocalisedFrame = tuple[ShownFrame, NDArray[np.float32] | None]
 class Localiser:
     """A model's two encoders, and what goes into them."""
 
-    def __init__(
-        self, trained: TrainedModel, frame_geometry: Literal["squash", "centre_crop"]
-    ) -> None:
+    def __init__(self, trained: TrainedModel, frame_geometry: Literal["squash", "centre_crop"]) -> None:
         """Builds what prepares sounds.
 
         Args:
@@ -55,9 +53,7 @@ class Localiser:
     @torch.inference_mode()
     def sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
         """What the model's `compare` needs of windows (L,), one row each."""
-        return self._model.sound_features(
-            self._front_end(torch.stack(tuple(waveforms)).to(self._device))
-        )
+        return self._model.sound_features(self._front_end(torch.stack(tuple(waveforms)).to(self._device)))
 
     @torch.inference_mode()
     def similarity_maps(
@@ -119,9 +115,7 @@ class ExponentialMean:
         self._mean: NDArray[np.float32] | None = None
         self._time = 0.0
 
-    def __call__(
-        self, similarity_map: NDArray[np.float32] | None, time: float
-    ) -> NDArray[np.float32] | None:
+    def __call__(self, similarity_map: NDArray[np.float32] | None, time: float) -> NDArray[np.float32] | None:
         """Takes the next map; after a silence (None) the mean begins anew.
 
         Args:
@@ -170,9 +164,7 @@ def draw_with_peak(
     """A frame (H, W, 3) with its map (None: silence) drawn in, and where the map peaks."""
     height, width = frame.shape[:2]
     square = localiser.square_in(width, height)
-    drawn = draw_localisation(
-        frame, similarity_map, square, opacity=options.opacity, box=options.box
-    )
+    drawn = draw_localisation(frame, similarity_map, square, opacity=options.opacity, box=options.box)
     if similarity_map is None:
         return drawn, None
     return drawn, find_peak(similarity_map, square, width, height)

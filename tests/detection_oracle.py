@@ -13,10 +13,7 @@ def count(clips, threshold, level):
         elif has_object:
             false_negative += 1
     predicted, wanted = true_positive + false_positive, true_positive + false_negative
-    return (
-        true_positive / predicted if predicted else 1.0,
-        true_positive / wanted if wanted else 1.0,
-    )
+    return (true_positive / predicted if predicted else 1.0, true_positive / wanted if wanted else 1.0)
 
 
 def f1(precision, recall):
@@ -51,8 +48,7 @@ def slow_scores(clips, level):
         "average_precision": slavc_area([count(clips, at, level) for at in downwards]),
         "average_precision_exact": exact_area(points),
         "max_f1": max(
-            f1(*count(clips, threshold, level))
-            for threshold in confidences[:: max(1, num_clips // 10)]
+            f1(*count(clips, threshold, level)) for threshold in confidences[:: max(1, num_clips // 10)]
         ),
         "max_f1_exact": max(f1(*point) for point in points),
         "f1_at_half": f1(*count(clips, 0.5, level)),

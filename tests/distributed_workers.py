@@ -184,9 +184,7 @@ def sspl_inputs():
     return {
         "frames_view_1": frames[0],
         "frames_view_2": frames[0] + 0.5 * frames[1],
-        "log_mel_segments": torch.randn(
-            CLIPS, 3, 1, 96, 64, generator=generator, dtype=torch.float64
-        ),
+        "log_mel_segments": torch.randn(CLIPS, 3, 1, 96, 64, generator=generator, dtype=torch.float64),
     }
 
 
@@ -292,6 +290,5 @@ def different_batches(rank, world_size):
 
 
 SCENARIOS = {
-    scenario.__name__: scenario
-    for scenario in (batch_norms, sspl, ssl_tie, helpers, different_batches)
+    scenario.__name__: scenario for scenario in (batch_norms, sspl, ssl_tie, helpers, different_batches)
 }

@@ -34,9 +34,7 @@ class Spotlight(nn.Module):
 
 
 def spotlight(audio=AUDIO):
-    return TrainedModel(
-        Spotlight().eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {})
-    )
+    return TrainedModel(Spotlight().eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {}))
 
 
 def checkpoint_of(method, state_dict):

@@ -5,13 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from utils.negative_audio import (
-    SoundBank,
-    compare_with_sounds,
-    draw_off_screen,
-    encode_sounds,
-    scenes_of,
-)
+from utils.negative_audio import SoundBank, compare_with_sounds, draw_off_screen, encode_sounds, scenes_of
 from utils.negative_audio_results import NegativeResult
 from utils.negative_audio_scores import (
     Scoring,

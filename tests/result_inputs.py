@@ -13,8 +13,7 @@ SHA256 = "0123456789abcdef" * 4
 def make_scores(name, kind, cious, pointing=None):
     pointing = pointing or [None] * len(cious)
     clips = [
-        ClipScore(f"clip_{index}", *score)
-        for index, score in enumerate(zip(cious, pointing, strict=True))
+        ClipScore(f"clip_{index}", *score) for index, score in enumerate(zip(cious, pointing, strict=True))
     ]
     return Scores(name, kind, tuple(clips))
 

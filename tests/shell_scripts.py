@@ -15,9 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOTS = {"VGGSOUND_ROOT": "/no/vgg", "FLICKR_ROOT": "/no/flickr",
          "VGGSOUND_TEST_ROOT": "/no/vgg_ss",
          "FLICKR_TEST_ROOT": "/no/flickr_test"}  # fmt: skip
-RECORDER = (
-    '#!/bin/sh\nprintf "%s\\0" "$PYTHONPATH" "$@" >> "$RECORDED"; printf "\\0" >> "$RECORDED"\n'
-)
+RECORDER = '#!/bin/sh\nprintf "%s\\0" "$PYTHONPATH" "$@" >> "$RECORDED"; printf "\\0" >> "$RECORDED"\n'
 
 
 def run(script, *arguments, cwd=ROOT, **variables):

@@ -168,10 +168,7 @@ def golden_clips():
 
 def golden_views(model):
     clips = golden_clips()
-    return [
-        model.process_view(features, clips["embedding"], clips["target"])
-        for features in clips["maps"]
-    ]
+    return [model.process_view(features, clips["embedding"], clips["target"]) for features in clips["maps"]]
 
 
 def golden_waveform():

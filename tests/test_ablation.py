@@ -64,16 +64,9 @@ def test_a_variant_changes_only_what_its_name_says(variant, groups):
 
 
 def test_a_variant_wins_over_shared_options_and_seeds_take_turns():
-    grid = Grid(
-        "mine", "ssl_tie", (Variant("a"), Variant("b", ("--epochs", "7"))), ("--epochs", "5")
-    )
+    grid = Grid("mine", "ssl_tie", (Variant("a"), Variant("b", ("--epochs", "7"))), ("--epochs", "5"))
     runs = planned(grid, "--batch-size", "8", seeds=(1, 2))
-    assert [(run.variant.name, run.seed) for run in runs] == [
-        ("a", 1),
-        ("b", 1),
-        ("a", 2),
-        ("b", 2),
-    ]
+    assert [(run.variant.name, run.seed) for run in runs] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert [run.epochs for run in runs] == [5, 7, 5, 7]
     assert [run.options.run.seed for run in runs] == [1, 1, 2, 2]
     assert {run.options.optimisation.batch_size for run in runs} == {8}
@@ -101,11 +94,7 @@ def test_a_grid_file_that_is_none_is_refused_in_words(tmp_path, content, words):
 
 def test_a_grid_file_is_read(tmp_path):
     path = tmp_path / "tau.json"
-    content = {
-        "method": "ssl_tie",
-        "options": "--epochs 2",
-        "variants": {"a": "", "b": "--no-crop"},
-    }
+    content = {"method": "ssl_tie", "options": "--epochs 2", "variants": {"a": "", "b": "--no-crop"}}
     path.write_text(json.dumps(content))
     grid = find_grid(str(path))
     assert (grid.name, grid.options) == ("tau", ("--epochs", "2"))
@@ -204,9 +193,7 @@ def test_the_table_holds_means_deviations_and_what_is_not_there():
     assert result["failed"] == ["bad, seed 4"] and result["unfinished"] == ["lone, seed 5"]
     lines = render_markdown(result).splitlines()
     assert "| full | 3 | 49.00 ± 8.54 | 42.83 ± 1.61 | 42.00 ± 0.00 | 46.00 ± 3.00 |" in lines
-    assert (
-        "| lone | 1 | 12.35 | 13.00 | 14.00 | 15.00 |" in lines
-    )  # a single run deviates from none
+    assert "| lone | 1 | 12.35 | 13.00 | 14.00 | 15.00 |" in lines  # a single run deviates from none
     assert "| bad | 0 |  |  |  |  |" in lines
     assert "| disc (blind) |  | 20.00 | 20.00 | 20.00 |  |" in lines
     assert "**Failed: bad, seed 4.**" in lines and "**Not finished: lone, seed 5.**" in lines

@@ -107,10 +107,7 @@ def test_finished_runs_are_skipped_and_lost_scores_are_made_again(tmp_path, prog
     assert ablate.ablate(GRID, runs, tmp_path, "command") == 0
     assert [call[0] for call in programs.calls] == ["train", "score"] * 4
     assert all(call[2] is False for call in programs.calls if call[0] == "train")
-    rows = {
-        row["variant"]: row["scores"]["ciou_at_0.5"]
-        for row in read_table(tmp_path)["sheets"][0]["rows"]
-    }
+    rows = {row["variant"]: row["scores"]["ciou_at_0.5"] for row in read_table(tmp_path)["sheets"][0]["rows"]}
     assert rows["full"]["mean"] == 45.0 and rows["full"]["values"] == [40.0, 50.0]
     assert "45.00 ± 7.07" in capsys.readouterr().out
     for name in ("table.md", "table.csv", "table.tex", "plot.svg"):
@@ -237,13 +234,8 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_failing_program_s_last_error_is_the_reason(project, capfdbinary):
-    project(
-        'sys.stderr.write("INFO start\\n\\r 3%|# \\rERROR the disk is full\\nEnd\\n"); sys.exit(3)'
-    )
-    with (
-        Interruption() as stop,
-        pytest.raises(ProgramFailedError, match="status 3: the disk is full"),
-    ):
+    project('sys.stderr.write("INFO start\\n\\r 3%|# \\rERROR the disk is full\\nEnd\\n"); sys.exit(3)')
+    with Interruption() as stop, pytest.raises(ProgramFailedError, match="status 3: the disk is full"):
         run_program("program.py", [], stop)
     assert b"INFO start" in capfdbinary.readouterr().err
 
@@ -285,12 +277,7 @@ AS_HERE = {**ENVIRONMENT, "VSSL_PYTHON": sys.executable}
 
 def ablate_sh(*arguments):
     return subprocess.run(
-        [*SCRIPT, *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        env=AS_HERE,
-        timeout=300,
+        [*SCRIPT, *map(str, arguments)], capture_output=True, check=False, text=True, env=AS_HERE, timeout=300
     )
 
 

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from golden_inputs import arrays, records
 
-from datasets.annotations import (
-    consensus_map,
-    read_flickr_xml,
-    read_vgg_ss_json,
-    read_vgg_ss_xml,
-)
+from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_json, read_vgg_ss_xml
 from datasets.errors import BrokenFileError
 
 FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
@@ -287,11 +282,7 @@ def test_consensus_map_equals_a_slow_loop(annotators_needed, size):
     for num_boxes in (0, 1, 2, 5, 8):
         corners = random.uniform(-0.3, 1.3, (num_boxes, 4))  # some inverted, some outside
         upright = np.concatenate(
-            [
-                np.minimum(corners[:, :2], corners[:, 2:]),
-                np.maximum(corners[:, :2], corners[:, 2:]),
-            ],
-            axis=1,
+            [np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], axis=1
         )
         for boxes in (corners, upright):
             actual = consensus_map(boxes, annotators_needed=annotators_needed, size=size)

@@ -8,13 +8,7 @@ import soundfile
 import torch
 from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
 
-from datasets.audio import (
-    AudioConfig,
-    LogMelSpectrogram,
-    check_sound_header,
-    decoded_seconds,
-    load_waveform,
-)
+from datasets.audio import AudioConfig, LogMelSpectrogram, check_sound_header, decoded_seconds, load_waveform
 from datasets.errors import BrokenFileError
 from datasets.vggish_log_mel import SegmentConfig
 
@@ -128,9 +122,7 @@ def test_short_sounds_are_tiled(tmp_path, rate):
 
 def test_one_sample_is_enough(tmp_path):
     path = write(tmp_path / "click.wav", np.full(1, 0.25, np.float32), subtype="FLOAT")
-    assert torch.equal(
-        load_waveform(path, SHORT, excerpt_seconds=None), torch.full((16_000,), 0.25)
-    )
+    assert torch.equal(load_waveform(path, SHORT, excerpt_seconds=None), torch.full((16_000,), 0.25))
 
 
 def test_long_sounds_are_cut(tmp_path):
@@ -203,10 +195,7 @@ def broken_files(folder):
 
 def test_broken_files_are_named(tmp_path):
     for path in broken_files(tmp_path):
-        for read in (
-            lambda path: load_waveform(path, SHORT, excerpt_seconds=None),
-            check_sound_header,
-        ):
+        for read in (lambda path: load_waveform(path, SHORT, excerpt_seconds=None), check_sound_header):
             with pytest.raises(BrokenFileError) as caught:
                 read(path)
             assert caught.value.path == path

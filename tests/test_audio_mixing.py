@@ -19,12 +19,7 @@ from test_end_to_end import SMALL, assert_same_weights
 import main
 import opts
 from datasets.audio import AudioConfig
-from datasets.audio_mixing import (
-    MixedRequest,
-    Mixing,
-    MixingBatches,
-    MixingClips,
-)
+from datasets.audio_mixing import MixedRequest, Mixing, MixingBatches, MixingClips
 from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, collate
 from datasets.frames import FrameGeometry
@@ -32,12 +27,7 @@ from datasets.loaders import SeededBatches, build_train_loader
 from datasets.views import TestViews, tiled_waveforms
 from models import ssl_tie
 from utils.embeddings import Embeddings
-from utils.mixing_schedule import (
-    NOBODY,
-    AudioMixingOptions,
-    MixingCurriculum,
-    places_of_nearest,
-)
+from utils.mixing_schedule import NOBODY, AudioMixingOptions, MixingCurriculum, places_of_nearest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -171,17 +161,11 @@ def test_the_recorded_neighbours():
     golden = np.load(GOLDEN)
     names = golden["names"].tolist()
     vectors = torch.nn.functional.normalize(torch.from_numpy(golden["emb"]), dim=1)
-    found = places_of_nearest(
-        Embeddings(tuple(names), vectors, None), names, num_candidates=0, seed=0
-    )
+    found = places_of_nearest(Embeddings(tuple(names), vectors, None), names, num_candidates=0, seed=0)
     expected = golden["full_noself_top1"]
     # Duplicates and a sound without any feature tie with others.
     unclear = [names.index(f"clip_{place:03d}") for place in (3, 7, 11)]
-    clear = [
-        place
-        for place in range(len(names))
-        if place not in unclear and expected[place] not in unclear
-    ]
+    clear = [place for place in range(len(names)) if place not in unclear and expected[place] not in unclear]
     assert len(clear) > 45
     assert found[clear].tolist() == expected[clear].tolist()
 
@@ -425,8 +409,7 @@ def test_two_processes_mix_as_one_does(tiny_data, tmp_path):
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     alone, both = (
-        torch.load(tmp_path / name / "last.pth", weights_only=True)["progress"]
-        for name in ("alone", "both")
+        torch.load(tmp_path / name / "last.pth", weights_only=True)["progress"] for name in ("alone", "both")
     )
     assert torch.equal(alone["mixing"]["places"], both["mixing"]["places"])
     # Each tone is there twice, and a clip's twin is the nearest.

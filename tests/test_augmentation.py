@@ -11,13 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.clip_draws import uniform_draws
-from datasets.frame_augmentation import (
-    BLUR_KERNEL,
-    Appearance,
-    apply_appearance,
-    draw_appearance,
-    draw_crops,
-)
+from datasets.frame_augmentation import BLUR_KERNEL, Appearance, apply_appearance, draw_appearance, draw_crops
 from datasets.frame_operations import (
     adjust_brightness,
     adjust_contrast,
@@ -32,12 +26,7 @@ from datasets.transforms import AugmentationConfig, SpecAugment
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = AugmentationConfig()
 SWITCHES = ("colour", "grey", "blur", "flip")
-REFERENCE_ADJUSTMENTS = (
-    TF.adjust_brightness,
-    TF.adjust_contrast,
-    TF.adjust_saturation,
-    TF.adjust_hue,
-)
+REFERENCE_ADJUSTMENTS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
 def noise(count, height=40, width=None, seed=0):
@@ -172,8 +161,7 @@ def assert_same_moments(actual, expected):
     assert actual.shape[1] == expected.shape[1]
     for power in (1, 2):
         first, second = (
-            sample if power == 1 else (sample - expected.mean(axis=0)) ** 2
-            for sample in (actual, expected)
+            sample if power == 1 else (sample - expected.mean(axis=0)) ** 2 for sample in (actual, expected)
         )
         error = np.sqrt(first.var(axis=0) / len(first) + second.var(axis=0) / len(second))
         distance = np.abs(first.mean(axis=0) - second.mean(axis=0))
@@ -220,8 +208,7 @@ def test_appearance_is_distributed_as_torchvision_s():
     drawn = [jitter.make_params([]) for _ in range(count)]
     names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
     expected = [
-        [*(d[name] for name in names), blur.make_params([])["sigma"][0], *d["fn_idx"].tolist()]
-        for d in drawn
+        [*(d[name] for name in names), blur.make_params([])["sigma"][0], *d["fn_idx"].tolist()] for d in drawn
     ]
     appearance = draw_appearance(range(count), EVERYTHING)
     actual = np.column_stack([appearance.factors, appearance.sigmas, appearance.order])

@@ -144,10 +144,7 @@ def light_weights():
     """Names and shapes of the model's; one stored value stands for all of a tensor."""
     with torch.device("meta"):
         state = SSLTIE(SSLTIEConfig()).state_dict()
-    return {
-        name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-        for name, tensor in state.items()
-    }
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in state.items()}
 
 
 def changed_checkpoint(change):
@@ -155,11 +152,7 @@ def changed_checkpoint(change):
 
     def spoil(inputs):
         checkpoint = Checkpoint(
-            method="ssl_tie",
-            method_config={},
-            audio_config={},
-            frame_config={},
-            state_dict=light_weights(),
+            method="ssl_tie", method_config={}, audio_config={}, frame_config={}, state_dict=light_weights()
         )
         content = {"format": FORMAT, **asdict(checkpoint)}
         change(content)

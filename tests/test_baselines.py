@@ -78,8 +78,7 @@ def test_is3_has_its_pairs_without_a_model_too(baselines, tmp_path, capsys):
              "owl_fox_2_owl": [0, 0, 224, 224], "owl_fox_2_fox": [0, 0, 224, 215]}  # fmt: skip
     path, output = tmp_path / "is3.json", tmp_path / "blind.json"
     entries = [
-        {"image": f"i/{name}.jpg", "audio": f"a/{name}.wav", "gt_box": box}
-        for name, box in boxes.items()
+        {"image": f"i/{name}.jpg", "audio": f"a/{name}.wav", "gt_box": box} for name, box in boxes.items()
     ]
     path.write_text(json.dumps(entries))
     assert baselines("--benchmark", "is3", "--annotations", path, "--output", output) == 0

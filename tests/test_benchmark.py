@@ -58,9 +58,7 @@ def lines_of(*arguments):
 
 def check(line):
     assert line.keys() >= MEASURED
-    assert line["samples_per_s"] * line["milliseconds_per_sample"]["median"] == pytest.approx(
-        1000, rel=1e-3
-    )
+    assert line["samples_per_s"] * line["milliseconds_per_sample"]["median"] == pytest.approx(1000, rel=1e-3)
     assert line["milliseconds_per_sample"]["minimum"] <= line["milliseconds_per_sample"]["median"]
     assert line["share_of_peak"] == pytest.approx(
         line["samples_per_s"] * line["flops_per_sample"] / line["peak_flops_per_s"], rel=1e-3
@@ -81,9 +79,7 @@ def test_a_line_for_each_way_to_train():
             line["loss_after_1_steps"] - lines["plain"]["loss_after_1_steps"], abs=1e-3
         )
         assert line["flops_per_sample"] == lines["plain"]["flops_per_sample"]  # useful, once
-        assert (line["flops_done_per_sample"] > line["flops_per_sample"]) == (
-            name == "encoded_twice"
-        )
+        assert (line["flops_done_per_sample"] > line["flops_per_sample"]) == (name == "encoded_twice")
     assert lines["plain"]["ratio_to_plain"] == 1
     assert lines["plain"]["loss_difference_after_1_steps"] == 0
     assert abs(lines["encoded_twice"]["loss_difference_after_1_steps"]) < 1e-3
@@ -145,9 +141,7 @@ def test_training_from_a_loader_is_held_against_steps_that_are_compiled(capsys, 
 
     monkeypatch.setattr(benchmark_train, "seconds_of", seconds_of)
     monkeypatch.setattr(benchmark_train, "make_clips", lambda *_: [None] * 4)
-    monkeypatch.setattr(
-        benchmark_train, "build_train_loader", lambda *_, **__: itertools.repeat(None)
-    )
+    monkeypatch.setattr(benchmark_train, "build_train_loader", lambda *_, **__: itertools.repeat(None))
     trainer = SimpleNamespace(step_on=step_on, stepper=SimpleNamespace(device=CPU))
     steps = SimpleNamespace(variant=Variant(name="fast", compile=True), step=step, trainer=trainer)
     sizes = Sizes(batch_size=4, frame_size=64)

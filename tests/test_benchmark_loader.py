@@ -73,9 +73,7 @@ def test_ratios_are_of_our_way_to_the_authors(capsys, monkeypatch):
 
 
 def test_the_memory_is_that_of_a_batch(capsys):
-    reference, ours, views = (
-        line["peak_memory_bytes_cpu_profiler"] for line in lines_of(capsys, *TINY)
-    )
+    reference, ours, views = (line["peak_memory_bytes_cpu_profiler"] for line in lines_of(capsys, *TINY))
     frames, spectrograms = 2 * 3 * SIDE**2 * FLOAT, 2 * BINS * FRAMES * FLOAT
     assert reference > frames + spectrograms
     assert 0 < ours < frames  # the device makes float32 of them

@@ -58,9 +58,7 @@ def make_result(*protocols, num_boxes=1, pair_keys=(None,) * COUNT, masks=(None,
     rng = np.random.default_rng(3)
     counts = [num_boxes] * COUNT if isinstance(num_boxes, int) else num_boxes
     truths = [
-        ClipTruth(
-            0.0 if counts[place] == 0 else 500.0 * (1 + place), counts[place], pair_keys[place]
-        )
+        ClipTruth(0.0 if counts[place] == 0 else 500.0 * (1 + place), counts[place], pair_keys[place])
         for place in range(COUNT)
     ]
     by_protocol = [make_rows(rng, name, masks=masks) for name in protocols]
@@ -133,9 +131,7 @@ def test_sizes_are_of_positives_only():
     result = extended()
     (rows, _) = extra_scores("vgg_ss_extended", result)
     scores = result.by_protocol[0].rows[0]
-    limits = dict(
-        zip(SIZES, ((0, 32**2), (32**2, 96**2), (96**2, 144**2), (144**2, 1e9)), strict=True)
-    )
+    limits = dict(zip(SIZES, ((0, 32**2), (32**2, 96**2), (96**2, 144**2), (144**2, 1e9)), strict=True))
     for size, (least, most) in limits.items():
         clips = [
             (clip.confidence, clip.ciou, True)
@@ -227,9 +223,7 @@ def test_masks_are_not_said_to_be_what_was_published():
 def _renamed(result, name):
     (one,) = result.by_protocol
     rows = [
-        replace(
-            row, clips=tuple(replace(clip, clip_id=name(i)) for i, clip in enumerate(row.clips))
-        )
+        replace(row, clips=tuple(replace(clip, clip_id=name(i)) for i, clip in enumerate(row.clips)))
         for row in one.rows
     ]
     return replace(result, by_protocol=(replace(one, rows=tuple(rows)),))

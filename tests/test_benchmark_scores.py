@@ -92,9 +92,7 @@ def test_is3_in_pairs(checkpoint, testing_program, tmp_path):
         extra = one["rows"][0]["extra"]
         assert extra["IIoU"] == 100 * np.mean([ciou >= 0.5 for ciou in worst.values()])
         rates = [np.mean([ciou >= 0.05 * i for ciou in worst.values()]) for i in range(21)]
-        assert extra["IAUC"] == pytest.approx(
-            100 * sum(0.025 * (rates[i] + rates[i + 1]) for i in range(20))
-        )
+        assert extra["IAUC"] == pytest.approx(100 * sum(0.025 * (rates[i] + rates[i + 1]) for i in range(20)))
 
 
 def test_avsbench_by_masks(checkpoint, testing_program, tmp_path):

@@ -135,10 +135,7 @@ def test_is3_is_packed_with_its_pairs(tmp_path):
 
 @pytest.mark.parametrize(
     ("dataset", "folder", "make"),
-    [
-        ("avsbench_s4", "Single-source/s4_data", make_s4),
-        ("avsbench_ms3", "Multi-sources/ms3_data", make_ms3),
-    ],
+    [("avsbench_s4", "Single-source/s4_data", make_s4), ("avsbench_ms3", "Multi-sources/ms3_data", make_ms3)],
 )
 def test_avsbench_gives_masks(tmp_path, dataset, folder, make):
     masks = make(tmp_path / folder)
@@ -213,9 +210,7 @@ def test_two_videos_of_one_name_are_refused(tmp_path):
 # ------------------------------------------------------------------- the other programs on them
 
 
-@pytest.mark.parametrize(
-    ("dataset", "words"), [("avsbench_s4", "masks"), ("vgg_ss_extended", "borrow")]
-)
+@pytest.mark.parametrize(("dataset", "words"), [("avsbench_s4", "masks"), ("vgg_ss_extended", "borrow")])
 def test_what_hdf5_files_cannot_hold_is_refused(tiny_data, tmp_path, capsys, dataset, words):
     make_s4(tmp_path)
     root = tmp_path if dataset == "avsbench_s4" else tiny_data.root

@@ -191,9 +191,7 @@ def test_disc_holds_the_pixels_nearest_to_the_centre():
 
 
 def test_disc_of_a_small_map():
-    np.testing.assert_array_equal(
-        centre_disc(4), [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
-    )
+    np.testing.assert_array_equal(centre_disc(4), [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
 
 
 def test_square_and_whole_frame():

@@ -152,11 +152,9 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, moment):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    target, name = {
-        "torch.save": (torch, "save"),
-        "fsync": (os, "fsync"),
-        "replace": (Path, "replace"),
-    }[moment]
+    target, name = {"torch.save": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[
+        moment
+    ]
     monkeypatch.setattr(target, name, fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, make_checkpoint(epoch=2))
@@ -390,9 +388,7 @@ def test_checkpoint_that_fits_no_model(tmp_path, load_model, changes, message):
 def test_weights_of_another_model(tmp_path, load_model):
     path = tmp_path / "some.pth"
     save_checkpoint(path, make_checkpoint(**PLAIN, state_dict=SMALL_STATE))
-    with pytest.raises(
-        ValueError, match=r"(?s)does not fit .*Missing key.*size mismatch"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"(?s)does not fit .*Missing key.*size mismatch") as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 

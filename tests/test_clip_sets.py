@@ -141,9 +141,7 @@ def test_annotation_without_boxes_is_an_empty_truth(tiny_data):
     path.write_text(vgg_ss_xml("test_2", (0, 0, 1, 1)))
 
 
-@pytest.mark.parametrize(
-    ("dataset", "error"), [("no_such_set", ValueError), ("vgg_ss", FileNotFoundError)]
-)
+@pytest.mark.parametrize(("dataset", "error"), [("no_such_set", ValueError), ("vgg_ss", FileNotFoundError)])
 def test_unknown_set_and_missing_folder(tmp_path, dataset, error):
     with pytest.raises(error, match=r"vgg_ss|VGG-SS"):
         build_clips(dataset, tmp_path / "nowhere", clip_list=None)

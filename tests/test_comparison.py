@@ -391,11 +391,7 @@ def test_one_page_with_a_row_and_a_curve_for_each_model(models, tmp_path):
 
 
 def test_metrics_of_the_benchmark_stand_beside_the_usual_scores(tmp_path):
-    extra = {
-        "published_under": "slavc",
-        "shown": ["AP"],
-        "words": {"AP": "area", "AP@0.75": "less"},
-    }
+    extra = {"published_under": "slavc", "shown": ["AP"], "words": {"AP": "area", "AP@0.75": "less"}}
     models = []
     for name, ap in (("a", 12.345), ("b", 67.891)):
         summary = scored(tmp_path, name, FIRST, num_without_object=3).summary
@@ -487,9 +483,7 @@ def test_incomplete_commands_are_refused(arguments, words):
 def test_an_option_without_its_value_is_refused(option, caplog):
     status = main(["a.pth", "b.pth", "--", "--benchmark", "vgg_ss", option])
     assert status == 2
-    assert [record.getMessage() for record in caplog.records] == [
-        f"argument {option}: expected one argument"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"argument {option}: expected one argument"]
 
 
 def test_a_model_that_cannot_be_scored_is_named(tmp_path):

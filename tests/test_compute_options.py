@@ -56,9 +56,7 @@ def loss_and_state(model, inputs, precision="fp32"):
 def largest_distance(ours, expected):
     assert ours.keys() == expected.keys() and expected
     return max(
-        (
-            (ours[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-6)
-        ).item()
+        ((ours[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-6)).item()
         for name, value in expected.items()
     )
 
@@ -234,9 +232,7 @@ def test_channels_last_is_the_same_in_another_order(inputs):
     for layer in ordered.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(
-                lambda _, __, output: orders.append(
-                    output.is_contiguous(memory_format=torch.channels_last)
-                )
+                lambda _, __, output: orders.append(output.is_contiguous(memory_format=torch.channels_last))
             )
     expected, ours = (loss_and_state(model, inputs) for model in (plain, ordered))
     assert len(orders) == 60 and all(orders)  # frames, transformed frames, sounds
@@ -318,9 +314,7 @@ def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32_switches, tf32):
     for switch in tf32_switches:
         switch.allow_tf32 = not tf32
     seen = []
-    monkeypatch.setattr(
-        main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in tf32_switches) or 0
-    )
+    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in tf32_switches) or 0)
     assert main.train(options_of("--tf32" if tf32 else "--no-tf32")) == 0
     assert seen == [tf32, tf32]
 
@@ -329,9 +323,7 @@ def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32_switches, tf32):
 
 
 def test_compiling_leaves_the_names_alone():
-    plain, compiled = (
-        main.build_trainer(options_of(*words), CPU).model for words in ([], ["--compile"])
-    )
+    plain, compiled = (main.build_trainer(options_of(*words), CPU).model for words in ([], ["--compile"]))
     assert list(compiled.state_dict()) == list(plain.state_dict())
     assert all(network._compiled_call_impl is not None for network in compiled.networks())
     assert all(network._compiled_call_impl is None for network in plain.networks())

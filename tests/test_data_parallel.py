@@ -34,10 +34,7 @@ def training(tiny_data, output, *arguments):
 
 def losses(output):
     names = ("loss", "contrastive", "contrastive_transformed", "equivariance")
-    return [
-        [float(row[name]) for name in names]
-        for row in csv.DictReader((output / "history.csv").open())
-    ]
+    return [[float(row[name]) for name in names] for row in csv.DictReader((output / "history.csv").open())]
 
 
 def test_two_processes_train_and_score_as_one(tiny_data, tmp_path):
@@ -90,9 +87,7 @@ def test_a_signal_to_one_process_stops_all_and_resuming_goes_on(tiny_data, tmp_p
     assert "Saved" in messages
     done = torch.load(output / "last.pth", weights_only=True)
     epochs = done["epoch"] + 1
-    finished = run_parallel(
-        2, "main.py", *training(tiny_data, output, "--epochs", epochs, "--resume")
-    )
+    finished = run_parallel(2, "main.py", *training(tiny_data, output, "--epochs", epochs, "--resume"))
     assert finished.returncode == 0, finished.stderr
     assert torch.load(output / "last.pth", weights_only=True)["epoch"] == epochs
 

@@ -37,8 +37,7 @@ from utils.command_line import field_docstrings
 
 PAGE_PYTHON = ROOT / ".venv-demo" / "bin" / "python"
 needs_page = pytest.mark.skipif(
-    not PAGE_PYTHON.is_file(),
-    reason="no Gradio: bash scripts/setup.sh requirements-demo.txt .venv-demo",
+    not PAGE_PYTHON.is_file(), reason="no Gradio: bash scripts/setup.sh requirements-demo.txt .venv-demo"
 )
 needs_browser = pytest.mark.skipif(
     find_chromium() is None or find_spec("websocket") is None,
@@ -221,9 +220,7 @@ class Server:
         head = f'Content-Disposition: form-data; name="files"; filename="{name}"'
         body = f"--{border}\r\n{head}\r\n\r\n".encode() + content + f"\r\n--{border}--\r\n".encode()
         kind = f"multipart/form-data; boundary={border}"
-        request = urllib.request.Request(
-            self.address + "gradio_api/upload", body, {"Content-Type": kind}
-        )
+        request = urllib.request.Request(self.address + "gradio_api/upload", body, {"Content-Type": kind})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)[0]
 
@@ -287,12 +284,7 @@ def server(tmp_path_factory):
     picture, sound = made["pairs"][0]
     threading.Thread(target=process.stderr.read, daemon=True).start()
     yield Server(
-        said.split()[1],
-        process,
-        checkpoints,
-        Path(made["videos"][0][0]),
-        Path(picture),
-        Path(sound),
+        said.split()[1], process, checkpoints, Path(made["videos"][0][0]), Path(picture), Path(sound)
     )
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0

@@ -101,8 +101,7 @@ def test_without_a_group_it_is_torch_s_to_the_last_bit(name):
     synchronise_batch_norms(synchronised)
     assert isinstance(synchronised, SynchronisedBatchNorm)
     expected, ours = (
-        workers.batch_norm_steps(layer, shape, torch.float32, 0, 1)
-        for layer in (plain, synchronised)
+        workers.batch_norm_steps(layer, shape, torch.float32, 0, 1) for layer in (plain, synchronised)
     )
     assert ours.keys() == expected.keys()
     for key, value in expected.items():
@@ -135,9 +134,7 @@ def test_all_batch_norms_of_a_network_are_synchronised_and_nothing_else_changes(
         assert after.keys() == tensors.keys()
         assert all(after[name] is tensor for name, tensor in tensors.items())
         copied = copy.deepcopy(network)
-        assert [type(layer) for layer in copied.modules()] == [
-            type(layer) for layer in network.modules()
-        ]
+        assert [type(layer) for layer in copied.modules()] == [type(layer) for layer in network.modules()]
     encoder = ResNet18Encoder(1, batch_norm_passes=2)
     synchronise_batch_norms(encoder)
     assert isinstance(encoder.bn1, RepeatedBatchNorm2d) and encoder.bn1.passes == 2
@@ -293,10 +290,7 @@ def test_a_launched_process_has_a_group_until_an_error(monkeypatch):
     settings = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     for name, value in (settings | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)
-    with (
-        pytest.raises(ZeroDivisionError),
-        distributed.process_group(torch.device("cpu")) as device,
-    ):
+    with pytest.raises(ZeroDivisionError), distributed.process_group(torch.device("cpu")) as device:
         assert torch.distributed.get_backend() == "gloo"
         assert device == torch.device("cpu")
         assert distributed.gather_objects([1, 2]) == [1, 2]

@@ -79,9 +79,7 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     assert "data:image/jpeg" in (results / "report.html").read_text()
 
     control = tmp_path / "control"
-    assert (
-        localisation(tiny_data, whole / "last.pth", control, "--audio", "shuffled").returncode == 0
-    )
+    assert localisation(tiny_data, whole / "last.pth", control, "--audio", "shuffled").returncode == 0
     assert json.loads((control / "summary.json").read_text())["audio"] == "shuffled"
     assert "CONTROL" in (control / "report.html").read_text()
     assert (control / "per_clip.csv").read_text() != (results / "per_clip.csv").read_text()
@@ -131,9 +129,7 @@ def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
     assert "CHOSEN ON TEST" in (tmp_path / "results" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(tiny_data, whole, "--epochs", 3).returncode == 0
@@ -141,9 +137,7 @@ def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
         sys.executable, ROOT / "main.py", "ssl_tie", "--train-set", "vggsound",
         "--data-root", tiny_data.root, "--output", stopped, *SMALL, "--epochs", "500",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     wait_for((stopped / "history.csv").exists, process)
     process.send_signal(sent)
     _, messages = process.communicate(timeout=120)

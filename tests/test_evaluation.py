@@ -97,8 +97,7 @@ def golden_results(golden_truths):
     names = arrays("evaluation")["names"].tolist()
     heat = arrays("evaluation")["heat"]
     return {
-        benchmark: evaluate(batches_of(truths, names, 7), heat)
-        for benchmark, truths in golden_truths.items()
+        benchmark: evaluate(batches_of(truths, names, 7), heat) for benchmark, truths in golden_truths.items()
     }
 
 
@@ -112,9 +111,7 @@ def test_each_clip_scores_as_in_the_authors_program(golden_results, benchmark):
     )
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "ciou", "auc"), [("vggss", 25.0, 32.125), ("flickr", 10.0, 30.375)]
-)
+@pytest.mark.parametrize(("benchmark", "ciou", "auc"), [("vggss", 25.0, 32.125), ("flickr", 10.0, 30.375)])
 def test_data_set_scores_as_in_the_authors_program(golden_results, benchmark, ciou, auc):
     summary = golden_results[benchmark].model.summary()
     assert summary["ciou_at_0.5"] == pytest.approx(ciou, abs=1e-7)
@@ -238,9 +235,7 @@ def test_the_first_rule_is_the_headline(made_up):
     assert result.model.cious != result.by_protocol[1].rows[0].cious
 
 
-@pytest.mark.parametrize(
-    "rules", [[], [MEDIAN, MEDIAN], [MEDIAN, replace(PROTOCOLS["sspl"], map_size=112)]]
-)
+@pytest.mark.parametrize("rules", [[], [MEDIAN, MEDIAN], [MEDIAN, replace(PROTOCOLS["sspl"], map_size=112)]])
 def test_rules_that_cannot_be_scored_together_are_refused(made_up, rules):
     clip_ids, truths, maps = made_up
     model = Replay(torch.as_tensor(maps))
@@ -292,9 +287,7 @@ def test_authors_maps_without_ties_stay_below_the_ceiling(golden_results, benchm
 def test_on_batch_sees_every_clip_once_with_its_map_and_score(made_up):
     clip_ids, truths, maps = made_up
     seen = []
-    result = evaluate(
-        batches_of(truths, clip_ids, 4), maps, on_batch=lambda *given: seen.append(given)
-    )
+    result = evaluate(batches_of(truths, clip_ids, 4), maps, on_batch=lambda *given: seen.append(given))
     assert [len(batch.clip_ids) for batch, _, _ in seen] == [4, 4, 2]
     assert sum((batch.clip_ids for batch, _, _ in seen), ()) == clip_ids
     assert tuple(score for _, _, scores in seen for score in scores) == result.model.clips
@@ -342,10 +335,7 @@ def test_what_is_annotated_in_each_clip_is_known(made_up):
 
 def test_clip_that_comes_twice_is_refused(made_up):
     _, truths, maps = made_up
-    batches = [
-        make_batch([0, 1], truths[:2], ("a", "b")),
-        make_batch([2, 3], truths[2:4], ("c", "a")),
-    ]
+    batches = [make_batch([0, 1], truths[:2], ("a", "b")), make_batch([2, 3], truths[2:4], ("c", "a"))]
     with pytest.raises(ValueError, match="came twice"):
         evaluate(batches, maps)
 
@@ -387,9 +377,7 @@ def test_model_that_gives_too_few_maps_is_not_scored(made_up):
 
 def test_summary_in_percent():
     clips = [(0.5, True), (0.2, False), (float("nan"), False), (1.0, True)]
-    scores = Scores(
-        "a name", "model", tuple(ClipScore(str(i), *clip) for i, clip in enumerate(clips))
-    )
+    scores = Scores("a name", "model", tuple(ClipScore(str(i), *clip) for i, clip in enumerate(clips)))
     summary = scores.summary()
     assert summary["ciou_at_0.5"] == 50
     assert summary["mean_ciou"] == pytest.approx(100 * 1.7 / 4)

@@ -138,9 +138,7 @@ def test_another_map_is_refused(error):
         return found
 
     assert exporter.check(exporter.localiser, "PyTorch's map") == 0
-    with pytest.raises(
-        ValueError, match=r"The map of 1 clips of 96 x 96 pixels differs .*more than 0.0001"
-    ):
+    with pytest.raises(ValueError, match=r"The map of 1 clips of 96 x 96 pixels differs .*more than 0.0001"):
         exporter.check(wrong, "The map")
     with pytest.raises(ValueError, match=r"gives maps of shape"):
         exporter.check(lambda frames, audio: exporter.localiser(frames, audio)[:, 1:], "The map")
@@ -227,18 +225,14 @@ def test_the_document_s_example_takes_the_middle_where_the_model_does(tmp_path):
 @pytest.mark.parametrize("method", LOCALISERS)
 def test_notes_say_what_the_front_end_makes(method, tmp_path):
     audio, frame = AUDIO_CONFIGS[method](), FrameConfig(frame_size=96)
-    checkpoint = Checkpoint(
-        method=method, method_config={}, audio_config={}, frame_config={}, state_dict={}
-    )
+    checkpoint = Checkpoint(method=method, method_config={}, audio_config={}, frame_config={}, state_dict={})
     trained = TrainedModel(torch.nn.Identity(), audio, frame, checkpoint)
     notes = describe_file(trained, tmp_path / "a.pth", "0", inputs="prepared", opset=18)
     noted = json.loads(notes["audio"])
     heard = audio.build_front_end()(torch.zeros(2, noted["num_samples"]))
     shape, size = re.fullmatch(r"\w+ \((.*)\), [ST] = (\d+)", noted["audio"]).groups()
     letters = {"B": 2, "T": int(size), "S": int(size)}
-    assert heard.shape == tuple(
-        letters[part] if part in letters else int(part) for part in shape.split(", ")
-    )
+    assert heard.shape == tuple(letters[part] if part in letters else int(part) for part in shape.split(", "))
     assert json.loads(notes["frames"])["frame_size"] == 96
 
 
@@ -250,9 +244,7 @@ def test_noted_log_mel_is_the_one_that_is_heard():
         frame=FrameConfig(),
         checkpoint=types.SimpleNamespace(epoch=0, method="ssl_tie", method_config={}),
     )
-    noted = json.loads(
-        describe_file(trained, ROOT / "a.pth", "0", inputs="prepared", opset=18)["audio"]
-    )
+    noted = json.loads(describe_file(trained, ROOT / "a.pth", "0", inputs="prepared", opset=18)["audio"])
     size, rate = noted["window_samples"], noted["sample_rate"]
     waveform = 0.3 * np.random.default_rng(0).standard_normal(noted["num_samples"])
     window = np.hanning(size + 1)[:-1]

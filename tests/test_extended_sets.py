@@ -13,10 +13,7 @@ from datasets.negatives import Negative, read_negatives
 def test_negatives_borrow_frames_and_sounds(tiny_data, tmp_path):
     positives, negatives = make_extended(tiny_data, tmp_path)
     clip_set = build_clips(
-        "vgg_ss_extended",
-        tiny_data.root,
-        clip_list=str(positives),
-        negatives=str(negatives),
+        "vgg_ss_extended", tiny_data.root, clip_list=str(positives), negatives=str(negatives)
     )
     added = ["neg_0+neg_1", "neg_1+test_0", "neg_0+neg_0"]
     assert clip_set.clip_ids == [*tiny_data.test_ids[:4], *added]
@@ -24,8 +21,7 @@ def test_negatives_borrow_frames_and_sounds(tiny_data, tmp_path):
     assert clip_set.list_name == "positives and negatives"
     assert set(clip_set.source_ids) == {*tiny_data.test_ids[:4], "neg_0", "neg_1"}
     assert clip_set.cut == (
-        "Extended VGG-SS, 4 clips: none of the published cuts; 3 negatives: none of the "
-        "published cuts"
+        "Extended VGG-SS, 4 clips: none of the published cuts; 3 negatives: none of the published cuts"
     )
     batch = batch_of(clip_set, map_size=32)
     assert [len(boxes) for boxes in batch.bounding_boxes] == [1] * 4 + [0] * 3
@@ -48,10 +44,7 @@ def test_a_positive_keeps_its_degenerate_box_and_needs_one(tiny_data, tmp_path):
 
     def build():
         return build_clips(
-            "vgg_ss_extended",
-            tiny_data.root,
-            clip_list=str(positives),
-            negatives=str(negatives),
+            "vgg_ss_extended", tiny_data.root, clip_list=str(positives), negatives=str(negatives)
         )
 
     batch = batch_of(build())

@@ -146,12 +146,8 @@ def stamp(path):
     return status and (status.st_ino, status.st_mtime_ns)
 
 
-@pytest.mark.parametrize(
-    ("seed", "num_kills"), [(0, 4), pytest.param(1, 20, marks=pytest.mark.slow)]
-)
-def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(
-    tiny_data, tmp_path, start, seed, num_kills
-):
+@pytest.mark.parametrize(("seed", "num_kills"), [(0, 4), pytest.param(1, 20, marks=pytest.mark.slow)])
+def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tiny_data, tmp_path, start, seed, num_kills):
     output, rng = tmp_path / "run", random.Random(seed)
     words = arguments(tiny_data, output, "--epochs", 500)
     last, epoch, torn = output / "last.pth", 0, 0
@@ -283,9 +279,7 @@ def signal_at(monkeypatch, owner, name, number, sent):
 
 
 @pytest.mark.usefixtures("narrow")
-def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(
-    tiny_data, tmp_path, monkeypatch
-):
+def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(tiny_data, tmp_path, monkeypatch):
     words = ("--epochs", 2, "--batch-size", 2, "--log-every", 3, *validation(tiny_data))
     whole = tmp_path / "whole"
     assert main.main(arguments(tiny_data, whole, *words)) == 0
@@ -307,9 +301,7 @@ def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(
 
 
 @pytest.mark.usefixtures("narrow")
-def test_a_signal_while_the_checkpoint_is_written_lets_it_finish(
-    tiny_data, tmp_path, monkeypatch, caplog
-):
+def test_a_signal_while_the_checkpoint_is_written_lets_it_finish(tiny_data, tmp_path, monkeypatch, caplog):
     output = tmp_path / "run"
     assert main.main(arguments(tiny_data, output, "--epochs", 1)) == 0
     before = stamp(output / "last.pth")
@@ -397,9 +389,7 @@ def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, 
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("stopped", [False, True])
-def test_weights_that_the_last_step_broke_are_not_saved(
-    tiny_data, tmp_path, monkeypatch, caplog, stopped
-):
+def test_weights_that_the_last_step_broke_are_not_saved(tiny_data, tmp_path, monkeypatch, caplog, stopped):
     seen = []
 
     def step_on(trainer, batch, views, **named):
@@ -495,9 +485,7 @@ def assert_names(text, tiny_data, *words):
 
 
 @pytest.mark.usefixtures("narrow")
-def test_a_dead_worker_in_training_is_reported_with_its_files(
-    tiny_data, tmp_path, deadly, caplog, capfd
-):
+def test_a_dead_worker_in_training_is_reported_with_its_files(tiny_data, tmp_path, deadly, caplog, capfd):
     output = tmp_path / "run"
     words = ("--workers", 2, "--batch-size", 2)
     assert main.main(arguments(tiny_data, output, *words, "--epochs", 1)) == 0
@@ -600,9 +588,7 @@ def test_an_output_that_is_a_file_is_refused(tiny_data, tmp_path, caplog, name):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_output_that_cannot_be_written_is_refused_at_once(
-    tiny_data, tmp_path, caplog, monkeypatch
-):
+def test_an_output_that_cannot_be_written_is_refused_at_once(tiny_data, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, _: str(path) != str(tmp_path))  # root may all
     assert main.main(arguments(tiny_data, tmp_path / "no" / "run")) == 2
     assert f"--output {tmp_path / 'no' / 'run'}: nothing can be written" in caplog.text

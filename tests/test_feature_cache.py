@@ -89,9 +89,7 @@ def count_encoded(monkeypatch, model):
     return counted
 
 
-def test_nothing_is_encoded_twice_and_a_stop_loses_little(
-    options, training_set, model, monkeypatch
-):
+def test_nothing_is_encoded_twice_and_a_stop_loses_little(options, training_set, model, monkeypatch):
     monkeypatch.setattr(training_inputs, "FILL_BATCH", 3)
     counted = count_encoded(monkeypatch, model)
     store = FeatureCache.store
@@ -150,9 +148,7 @@ def test_other_clips_or_weights_have_another_cache(options, training_set, model)
     assert len({first, second, folder()}) == 3
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(
-    options, training_set, model, monkeypatch
-):
+def test_a_full_disk_is_refused_before_anything_is_written(options, training_set, model, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -9,13 +9,7 @@ from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
 from PIL import Image, ImageDraw
 
 from datasets.errors import BrokenFileError
-from datasets.frames import (
-    FrameConfig,
-    FrameGeometry,
-    read_frame,
-    read_frame_size,
-    to_tensor,
-)
+from datasets.frames import FrameConfig, FrameGeometry, read_frame, read_frame_size, to_tensor
 
 GOLDEN_PICTURES = ("sq299", "land", "port", "gray", "small")
 MEAN = np.array([0.485, 0.456, 0.406])[:, None, None]
@@ -70,12 +64,7 @@ def white_box(frame):
     rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
     height, width = white.shape
     return np.array(
-        [
-            columns[0] / width,
-            rows[0] / height,
-            (columns[-1] + 1) / width,
-            (rows[-1] + 1) / height,
-        ]
+        [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
     )
 
 

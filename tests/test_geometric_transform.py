@@ -61,9 +61,7 @@ def test_golden_matrix_frame_and_map(scale, flip):
     np.testing.assert_allclose(target, golden[f"{name}/heat"][:, 0], atol=1.2e-5)
     assert (weights == 1).all() and weights.shape == target.shape
     difference = target - torch.tensor(golden[f"{name}/pred"][:, 0])
-    assert difference.square().mean().item() == pytest.approx(
-        float(golden[f"{name}/mse"]), rel=1e-4
-    )
+    assert difference.square().mean().item() == pytest.approx(float(golden[f"{name}/mse"]), rel=1e-4)
     assert difference.abs().mean().item() == pytest.approx(float(golden[f"{name}/l1"]), rel=1e-4)
 
 
@@ -180,19 +178,12 @@ def test_each_frame_turns_by_its_own_angle():
 def test_shapes(size, scale, flip, target):
     drawn = transform([5, -9], scale, flip, size=size, target=target)
     cells = size // CELL
-    assert drawn.warp_frames(torch.zeros(2, 3, size, size)).shape == (
-        2,
-        3,
-        size * scale,
-        size * scale,
-    )
+    assert drawn.warp_frames(torch.zeros(2, 3, size, size)).shape == (2, 3, size * scale, size * scale)
     for maps in drawn.warp_maps(torch.zeros(2, cells, cells)):
         assert maps.shape == (2, cells * scale, cells * scale)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 3, 224, 224), (2, 3, 112, 112), (2, 3, 224, 112), (2, 3, 112, 224)]
-)
+@pytest.mark.parametrize("shape", [(3, 3, 224, 224), (2, 3, 112, 112), (2, 3, 224, 112), (2, 3, 112, 224)])
 def test_frames_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"frames must be \(2, C, 224, 224\), got \(") as caught:
         transform([1, 2]).warp_frames(torch.zeros(shape))
@@ -208,12 +199,7 @@ def test_maps_of_another_shape_are_refused(target, shape):
 
 
 @pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("warp_maps", "reference"),
-        ("warp_frames", "reference"),
-        ("warp_maps", "masked"),
-    ],
+    ("method", "target"), [("warp_maps", "reference"), ("warp_frames", "reference"), ("warp_maps", "masked")]
 )
 def test_mixed_precision_leaves_the_geometry_alone(method, target):
     warp = getattr(transform([30, -17, 5, 0], target=target), method)

@@ -62,9 +62,7 @@ def assert_logits(logits, golden):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_forward(build, mode, dtype):
     golden_name = f"{mode}_f{32 if dtype == torch.float32 else 64}"
-    golden = {
-        k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")
-    }
+    golden = {k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")}
     model = build(audio_encodings=2).to(dtype).train(mode == "train")
     (logits, maps), embedding, peaks = forward_head(model, frames(), dtype)
     np.testing.assert_allclose(maps, golden["A"][:, 0], atol=2e-6)
@@ -77,10 +75,7 @@ def test_forward(build, mode, dtype):
         for name in ("imgnet.bn1", "audnet.bn1"):
             for statistic in ("running_mean", "running_var"):
                 np.testing.assert_allclose(
-                    state[f"{name}.{statistic}"],
-                    golden[f"buf/{name}.{statistic}"],
-                    rtol=1e-5,
-                    atol=1e-5,
+                    state[f"{name}.{statistic}"], golden[f"buf/{name}.{statistic}"], rtol=1e-5, atol=1e-5
                 )
 
 
@@ -117,9 +112,7 @@ def test_loss_head_alone(build, dtype):
     )
     np.testing.assert_allclose(maps, golden["head_f64/A"][:, 0], atol=2e-6)
     assert_logits(logits, golden["head_f64/logits"])  # float64: the reference's float32 has a NaN
-    assert contrastive_loss(logits).item() == pytest.approx(
-        float(golden["head_f64/loss"]), abs=2e-6
-    )
+    assert contrastive_loss(logits).item() == pytest.approx(float(golden["head_f64/loss"]), abs=2e-6)
     first_five = contrastive_loss(logits[:5]).item()
     assert first_five == pytest.approx(float(golden["head_f64/loss_first5"]), abs=2e-6)
 

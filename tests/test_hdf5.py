@@ -150,16 +150,12 @@ def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path):
     frames, sounds = pictures(22, side=2), real_sounds(22, num_samples=50)
     for number in range(1, 12):  # as words, _10 and _11 come before _2
         part = slice(2 * number - 2, 2 * number)
-        write_authors_files(
-            tmp_path, "train", frames[part], sounds[part], f"_144k_{number}", spects=False
-        )
+        write_authors_files(tmp_path, "train", frames[part], sounds[part], f"_144k_{number}", spects=False)
     clips = build_clips("vggsound", tmp_path, clip_list=None).clips
     assert [clip.clip_id for clip in clips] == [f"row_{row:06d}" for row in range(22)]
     for row, clip in enumerate(clips):
         assert np.array_equal(np.asarray(read_frame(clip.frame_source)), frames[row])
-        heard = load_waveform(
-            clip.audio_source, AudioConfig(window_seconds=50 / 16_000, fft_size=8)
-        )
+        heard = load_waveform(clip.audio_source, AudioConfig(window_seconds=50 / 16_000, fft_size=8))
         assert torch.equal(heard, torch.from_numpy(undo_levelling(level(sounds[row]))))
 
 
@@ -321,9 +317,7 @@ def test_another_key_is_named(training_files):
 
 
 def as_clips(clip_set):
-    return AudioVisualClips(
-        clip_set.clips, geometry=FrameGeometry(32), audio=AudioConfig(window_seconds=1.0)
-    )
+    return AudioVisualClips(clip_set.clips, geometry=FrameGeometry(32), audio=AudioConfig(window_seconds=1.0))
 
 
 def test_damage_found_while_training_is_named_and_never_replaced(training_files):

@@ -32,8 +32,7 @@ def test_pairs_are_those_of_a_slow_loop(seed):
     found, expected = pair_cious(cious, keys), slow_pairs(cious.tolist(), keys)
     np.testing.assert_array_equal(found, expected)
     rates = [
-        sum(not math.isnan(ciou) and ciou >= 0.05 * i for ciou in expected) / len(expected)
-        for i in range(21)
+        sum(not math.isnan(ciou) and ciou >= 0.05 * i for ciou in expected) / len(expected) for i in range(21)
     ]
     curve = success_curve(found)
     assert curve == pytest.approx(rates)

@@ -46,11 +46,7 @@ def test_every_published_form_gives_the_same_classes(case, tmp_path):
     assert labels.classes == {"a_000001": "dog", "b_000030": "speech, woman"}
     assert labels.form == form
     assert labels.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert labels.of(["b_000030", "a_000001", "b_000030"]) == [
-        "speech, woman",
-        "dog",
-        "speech, woman",
-    ]
+    assert labels.of(["b_000030", "a_000001", "b_000030"]) == ["speech, woman", "dog", "speech, woman"]
 
 
 def test_ids_that_begin_with_dashes_and_starts_of_six_digits(tmp_path):

@@ -21,9 +21,7 @@ from datasets.views import SSLTIEViews, TestViews, crop_at_random, tiled_wavefor
 
 AUDIO = AudioConfig(window_seconds=1.0, mel_bins=32, hop_length=400)
 CPU = torch.device("cpu")
-NOTHING = AugmentationConfig(
-    crop=False, colour=False, grey=False, blur=False, flip=False, spec_augment=False
-)
+NOTHING = AugmentationConfig(crop=False, colour=False, grey=False, blur=False, flip=False, spec_augment=False)
 
 
 @pytest.fixture
@@ -109,8 +107,7 @@ def test_wrong_sounds_are_those_of_other_clips(test_clips):
     assert {clip.audio_source for clip in wrong} == {clip.audio_source for clip in clips}
     assert with_wrong_sounds(clips) == wrong
     assert any(
-        a.audio_source != b.audio_source
-        for a, b in zip(with_wrong_sounds(clips, 1), wrong, strict=True)
+        a.audio_source != b.audio_source for a, b in zip(with_wrong_sounds(clips, 1), wrong, strict=True)
     )
     with pytest.raises(ValueError, match="--audio shuffled"):
         with_wrong_sounds(clips[:1])
@@ -162,9 +159,7 @@ def test_loaders_give_the_same_whatever_the_workers(train_clips, test_clips, num
     assert [i for batch in loader for i in batch.clip_ids] == sorted(f"test_{i}" for i in range(6))
 
 
-def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(
-    test_clips, monkeypatch, capsys
-):
+def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(test_clips, monkeypatch, capsys):
     ignored = []
     monkeypatch.setattr(signal, "signal", lambda number, _: ignored.append(number))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

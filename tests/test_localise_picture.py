@@ -141,6 +141,4 @@ def test_the_program_prints_the_peak_and_refuses_with_status_2(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "Peak: x " in finished.stdout
     assert (tmp_path / "out.png").is_file()
-    assert_refused(
-        run("test.py", *command, tmp_path / "no.png", "--sound", image), "a.png cannot be read"
-    )
+    assert_refused(run("test.py", *command, tmp_path / "no.png", "--sound", image), "a.png cannot be read")

@@ -197,9 +197,7 @@ def test_maps_are_those_of_localise_one_by_one(tmp_path, step):
             begin = min(max(0, round(moment * 16_000) - 8_000), len(samples) - 16_000)
             window = torch.from_numpy(samples[begin : begin + 16_000])
             square = to_tensor(FrameGeometry(64).apply_to_frame(frame.to_image()))
-            found = trained.model.localise(
-                normalise(as_float(square[None])), front_end(window[None])
-            )[0]
+            found = trained.model.localise(normalise(as_float(square[None])), front_end(window[None]))[0]
             assert float(row["similarity"]) == pytest.approx(float(found.max()), abs=1e-4)
             y, x = divmod(int(found.argmax()), 4)
             assert (float(row["x"]), float(row["y"])) == (x * 16 + 8, y * 12 + 6)
@@ -252,9 +250,7 @@ def test_sound_that_outlasts_the_pictures_is_kept(tmp_path):
 def test_progress_tells_what_is_done_and_about_how_much_there_is(tmp_path):
     source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20)
     told = []
-    localise_video(
-        spotlight(), options_for(source, tmp_path / "out.mp4"), lambda *now: told.append(now)
-    )
+    localise_video(spotlight(), options_for(source, tmp_path / "out.mp4"), lambda *now: told.append(now))
     assert told == [(done, 20) for done in range(1, 21)]
 
 

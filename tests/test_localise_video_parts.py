@@ -17,13 +17,7 @@ from datasets.vggish_log_mel import SegmentConfig
 from datasets.video_windows import SoundWindows, heard_part
 from scripts.video_localiser import ExponentialMean
 from utils.video_options import ImageOptions, VideoOptions
-from utils.video_overlay import (
-    ContactSheet,
-    Square,
-    draw_localisation,
-    find_peak,
-    peak_box,
-)
+from utils.video_overlay import ContactSheet, Square, draw_localisation, find_peak, peak_box
 
 SHORT = AudioConfig(window_seconds=1.0)
 

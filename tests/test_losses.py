@@ -8,19 +8,12 @@ import torch
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
 from models.similarity import region_similarity, similarity_map, similarity_maps
 
-PAPER = {
-    "positive_threshold": 0.65,
-    "negative_threshold": 0.4,
-    "sharpness": 0.03,
-    "temperature": 0.07,
-}
+PAPER = {"positive_threshold": 0.65, "negative_threshold": 0.4, "sharpness": 0.03, "temperature": 0.07}
 
 
 def random_maps(batch_size, size=3, seed=0, low=-0.2, high=1.0):
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(
-        batch_size, batch_size, size, size, generator=generator, dtype=torch.float64
-    )
+    uniform = torch.rand(batch_size, batch_size, size, size, generator=generator, dtype=torch.float64)
     return low + (high - low) * uniform
 
 
@@ -163,14 +156,10 @@ def test_one_saturated_clip_spoils_neither_itself_nor_the_others():
     maps[2, 2] = 0.9 + 0.1 * maps[2, 2].abs()  # float32 sigmoid((0.4 - s) / 0.03) is exactly 0
     logits = trimap_contrastive_logits(maps, **PAPER)
     expected = torch.tensor(naive_logits(maps.double(), **PAPER))
-    torch.testing.assert_close(
-        torch.tensor(without_own_column(logits)), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(torch.tensor(without_own_column(logits)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 2, 4, 4), (2, 3, 4, 4), (2, 4, 4), (2, 2, 16), (1, 2, 2, 4, 4)]
-)
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (2, 3, 4, 4), (2, 4, 4), (2, 2, 16), (1, 2, 2, 4, 4)])
 def test_maps_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"must be \(B, B, h, w\), got \(") as caught:
         trimap_contrastive_logits(torch.zeros(shape), **PAPER)
@@ -229,9 +218,7 @@ def test_equivariance_loss_without_a_covered_cell():
 
 def test_gradient_of_the_equivariance_loss_reaches_both_maps():
     ours, target = torch.rand(2, 2, 3, 3, dtype=torch.float64).unbind()
-    coverage = torch.tensor([[1.0, 1, 0], [1, 0.5, 1], [1, 1, 1]], dtype=torch.float64).expand(
-        2, 3, 3
-    )
+    coverage = torch.tensor([[1.0, 1, 0], [1, 0.5, 1], [1, 1, 1]], dtype=torch.float64).expand(2, 3, 3)
     inputs = (ours.clone().requires_grad_(), target.clone().requires_grad_(), coverage)
     assert torch.autograd.gradcheck(equivariance_loss, inputs)
     ours_gradient, target_gradient = torch.autograd.grad(equivariance_loss(*inputs), inputs[:2])

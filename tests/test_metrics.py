@@ -21,15 +21,11 @@ NAN = math.nan
 
 
 def consensus_iou(masks, truths):
-    return metrics.consensus_iou(
-        torch.from_numpy(masks), TruthMaps(torch.from_numpy(truths))
-    ).numpy()
+    return metrics.consensus_iou(torch.from_numpy(masks), TruthMaps(torch.from_numpy(truths))).numpy()
 
 
 def pointing_hits(maps, truths):
-    return metrics.pointing_hits(
-        torch.from_numpy(maps), TruthMaps(torch.from_numpy(truths))
-    ).numpy()
+    return metrics.pointing_hits(torch.from_numpy(maps), TruthMaps(torch.from_numpy(truths))).numpy()
 
 
 def one_ciou(predicted, truth):

@@ -211,8 +211,7 @@ def test_areas_and_ious_are_those_of_loops():
     generator = torch.Generator().manual_seed(0)
     draws = {"own": 1, "silence": 1, "noise": 3, "off_screen": 3}
     masks = {
-        kind: torch.rand(4, num_draws, 8, 8, generator=generator) > 0.6
-        for kind, num_draws in draws.items()
+        kind: torch.rand(4, num_draws, 8, 8, generator=generator) > 0.6 for kind, num_draws in draws.items()
     }
     for kind in draws:
         masks[kind][0] = False  # every mask of the first clip, so that pairs are empty

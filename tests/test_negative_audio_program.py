@@ -218,9 +218,7 @@ def test_two_processes_score_as_one(arguments, negatives, labels, tmp_path):
         capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    one, many = (
-        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "parallel")
-    )
+    one, many = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "parallel"))
     assert one["threshold"]["value"] == pytest.approx(many["threshold"]["value"], abs=1e-5)
     assert one["num_clips"] == many["num_clips"] and one["map_bytes"] == many["map_bytes"]
     for name, score in one["scores"].items():

@@ -20,12 +20,7 @@ from negative_inputs import (
 from result_inputs import make_context
 
 from utils.leaks import find_leak
-from utils.negative_audio_results import (
-    NegativeSetting,
-    read_threshold,
-    summarise,
-    write_negative_results,
-)
+from utils.negative_audio_results import NegativeSetting, read_threshold, summarise, write_negative_results
 from utils.negative_audio_scores import DEAF, DISC, PUBLISHED_THRESHOLDS, Scoring
 from utils.negative_audio_tables import render_table, score_rows, screen_table
 from utils.negative_options import NegativeOptions
@@ -83,9 +78,7 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
 
 def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
     leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test")
-    context = replace(
-        make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips"
-    )
+    context = replace(make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
     result = evaluate(Listener(), COSINE)
     torn = (("y", "torn"), ("z", "torn"))
     summary = summarise(make_setting(context=context), replace(result, unreadable=torn))
@@ -94,11 +87,7 @@ def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
         assert [line[name] for name in names] == ["1", "1", "1", "2", "VGG-SS, 4,911 clips"]
     for form in ("md", "tex"):
         text = render_table(summary, form)
-        for words in (
-            "LEAK: 1 of 2 test clips",
-            "1 without files, 2 unreadable",
-            "VGG-SS, 4,911 clips",
-        ):
+        for words in ("LEAK: 1 of 2 test clips", "1 without files, 2 unreadable", "VGG-SS, 4,911 clips"):
             assert words in text, (form, words)
     unknown = replace(context, leak=find_leak(None, [], purpose="test"), cut="")
     text = render_table(summarise(make_setting(context=unknown), result), "csv")

@@ -20,11 +20,7 @@ from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
-from datasets.negative_sounds import (
-    NegativeSoundConfig,
-    negative_spectrograms,
-    negative_waveforms,
-)
+from datasets.negative_sounds import NegativeSoundConfig, negative_spectrograms, negative_waveforms
 from datasets.transforms import AugmentationConfig
 from datasets.views import SSLTIEViews
 from models.encoders import ResNet18Encoder
@@ -99,9 +95,7 @@ def step(model, inputs):
 def assert_same(ours, expected, tolerance=1e-9):
     torch.testing.assert_close(ours[0].loss, expected[0].loss, rtol=tolerance, atol=tolerance)
     for name, gradient in expected[1].items():
-        torch.testing.assert_close(
-            ours[1][name], gradient, rtol=tolerance, atol=tolerance, msg=name
-        )
+        torch.testing.assert_close(ours[1][name], gradient, rtol=tolerance, atol=tolerance, msg=name)
 
 
 # ------------------------------------------------------------------------------------ the sounds
@@ -200,8 +194,7 @@ def slow_contrast(model, features, sounds, num_own):
     losses, negative = [], []
     for frame in range(num_own):
         maps = [
-            [float(features[frame, :, y, x] @ sound) for y in range(4) for x in range(4)]
-            for sound in sounds
+            [float(features[frame, :, y, x] @ sound) for y in range(4) for x in range(4)] for sound in sounds
         ]
         means = [mean_in_region(values, config.positive_threshold, 1) for values in maps]
         hard = mean_in_region(maps[frame], config.negative_threshold, -1)

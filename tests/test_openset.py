@@ -78,9 +78,7 @@ def test_training_takes_one_definition_by_name(openset, start, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("openset", "lists"), [("ssl_tie", "ssl_tie_openset"), ("ez_vsl", "ez_vsl_vgg_ss")]
-)
+@pytest.mark.parametrize(("openset", "lists"), [("ssl_tie", "ssl_tie_openset"), ("ez_vsl", "ez_vsl_vgg_ss")])
 def test_both_halves_of_one_definition_are_scored(openset, lists, start):
     finished = start(TEST, "--dry-run", **ROOTS, OPENSET=openset)
     assert finished.returncode == 0, finished.stderr

@@ -38,9 +38,7 @@ MINIMAL_TEST = "localisation --checkpoint c --benchmark vgg_ss --data-root d --o
 @cache
 def parsed_sources():
     packages = (
-        path
-        for name in ("models", "datasets", "utils", "scripts")
-        for path in (ROOT / name).rglob("*.py")
+        path for name in ("models", "datasets", "utils", "scripts") for path in (ROOT / name).rglob("*.py")
     )
     return [ast.parse(path.read_text()) for path in [*ROOT.glob("*.py"), *packages]]
 
@@ -52,9 +50,7 @@ def attributes_read(config_class):
     for tree in parsed_sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name == config_class.__name__:
-                checks = (
-                    item for item in node.body if getattr(item, "name", "") == "__post_init__"
-                )
+                checks = (item for item in node.body if getattr(item, "name", "") == "__post_init__")
                 own_checks |= {id(inner) for check in checks for inner in ast.walk(check)}
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.append(node)
@@ -176,9 +172,7 @@ def test_unknown_and_missing_options_exit_with_2(arguments, capsys):
 
 
 def test_overlays_take_a_number_or_all():
-    assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "all"]).max_overlays == float(
-        "inf"
-    )
+    assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "all"]).max_overlays == float("inf")
     assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "3"]).max_overlays == 3
     with pytest.raises(ValueError, match="--save-overlays"):
         opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", "some"])

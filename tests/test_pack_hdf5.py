@@ -124,9 +124,7 @@ def test_the_full_range_of_16_bits_comes_back(training_folder, tmp_path):
     ("rate", "channels", "suffix"),
     [(RATE, 2, "wav"), (44_100, 1, "wav"), (22_050, 2, "mp3"), (48_000, 1, "flac")],
 )
-def test_other_sounds_differ_by_the_rounding_alone(
-    training_folder, tmp_path, rate, channels, suffix
-):
+def test_other_sounds_differ_by_the_rounding_alone(training_folder, tmp_path, rate, channels, suffix):
     samples = np.repeat(0.4 * np.sin(np.arange(rate) / 9)[:, None], channels, axis=1)
     write_sounds(training_folder[1], samples, rate, suffix)
     assert pack("flickr", training_folder[0].parent, tmp_path / "clips.h5") == 0
@@ -328,9 +326,7 @@ def test_sigterm_keeps_what_is_packed_and_says_so(slow_folder, tmp_path):
 
 
 def clip_of(index):
-    return PackedClip(
-        f"clip_{index}", b"frame" * (index + 1), np.arange(index + 1, dtype="i2"), None
-    )
+    return PackedClip(f"clip_{index}", b"frame" * (index + 1), np.arange(index + 1, dtype="i2"), None)
 
 
 def written(path, indices=range(10)):
@@ -392,10 +388,7 @@ def test_content_shorter_than_its_journal_is_refused(tmp_path):
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with (
-        PackedWriter(tmp_path / "clips.h5", {}),
-        pytest.raises(ValueError, match="Another process writes"),
-    ):
+    with PackedWriter(tmp_path / "clips.h5", {}), pytest.raises(ValueError, match="Another process writes"):
         PackedWriter(tmp_path / "clips.h5", {})
     PackedWriter(tmp_path / "clips.h5", {})
 

@@ -22,11 +22,7 @@ from peer_inputs import (
 from scipy.signal import spectrogram
 
 import opts
-from datasets.peer_audio import (
-    AlignSpectrogramConfig,
-    MiddleSpectrogramConfig,
-    SpectrogramConfig,
-)
+from datasets.peer_audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, METHODS, build_localiser
 from models.object_prior import ObjectPrior, convert_resnet18
@@ -238,9 +234,7 @@ def test_a_peer_hears_scipy_s_log_spectrogram(name):
         np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "config", [SpectrogramConfig(), MiddleSpectrogramConfig(), AlignSpectrogramConfig()]
-)
+@pytest.mark.parametrize("config", [SpectrogramConfig(), MiddleSpectrogramConfig(), AlignSpectrogramConfig()])
 def test_silence_and_an_offset_are_the_floor(config):
     for level in (0.0, 0.25):
         heard = config.build_front_end()(torch.full((1, config.num_samples), level))
@@ -271,9 +265,7 @@ def test_torchvision_s_resnet18_is_read_strictly_with_and_without_counters():
     old = {name: tensor for name, tensor in official.items() if "num_batches" not in name}
     assert convert_resnet18(old, SOURCE).keys() == expected
     for name in ("layer2.0.downsample.0.weight", "bn1.running_var"):
-        with pytest.raises(
-            ValueError, match=f"ResNet-18 of torchvision: 1 tensors missing: {name}"
-        ):
+        with pytest.raises(ValueError, match=f"ResNet-18 of torchvision: 1 tensors missing: {name}"):
             convert_resnet18({k: v for k, v in official.items() if k != name}, SOURCE)
     with pytest.raises(ValueError, match="unknown: layer5"):
         convert_resnet18(official | {"layer5": torch.zeros(1)}, SOURCE)
@@ -379,11 +371,7 @@ def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, cap
     prior = ("--object-prior-weights", weights, "--object-prior")
     alone, mixed, objects = scored("a"), scored("b", *prior, 0.4), scored("c", *prior, 0)
     names = [summary["rows"][0]["name"] for summary in (alone, mixed, objects)]
-    assert names == [
-        "model",
-        "model + object prior (alpha 0.4)",
-        "model + object prior (alpha 0)",
-    ]
+    assert names == ["model", "model + object prior (alpha 0.4)", "model + object prior (alpha 0)"]
     assert [summary["object_prior"] for summary in (alone, mixed, objects)] == [None, 0.4, 0.0]
     assert any("blind" in warning for warning in mixed["warnings"])
     assert len({s["rows"][0]["mean_ciou"] for s in (alone, mixed, objects)}) == 3

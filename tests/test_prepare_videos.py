@@ -84,9 +84,7 @@ def test_both_layouts_are_read_as_they_are(videos, tmp_path, capsys):
     assert training.clip_ids == ["good.2", "good_1"]
     boxes = [{"file": i, "class": "x", "bbox": [[0, 0, 1, 1]]} for i in training.clip_ids]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    testing = build_clips(
-        "vgg_ss", tmp_path / "set", clip_list=None, annotations=tmp_path / "boxes.json"
-    )
+    testing = build_clips("vgg_ss", tmp_path / "set", clip_list=None, annotations=tmp_path / "boxes.json")
     assert testing.clip_ids == training.clip_ids
     lengths = {"good_1": (3, 10), "good.2": (3, 6)}
     for clips, place in ((training, 0), (testing, 1)):
@@ -169,18 +167,14 @@ def test_a_list_chooses_and_names_what_is_missing(videos, tmp_path):
     arguments = [str(videos), str(tmp_path / "set"), "--clip-list", str(tmp_path / "list.txt")]
     assert main([*arguments, *ARGUMENTS]) == 1
     assert build_clips("vggsound", tmp_path / "set", clip_list=None).clip_ids == ["good_1"]
-    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {
-        "absent": "no_video"
-    }
+    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {"absent": "no_video"}
 
 
 def test_status_0_when_all_are_prepared_and_2_when_none_is(videos, tmp_path):
     for clip_id, status in (("good_1", 0), ("mute", 2)):
         path = tmp_path / f"{clip_id}.txt"
         path.write_text(clip_id)
-        assert main(
-            [str(videos), str(tmp_path / clip_id), "--clip-list", str(path), *ARGUMENTS]
-        ) == (status)
+        assert main([str(videos), str(tmp_path / clip_id), "--clip-list", str(path), *ARGUMENTS]) == (status)
     assert failures(tmp_path / "good_1") == {}
 
 
@@ -237,9 +231,7 @@ def test_what_lies_behind_10_s_is_not_used(tmp_path):
 
 
 def test_silence_can_be_kept_and_shapes_too(videos, tmp_path):
-    config = PreparationConfig(
-        keep_silent=True, frame_geometry="short_side", frame_size=30, audio="full_10s"
-    )
+    config = PreparationConfig(keep_silent=True, frame_geometry="short_side", frame_size=30, audio="full_10s")
     assert prepare_clip(ClipTask("s", videos / "silent.mkv", tmp_path, config)).reason is None
     places = clip_places("vggsound", tmp_path, "s")
     assert Image.open(places.frame).size == (40, 30)

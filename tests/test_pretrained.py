@@ -86,9 +86,7 @@ def server(tmp_path, monkeypatch, expect):
         path = folder / f"{kind}.pth"
         path.write_bytes(f"weights of {kind}".encode())
         expect(
-            kind,
-            url=f"http://127.0.0.1:{serving.server_port}/{path.name}",
-            sha256_prefix=sum_of(path)[:8],
+            kind, url=f"http://127.0.0.1:{serving.server_port}/{path.name}", sha256_prefix=sum_of(path)[:8]
         )
     yield folder, QuietHandler.requests
     serving.shutdown()
@@ -169,11 +167,7 @@ def test_verified_weights_fill_the_encoder(tmp_path, expect, kind, mappable):
     with torch.device("meta"):
         model = SSPL(SSPLConfig(pcm=False))
         prior = ObjectPrior()
-    encoder = {
-        "vgg16": model.frame_encoder,
-        "vggish": model.audio_encoder,
-        "resnet18": prior.encoder,
-    }[kind]
+    encoder = {"vgg16": model.frame_encoder, "vggish": model.audio_encoder, "resnet18": prior.encoder}[kind]
     encoder.load_state_dict(state, strict=True, assign=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor.flatten()[0], content[name].flatten()[0]), name

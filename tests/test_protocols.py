@@ -395,9 +395,7 @@ def test_constant_map_under_other_rules(constant, name, share, recwarn):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @EVERY
-def test_map_that_is_not_finite_predicts_nothing_and_spares_its_neighbours(
-    protocol, wrong, recwarn
-):
+def test_map_that_is_not_finite_predicts_nothing_and_spares_its_neighbours(protocol, wrong, recwarn):
     maps = smooth_maps(4)
     alone = predict(maps, protocol)
     maps[1] = wrong
@@ -447,9 +445,7 @@ def test_confidence_is_the_mean_of_the_top_quarter_of_the_scores(protocol, alpha
     np.testing.assert_allclose(found.confidences, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", ["smooth", "levels", "saturated", "outlier", "tiny", "huge", "flat"]
-)
+@pytest.mark.parametrize("kind", ["smooth", "levels", "saturated", "outlier", "tiny", "huge", "flat"])
 def test_values_at_ranks_are_those_of_a_sort(kind):
     rng = np.random.default_rng(3)
     values = rng.standard_normal((4, 5_000)).astype(np.float32)

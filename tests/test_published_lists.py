@@ -37,9 +37,7 @@ def test_other_clips_are_said_to_be_others(clips):
 def test_a_part_of_which_numbers_are_published_too_is_known_again():
     part = PublishedList("part", "part_list")
     mine = PublishedList("my cut", "my_list", also=(part,))
-    known = KnownLists(
-        {"part_list": "ef" * 32}, {"my cut": ids_sha256(CLIPS), "part": ids_sha256(CLIPS[:2])}
-    )
+    known = KnownLists({"part_list": "ef" * 32}, {"my cut": ids_sha256(CLIPS), "part": ids_sha256(CLIPS[:2])})
     checked = check_list("Me", mine, known, CLIPS[:2])
     assert checked.is_scored and (checked.cut, checked.sha256) == ("part", "ef" * 32)
     assert check_list("Me", mine, known, CLIPS).cut == "my cut"
@@ -104,8 +102,7 @@ def test_each_rule_of_a_result_says_whose_list_it_is():
     result = make_result()
     ids = [clip.clip_id for clip in result.model.clips]
     known = KnownLists(
-        {"ssl_tie_vgg_ss_4911": "cd" * 32},
-        {"SSL-TIE's cut": ids_sha256(ids), "SSPL's cut": "other"},
+        {"ssl_tie_vgg_ss_4911": "cd" * 32}, {"SSL-TIE's cut": ids_sha256(ids), "SSPL's cut": "other"}
     )
     summary = summarise(result, make_context(known_lists=known))
     ssl_tie, sspl = (one["published_list"] for one in summary["protocols"])

@@ -183,18 +183,13 @@ def test_from_nothing_to_a_file_and_again(place):
     path = place / "quickstart.pth"
     command = ["bash", ROOT / "scripts/make_quickstart_checkpoint.sh", "--file", path, *TINY]
     for time in ("first", "again"):
-        finished = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, check=False
-        )
+        finished = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
         assert ("nothing to train" in finished.stderr) == (time == "again")
     words = f"test.py localisation --checkpoint {path} --benchmark stamps --workers 0 --device cpu"
     folders = f"--data-root {place}/data --output {place}/scored --clip-list {place}/data/test.txt"
     scored = subprocess.run(
-        [sys.executable, *f"{ROOT}/{words} {folders}".split()],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *f"{ROOT}/{words} {folders}".split()], capture_output=True, text=True, check=False
     )
     assert scored.returncode == 0, scored.stderr
     before = json.loads((place / "run" / "results" / "test" / "summary.json").read_text())

@@ -12,13 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.report import (
-    Gallery,
-    GalleryClip,
-    Report,
-    render_report,
-    write_report,
-)
+from utils.report import Gallery, GalleryClip, Report, render_report, write_report
 from utils.report_tables import ReportGroup, ReportGrouping, ReportRow, ReportTable
 from utils.success_plot import PLOT_BOTTOM, PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, SuccessCurve
 from utils.visualisation import encode_jpeg
@@ -115,13 +109,7 @@ def report():
 def test_page_is_well_formed_and_shows_everything(report):
     reader = read_page(render_report(report))
     shown = " ".join(reader.texts)
-    expected = [
-        report.title,
-        "38.6",
-        "+8.5 points",
-        "\N{MINUS SIGN}1.5 points",
-        *report.facts.values(),
-    ]
+    expected = [report.title, "38.6", "+8.5 points", "\N{MINUS SIGN}1.5 points", *report.facts.values()]
     expected += [*report.warnings, "abc_000001", "cIoU 0.91", "easy", "Best", "Worst", "14 x 14"]
     for text in expected:
         assert text in shown, text
@@ -167,15 +155,7 @@ def test_cells_carry_what_they_are_sorted_by(report):
     assert scores[0] == ["Name", "cIoU@0.5", "", "AUC", "mean cIoU", "Pointing"]
     assert scores[1][0] == ["38.640000", "39.600000", "37.900000", ""]
     assert sizes[0][:5] == ["Group", "Clips", "cIoU@0.5", "", "Best blind"]
-    assert sizes[1][1] == [
-        "31",
-        "69.000000",
-        "33.250000",
-        "99.500000",
-        "61.000000",
-        "62.000000",
-        "",
-    ]
+    assert sizes[1][1] == ["31", "69.000000", "33.250000", "99.500000", "61.000000", "62.000000", ""]
     assert len(classes[1]) == 11
 
 
@@ -195,9 +175,7 @@ document.body.dataset.seen = seen.map(([table, column]) => firstCells(table, col
 def test_columns_are_sorted_by_a_click_and_the_browser_does_not_complain(report, tmp_path):
     def browse(page):
         (tmp_path / "page.html").write_text(page)
-        command = (
-            "chromium --headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
-        )
+        command = "chromium --headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
         finished = subprocess.run(
             [*command.split(), (tmp_path / "page.html").as_uri()],
             capture_output=True,
@@ -271,9 +249,7 @@ def test_every_text_is_escaped(report):
                 [SuccessCurve(nasty, [0, 1], [1, 0], "model")],
                 [
                     ReportGrouping(
-                        nasty,
-                        nasty,
-                        [ReportGroup(nasty, 3, False, (1, 2, 3, 4), (None,) * 4, 5, 6)],
+                        nasty, nasty, [ReportGroup(nasty, 3, False, (1, 2, 3, 4), (None,) * 4, 5, 6)]
                     )
                 ],
             )
@@ -324,10 +300,7 @@ def test_each_rule_has_its_labelled_table_and_curves(report):
     reader = read_page(page)
     plots = [svg["aria-label"] for svg in reader.all("svg") if svg.get("class") == "plot"]
     assert plots == ["Success curves, protocol median", "Success curves, protocol fixed"]
-    assert (
-        len([table for table in reader.all("table") if table.get("class") == "scores sortable"])
-        == 2 * 3
-    )
+    assert len([table for table in reader.all("table") if table.get("class") == "scores sortable"]) == 2 * 3
     marks = ["<code>median</code>", "upper half", ">38.6<", plots[0], "By box size"]
     marks += ["<code>fixed</code>", "at least one half", ">12.3<", plots[1]]
     places = [page.index(mark, page.index("<h2>Scores</h2>")) for mark in marks]

@@ -19,12 +19,7 @@ from datasets.clips import Batch
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips, draw_clips
 from utils.protocols import PROTOCOLS, find_protocols
-from utils.results import (
-    check_results_folder,
-    summarise,
-    warnings_of,
-    write_results,
-)
+from utils.results import check_results_folder, summarise, warnings_of, write_results
 from utils.scores import ClipScore
 
 NAN = math.nan
@@ -189,8 +184,7 @@ def test_table_of_clips(tmp_path):
         "sspl:ciou,sspl:success,sspl:disc,sspl:gaussian,sspl:ceiling,area,num_boxes,class"
     )
     assert text.splitlines()[1] == (
-        "clip_0,1,0.750000,1,0.250000,0.500000,1.000000,0.600000,1,0.250000,0.500000,1.000000,"
-        "1000.5,1,harp"
+        "clip_0,1,0.750000,1,0.250000,0.500000,1.000000,0.600000,1,0.250000,0.500000,1.000000,1000.5,1,harp"
     )
     rows = table_of(tmp_path)
     assert [row["clip_id"] for row in rows] == [f"clip_{index}" for index in range(4)]
@@ -420,11 +414,7 @@ def test_galleries_show_each_clip_once(num_clips, count):
 def test_galleries_count_nan_as_the_worst_and_break_ties_by_id():
     cious = {"e": 0.4, "b": NAN, "d": 0.4, "a": 0.9, "c": 0.1, "f": 0.4}
     scores = [ClipScore(clip_id, ciou, False) for clip_id, ciou in cious.items()]
-    expected = {
-        "Best clips": ["a", "d"],
-        "Clips around the median": ["e", "f"],
-        "Worst clips": ["b", "c"],
-    }
+    expected = {"Best clips": ["a", "d"], "Clips around the median": ["e", "f"], "Worst clips": ["b", "c"]}
     assert choose_clips(scores, 2) == expected
     assert choose_clips(scores[::-1], 2) == expected
 
@@ -516,8 +506,7 @@ def test_collected_pictures_become_galleries(tmp_path):
     for gallery in galleries:
         for clip in gallery.clips:
             frame, overlay = (
-                cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-                for picture in clip.pictures
+                cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) for picture in clip.pictures
             )
             assert frame.shape == overlay.shape == (32, 32, 3)
             assert (frame != overlay).any()

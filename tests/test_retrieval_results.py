@@ -448,16 +448,13 @@ def test_other_poolings_and_batches(retrieval, tmp_path, pooling):
     assert retrieval("--image-pooling", pooling) == 0
     assert retrieval("--image-pooling", pooling, "--batch-size", 4, output="batches") == 0
     rows, others = (
-        list(csv.DictReader((tmp_path / name / "per_query.csv").open()))
-        for name in ("results", "batches")
+        list(csv.DictReader((tmp_path / name / "per_query.csv").open())) for name in ("results", "batches")
     )
     for row, other in zip(rows, others, strict=True):
         assert float(row["score_1"]) == pytest.approx(float(other["score_1"]), abs=1e-5)
 
 
-def test_a_clip_that_breaks_is_left_out_and_named_and_the_status_tells(
-    retrieval, tiny_data, tmp_path
-):
+def test_a_clip_that_breaks_is_left_out_and_named_and_the_status_tells(retrieval, tiny_data, tmp_path):
     path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
     path.write_bytes(path.read_bytes()[:-400])
     assert retrieval() == 2

@@ -37,9 +37,7 @@ def draw_batch(clip_ids, seed, truths, boxes, *, objects=False):
         tuple(clip_ids),
         truths.astype(np.float32),
         tuple(boxes),
-        tuple(
-            f"pair_{clip_id[0]}" if index % 2 else None for index, clip_id in enumerate(clip_ids)
-        ),
+        tuple(f"pair_{clip_id[0]}" if index % 2 else None for index, clip_id in enumerate(clip_ids)),
         (SavedBrokenClip(f"broken_{seed}", "no JPEG"),),
     )
     maps = torch.randn(count, 14, 14, generator=generator)
@@ -56,9 +54,7 @@ def made_up_batches(*, objects=False):
     yield draw_batch(("a1", "a2", "b1"), 0, votes, boxes, objects=objects)
     nobody = SavedBatch((), None, (), (), (SavedBrokenClip("silent", "no sound"),))
     yield LocalisedBatch(nobody, None)
-    yield draw_batch(
-        ("c1", "b2"), 1, thirds, [np.zeros((1, 4)), rng.random((4, 4))], objects=objects
-    )
+    yield draw_batch(("c1", "b2"), 1, thirds, [np.zeros((1, 4)), rng.random((4, 4))], objects=objects)
 
 
 def saved(tmp_path, context, *, objects=False):
@@ -142,9 +138,7 @@ def test_broken_and_foreign_files_are_refused(tmp_path):
         "small_truth": {"truth_0": arrays["truth_0"][:, :-1]},
         "other_format": {"header": {**header, "format": "another"}},
         "other_context": {"header": {**header, "context": {"benchmark": "vgg_ss"}}},
-        "prior_without_maps": {
-            "header": {**header, "context": {**header["context"], "object_prior": 0.5}}
-        },
+        "prior_without_maps": {"header": {**header, "context": {**header["context"], "object_prior": 0.5}}},
     }
     for change in changes.values():
         changed = {**arrays, **change}
@@ -189,9 +183,7 @@ def test_a_second_scoring_needs_neither_model_nor_data(tiny_data, checkpoint, tm
     assert "clip/s" in finished.stderr
     for name in ("per_clip.csv", "table.tex", "table.csv"):
         assert (again / name).read_bytes() == (direct / name).read_bytes(), name
-    first, second = (
-        json.loads((folder / "summary.json").read_text()) for folder in (direct, again)
-    )
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (direct, again))
     source = second.pop("scored_from_maps")
     assert first.pop("scored_from_maps") is None
     assert (source["path"], source["sha256"]) == (str(maps), file_sha256(maps))
@@ -239,9 +231,7 @@ def test_several_processes_write_and_score_one_file(tiny_data, checkpoint, tmp_p
         (["--gallery", "0", "--workers", "2"], "--gallery, --workers cannot"),
     ],
 )
-def test_options_that_the_file_answers_are_refused(
-    testing_program, tmp_path, caplog, arguments, words
-):
+def test_options_that_the_file_answers_are_refused(testing_program, tmp_path, caplog, arguments, words):
     given = ["localisation", "--from-maps", str(tmp_path / "m"), "--output", str(tmp_path / "o")]
     assert testing_program.main([*given, *arguments]) == 2
     assert words in caplog.text

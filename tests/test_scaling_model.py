@@ -76,9 +76,7 @@ def test_the_default_costs_are_the_method_s():
     assert costs.embedding_size == model.audnet.embedding_size
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"share_of_peak": 0.0}, {"link_efficiency": 1.5}, {"overlap": -1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"share_of_peak": 0.0}, {"link_efficiency": 1.5}, {"overlap": -1.0}])
 def test_shares_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match="--" + next(iter(wrong)).replace("_", "-")):
         Machine(**wrong)

@@ -30,9 +30,7 @@ def test_all_recipes_are_there():
     assert [path.stem for path in TRAIN_SCRIPTS] == [f"train_{name}" for name in data_sets]
     names = ("Flickr10k", "Flickr144k", "VGGSound", "VGGSound_Flickr")
     assert [path.stem for path in TEST_SCRIPTS] == [f"test_{name}" for name in names]
-    assert [path.stem for path in SSPL_TRAIN_SCRIPTS] == [
-        f"train_sspl_{name}" for name in data_sets
-    ]
+    assert [path.stem for path in SSPL_TRAIN_SCRIPTS] == [f"train_sspl_{name}" for name in data_sets]
     assert [path.stem for path in AUDMIX_SCRIPTS] == [f"train_{name}_audmix" for name in data_sets]
     assert [path.stem for path in SSPL_TEST_SCRIPTS] == ["test_sspl_Flickr", "test_sspl_VGGSound"]
 
@@ -52,9 +50,7 @@ def test_train_script_is_the_published_recipe(script, tmp_path, start):
     assert options["data"]["data_root"] == ("/no/flickr" if flickr else "/no/vgg")
     size = script.stem.removeprefix("train_").lower()
     expected = (
-        None
-        if size == "flickr144k"
-        else f"ssl_tie_{size.replace('10k', '_10k').replace('144k', '_144k')}"
+        None if size == "flickr144k" else f"ssl_tie_{size.replace('10k', '_10k').replace('144k', '_144k')}"
     )
     assert options["data"]["clip_list"] == expected
     assert all(options["augmentation"][name] for name in ("crop", "colour", "grey", "blur", "flip"))
@@ -122,9 +118,7 @@ def test_arguments_win_over_the_recipe(script, start):
     assert options["data"]["data_root"] == "mine"
 
 
-@pytest.mark.parametrize(
-    "script", [*ALL_TRAIN_SCRIPTS, *ALL_TEST_SCRIPTS], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("script", [*ALL_TRAIN_SCRIPTS, *ALL_TEST_SCRIPTS], ids=lambda path: path.stem)
 def test_without_a_data_folder_the_option_is_named(script, start):
     finished = start(script)
     assert finished.returncode == 2
@@ -236,9 +230,7 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
 
 
 def test_the_retrieval_script_prints_its_options(start):
-    finished = start(
-        ROOT / "scripts" / "test_retrieval.sh", "--dry-run", **ROOTS, LABELS="mine.csv"
-    )
+    finished = start(ROOT / "scripts" / "test_retrieval.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     assert (options["dataset"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")
@@ -248,9 +240,7 @@ def test_the_retrieval_script_prints_its_options(start):
 
 
 def test_the_negatives_script_prints_its_options(start):
-    finished = start(
-        ROOT / "scripts" / "test_negatives.sh", "--dry-run", **ROOTS, LABELS="mine.csv"
-    )
+    finished = start(ROOT / "scripts" / "test_negatives.sh", "--dry-run", **ROOTS, LABELS="mine.csv")
     assert finished.returncode == 0, finished.stderr
     options = json.loads(finished.stdout)
     assert (options["benchmark"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")

@@ -150,9 +150,7 @@ def test_signals_are_handed_on_to_those_who_save(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reached", ["task", "all"])
-def test_a_signal_saves_and_requeues_and_the_next_start_goes_on(
-    environment, tiny_data, tmp_path, reached
-):
+def test_a_signal_saves_and_requeues_and_the_next_start_goes_on(environment, tiny_data, tmp_path, reached):
     environment["VGGSOUND_ROOT"] = str(tiny_data.root)
     clip_list = tmp_path / "clips.txt"
     clip_list.write_text("\n".join(tiny_data.train_ids) + "\n")

@@ -216,9 +216,7 @@ def test_wrong_bytes_are_refused_and_nothing_is_left(tmp_path, toy_split, mirror
 
 
 def test_wrong_count_is_refused(tmp_path, toy_split, monkeypatch):
-    four = OfficialSplit(
-        toy_split.repository, "abc1234", toy_split.path, 4, toy_split.sha256, "toy.txt", ""
-    )
+    four = OfficialSplit(toy_split.repository, "abc1234", toy_split.path, 4, toy_split.sha256, "toy.txt", "")
     monkeypatch.setitem(OFFICIAL_SPLITS, "toy", four)
     publish(tmp_path, four, TOY)
     with pytest.raises(ValueError, match="has 3 clips, expected 4"):

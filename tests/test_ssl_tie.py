@@ -15,12 +15,7 @@ from datasets.geometric_transform import GeometricTransform
 from models import build_model
 from models.encoders import RepeatedBatchNorm2d
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
-from models.official_weights import (
-    IGNORED,
-    RENAMED,
-    convert_ssl_tie_release,
-    is_ssl_tie_release,
-)
+from models.official_weights import IGNORED, RENAMED, convert_ssl_tie_release, is_ssl_tie_release
 from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
@@ -97,9 +92,7 @@ def test_the_step_is_the_sum_of_its_parts(build, inputs):
 
     sound = parts.encode_audio(inputs["log_mel_spectrogram"])
     logits, plain_map = parts.contrast(parts.encode_frames(inputs["frames"]), sound)
-    other_logits, other_map = parts.contrast(
-        parts.encode_frames(inputs["transformed_frames"]), sound
-    )
+    other_logits, other_map = parts.contrast(parts.encode_frames(inputs["transformed_frames"]), sound)
     expected = {
         "contrastive": contrastive_loss(logits),
         "contrastive_transformed": contrastive_loss(other_logits),
@@ -175,8 +168,7 @@ def test_float64_stays_float64(initial, inputs):
 
 
 @pytest.mark.parametrize(
-    ("options", "hard_threshold"),
-    [({}, 0.4), ({"tri_map": False}, 0.65), ({"hard_negatives": False}, None)],
+    ("options", "hard_threshold"), [({}, 0.4), ({"tri_map": False}, 0.65), ({"hard_negatives": False}, None)]
 )
 def test_regions_of_the_contrast(build, options, hard_threshold):
     model = build(**options)
@@ -186,11 +178,7 @@ def test_regions_of_the_contrast(build, options, hard_threshold):
     logits, own_maps = model.contrast(features, sounds)
     maps = similarity_maps(features, sounds)
     expected = trimap_contrastive_logits(
-        maps,
-        positive_threshold=0.65,
-        negative_threshold=hard_threshold,
-        sharpness=0.03,
-        temperature=0.07,
+        maps, positive_threshold=0.65, negative_threshold=hard_threshold, sharpness=0.03, temperature=0.07
     )
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(own_maps, maps[range(3), range(3)])
@@ -225,11 +213,7 @@ def refuse_to_transform(_maps):
 
 @pytest.mark.parametrize("audio_encodings", [1, 2])
 def test_without_transformed_terms_nothing_is_transformed(build, inputs, audio_encodings):
-    model = build(
-        transformed_contrastive_weight=0,
-        equivariance_weight=0,
-        audio_encodings=audio_encodings,
-    )
+    model = build(transformed_contrastive_weight=0, equivariance_weight=0, audio_encodings=audio_encodings)
     calls = count_calls(model.imgnet), count_calls(model.audnet)
     output = model(**inputs | {"transform": refuse_to_transform})
     assert [len(counted) for counted in calls] == [1, 1]
@@ -243,9 +227,7 @@ def test_without_transformed_terms_nothing_is_transformed(build, inputs, audio_e
 @pytest.mark.parametrize("with_gradient", [True, False])
 def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradient):
     model = build(
-        contrastive_weight=0.0,
-        transformed_contrastive_weight=0.0,
-        equivariance_gradient=with_gradient,
+        contrastive_weight=0.0, transformed_contrastive_weight=0.0, equivariance_gradient=with_gradient
     )
     seen = []
 
@@ -255,9 +237,7 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
 
     frames = inputs["frames"].clone().requires_grad_()
     transformed = inputs["transformed_frames"].clone().requires_grad_()
-    output = model(
-        **inputs | {"frames": frames, "transformed_frames": transformed, "transform": record}
-    )
+    output = model(**inputs | {"frames": frames, "transformed_frames": transformed, "transform": record})
     output.loss.backward()
     assert [maps.requires_grad for maps in seen] == [with_gradient]
     assert transformed.grad.abs().sum() > 0
@@ -273,19 +253,12 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
         ({"sharpness": 0}, ["--sharpness"]),
         ({"temperature": 0}, ["--temperature"]),
         ({"temperature": -0.07}, ["--temperature"]),
-        (
-            {"negative_threshold": 0.7},
-            ["--negative-threshold (0.7)", "--positive-threshold (0.65)"],
-        ),
+        ({"negative_threshold": 0.7}, ["--negative-threshold (0.7)", "--positive-threshold (0.65)"]),
         ({"contrastive_weight": -0.1}, ["--contrastive-weight"]),
         ({"transformed_contrastive_weight": -1}, ["--transformed-contrastive-weight"]),
         ({"equivariance_weight": -1}, ["--equivariance-weight"]),
         (
-            {
-                "contrastive_weight": 0,
-                "transformed_contrastive_weight": 0,
-                "equivariance_weight": 0,
-            },
+            {"contrastive_weight": 0, "transformed_contrastive_weight": 0, "equivariance_weight": 0},
             ["--contrastive-weight", "not all 0"],
         ),
     ],
@@ -441,10 +414,7 @@ def put(state, name, shape):
             r"1 tensors missing: imgnet\.layer2\.0\.bn1\.running_var$",
         ),
         (partial(drop, name="audnet.conv1_a.weight"), r"missing: audnet\.conv1\.weight$"),
-        (
-            partial(put, name="imgnet.layer5.weight", shape=3),
-            r"1 tensors unknown: imgnet\.layer5\.weight$",
-        ),
+        (partial(put, name="imgnet.layer5.weight", shape=3), r"1 tensors unknown: imgnet\.layer5\.weight$"),
         (
             partial(put, name="imgnet.conv1.weight", shape=(64, 1, 7, 7)),
             r"1 tensors of another shape: imgnet\.conv1\.weight \(64, 1, 7, 7\), "

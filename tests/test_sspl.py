@@ -120,8 +120,7 @@ def test_the_step_is_the_sum_of_its_parts(inputs):
         output = model(**inputs)
         sound = model.encode_audio(model.audio_encoder(inputs["log_mel_segments"]))
         first, second = (
-            model.process_view(model.frame_encoder(inputs[f"frames_view_{view}"]), *sound)
-            for view in (1, 2)
+            model.process_view(model.frame_encoder(inputs[f"frames_view_{view}"]), *sound) for view in (1, 2)
         )
         localised = model.localise(inputs["frames_view_1"], inputs["log_mel_segments"])
     torch.testing.assert_close(output.loss, symmetric_loss(first, second))
@@ -139,9 +138,7 @@ def test_permuting_the_batch_permutes_the_maps(inputs):
         plain = build().train()(**batch)
         permuted = build().train()(**{name: tensor[order] for name, tensor in batch.items()})
     torch.testing.assert_close(permuted.loss, plain.loss, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(
-        permuted.similarity_map, plain.similarity_map[order], rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(permuted.similarity_map, plain.similarity_map[order], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("pcm", [True, False])
@@ -235,9 +232,7 @@ def test_a_flat_map_has_no_attention_and_full_entropy():
     assert (attention_map(flat) == 0).all()
     view = random_view(3, batch_size=2)
     collapsed = view._replace(
-        similarity_map=flat,
-        attention_map=attention_map(flat),
-        pooled_feature=torch.ones(2, 8),
+        similarity_map=flat, attention_map=attention_map(flat), pooled_feature=torch.ones(2, 8)
     )
     terms = collapse_terms(collapsed, collapsed, torch.ones(2, 4))
     assert terms["attention_entropy"].item() == pytest.approx(1)

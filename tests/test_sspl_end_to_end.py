@@ -102,14 +102,11 @@ def test_two_processes_fill_a_cache_and_train_as_one(tiny_data, runs):
             2, "main.py", *arguments(tiny_data, runs / name), *pool, "--feature-cache", runs / cache
         )
         finished.append(
-            subprocess.run(
-                command, capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300
-            )
+            subprocess.run(command, capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300)
         )
     assert [one.returncode for one in finished] == [0, 0, 0], [one.stderr for one in finished]
     losses = [
-        next(csv.DictReader((runs / name / "history.csv").open()))
-        for name in ("alone", "read", "filled")
+        next(csv.DictReader((runs / name / "history.csv").open())) for name in ("alone", "read", "filled")
     ]
     for row in losses[1:]:
         # Absolute: the loss is a cosine, and near 0 at the start.

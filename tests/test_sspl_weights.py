@@ -4,15 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sspl_inputs import (
-    SOURCE,
-    head_shapes,
-    linears,
-    pcm_shapes,
-    sound_shapes,
-    vgg16_shapes,
-    vggish_shapes,
-)
+from sspl_inputs import SOURCE, head_shapes, linears, pcm_shapes, sound_shapes, vgg16_shapes, vggish_shapes
 
 from models.sspl import SSPL, SSPLConfig
 from models.sspl_weights import (
@@ -171,10 +163,7 @@ DAMAGES = {
     ),
     "no tensor": (lambda d: d.update({"a0.0": 3}), "another shape: a0.0 int, not"),
     "half a cycle": (lambda d: d.pop("BNError_step.11.bias"), "missing: BNError_step.11.bias"),
-    "no cycle": (
-        lambda d: [d.pop(name) for name in list(d) if "_step" in name],
-        "25 tensors missing",
-    ),
+    "no cycle": (lambda d: [d.pop(name) for name in list(d) if "_step" in name], "25 tensors missing"),
     "twice": (
         lambda d: d.update({"module.a0.0": d["a0.0"]}),
         "holds tensors twice, with and without `module.`",

@@ -17,13 +17,7 @@ from PIL import Image
 
 from datasets.stamps.__main__ import main
 from datasets.stamps.catalogue import CATALOGUE, SILENT_PHOTOS
-from datasets.stamps.composer import (
-    MAX_OVERLAP,
-    SOUNDING_AREA,
-    compose_clip,
-    overlap_share,
-    place_boxes,
-)
+from datasets.stamps.composer import MAX_OVERLAP, SOUNDING_AREA, compose_clip, overlap_share, place_boxes
 from datasets.stamps.errors import MaterialRefusedError, StampsError
 from datasets.stamps.procedural import make_procedural_material
 from datasets.stamps.qt_resources import read_rcc
@@ -104,9 +98,7 @@ def test_parts_of_the_test_list_follow_the_manifest(stamps_set, manifest):
     }
     expected = {
         name: [
-            i
-            for i, r in tests.items()
-            if (r["photo_seen_in_training"], r["sound_seen_in_training"]) == kind
+            i for i, r in tests.items() if (r["photo_seen_in_training"], r["sound_seen_in_training"]) == kind
         ]
         for name, kind in kinds.items()
     }
@@ -141,9 +133,7 @@ def assert_boxes_keep_their_bounds(manifest):
         assert SOUNDING_AREA[0] - 1e-5 <= area <= SOUNDING_AREA[1] + 1e-5
         for other in clip["other_objects"]:
             assert other["class"] != clip["class"]
-            assert (
-                overlap_share(np.array(clip["box"]), np.array(other["box"])) <= MAX_OVERLAP + 1e-4
-            )
+            assert overlap_share(np.array(clip["box"]), np.array(other["box"])) <= MAX_OVERLAP + 1e-4
 
 
 def test_media_have_the_promised_format(stamps_set):
@@ -255,18 +245,14 @@ def build_rcc(*, flag, packed):
     tree += struct.pack(">IHHHI", offsets[1], 0, 0, 1, 0)
     tree += struct.pack(">IHHHI", offsets[2], flag, 0, 1, packed_offset)
     start = 20
-    header = struct.pack(
-        ">4s4I", b"qres", 1, start, start + len(tree), start + len(tree) + len(payloads)
-    )
+    header = struct.pack(">4s4I", b"qres", 1, start, start + len(tree), start + len(tree) + len(payloads))
     return header + tree + payloads + names
 
 
 def test_rcc_reader(tmp_path):
     content = bytes(range(256)) * 4
     path = tmp_path / "tiny.rcc"
-    path.write_bytes(
-        build_rcc(flag=1, packed=struct.pack(">I", len(content)) + zlib.compress(content))
-    )
+    path.write_bytes(build_rcc(flag=1, packed=struct.pack(">I", len(content)) + zlib.compress(content)))
     assert read_rcc(path) == {"folder/plain.txt": b"as it is", "folder/packed.bin": content}
 
 
@@ -311,8 +297,7 @@ def test_splits_share_no_background_and_training_sees_nothing_held_out():
     material = make_procedural_material(4, FRAME_SIZE)
     clips = {
         split: [
-            compose_clip(material, split, index, seed=3, frame_size=FRAME_SIZE).record
-            for index in range(60)
+            compose_clip(material, split, index, seed=3, frame_size=FRAME_SIZE).record for index in range(60)
         ]
         for split in ("train", "test")
     }

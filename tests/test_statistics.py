@@ -26,9 +26,7 @@ NAN = math.nan
 def made_up_cious(count, seed=0):
     """Consensus IoUs, some of them exactly at thresholds, some NaN."""
     rng = np.random.default_rng(seed)
-    cious = np.where(
-        rng.random(count) < 0.3, 0.05 * rng.integers(21, size=count), rng.random(count)
-    )
+    cious = np.where(rng.random(count) < 0.3, 0.05 * rng.integers(21, size=count), rng.random(count))
     cious[rng.random(count) < 0.05] = NAN
     return cious
 
@@ -134,9 +132,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(share, num_clips):
     rng = np.random.default_rng(7)
     values = (rng.random((num_clips, 600)) < share).astype(float)
     # A seed for each of the made-up benchmarks, as columns of one call share their resamples.
-    ends = np.concatenate(
-        [bootstrap_intervals(values[:, [k]], resamples=1000, seed=k) for k in range(600)]
-    )
+    ends = np.concatenate([bootstrap_intervals(values[:, [k]], resamples=1000, seed=k) for k in range(600)])
     covered = np.mean((ends[:, 0] <= share) & (share <= ends[:, 1]))
     assert 0.92 <= covered <= 0.975  # 0.95, with its own standard error of 0.009
 
@@ -236,10 +232,7 @@ def test_two_models_by_hand():
 def test_differences_and_their_intervals_turn_with_the_models():
     first, second = made_up_cious(200), made_up_cious(200, seed=1)
     hits = np.arange(200) % 2 == 0
-    one, other = (
-        compare_paired(first, second, hits, ~hits),
-        compare_paired(second, first, ~hits, hits),
-    )
+    one, other = (compare_paired(first, second, hits, ~hits), compare_paired(second, first, ~hits, hits))
     assert list(one.differences) == list(SCORE_KEYS)
     for key in SCORE_KEYS:
         assert one.differences[key] == pytest.approx(-other.differences[key])

@@ -18,11 +18,7 @@ from utils.statistics import SCORE_KEYS
 from utils.tables import TABLE_FILES, facts_of, headline, render_table, score_table
 
 NASTY = 'a_b & 5 % | #1 $x$ {y} ~^ \\\\ <i> "q" [z] *s* `c`\n\nend'
-LISTED = {
-    "clip_list": "ssl_tie_vgg_ss_4911",
-    "num_listed": 6,
-    "missing": ("clip_8 (no frame)", "clip_9"),
-}
+LISTED = {"clip_list": "ssl_tie_vgg_ss_4911", "num_listed": 6, "missing": ("clip_8 (no frame)", "clip_9")}
 
 
 @pytest.fixture
@@ -41,10 +37,7 @@ def test_table_for_the_screen():
     lines = score_table(summary["protocols"], "what was scored").splitlines()
     assert lines[0] == "what was scored"
     assert lines[1].split() == "protocol in percent cIoU@0.5 AUC mean cIoU pointing".split()
-    assert [line.split()[:2] for line in (lines[2], lines[7])] == [
-        ["ssl_tie", "model"],
-        ["sspl", "model"],
-    ]
+    assert [line.split()[:2] for line in (lines[2], lines[7])] == [["ssl_tie", "model"], ["sspl", "model"]]
     assert lines[2].split()[2:] == ["50.00", "42.50", "40.59", "50.00"]
     intervals = summary["rows"][0]["intervals"]
     ends = ["{:.1f}-{:.1f}".format(*intervals[key]) for key in SCORE_KEYS]
@@ -107,9 +100,7 @@ def test_json_is_the_whole_summary(summary):
 def test_csv_repeats_everything_in_each_line(summary):
     rows = list(csv.DictReader(io.StringIO(render_table(summary, "csv"))))
     assert [(row["protocol"], row["kind"]) for row in rows] == [
-        (name, kind)
-        for name in ("ssl_tie", "sspl")
-        for kind in ("model", "baseline", "baseline", "ceiling")
+        (name, kind) for name in ("ssl_tie", "sspl") for kind in ("model", "baseline", "baseline", "ceiling")
     ]
     model = summary["rows"][0]
     for key in SCORE_KEYS:
@@ -234,10 +225,7 @@ def test_a_table_alone_is_on_the_screen_and_classes_are_read(localise, tiny_data
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["labels"]["form"] == "CSV of id,label"
     groups = summary["protocols"][0]["groups"]
-    assert [(one["name"], one["num_clips"]) for one in groups["class"]] == [
-        ("class 0", 3),
-        ("class 1", 3),
-    ]
+    assert [(one["name"], one["num_clips"]) for one in groups["class"]] == [("class 0", 3), ("class 1", 3)]
     assert [(one["name"], one["num_clips"]) for one in groups["number_of_boxes"]] == [("1", 6)]
     assert [one["name"] for one in groups["box_size"]] == ["large"]  # 60 of 96 pixels to a side
 

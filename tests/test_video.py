@@ -10,15 +10,7 @@ import pytest
 import torch
 import torchaudio
 from PIL import Image
-from video_inputs import (
-    AUDIO_RATE,
-    HEIGHT,
-    WIDTH,
-    make_video,
-    number_on,
-    numbered_picture,
-    tone,
-)
+from video_inputs import AUDIO_RATE, HEIGHT, WIDTH, make_video, number_on, numbered_picture, tone
 
 import datasets.video
 from datasets.video import StoredGeometry, read_clip, shown_at
@@ -193,9 +185,7 @@ def test_pixels_that_are_not_square_are_stretched():
 def test_sound_is_the_mean_of_the_channels_at_16_khz(tmp_path, layout, channels):
     samples = tone(2, channels=channels) * np.linspace(0.2, 1, channels)[:, None]
     samples = samples.astype(np.float32)
-    path = make_video(
-        tmp_path / "video.mkv", sounds=[samples], layout=layout, sound_codec="pcm_s16le"
-    )
+    path = make_video(tmp_path / "video.mkv", sounds=[samples], layout=layout, sound_codec="pcm_s16le")
     waveform = read(path).sound.waveform
     mono = torch.from_numpy(samples).mean(dim=0)
     expected = torchaudio.functional.resample(mono, AUDIO_RATE, SAMPLE_RATE).numpy()
@@ -221,9 +211,7 @@ def test_the_first_of_several_sounds_is_used(tmp_path):
 def test_late_sound_keeps_its_place(tmp_path):
     samples = np.zeros((2, AUDIO_RATE), np.float32)
     samples[:, AUDIO_RATE // 2 : AUDIO_RATE // 2 + 48] = 0.9
-    path = make_video(
-        tmp_path / "video.mkv", sounds=[samples], sound_codec="pcm_s16le", sound_start=0.5
-    )
+    path = make_video(tmp_path / "video.mkv", sounds=[samples], sound_codec="pcm_s16le", sound_start=0.5)
     sound = read(path).sound
     assert sound.start_seconds == pytest.approx(0.5, abs=2e-3)
     assert len(sound.waveform) == pytest.approx(SAMPLE_RATE, abs=20)
@@ -244,9 +232,7 @@ def test_late_sound_keeps_its_place(tmp_path):
         (0, 10, 0.2, 3, 0, 3),
     ],
 )
-def test_windows_lie_around_the_moment_and_inside_the_sound(
-    start, length, centre, seconds, first, num
-):
+def test_windows_lie_around_the_moment_and_inside_the_sound(start, length, centre, seconds, first, num):
     waveform = np.arange(round(length * SAMPLE_RATE), dtype=np.float32)
     window = ClipSound(waveform, float(start)).window(centre, seconds)
     assert len(window) == num * SAMPLE_RATE
@@ -261,9 +247,7 @@ def test_cut_off_files_are_called_truncated(tmp_path, name):
     }
     options = {"movflags": "faststart"} if name == "index_first.mp4" else {}
     suffix = name[name.index(".") :]
-    whole = make_video(
-        tmp_path / name, seconds=3, container_options=options, **codecs.get(suffix, {})
-    )
+    whole = make_video(tmp_path / name, seconds=3, container_options=options, **codecs.get(suffix, {}))
     read(whole, 20)
     content = whole.read_bytes()
     for share in (0.7, 0.5):
@@ -330,9 +314,7 @@ def fastest(*works):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key_frame_every", "least"), [(25, 3.0), (50, 3.0), (125, 1.3), (250, 1.3)]
-)
+@pytest.mark.parametrize(("key_frame_every", "least"), [(25, 3.0), (50, 3.0), (125, 1.3), (250, 1.3)])
 def test_speed_beside_decoding_every_frame(tmp_path, key_frame_every, least):
     """One key frame for the whole clip leaves half of it to decode: no 3 times there."""
     options = {"g": str(key_frame_every), "sc_threshold": "0"}

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from utils.files import write_atomically
-from utils.visualisation import (
-    BOX_COLOUR,
-    HEAT_FLOOR,
-    encode_jpeg,
-    overlay_localisation_map,
-    write_jpeg,
-)
+from utils.visualisation import BOX_COLOUR, HEAT_FLOOR, encode_jpeg, overlay_localisation_map, write_jpeg
 
 NO_BOXES = np.zeros((0, 4))
 

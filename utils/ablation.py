@@ -68,9 +68,7 @@ class AblationRun:
 
     def sheets(self) -> list[ScoreSheet]:
         """All its scores."""
-        return [
-            sheet for task, summary in self.summaries.items() for sheet in READERS[task](summary)
-        ]
+        return [sheet for task, summary in self.summaries.items() for sheet in READERS[task](summary)]
 
 
 def read_last_epoch(folder: Path) -> dict[str, float]:
@@ -173,11 +171,7 @@ def check_comparable(runs: Sequence[AblationRun]) -> None:
 
 
 def gather(
-    runs: Sequence[AblationRun],
-    *,
-    grid: Mapping[str, Any],
-    command: str,
-    environment: Mapping[str, Any],
+    runs: Sequence[AblationRun], *, grid: Mapping[str, Any], command: str, environment: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that the tables say, as plain values.
 
@@ -198,9 +192,7 @@ def gather(
         "runs": [_plain_run(run) for run in runs],
         "failed": [f"{run.variant}, seed {run.seed}" for run in runs if run.state == "failed"],
         "unfinished": [
-            f"{run.variant}, seed {run.seed}"
-            for run in runs
-            if run.state not in ("scored", "failed")
+            f"{run.variant}, seed {run.seed}" for run in runs if run.state not in ("scored", "failed")
         ],
         "environment": dict(environment),
         "command": command,

@@ -89,18 +89,14 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         """From end to end."""
-        return [
-            self.low + self.step * n for n in range(round((self.high - self.low) / self.step) + 1)
-        ]
+        return [self.low + self.step * n for n in range(round((self.high - self.low) / self.step) + 1)]
 
 
 def _row_y(place: int) -> float:
     return TOP + ROW_HEIGHT * (place + 0.5)
 
 
-def _best_blind(
-    references: Mapping[str, Mapping[str, float | None]], key: str
-) -> tuple[str, float] | None:
+def _best_blind(references: Mapping[str, Mapping[str, float | None]], key: str) -> tuple[str, float] | None:
     """The blind guess that scores highest, with its name; the ceiling is none."""
     known = [
         (name, scores[key])

@@ -65,8 +65,7 @@ def extra_scores(benchmark: str, result: LocalisationResult) -> list[list[ExtraS
     # Rules that differ in name only have the same scores.
     by_rule = {one.protocol.rule: one for one in result.by_protocol}
     found = {
-        rule: [metrics.family.score(row, result.truths) for row in one.rows]
-        for rule, one in by_rule.items()
+        rule: [metrics.family.score(row, result.truths) for row in one.rows] for rule, one in by_rule.items()
     }
     return [found[one.protocol.rule] for one in result.by_protocol]
 
@@ -136,18 +135,14 @@ def clip_columns(benchmark: str, result: LocalisationResult) -> dict[str, list[s
         if metrics.family is DETECTION:
             columns[f"{name}:confidence"] = [str(clip.confidence) for clip in clips]
         if metrics.family is MASKS:
-            columns[f"{name}:iou"] = [
-                f"{clip.mask.iou:.6f}" if clip.mask else "nan" for clip in clips
-            ]
+            columns[f"{name}:iou"] = [f"{clip.mask.iou:.6f}" if clip.mask else "nan" for clip in clips]
     return columns
 
 
 def _check(benchmark: str, metrics: BenchmarkMetrics, result: LocalisationResult) -> None:
     num_alone = sum(truth.pair_key is None for truth in result.truths)
     if metrics.family is PAIRS and num_alone:
-        raise ValueError(
-            f"{benchmark} is scored in pairs, but {num_alone} clips have no key of their frame."
-        )
+        raise ValueError(f"{benchmark} is scored in pairs, but {num_alone} clips have no key of their frame.")
     if metrics.has_negatives and not any(truth.num_boxes for truth in result.truths):
         raise ValueError(
             f"{benchmark}: none of the {len(result.truths)} scored clips has a box, so that there "

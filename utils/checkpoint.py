@@ -136,8 +136,7 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
     found = set(content) - {"format"}
     if found != expected:
         raise ValueError(
-            f"{path} lacks {sorted(expected - found)} and holds unknown "
-            f"{sorted(map(str, found - expected))}."
+            f"{path} lacks {sorted(expected - found)} and holds unknown {sorted(map(str, found - expected))}."
         )
     for name in (f.name for f in fields(Checkpoint)):
         kind, fits = _ENTRIES[name]
@@ -205,19 +204,13 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "audio_config": _PLAIN,
     "frame_config": _PLAIN,
     "state_dict": ("a dictionary of dense tensors by name", _is_state_dict),
-    "training_clips": (
-        "a list of clip ids, or None",
-        lambda value: value is None or _is_list_of_ids(value),
-    ),
+    "training_clips": ("a list of clip ids, or None", lambda value: value is None or _is_list_of_ids(value)),
     "training_list": _PLAIN,
     "epoch": _COUNT,
     "step": _COUNT,
     "selection": ("a dictionary, its 'clips' a list of clip ids", _is_selection),
     "options": _PLAIN,
-    "optimizer": (
-        "a dictionary with names as keys, or None",
-        lambda value: value is None or _is_dict(value),
-    ),
+    "optimizer": ("a dictionary with names as keys, or None", lambda value: value is None or _is_dict(value)),
     "progress": _PLAIN,
 }
 """What each entry of a checkpoint must be, in words and as a check."""

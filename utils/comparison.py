@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.comparison_tables import (
-    COLUMNS_OF_A_MODEL,
-    COLUMNS_OF_CLIPS,
-    Fact,
-    build_groupings,
-    join_facts,
-)
+from utils.comparison_tables import COLUMNS_OF_A_MODEL, COLUMNS_OF_CLIPS, Fact, build_groupings, join_facts
 from utils.files import write_atomically
 from utils.metrics import SUCCESS_THRESHOLDS, success_curve
 from utils.report import Report, write_report
@@ -26,12 +20,7 @@ from utils.results import PER_CLIP_SCORES
 from utils.scored_models import KEPT, MUST_AGREE, ScoredModel
 from utils.statistics import SCORE_KEYS, Interval, compare_paired
 from utils.success_plot import SuccessCurve
-from utils.tables import (
-    escape_latex,
-    latex_facts,
-    markdown_facts,
-    rule_words,
-)
+from utils.tables import escape_latex, latex_facts, markdown_facts, rule_words
 
 REFERENCE_COLUMNS = PER_CLIP_SCORES[2:]
 """of the blind baselines and the ceiling, in the order of a summary's rows after the model"""
@@ -110,9 +99,7 @@ def compare(models: Sequence[ScoredModel], command: str) -> dict[str, Any]:
             }
             for place, one in enumerate(first["protocols"])
         ],
-        "models": [
-            {"name": model.name, **{key: model.summary[key] for key in KEPT}} for model in models
-        ],
+        "models": [{"name": model.name, **{key: model.summary[key] for key in KEPT}} for model in models],
         "command": command,
     }
 
@@ -221,9 +208,7 @@ def _number(score: float | None, form: str) -> str:
     return "" if score is None else f"{score:{form}}"
 
 
-def _difference(
-    difference: dict[str, Any] | None, spread: Callable[..., list[str]]
-) -> Iterator[str]:
+def _difference(difference: dict[str, Any] | None, spread: Callable[..., list[str]]) -> Iterator[str]:
     for score in COMPARED:
         of_score = (
             (None, None)
@@ -302,10 +287,7 @@ def _report(models: Sequence[ScoredModel], comparison: dict[str, Any], folder: P
         title=f"{models[0].name} compared with {others} on {comparison['benchmark']}",
         facts=facts,
         warnings=[f"{m.name}: {warning}" for m in models for warning in m.summary["warnings"]],
-        tables=[
-            _report_table(models, comparison, place)
-            for place in range(len(comparison["protocols"]))
-        ],
+        tables=[_report_table(models, comparison, place) for place in range(len(comparison["protocols"]))],
         galleries=[],
     )
 
@@ -313,17 +295,14 @@ def _report(models: Sequence[ScoredModel], comparison: dict[str, Any], folder: P
 def _clip_lists(models: Sequence[ScoredModel]) -> dict[str, str]:
     """The clip list, or each model's where they differ: other lists may name the same clips."""
     words = {
-        model.name: "{name} (sha256 {sha256})".format_map(model.summary["clip_list"])
-        for model in models
+        model.name: "{name} (sha256 {sha256})".format_map(model.summary["clip_list"]) for model in models
     }
     if len(set(words.values())) == 1:
         return {"clip list": words[models[0].name]}
     return {f"clip list of {name}": listed for name, listed in words.items()}
 
 
-def _report_table(
-    models: Sequence[ScoredModel], comparison: dict[str, Any], place: int
-) -> ReportTable:
+def _report_table(models: Sequence[ScoredModel], comparison: dict[str, Any], place: int) -> ReportTable:
     protocol = comparison["protocols"][place]
     name, rows = protocol["name"], protocol["rows"]
     sources = [(model, PER_CLIP_SCORES[0]) for model in models]

@@ -71,9 +71,7 @@ def join_facts(by_model: Mapping[str, Sequence[Fact]]) -> list[Fact]:
     """
     first, *others = by_model.values()
     shared = [
-        fact
-        for fact in first
-        if fact[0] not in FACTS_OF_A_MODEL and all(fact in facts for facts in others)
+        fact for fact in first if fact[0] not in FACTS_OF_A_MODEL and all(fact in facts for facts in others)
     ]
     own = [
         (f"{name} of {model}", words)
@@ -100,9 +98,7 @@ def build_groupings(by_model: Mapping[str, Summary], place: int) -> list[ReportG
     return [_grouping(name, words[name], by_model, place) for name in words]
 
 
-def _grouping(
-    grouping: str, words: str, by_model: Mapping[str, Summary], place: int
-) -> ReportGrouping:
+def _grouping(grouping: str, words: str, by_model: Mapping[str, Summary], place: int) -> ReportGrouping:
     by_group: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for model, summary in by_model.items():
         for group in summary["protocols"][place].get("groups", {}).get(grouping, ()):

@@ -102,8 +102,7 @@ def embed_clips(
     """
     if not isinstance(model, Embedder):
         raise ValueError(
-            f"{type(model).__name__} has no embeddings for retrieval: it lacks embed_audio and "
-            "embed_frames."
+            f"{type(model).__name__} has no embeddings for retrieval: it lacks embed_audio and embed_frames."
         )
     clip_ids: list[str] = []
     unreadable: list[tuple[str, str]] = []
@@ -206,9 +205,7 @@ def save_embeddings(
     write_atomically(path, content.getbuffer())
 
 
-def load_embeddings(
-    path: Path, identity: Mapping[str, str], image_pooling: str | None
-) -> Embeddings | None:
+def load_embeddings(path: Path, identity: Mapping[str, str], image_pooling: str | None) -> Embeddings | None:
     """Reads what `save_embeddings` wrote.
 
     Args:
@@ -253,10 +250,7 @@ def load_embeddings(
 
 
 def read_or_embed(
-    path: Path,
-    identity: Mapping[str, str],
-    image_pooling: str | None,
-    embed: Callable[[], Embeddings],
+    path: Path, identity: Mapping[str, str], image_pooling: str | None, embed: Callable[[], Embeddings]
 ) -> Embeddings:
     """Embeddings from their file; where it is not there, computed by all processes and kept.
 

@@ -161,8 +161,7 @@ def localise_batches(
         maps = model.localise(frames, sounds).float()
         if len(maps) != len(batch.clip_ids):
             raise ValueError(
-                f"localise must give one map per clip: got {len(maps)} for "
-                f"{len(batch.clip_ids)} clips."
+                f"localise must give one map per clip: got {len(maps)} for {len(batch.clip_ids)} clips."
             )
         yield LocalisedBatch(batch, maps, None if prior is None else prior.maps_of(frames))
 
@@ -224,8 +223,7 @@ def score_maps(
 
 
 def evaluate_baselines(
-    truths: Iterable[tuple[Sequence[str], NDArray[np.float32]]],
-    protocols: Sequence[LocalisationProtocol],
+    truths: Iterable[tuple[Sequence[str], NDArray[np.float32]]], protocols: Sequence[LocalisationProtocol]
 ) -> tuple[ProtocolScores, ...]:
     """Scores what needs no model: blind predictors and the ceiling of each rule.
 

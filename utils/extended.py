@@ -77,9 +77,7 @@ class RankedClips:
         self._downwards = np.unique(self._first_of_tie)[::-1]
         self._first_at_half = np.searchsorted(ascending, [HALF_CONFIDENCE])
 
-    def scores(
-        self, iou: float = IOU_LEVELS[0], repeats: NDArray[np.int64] | None = None
-    ) -> DetectionScores:
+    def scores(self, iou: float = IOU_LEVELS[0], repeats: NDArray[np.int64] | None = None) -> DetectionScores:
         """Scores at a level of the consensus IoU.
 
         Args:
@@ -97,9 +95,7 @@ class RankedClips:
         all_precision, all_recall = sums.at(every)
         return DetectionScores(
             average_precision=float(_envelope(precision)[:-1] @ np.diff(recall)),
-            average_precision_exact=float(
-                _envelope(all_precision) @ np.diff(all_recall, prepend=0)
-            ),
+            average_precision_exact=float(_envelope(all_precision) @ np.diff(all_recall, prepend=0)),
             max_f1=float(_f1(*sums.at(self._first_of_tie[sums.places(coarse)])).max()),
             max_f1_exact=float(_f1(all_precision, all_recall).max()),
             f1_at_half=float(_f1(*sums.at(self._first_at_half))[0]),

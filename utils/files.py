@@ -96,9 +96,7 @@ def check_place(folder: Path, flag: str) -> None:
     whole = folder.absolute()
     there = next(path for path in (whole, *whole.parents) if path.exists())
     if not there.is_dir():
-        raise NotADirectoryError(
-            f"{flag}: {there} is a file. Name a folder that is there or can be made."
-        )
+        raise NotADirectoryError(f"{flag}: {there} is a file. Name a folder that is there or can be made.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"{flag}: nothing can be written to", str(there))
 

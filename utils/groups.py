@@ -63,9 +63,7 @@ class ScoresInDetail:
     """by the grouping's name"""
 
 
-def groupings_of(
-    truths: Sequence[ClipTruth], classes: Sequence[str] | None = None
-) -> tuple[Grouping, ...]:
+def groupings_of(truths: Sequence[ClipTruth], classes: Sequence[str] | None = None) -> tuple[Grouping, ...]:
     """The groupings that the known properties of the clips allow.
 
     Args:
@@ -116,8 +114,7 @@ def detail_scores(
         for found, column in zip(by_group, zip(*of_groups, strict=True), strict=True):
             found[grouping.name] = column
     return tuple(
-        ScoresInDetail(tuple(map(_by_key, ends[index])), by_group[index])
-        for index in range(len(by_protocol))
+        ScoresInDetail(tuple(map(_by_key, ends[index])), by_group[index]) for index in range(len(by_protocol))
     )
 
 

@@ -28,8 +28,7 @@ def pair_cious(cious: ArrayLike, keys: Sequence[str]) -> NDArray[np.float64]:
     scores = np.asarray(cious, dtype=np.float64)
     if not len(scores) or len(scores) != len(keys):
         raise ValueError(
-            "Pairs need a key for each clip, and a clip; got "
-            f"{len(scores)} clips and {len(keys)} keys."
+            f"Pairs need a key for each clip, and a clip; got {len(scores)} clips and {len(keys)} keys."
         )
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     smallest = np.full(len(numbers), np.inf)

@@ -21,9 +21,7 @@ class Leak:
         return asdict(self)
 
 
-def find_leak(
-    training_clips: Collection[str] | None, scored_clips: Collection[str], *, purpose: str
-) -> Leak:
+def find_leak(training_clips: Collection[str] | None, scored_clips: Collection[str], *, purpose: str) -> Leak:
     """Compares the training list with a list that is scored.
 
     Args:

@@ -13,13 +13,7 @@ from utils.groups import SIZE_LIMITS, size_of
 from utils.interactive import pair_cious
 from utils.scores import ClipTruth, Scores
 from utils.segmentation import BATCH, f_avsbench, f_dataset, mean_iou, mean_iou_by_batch
-from utils.statistics import (
-    Interval,
-    bootstrap_intervals,
-    bootstrap_statistics,
-    clip_values,
-    plain_interval,
-)
+from utils.statistics import Interval, bootstrap_intervals, bootstrap_statistics, clip_values, plain_interval
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,7 @@ def _score_detection(scores: Scores, truths: Sequence[ClipTruth]) -> ExtraScores
     for place, truth in enumerate(truths):
         if truth.num_boxes and truth.area:
             by_size[size_of(truth.area)].append(place)
-    subsets = {
-        size: _ranked(scores, truths, of_size) for size, of_size in by_size.items() if of_size
-    }
+    subsets = {size: _ranked(scores, truths, of_size) for size, of_size in by_size.items() if of_size}
     for size, clips in {None: everything, **subsets}.items():
         for level in IOU_LEVELS:
             values = _percent(clips.scores(level))
@@ -162,18 +154,14 @@ def _score_masks(scores: Scores, truths: Sequence[ClipTruth]) -> ExtraScores:
 
     # The others depend on which clips share a batch, which a resample would tear apart.
     ends = bootstrap_statistics(statistics, len(ious))
-    return ExtraScores(
-        dict(zip(MASKS.words, percent, strict=True)), _by_name(("mIoU", "F_dataset"), ends)
-    )
+    return ExtraScores(dict(zip(MASKS.words, percent, strict=True)), _by_name(("mIoU", "F_dataset"), ends))
 
 
 def _by_name(names: Iterable[str], ends: NDArray[np.float64]) -> dict[str, Interval | None]:
     return dict(zip(names, map(plain_interval, ends), strict=True))
 
 
-DETECTION = MetricFamily(
-    words=_detection_words(), shown=tuple(DETECTION_WORDS), score=_score_detection
-)
+DETECTION = MetricFamily(words=_detection_words(), shown=tuple(DETECTION_WORDS), score=_score_detection)
 """Is there a source in the frame at all, and where?"""
 
 _PAIR_WORDS = {
@@ -187,8 +175,7 @@ PAIRS = MetricFamily(words=_PAIR_WORDS, shown=tuple(_PAIR_WORDS), score=_score_p
 _MASK_WORDS = {
     "mIoU": "mean over clips of the IoU of the pixels above 0.5 with the mask; where nothing is "
     "annotated, of the pixels that both leave out",
-    "F_dataset": "largest F (β² = 0.3) over 255 thresholds of the mean over clips with anything "
-    "annotated",
+    "F_dataset": "largest F (β² = 0.3) over 255 thresholds of the mean over clips with anything annotated",
     f"mIoU_batch{BATCH}": f"mIoU as the mean of the means of batches of {BATCH} clips",
     f"F_avsbench_batch{BATCH}": f"F as the mean of the largest F of batches of {BATCH} clips: a "
     "threshold for each batch",

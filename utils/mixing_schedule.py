@@ -131,9 +131,7 @@ class MixingCurriculum:
     several, the weights that they were found with are gone.
     """
 
-    def __init__(
-        self, options: AudioMixingOptions | None, clip_ids: Sequence[str], seed: int
-    ) -> None:
+    def __init__(self, options: AudioMixingOptions | None, clip_ids: Sequence[str], seed: int) -> None:
         """Nothing has been found.
 
         Args:

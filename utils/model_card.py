@@ -87,8 +87,7 @@ def _data(card: ModelCard) -> str:
     )
     return _facts(
         {
-            "set": "stamps, "
-            + ", ".join(f"{name} {value}" for name, value in data["recipe"].items()),
+            "set": "stamps, " + ", ".join(f"{name} {value}" for name, value in data["recipe"].items()),
             "manifest": f"stamps.json, sha256 `{card.data_sha256}`",
             "classes": ", ".join(data["classes"]),
             "training clips": f"{len(card.training_clips)} of {listed['num_listed']} in "
@@ -102,8 +101,7 @@ def _data(card: ModelCard) -> str:
 def _recipe(card: ModelCard) -> str:
     lines = [["option", "here", "published recipe"]]
     lines += [
-        [f"`{name}`", _plain(here), _plain(there)]
-        for name, (here, there) in card.changed_options.items()
+        [f"`{name}`", _plain(here), _plain(there)] for name, (here, there) in card.changed_options.items()
     ]
     losses = ", ".join(f"{float(row['loss']):.3f}" for row in card.losses)
     return (

@@ -100,18 +100,13 @@ def scenes_of(
         raise ValueError(CLASSES_WANTED)
     known = set(sounds.values())
     shown = dict(zip(clip_ids, pictures or clip_ids, strict=True))
-    scenes = {
-        clip_id: (key, shown[clip_id] if key is None else "") for clip_id, key in keys.items()
-    }
+    scenes = {clip_id: (key, shown[clip_id] if key is None else "") for clip_id, key in keys.items()}
     visible: dict[tuple[str | None, str], set[str]] = {}
     for clip_id, scene in scenes.items():
         # A pair's key names what is to be seen; the name of a picture need not.
         named = set() if scene[0] is None else set(scene[0].split("_"))
         visible.setdefault(scene, known & named).add(sounds[clip_id])
-    return {
-        clip_id: Scene(sounds[clip_id], frozenset(visible[scene]))
-        for clip_id, scene in scenes.items()
-    }
+    return {clip_id: Scene(sounds[clip_id], frozenset(visible[scene])) for clip_id, scene in scenes.items()}
 
 
 def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
@@ -120,9 +115,7 @@ def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def draw_off_screen(
-    clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: int
-) -> NDArray[np.int64]:
+def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: int) -> NDArray[np.int64]:
     """Whose sound each clip gets as its off-screen sound.
 
     Args:
@@ -174,9 +167,7 @@ class ClipSounds:
 
 @torch.inference_mode()
 def encode_sounds(
-    model: SplitLocaliser,
-    batches: Iterable[BatchType],
-    sounds_of: Callable[[BatchType], Tensor],
+    model: SplitLocaliser, batches: Iterable[BatchType], sounds_of: Callable[[BatchType], Tensor]
 ) -> ClipSounds:
     """Encodes the sound of each clip; each process brings its part and gets those of all.
 

@@ -8,14 +8,7 @@ from typing import Any
 
 from utils.negative_audio import NEGATIVES, OWN
 from utils.negative_audio_scores import EXTREMES
-from utils.negative_audio_tables import (
-    COLUMNS,
-    KIND_WORDS,
-    ScoreRow,
-    score_rows,
-    threshold_words,
-    title_of,
-)
+from utils.negative_audio_tables import COLUMNS, KIND_WORDS, ScoreRow, score_rows, threshold_words, title_of
 from utils.page import page_style, render_facts, render_tile, render_warnings
 
 PAGE_TEMPLATE = Path(__file__).with_name("negative_audio_page.html")
@@ -40,8 +33,7 @@ def render_negative_audio(summary: Mapping[str, Any], facts: Sequence[tuple[str,
         headline=_render_headline(rows, summary),
         warnings=render_warnings(summary["warnings"]),
         heads="".join(
-            f'<th scope="col"{_number(place)}>{escape(head)}</th>'
-            for place, head in enumerate(COLUMNS)
+            f'<th scope="col"{_number(place)}>{escape(head)}</th>' for place, head in enumerate(COLUMNS)
         ),
         rows="\n".join(map(_render_row, rows)),
         plot=_render_plot(summary["similarities"], summary["threshold"]),

@@ -28,14 +28,7 @@ from utils.negative_audio_scores import (
 from utils.negative_audio_tables import facts_of, render_table
 from utils.results import EvaluationContext, warnings_of
 from utils.scores import LocalisationResult
-from utils.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
-    Interval,
-    bootstrap_statistics,
-    plain_interval,
-)
+from utils.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_statistics, plain_interval
 from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)
@@ -260,10 +253,7 @@ def _threshold_record(setting: NegativeSetting, result: NegativeResult) -> dict[
     if setting.threshold_from is not None:
         record["from"] = dict(setting.threshold_from)
     if setting.scoring.published is not None:
-        record["of_the_list"] = [
-            setting.scoring.published.maximum,
-            setting.scoring.published.raised,
-        ]
+        record["of_the_list"] = [setting.scoring.published.maximum, setting.scoring.published.raised]
     return record
 
 
@@ -325,14 +315,10 @@ def _warnings(setting: NegativeSetting, result: NegativeResult) -> list[str]:
         )
     num_empty = int(result.scores["empty"].sum())
     # Localisation's other warnings are of clips and checkpoint, not of its scores.
-    return found + warnings_of(
-        LocalisationResult((), result.unreadable, num_empty), setting.context
-    )
+    return found + warnings_of(LocalisationResult((), result.unreadable, num_empty), setting.context)
 
 
-def write_negative_results(
-    folder: Path, setting: NegativeSetting, result: NegativeResult
-) -> dict[str, Any]:
+def write_negative_results(folder: Path, setting: NegativeSetting, result: NegativeResult) -> dict[str, Any]:
     """Writes summary.json, per_clip.csv, table.md, table.tex, table.csv and report.html.
 
     Args:

@@ -169,9 +169,7 @@ def _chunks(
 
 def gather_arrays(parts: Sequence[ClipArrays]) -> ClipArrays:
     """Arrays of consecutive clips -> those of all clips of all processes, in order."""
-    own = (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    )
+    own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     there = [part for part in gather_objects([own]) if part]
     return {name: np.concatenate([part[name] for part in there]) for name in there[0]}
 
@@ -199,9 +197,7 @@ def find_extremes(maps: SimilarityMaps, scoring: Scoring, device: torch.device) 
     return gather_arrays(parts)
 
 
-def score_maps(
-    maps: SimilarityMaps, scoring: Scoring, threshold: float, device: torch.device
-) -> ClipArrays:
+def score_maps(maps: SimilarityMaps, scoring: Scoring, threshold: float, device: torch.device) -> ClipArrays:
     """Scores of every map of all processes under one threshold.
 
     Args:
@@ -301,9 +297,7 @@ def numbers_without_ears(means: Means) -> dict[str, dict[str, NDArray[np.float64
     }
 
 
-def _f_scores(
-    means: Means, predictor: str, negatives: Mapping[str, str]
-) -> dict[str, NDArray[np.float64]]:
+def _f_scores(means: Means, predictor: str, negatives: Mapping[str, str]) -> dict[str, NDArray[np.float64]]:
     """cIoU_U to F_AUC of a predictor; what it makes of each kind stands under another name."""
     ciou, auc = 100 * means[f"ciou:{predictor}"], 100 * means[f"auc:{predictor}"]
     active = {kind: 100 * means[f"area:{name}"] for kind, name in negatives.items()}

@@ -8,14 +8,7 @@ from typing import Any
 from utils.negative_audio import NEGATIVES, OWN
 from utils.negative_audio_scores import DEAF, DISC, MEDIAN_RULE, PAIRS
 from utils.statistics import Interval
-from utils.tables import (
-    SHORT_SHA256,
-    ScoreTable,
-    identity_columns,
-    interval_fact,
-    remarks,
-    render_as,
-)
+from utils.tables import SHORT_SHA256, ScoreTable, identity_columns, interval_fact, remarks, render_as
 
 Summary = dict[str, Any]
 """as `utils.negative_audio_results.summarise` gives it"""
@@ -89,9 +82,7 @@ def score_rows(summary: Summary) -> list[ScoreRow]:
     for key, label, better in _labels():
         if key in summary["scores"]:
             score = summary["scores"][key]
-            rows.append(
-                ScoreRow(key, label, better, **score, deaf=deaf.get(key), disc=disc.get(key))
-            )
+            rows.append(ScoreRow(key, label, better, **score, deaf=deaf.get(key), disc=disc.get(key)))
     return rows
 
 
@@ -136,10 +127,7 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
         ),
         ("deaf, blind disc", f"{DEAF}; {DISC} for every sound: what needs no hearing"),
         ("clips", f"{summary['num_clips']} scored of {summary['num_listed']} listed"),
-        (
-            "missing",
-            f"{len(summary['missing'])} without files, {len(summary['unreadable'])} unreadable",
-        ),
+        ("missing", f"{len(summary['missing'])} without files, {len(summary['unreadable'])} unreadable"),
         ("clip list", f"{listed['name']} (sha256 {listed['sha256']})"),
         ("published cut", summary["cut"] or "not known"),
         ("scored clips", f"sha256 {summary['scored_clips_sha256']}"),
@@ -191,11 +179,7 @@ def render_table(summary: Summary, form: str) -> str:
         facts_of(summary),
     )
     return render_as(
-        form,
-        summary,
-        markdown=table.markdown,
-        latex=table.latex,
-        csv_lines=partial(_csv_lines, summary),
+        form, summary, markdown=table.markdown, latex=table.latex, csv_lines=partial(_csv_lines, summary)
     )
 
 

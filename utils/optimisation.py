@@ -14,11 +14,7 @@ from utils.distributed import own_part
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_AUTOCAST: dict[Precision, torch.dtype | None] = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+_AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -30,9 +26,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 class Stepper:
     """An optimizer and, for fp16, the scale that keeps small gradients from vanishing."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, device: torch.device, precision: Precision
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, precision: Precision) -> None:
         """Starts with no gradients.
 
         Args:

@@ -36,8 +36,7 @@ def render_tile(label: str, value: str, style: str, versus: str = "") -> str:
 def render_facts(facts: Iterable[tuple[str, str]]) -> str:
     """The section with all that is needed to repeat an evaluation, named and in words."""
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(words)}</td></tr>'
-        for name, words in facts
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(words)}</td></tr>' for name, words in facts
     )
     return f"""<section>
 <h2>How these numbers were made</h2>

@@ -72,10 +72,7 @@ def draw_clips(
         scaled = frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1])
         # Constant maps lie outside [0, 1] under the median rule, see utils/protocols.py.
         overlay = overlay_localisation_map(
-            scaled,
-            np.clip(heat, 0, 1),
-            boxes[visible],
-            f"cIoU {score.ciou:.2f}",
+            scaled, np.clip(heat, 0, 1), boxes[visible], f"cIoU {score.ciou:.2f}"
         )
         drawn.append(DrawnClip(score, scaled, overlay))
     return drawn

@@ -121,11 +121,7 @@ _SLAVC = replace(
     object_prior="scores",
 )
 _SSL_ALIGN = replace(
-    _EZ_VSL,
-    name="ssl_align",
-    authors="SSL-Align",
-    published_lists=published_lists.SSL_ALIGN,
-    comparison=">",
+    _EZ_VSL, name="ssl_align", authors="SSL-Align", published_lists=published_lists.SSL_ALIGN, comparison=">"
 )
 _SSL_ALIGN_ADAPTIVE = replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive")
 # Its program has a branch of its own for this benchmark, which enlarges with OpenCV.
@@ -144,9 +140,7 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
         replace(_SSL_TIE, name="lvs", authors="LVS", published_lists=published_lists.LVS),
         _EZ_VSL,
         _SLAVC,
-        replace(
-            _SLAVC, name="slavc_fixed", normalisation="half_cosine", threshold="fixed", value=0.5
-        ),
+        replace(_SLAVC, name="slavc_fixed", normalisation="half_cosine", threshold="fixed", value=0.5),
         replace(_EZ_VSL, name="fnac", authors="FNAC"),
         replace(_EZ_VSL, name="fnac_bicubic", authors="FNAC", upsampling="bicubic"),
         _SSL_ALIGN,
@@ -154,9 +148,7 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
         _SSL_ALIGN_VGG_SS,
         replace(_SSL_ALIGN_VGG_SS, name="ssl_align_vgg_ss_adaptive", threshold="adaptive"),
         replace(_SSL_ALIGN, name="vssl_eval", authors="vssl_eval", published_lists={}),
-        replace(
-            _SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval", published_lists={}
-        ),
+        replace(_SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval", published_lists={}),
     )
 }
 """Every rule, by name. Whose each is, and what differs: docs/evaluation.md."""
@@ -297,9 +289,7 @@ def mix(maps: Tensor, objects: ObjectMaps, protocol: LocalisationProtocol) -> Te
     return alpha * scores + (1 - alpha) * others / SLAVC_OBJECT_SCALE
 
 
-def threshold_ranks(
-    protocol: LocalisationProtocol, num_pixels: int, num_annotated: Tensor | None
-) -> Tensor:
+def threshold_ranks(protocol: LocalisationProtocol, num_pixels: int, num_annotated: Tensor | None) -> Tensor:
     """Where the threshold stands among a map's pixels in ascending order, from 0.
 
     Args:

@@ -27,14 +27,8 @@ _FLICKR_250 = PublishedList("the cut of SLAVC, SSL-Align and ACL, the common 249
 _COMPLETE = PublishedList("the complete set")
 _COMPLETE_TEST = PublishedList("the complete test set")
 
-SSL_TIE = {
-    "vgg_ss": PublishedList("SSL-TIE's cut", "ssl_tie_vgg_ss_4911"),
-    "flickr_soundnet": _FLICKR_249,
-}
-SSPL = {
-    "vgg_ss": PublishedList("SSPL's cut", "sspl_vgg_ss_4692"),
-    "flickr_soundnet": _FLICKR_249,
-}
+SSL_TIE = {"vgg_ss": PublishedList("SSL-TIE's cut", "ssl_tie_vgg_ss_4911"), "flickr_soundnet": _FLICKR_249}
+SSPL = {"vgg_ss": PublishedList("SSPL's cut", "sspl_vgg_ss_4692"), "flickr_soundnet": _FLICKR_249}
 LVS = {"vgg_ss": _VGG_SS_5158, "flickr_soundnet": _FLICKR_249}
 EZ_VSL = {**LVS, "vgg_ss": replace(_VGG_SS_5158, also=_HEARD)}
 """FNAC's too."""
@@ -116,8 +110,7 @@ def check_list(
         words = f"list: that of the published numbers ({published.cut})"
     elif wanted is None:
         words = (
-            f"list: the published numbers of {authors} are on {published.cut}, whose ids are not "
-            "known here"
+            f"list: the published numbers of {authors} are on {published.cut}, whose ids are not known here"
         )
     else:
         words = (

@@ -113,9 +113,7 @@ def _render_headline(report: Report) -> str:
     return "\n".join(tiles)
 
 
-def _score_tile(
-    label: str, score: float, interval: Interval | None, baseline_scores: Sequence[float]
-) -> str:
+def _score_tile(label: str, score: float, interval: Interval | None, baseline_scores: Sequence[float]) -> str:
     known = [value for value in baseline_scores if not math.isnan(value)]
     versus = ""
     if interval is not None:

@@ -21,10 +21,7 @@ from utils.tables import rule_words
 
 
 def build_table(
-    one: ProtocolScores,
-    plain: Mapping[str, Any],
-    words: Mapping[str, str],
-    extra: Mapping[str, Any] | None,
+    one: ProtocolScores, plain: Mapping[str, Any], words: Mapping[str, str], extra: Mapping[str, Any] | None
 ) -> ReportTable:
     """What the page shows of one rule.
 
@@ -39,21 +36,15 @@ def build_table(
         rule=rule_words(plain),
         rows=[_row(row) for row in plain["rows"]],
         curves=[
-            SuccessCurve(
-                scores.name, SUCCESS_THRESHOLDS, [100 * rate for rate in scores.curve], scores.kind
-            )
+            SuccessCurve(scores.name, SUCCESS_THRESHOLDS, [100 * rate for rate in scores.curve], scores.kind)
             for scores in one.rows
         ],
-        groupings=[
-            _grouping(name, words[name], groups) for name, groups in plain.get("groups", {}).items()
-        ],
+        groupings=[_grouping(name, words[name], groups) for name, groups in plain.get("groups", {}).items()],
         metrics=build_metrics(plain["rows"], extra),
     )
 
 
-def build_metrics(
-    rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None
-) -> list[ReportMetrics]:
+def build_metrics(rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None) -> list[ReportMetrics]:
     """The metrics of a benchmark that every table shows, then the others.
 
     Args:
@@ -92,13 +83,7 @@ def _metric(name: str, words: str, rows: Sequence[Mapping[str, Any]]) -> ReportM
 def _row(row: Mapping[str, Any]) -> ReportRow:
     ciou_at_0_5, auc, mean_ciou, pointing = _numbers(row)
     return ReportRow(
-        row["name"],
-        ciou_at_0_5,
-        auc,
-        mean_ciou,
-        pointing,
-        kind=row["kind"],
-        intervals=_intervals(row),
+        row["name"], ciou_at_0_5, auc, mean_ciou, pointing, kind=row["kind"], intervals=_intervals(row)
     )
 
 

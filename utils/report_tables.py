@@ -166,9 +166,7 @@ def _render_bar(value: float, interval: Interval | None) -> str:
     spread = ""
     if interval is not None:
         lower, upper = interval
-        spread = (
-            f'<rect class="spread" x="{lower:.1f}" y="3" width="{upper - lower:.1f}" height="2"/>'
-        )
+        spread = f'<rect class="spread" x="{lower:.1f}" y="3" width="{upper - lower:.1f}" height="2"/>'
     return (
         '<td class="bar" aria-hidden="true"><svg viewBox="0 0 100 8" preserveAspectRatio="none">'
         '<rect class="track" width="100" height="8"/>'

@@ -5,15 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "soundfile",
-)
+PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "opencv-python-headless", "pillow", "soundfile")
 """Packages whose versions can move a score."""
 
 

@@ -145,12 +145,10 @@ def summarise_protocols(
         ]
         if extra is not None:
             rows = [
-                {**row, **further.as_dict()}
-                for row, further in zip(rows, extra[len(plain)], strict=True)
+                {**row, **further.as_dict()} for row, further in zip(rows, extra[len(plain)], strict=True)
             ]
         groups = {
-            name: [group.as_dict() for group in of_grouping]
-            for name, of_grouping in detail.groups.items()
+            name: [group.as_dict() for group in of_grouping] for name, of_grouping in detail.groups.items()
         }
         rule = asdict(one.protocol)
         del rule["published_lists"]  # of this benchmark it stands under published_list
@@ -239,9 +237,7 @@ def _warnings_of_context(context: EvaluationContext) -> list[str]:
             "clips that are scored here. An untouched test set would score lower."
         )
     if context.clip_list == "every clip found":
-        found.append(
-            "No clip list was given: every clip with a frame, a sound and boxes was scored."
-        )
+        found.append("No clip list was given: every clip with a frame, a sound and boxes was scored.")
     return found
 
 
@@ -296,10 +292,7 @@ def check_results_folder(
 
 
 def write_results(
-    folder: Path,
-    result: LocalisationResult,
-    context: EvaluationContext,
-    galleries: Sequence[Gallery],
+    folder: Path, result: LocalisationResult, context: EvaluationContext, galleries: Sequence[Gallery]
 ) -> dict[str, Any]:
     """Writes summary.json, per_clip.csv, table.md, table.tex, table.csv and report.html.
 
@@ -327,14 +320,10 @@ def _per_clip_table(result: LocalisationResult, context: EvaluationContext) -> s
     located = {clip.clip_id for clip in with_object_only(context.benchmark, result).model.clips}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    names = [
-        f"{one.protocol.name}:{score}" for one in result.by_protocol for score in PER_CLIP_SCORES
-    ]
+    names = [f"{one.protocol.name}:{score}" for one in result.by_protocol for score in PER_CLIP_SCORES]
     properties = _properties_of_clips(result, context)
     table.writerow(["clip_id", "pointing", *names, *properties])
-    by_protocol = [
-        list(zip(*(row.clips for row in one.rows), strict=True)) for one in result.by_protocol
-    ]
+    by_protocol = [list(zip(*(row.clips for row in one.rows), strict=True)) for one in result.by_protocol]
     columns = list(properties.values())
     for place, of_clip in enumerate(zip(result.model.clips, *by_protocol, strict=True)):
         line: list[str | int] = [int(bool(of_clip[0].pointing))]
@@ -347,9 +336,7 @@ def _per_clip_table(result: LocalisationResult, context: EvaluationContext) -> s
     return text.getvalue()
 
 
-def _properties_of_clips(
-    result: LocalisationResult, context: EvaluationContext
-) -> dict[str, list[str]]:
+def _properties_of_clips(result: LocalisationResult, context: EvaluationContext) -> dict[str, list[str]]:
     """Columns of per_clip.csv by which its clips are grouped, where they are known, and others."""
     columns: dict[str, list[str]] = {}
     if result.truths:
@@ -378,8 +365,7 @@ def _report(
         "clip list": f"{context.clip_list} (sha256 {context.clip_list_sha256})",
         "frames": context.frame_geometry,
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
-        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, "
-        f"{checkpoint['selection']}",
+        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
         "leak check": context.leak.message,
         "intervals": f"{CONFIDENCE:.0%}, {summary['intervals']['method']}, {RESAMPLES} resamples",
         "environment": ", ".join(f"{name} {value}" for name, value in context.environment.items()),
@@ -392,15 +378,12 @@ def _report(
             f"{summary['num_without_object']} clips: not in cIoU, AUC, pointing, curves and groups"
         )
     if context.saved_maps is not None:
-        facts["maps"] = "saved in {path} (sha256 {sha256}) by: {made_by}".format_map(
-            context.saved_maps
-        )
+        facts["maps"] = "saved in {path} (sha256 {sha256}) by: {made_by}".format_map(context.saved_maps)
         facts["pictures"] = "none: saved maps come without their frames"
     if context.labels is not None:
         facts["classes"] = "{form} {path} (sha256 {sha256})".format_map(context.labels)
     return Report(
-        title=f"Sound localisation on {context.benchmark}"
-        + (f" ({context.note})" if context.note else ""),
+        title=f"Sound localisation on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
         facts=facts,
         warnings=warnings_of(result, context),
         tables=[

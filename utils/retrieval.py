@@ -78,8 +78,7 @@ class Neighbours:
         own = self.indices == np.arange(len(self.indices))[:, None]
         order = np.argsort(own, axis=1, kind="stable")[:, : self.indices.shape[1] - 1]
         return Neighbours(
-            np.take_along_axis(self.indices, order, axis=1),
-            np.take_along_axis(self.scores, order, axis=1),
+            np.take_along_axis(self.indices, order, axis=1), np.take_along_axis(self.scores, order, axis=1)
         )
 
     def num_tied(self, k: int) -> int:
@@ -128,9 +127,7 @@ def nearest(
             part = _fixed_point(gallery[offset : offset + rows], offset, device)
             part_scores, part_indices = _best(_scores(block, part), count)
             # What was found so far stands earlier in the gallery: a stable sort keeps it first.
-            scores, order = torch.cat([scores, part_scores], dim=1).sort(
-                dim=1, descending=True, stable=True
-            )
+            scores, order = torch.cat([scores, part_scores], dim=1).sort(dim=1, descending=True, stable=True)
             indices = torch.cat([indices, part_indices + offset], dim=1).gather(1, order)
             scores, indices = scores[:, :count], indices[:, :count]
         found.append((indices.cpu().numpy(), scores.cpu().numpy()))
@@ -348,12 +345,7 @@ def evaluate_retrieval(
 
 
 def _score(
-    name: str,
-    found: Neighbours,
-    labels: Sequence[str] | None,
-    ks: Sequence[int],
-    *,
-    cross_modal: bool,
+    name: str, found: Neighbours, labels: Sequence[str] | None, ks: Sequence[int], *, cross_modal: bool
 ) -> DirectionResult:
     others, num_clips = found.without_own(), len(found.indices)
     metrics, relevant, own_ranks = [], None, None
@@ -367,17 +359,13 @@ def _score(
         hits = found.indices[:, : ks[-1]] == np.arange(num_clips)[:, None]
         own_ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
         metrics += [
-            Metric(f"R@{k}", recall_at_k(found.indices, k), k / num_clips, 1.0, found.num_tied(k))
-            for k in ks
+            Metric(f"R@{k}", recall_at_k(found.indices, k), k / num_clips, 1.0, found.num_tied(k)) for k in ks
         ]
     return DirectionResult(name, others, relevant, own_ranks, tuple(metrics))
 
 
 def _metrics_by_class(
-    relevant: NDArray[np.bool_],
-    num_relevant: NDArray[np.int64],
-    others: Neighbours,
-    ks: Sequence[int],
+    relevant: NDArray[np.bool_], num_relevant: NDArray[np.int64], others: Neighbours, ks: Sequence[int]
 ) -> list[Metric]:
     num_others = len(relevant) - 1
     accuracies = [

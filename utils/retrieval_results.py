@@ -21,23 +21,9 @@ from utils.files import write_atomically
 from utils.published_lists import ids_sha256
 from utils.results import EvaluationContext, warnings_of
 from utils.retrieval import DirectionResult, check_request, evaluate_retrieval
-from utils.retrieval_report import (
-    Candidate,
-    Example,
-    ExampleGroup,
-    MetricTable,
-    Preview,
-    render_retrieval,
-)
+from utils.retrieval_report import Candidate, Example, ExampleGroup, MetricTable, Preview, render_retrieval
 from utils.retrieval_tables import facts_of, render_table, score_rows, screen_table
-from utils.statistics import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
-    Interval,
-    bootstrap_intervals,
-    plain_interval,
-)
+from utils.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_intervals, plain_interval
 from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)
@@ -129,9 +115,7 @@ class RetrievalSetting:
             found = json.loads(path.read_text()).get("identity", {})
             different = [key for key, value in self.identity().items() if found.get(key) != value]
         except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not a summary of this program; name another --output."
-            ) from error
+            raise ValueError(f"{path} is not a summary of this program; name another --output.") from error
         if different:
             raise FileExistsError(
                 f"{path} holds the results of another evaluation (another "
@@ -219,9 +203,7 @@ def write_retrieval(
         rule=RULE,
         warnings=summary["warnings"],
         tables=[
-            MetricTable(
-                result.name, [row for row in score_rows(summary) if row.direction == result.name]
-            )
+            MetricTable(result.name, [row for row in score_rows(summary) if row.direction == result.name])
             for result in results
         ],
         groups=[
@@ -309,10 +291,7 @@ def score_intervals(results: Sequence[DirectionResult]) -> list[list[Interval | 
 
 
 def _per_query_table(
-    clip_ids: Sequence[str],
-    labels: Sequence[str] | None,
-    results: Sequence[DirectionResult],
-    largest_k: int,
+    clip_ids: Sequence[str], labels: Sequence[str] | None, results: Sequence[DirectionResult], largest_k: int
 ) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -73,10 +73,7 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
         ("ceiling", "what these clips and classes allow at most"),
         ("ties", "queries of which the order of equal neighbours decided who is among the first"),
         ("clips", f"{summary['num_clips']} scored of {summary['num_listed']} listed"),
-        (
-            "missing",
-            f"{len(summary['missing'])} without files, {len(summary['unreadable'])} unreadable",
-        ),
+        ("missing", f"{len(summary['missing'])} without files, {len(summary['unreadable'])} unreadable"),
         ("classes", classes),
         ("frames", f"{summary['image_embedding']}; {summary['frame_geometry']}"),
         ("data", summary["data_root"]),
@@ -84,10 +81,7 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
         ("scored clips", f"sha256 {summary['scored_clips_sha256']}"),
         ("leak check", summary["leak_check"]["message"]),
         ("checkpoint", f"{checkpoint['path']} (sha256 {checkpoint['sha256']})"),
-        (
-            "trained",
-            f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
-        ),
+        ("trained", f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}"),
         interval_fact(summary),
         ("environment", ", ".join(f"{k} {v}" for k, v in summary["environment"].items())),
         ("command", summary["command"]),
@@ -131,11 +125,7 @@ def render_table(summary: Summary, form: str) -> str:
         facts_of(summary),
     )
     return render_as(
-        form,
-        summary,
-        markdown=table.markdown,
-        latex=table.latex,
-        csv_lines=partial(_csv_lines, summary),
+        form, summary, markdown=table.markdown, latex=table.latex, csv_lines=partial(_csv_lines, summary)
     )
 
 

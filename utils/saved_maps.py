@@ -67,9 +67,7 @@ class MapsRecorder:
         """Nothing is kept yet."""
         self._parts: list[_Part] = []
 
-    def watched(
-        self, localised: Iterable[LocalisedBatch[BatchType]]
-    ) -> Iterator[LocalisedBatch[BatchType]]:
+    def watched(self, localised: Iterable[LocalisedBatch[BatchType]]) -> Iterator[LocalisedBatch[BatchType]]:
         """The same batches, each kept once it is scored."""
         for found in localised:
             yield found
@@ -121,11 +119,7 @@ def _part_of(found: LocalisedBatch[BatchType]) -> _Part:
         clips,
         found.similarity_maps.float().cpu().numpy(),
         None if found.objects is None else found.objects.maps.float().cpu().numpy(),
-        {
-            float(level): np.packbits(flat == level, axis=1)
-            for level in np.unique(flat)
-            if level != 0
-        },
+        {float(level): np.packbits(flat == level, axis=1) for level in np.unique(flat) if level != 0},
     )
 
 
@@ -143,10 +137,7 @@ def _joined(parts: Sequence[_Part], num_bytes: int) -> dict[str, NDArray[Any]]:
     for place, level in enumerate(levels):
         nowhere = np.zeros((1, num_bytes), np.uint8)
         arrays[f"truth_{place}"] = np.concatenate(
-            [
-                part.truth_bits.get(level, nowhere.repeat(len(part.clips.clip_ids), axis=0))
-                for part in full
-            ]
+            [part.truth_bits.get(level, nowhere.repeat(len(part.clips.clip_ids), axis=0)) for part in full]
         )
     object_maps = [part.object_maps for part in full if part.object_maps is not None]
     if object_maps:
@@ -215,24 +206,14 @@ def read_saved_maps(path: Path) -> SavedMaps:
         ValueError: it is broken, or another kind of file.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No saved maps at {path}: --from-maps takes a file that --save-maps wrote."
-        )
+        raise FileNotFoundError(f"No saved maps at {path}: --from-maps takes a file that --save-maps wrote.")
     try:
         with np.load(path, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}, not {FORMAT!r}")
             saved = _parse(header, {name: stored[name] for name in stored.files})
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zlib.error,
-    ) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise _not_saved_maps(path, error) from error
     except zipfile.BadZipFile as error:
         raise _not_saved_maps(path, error) from error
@@ -289,12 +270,7 @@ def _parse(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedMaps
 def _check(saved: SavedMaps) -> None:
     """Refuses parts that do not fit each other."""
     num_clips = len(saved.clips.clip_ids)
-    of_clips: list[Sized] = [
-        saved.maps,
-        saved.clips.pair_keys,
-        saved.clips.bounding_boxes,
-        *saved.truth_bits,
-    ]
+    of_clips: list[Sized] = [saved.maps, saved.clips.pair_keys, saved.clips.bounding_boxes, *saved.truth_bits]
     if saved.object_maps is not None:
         of_clips.append(saved.object_maps)
     lengths = {len(part) for part in of_clips}

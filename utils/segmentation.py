@@ -83,9 +83,7 @@ def f_curves(localisation_maps: Tensor, truths: Tensor) -> Tensor:
 
 def _num_reaching(reached: Tensor, counted: Tensor) -> Tensor:
     """(B, N) thresholds that each pixel reaches -> (B, 255) counted pixels at each of them."""
-    histogram = torch.zeros(
-        len(reached), NUM_THRESHOLDS + 1, dtype=torch.int64, device=reached.device
-    )
+    histogram = torch.zeros(len(reached), NUM_THRESHOLDS + 1, dtype=torch.int64, device=reached.device)
     histogram.scatter_add_(1, reached, counted.long())
     return histogram.flip(1).cumsum(1).flip(1)[:, 1:]
 

@@ -110,9 +110,7 @@ def bootstrap_statistics(
     return ends
 
 
-def _resample(
-    num_clips: int, resamples: int, seed: int, chunk_bytes: int
-) -> Iterator[NDArray[np.int64]]:
+def _resample(num_clips: int, resamples: int, seed: int, chunk_bytes: int) -> Iterator[NDArray[np.int64]]:
     """Chunks (R, N) of how often each clip was drawn."""
     if not num_clips:
         raise ValueError("An interval needs at least one clip, got none.")
@@ -173,11 +171,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
 
 def sign_flip_test(
-    differences: ArrayLike,
-    *,
-    num_flips: int = SIGN_FLIPS,
-    seed: int = SEED,
-    chunk_bytes: int = CHUNK_BYTES,
+    differences: ArrayLike, *, num_flips: int = SIGN_FLIPS, seed: int = SEED, chunk_bytes: int = CHUNK_BYTES
 ) -> float:
     """Two-sided permutation test of a mean difference of 0 on the same clips.
 

@@ -34,8 +34,7 @@ class SuccessCurve:
         for values, upper, unit in ((self.thresholds, 1, "thresholds"), (self.rates, 100, "rates")):
             if not all(0 <= value <= upper for value in values):
                 raise ValueError(
-                    f"Success curve {self.name!r}: {unit} must be in [0, {upper}], "
-                    f"got {list(values)}."
+                    f"Success curve {self.name!r}: {unit} must be in [0, {upper}], got {list(values)}."
                 )
 
 
@@ -124,6 +123,4 @@ def _draw_axes() -> str:
 def _draw_curve(curve: SuccessCurve, style: str) -> str:
     points = [(_plot_x(x), _plot_y(y)) for x, y in zip(curve.thresholds, curve.rates, strict=True)]
     line = " ".join(f"{x},{y}" for x, y in points)
-    return (
-        f'<polyline class="{style}" points="{line}"><title>{escape(curve.name)}</title></polyline>'
-    )
+    return f'<polyline class="{style}" points="{line}"><title>{escape(curve.name)}</title></polyline>'

@@ -135,10 +135,7 @@ def facts_of(summary: Summary) -> list[tuple[str, str]]:
         facts += [(name, summary["extra_metrics"]["words"][name]) for name in shown]
     facts += [
         ("clips", f"{summary['num_clips']} scored of {summary['num_listed']} listed"),
-        (
-            "missing",
-            f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable",
-        ),
+        ("missing", f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable"),
         ("clip list", f"{listed['name']} (sha256 {listed['sha256'][:SHORT_SHA256]})"),
         ("scored clips", f"sha256 {summary['scored_clips_sha256'][:SHORT_SHA256]}"),
         ("leak check", summary["leak_check"]["message"]),
@@ -274,9 +271,7 @@ def escape_latex(text: str) -> str:
 
 
 def _markdown(summary: Summary) -> str:
-    lines = [
-        f"Sound localisation on {escape_markdown(headline(summary))}, in percent [95 % interval]"
-    ]
+    lines = [f"Sound localisation on {escape_markdown(headline(summary))}, in percent [95 % interval]"]
     for block in score_blocks(summary["extra_metrics"]):
         headings = map(escape_markdown, block.names.values())
         lines += [
@@ -306,11 +301,7 @@ def _latex(summary: Summary) -> str:
 
 def _latex_rows(summary: Summary, block: ScoreBlock) -> list[str]:
     columns = [escape_latex(name) for name in ("protocol", "predictor", *block.names.values())]
-    lines = [
-        r"\begin{tabular}{ll" + "r" * len(block.names) + "}",
-        r"\hline",
-        " & ".join(columns) + r" \\",
-    ]
+    lines = [r"\begin{tabular}{ll" + "r" * len(block.names) + "}", r"\hline", " & ".join(columns) + r" \\"]
     for protocol, row in _rows(summary):
         form = r"{} {{\tiny [{}, {}]}}"
         cells = [_with_interval(block, row, key, form) for key in block.names]

@@ -87,8 +87,7 @@ class TrainingRun:
             self._check_no_run()
         if resume and not self.last_path.exists():
             raise FileNotFoundError(
-                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to "
-                "start anew."
+                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to start anew."
             )
         self.epoch = 0
         """finished epochs"""
@@ -174,9 +173,7 @@ class TrainingRun:
             self._check_no_run()
         remove_leftovers(self.folder)
         self._log_handler = log_to_file(self.folder / "log.txt")
-        write_atomically(
-            self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n"
-        )
+        write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
         if missing:
             lines = "".join(f"{line}\n" for line in missing)
             write_atomically(self.folder / "missing_clips.txt", lines.encode())
@@ -225,9 +222,7 @@ class TrainingRun:
                 logger.warning("Skipped %s: %s", clip.clip_id, clip.reason)
             self.broken[clip.clip_id] = clip.reason
 
-    def note_step(
-        self, loss: Tensor, terms: Mapping[str, Tensor], clip_ids: tuple[str, ...]
-    ) -> None:
+    def note_step(self, loss: Tensor, terms: Mapping[str, Tensor], clip_ids: tuple[str, ...]) -> None:
         """Counts a finished step and logs every so often.
 
         Args:
@@ -310,9 +305,7 @@ class TrainingRun:
         for index, (frame, similarity) in enumerate(zip(frames, maps, strict=True)):
             picture = draw_localisation(frame, similarity, Square())
             with self._naming_tensorboard():
-                self.writer.add_image(
-                    f"train/overlay_{index}", picture, self.global_step, dataformats="HWC"
-                )
+                self.writer.add_image(f"train/overlay_{index}", picture, self.global_step, dataformats="HWC")
 
     def finish_epoch(self, result: LocalisationResult | None) -> bool:
         """Closes an epoch's account.

@@ -80,10 +80,7 @@ class ImageOptions:
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
         check_opacity(self.opacity)
-        for flag, value in (
-            ("--max-seconds", self.max_seconds),
-            ("--max-megapixels", self.max_megapixels),
-        ):
+        for flag, value in (("--max-seconds", self.max_seconds), ("--max-megapixels", self.max_megapixels)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{flag} must be above 0, got {value}")
 

@@ -45,10 +45,7 @@ class Square(NamedTuple):
 
     def in_frame(self, x: float, y: float) -> tuple[float, float]:
         """Fractions of the square -> fractions of the frame."""
-        return (
-            self.left + x * (self.right - self.left),
-            self.top + y * (self.bottom - self.top),
-        )
+        return (self.left + x * (self.right - self.left), self.top + y * (self.bottom - self.top))
 
     @classmethod
     def of(
@@ -81,9 +78,7 @@ class Peak(NamedTuple):
     """its value, not normalised"""
 
 
-def find_peak(
-    similarity_map: SimilarityMap, square: Square, width: int, height: int
-) -> Peak | None:
+def find_peak(similarity_map: SimilarityMap, square: Square, width: int, height: int) -> Peak | None:
     """The strongest cell; the first in reading order among equals.
 
     Args:
@@ -170,9 +165,7 @@ def _stretched(similarity_map: SimilarityMap, width: int, height: int) -> Simila
     return np.asarray(resized, dtype=np.float32)
 
 
-def _heat_of(
-    similarity_map: SimilarityMap, square: Square, width: int, height: int
-) -> SimilarityMap:
+def _heat_of(similarity_map: SimilarityMap, square: Square, width: int, height: int) -> SimilarityMap:
     """The map over the whole frame (H, W), in [0, 1], NaN outside of the square."""
     left, right = round(square.left * width), round(square.right * width)
     top, bottom = round(square.top * height), round(square.bottom * height)
@@ -195,9 +188,7 @@ def _draw_colour_bar(picture: Picture, lowest: float, highest: float, opacity: f
     left, bottom = right - bar_width, top + bar_height
     ground = np.full((bar_height, bar_width, 3), BAR_GROUND, np.uint8)
     ramp = np.linspace(1, 0, bar_height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
-    picture[top:bottom, left:right] = overlay_localisation_map(
-        ground, ramp, NO_BOXES, opacity=opacity
-    )
+    picture[top:bottom, left:right] = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
     cv2.rectangle(picture, (left - 1, top - 1), (right, bottom), OUTLINE_COLOUR, 1)
     if side < SMALLEST_WITH_LABELS:
         return
@@ -261,9 +252,7 @@ class ContactSheet:
         columns = min(self._num_columns, len(chosen))
         rows = -(-len(chosen) // columns)
         sheet = np.full(
-            (rows * (height + GUTTER) - GUTTER, columns * (width + GUTTER) - GUTTER, 3),
-            255,
-            np.uint8,
+            (rows * (height + GUTTER) - GUTTER, columns * (width + GUTTER) - GUTTER, 3), 255, np.uint8
         )
         blank = np.full((height, width), np.nan, np.float32)
         for index, (picture, seconds) in enumerate(chosen):

@@ -147,10 +147,7 @@ def _line_thickness(picture: Picture) -> int:
 
 
 def _draw_boxes(
-    picture: Picture,
-    bounding_boxes: NDArray[np.floating],
-    colour: tuple[int, int, int],
-    extra_thickness: int,
+    picture: Picture, bounding_boxes: NDArray[np.floating], colour: tuple[int, int, int], extra_thickness: int
 ) -> None:
     height, width = picture.shape[:2]
     edges = np.rint(bounding_boxes * (width, height, width, height)).astype(int).tolist()
@@ -166,13 +163,9 @@ def _draw_caption(picture: Picture, caption: str) -> None:
     text_thickness = max(1, round(scale))
     (text_width, _), _ = cv2.getTextSize(caption, CAPTION_FONT, scale, text_thickness)
     scale *= min(1.0, 0.94 * width / max(text_width, 1))
-    (text_width, text_height), descent = cv2.getTextSize(
-        caption, CAPTION_FONT, scale, text_thickness
-    )
+    (text_width, text_height), descent = cv2.getTextSize(caption, CAPTION_FONT, scale, text_thickness)
     padding = max(2, text_height // 2)
     strip = picture[: text_height + descent + padding, : text_width + 2 * padding]
     strip //= 4
     origin = (padding, text_height + padding // 2 + 1)
-    cv2.putText(
-        picture, caption, origin, CAPTION_FONT, scale, CAPTION_COLOUR, text_thickness, cv2.LINE_AA
-    )
+    cv2.putText(picture, caption, origin, CAPTION_FONT, scale, CAPTION_COLOUR, text_thickness, cv2.LINE_AA)

@@ -99,9 +99,7 @@ def _at_least(smallest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least {smallest}, got {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {smallest}, got {text!r}")
         return int(text)
 
     return parse

@@ -53,17 +53,14 @@ _CURATED = {
     ),
     "duck": CatalogueEntry(_in(_BIRDS, "duck", "drake"), _in(_BIRDS, "duck") + _in(_FARM, "duck")),
     "cow": CatalogueEntry(
-        _in(_CATTLE, "cow", "cow_white", "bull", "zebu"),
-        _in(_CATTLE, "cow_white") + _in(_FARM, "cow"),
+        _in(_CATTLE, "cow", "cow_white", "bull", "zebu"), _in(_CATTLE, "cow_white") + _in(_FARM, "cow")
     ),
     "toilet": _alone("tuxpaint:household/toilet"),
     "sheep": CatalogueEntry(
-        _in(_CATTLE, "sheep", "sheep_lamb", "ram"),
-        _in(_CATTLE, "sheep", "sheep_lamb") + _in(_FARM, "sheep"),
+        _in(_CATTLE, "sheep", "sheep_lamb", "ram"), _in(_CATTLE, "sheep", "sheep_lamb") + _in(_FARM, "sheep")
     ),
     "violin": CatalogueEntry(
-        _in(f"{_MUSIC}/string", "violin"),
-        _in(f"{_MUSIC}/string", "violin") + _in(_INSTRUMENTS, "violin"),
+        _in(f"{_MUSIC}/string", "violin"), _in(f"{_MUSIC}/string", "violin") + _in(_INSTRUMENTS, "violin")
     ),
     "tiger": CatalogueEntry(
         _in(f"{_MAMMALS}/cats", "tiger", "tiger_sumatran"), _in(f"{_MAMMALS}/cats", "tiger")
@@ -91,8 +88,7 @@ _CURATED = {
 
 _OTHERS = {
     "horse": CatalogueEntry(
-        _in(f"{_MAMMALS}/equines", "horse"),
-        _in(_FARM, "horse") + _in(f"{_MAMMALS}/equines", "horse"),
+        _in(f"{_MAMMALS}/equines", "horse"), _in(_FARM, "horse") + _in(f"{_MAMMALS}/equines", "horse")
     ),
     "goat": CatalogueEntry(_in(_CATTLE, "goat", "mountaingoat"), _in(_CATTLE, "goat")),
     "goose": _alone(f"{_BIRDS}/gander"),
@@ -104,16 +100,14 @@ _OTHERS = {
     ),
     "tom_drum": _alone(f"{_MUSIC}/percussion/drum_tomtom_floor"),
     "electric_guitar": CatalogueEntry(
-        _in(f"{_MUSIC}/string", "guitar_electric", "guitar2"),
-        _in(_INSTRUMENTS, "electric_guitar"),
+        _in(f"{_MUSIC}/string", "guitar_electric", "guitar2"), _in(_INSTRUMENTS, "electric_guitar")
     ),
     "bear": CatalogueEntry(
         _in(f"{_MAMMALS}/bears", "bear", "european-bear"), _in(f"{_MAMMALS}/bears", "bear")
     ),
     "bison": _alone(f"{_CATTLE}/bison"),
     "donkey": CatalogueEntry(
-        _in(f"{_MAMMALS}/equines", "donkey", "donkey_eating"),
-        _in(f"{_MAMMALS}/equines", "donkey"),
+        _in(f"{_MAMMALS}/equines", "donkey", "donkey_eating"), _in(f"{_MAMMALS}/equines", "donkey")
     ),
     "rabbit": CatalogueEntry(
         _in(f"{_MAMMALS}/rodents", "rabbit", "rabbit-2") + _in(_MAMMALS, "rabbit_little"),
@@ -124,23 +118,19 @@ _OTHERS = {
     "ferret": _alone(f"{_MAMMALS}/ferret"),
     "seagull": CatalogueEntry(_in(_BIRDS, "seagull", "silver-gull"), _in(_BIRDS, "seagull")),
     "camel": CatalogueEntry(
-        _in(f"{_MAMMALS}/camel", "camel", "dromedary"),
-        _in(f"{_MAMMALS}/camel", "camel", "dromedary"),
+        _in(f"{_MAMMALS}/camel", "camel", "dromedary"), _in(f"{_MAMMALS}/camel", "camel", "dromedary")
     ),
     "deer": CatalogueEntry(
         _in(f"{_MAMMALS}/deer", "deer", "doe", "caribou", "wapiti"),
         _in(f"{_MAMMALS}/deer", "deer", "caribou"),
     ),
-    "lion": CatalogueEntry(
-        _in(f"{_MAMMALS}/cats", "lion-2", "lion"), _in(f"{_MAMMALS}/cats", "lion")
-    ),
+    "lion": CatalogueEntry(_in(f"{_MAMMALS}/cats", "lion-2", "lion"), _in(f"{_MAMMALS}/cats", "lion")),
     "cuckoo": _alone(f"{_BIRDS}/cuckoo"),
     "quetzal": _alone(f"{_BIRDS}/quetzal"),
     "toucan": _alone(f"{_BIRDS}/tucan"),
     "vulture": _alone(f"{_BIRDS}/vulture"),
     "heron": CatalogueEntry(
-        _in(_BIRDS, "heron_greatblue", "heron_greatblue_flying"),
-        _in(_BIRDS, "heron_greatblue_flying"),
+        _in(_BIRDS, "heron_greatblue", "heron_greatblue_flying"), _in(_BIRDS, "heron_greatblue_flying")
     ),
     "penguin": CatalogueEntry(
         _in(_BIRDS, "penguin", "magellanic_penguin", "little-penguin"), _in(_BIRDS, "penguin")
@@ -148,13 +138,10 @@ _OTHERS = {
     "grasshopper": _alone("tuxpaint:animals/insects/grasshopper"),
     "chimpanzee": _alone(f"{_MAMMALS}/apes/chimp"),
     "elephant": _alone(f"{_MAMMALS}/elephant"),
-    "mouse": CatalogueEntry(
-        _in(f"{_MAMMALS}/rodents", "mouse", "rat"), _in(f"{_MAMMALS}/rodents", "mouse")
-    ),
+    "mouse": CatalogueEntry(_in(f"{_MAMMALS}/rodents", "mouse", "rat"), _in(f"{_MAMMALS}/rodents", "mouse")),
     "koala": _alone("tuxpaint:animals/marsupials/koala"),
     "car": CatalogueEntry(
-        _in("tuxpaint:vehicles/auto", "truck", "beetle"),
-        _in(_MEMORY, "LRStartAndStopCarEngine1LACut"),
+        _in("tuxpaint:vehicles/auto", "truck", "beetle"), _in(_MEMORY, "LRStartAndStopCarEngine1LACut")
     ),
     "saw": _alone("tuxpaint:household/tools/saw"),
 }

@@ -84,9 +84,7 @@ def compose_clip(material: Material, split: str, index: int, *, seed: int, frame
     sound = _choose_instance(material.classes[sounding].sounds, split, rng)
     waveform = compose_waveform(sound.waveform, rng)
 
-    described = [
-        _describe(member, box, frame_size) for member, box in zip(objects, boxes, strict=True)
-    ]
+    described = [_describe(member, box, frame_size) for member, box in zip(objects, boxes, strict=True)]
     record = {
         **described[0],
         "sound": sound.key,
@@ -158,9 +156,7 @@ def _lay_out(
     raise StampsError(f"{photo.key} cannot be made to fit a frame of {frame_size} pixels.")
 
 
-def _draw_distractor(
-    material: Material, sounding: int, split: str, rng: np.random.Generator
-) -> _Object:
+def _draw_distractor(material: Material, sounding: int, split: str, rng: np.random.Generator) -> _Object:
     if rng.random() < _SILENT_SHARE:
         return _Object(None, _choose(material.silent, rng))
     other = _choose([*material.classes[:sounding], *material.classes[sounding + 1 :]], rng)
@@ -199,9 +195,7 @@ def _choose(members: Sequence[_Member], rng: np.random.Generator) -> _Member:
     return members[int(rng.integers(len(members)))]
 
 
-def _choose_instance(
-    instances: Sequence[_Instance], split: str, rng: np.random.Generator
-) -> _Instance:
+def _choose_instance(instances: Sequence[_Instance], split: str, rng: np.random.Generator) -> _Instance:
     """Chooses a photo or sound of a class; held-out ones only in test, in about half the clips."""
     has_held_out = any(instance.held_out for instance in instances)
     held_out = split == "test" and has_held_out and rng.random() < _HELD_OUT_SHARE

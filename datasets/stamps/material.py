@@ -152,9 +152,7 @@ class _Files:
     def sound(self, key: str, held_out: bool = False) -> Sound:
         channels, sample_rate = soundfile.read(self._path(key, ".ogg"), always_2d=True)
         divisor = gcd(sample_rate, SAMPLE_RATE)
-        waveform = resample_poly(
-            channels.mean(axis=1), SAMPLE_RATE // divisor, sample_rate // divisor
-        )
+        waveform = resample_poly(channels.mean(axis=1), SAMPLE_RATE // divisor, sample_rate // divisor)
         return Sound(key, _trim(waveform).astype(np.float32), held_out)
 
     def backgrounds(self) -> list[Background]:

@@ -31,10 +31,7 @@ def crop_background(picture: Image.Image, frame_size: int, rng: np.random.Genera
     side = short_side / rng.uniform(1, max(1, min(_MAX_ZOOM, short_side / frame_size)))
     x, y = (rng.uniform(0, extent - side) for extent in picture.size)
     crop = picture.resize(
-        (frame_size, frame_size),
-        Image.Resampling.BILINEAR,
-        box=(x, y, x + side, y + side),
-        reducing_gap=2,
+        (frame_size, frame_size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side), reducing_gap=2
     )
     return np.asarray(crop, np.float32).copy()
 
@@ -87,9 +84,7 @@ def resize_into(picture: Image.Image, box: np.ndarray) -> tuple[Image.Image, np.
     return resized.crop((left, top, right, bottom)), tight_box
 
 
-def paint(
-    frame: np.ndarray, picture: Image.Image, box: np.ndarray, rng: np.random.Generator
-) -> None:
+def paint(frame: np.ndarray, picture: Image.Image, box: np.ndarray, rng: np.random.Generator) -> None:
     """Pastes an object in place, with a soft shadow, in the light and tint of what it covers.
 
     Args:

@@ -195,10 +195,7 @@ def _drum(time: np.ndarray, frequency: float) -> np.ndarray:
 
 
 def _pluck(time: np.ndarray, frequency: float) -> np.ndarray:
-    return sum(
-        np.sin(2 * np.pi * frequency * n * time) / n * _decay(time, 0.5, 0.3 / n)
-        for n in range(1, 7)
-    )
+    return sum(np.sin(2 * np.pi * frequency * n * time) / n * _decay(time, 0.5, 0.3 / n) for n in range(1, 7))
 
 
 def _hum(time: np.ndarray, frequency: float) -> np.ndarray:

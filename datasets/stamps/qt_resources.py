@@ -37,9 +37,7 @@ def read_rcc(path: Path) -> dict[str, bytes]:
     except (struct.error, zlib.error, UnicodeDecodeError) as error:
         raise MaterialRefusedError(f"{path} is damaged ({error}). Delete it and retry.") from error
     except _ZstdEntryError as error:
-        raise MaterialRefusedError(
-            f"{path} has a zstd-compressed entry; only zlib is supported."
-        ) from error
+        raise MaterialRefusedError(f"{path} has a zstd-compressed entry; only zlib is supported.") from error
 
 
 class _ZstdEntryError(Exception):

@@ -82,9 +82,7 @@ def find_finished_set(folder: Path, recipe: Recipe, *, any_source: bool) -> str 
             for name in sorted(found.keys() | wanted.keys())
             if found.get(name) != wanted.get(name)
         )
-        raise StampsError(
-            f"{folder} holds a set of another recipe ({differences}). Pick another folder."
-        )
+        raise StampsError(f"{folder} holds a set of another recipe ({differences}). Pick another folder.")
     return str(found["source"])
 
 
@@ -138,9 +136,7 @@ def _clip_lists(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 
 _TRAIN_FRAMES = "VGGSound/total_video_frames"
 _TRAIN_AUDIO = "VGGSound/total_video_3s_audio"
-_TEST_FRAMES, _TEST_AUDIO, _TEST_BOXES = (
-    f"VGGSound_test/{part}" for part in ("frame", "audio", "anno")
-)
+_TEST_FRAMES, _TEST_AUDIO, _TEST_BOXES = (f"VGGSound_test/{part}" for part in ("frame", "audio", "anno"))
 _PARTS = (_TRAIN_FRAMES, _TRAIN_AUDIO, _TEST_FRAMES, _TEST_AUDIO, _TEST_BOXES)
 
 
@@ -159,11 +155,7 @@ def _complete_or_nothing(folder: Path) -> Iterator[Path]:
 
 
 def _write_clips(
-    folder: Path,
-    recipe: Recipe,
-    material: Material,
-    tasks: list[tuple[str, int]],
-    num_workers: int,
+    folder: Path, recipe: Recipe, material: Material, tasks: list[tuple[str, int]], num_workers: int
 ) -> dict[str, dict[str, Any]]:
     """Writes all clips; returns their records by clip id, in the order of the tasks."""
     progress = tqdm(total=len(tasks), unit="clip", desc=f"{recipe.source} stamps")
@@ -196,9 +188,7 @@ def _set_up_worker(folder: Path, recipe: Recipe, material: Material) -> None:
 def _write_task(task: tuple[str, int]) -> tuple[str, dict[str, Any]]:
     split, index = task
     recipe = _Worker.recipe
-    clip = compose_clip(
-        _Worker.material, split, index, seed=recipe.seed, frame_size=recipe.frame_size
-    )
+    clip = compose_clip(_Worker.material, split, index, seed=recipe.seed, frame_size=recipe.frame_size)
     clip_id = f"{split}_{index:06d}"
     _write_clip(_Worker.folder, split, clip_id, clip)
     return clip_id, clip.record
@@ -227,9 +217,7 @@ def _annotation(clip_id: str, box: list[float]) -> bytes:
     return ElementTree.tostring(root)
 
 
-def _manifest(
-    recipe: Recipe, material: Material, records: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _manifest(recipe: Recipe, material: Material, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "source": material.source,
         "recipe": asdict(recipe),

@@ -37,12 +37,12 @@ from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
+from models.localiser import TrainedModel, load_model
 from models.pretrained import load_object_prior
 from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
 from scripts.negative_audio import run as run_negatives
 from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
-from scripts.trained_model import TrainedModel, load_model
 from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
 from utils.checkpoint import file_sha256
 from utils.distributed import is_main_process, process_group, rank, shard, world_size

@@ -20,6 +20,7 @@ from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
 from datasets.loading_speed import LoaderSizes, make_clips, peak_memory
 from datasets.views import TestViews
+from models.localiser import ready_to_localise
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.benchmark_measure import (
     SEED,
@@ -33,7 +34,6 @@ from scripts.benchmark_measure import (
     times_line,
     write_line,
 )
-from scripts.trained_model import ready_to_localise
 from utils.evaluation import evaluate_localisation
 from utils.protocols import PROTOCOLS
 from utils.reproducibility import use_full_float32

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from models.localiser import TrainedModel, load_model
 from models.pretrained import PRETRAINED
 from models.sspl_weights import RELEASE_FILES
 from scripts.demo_examples import make_examples
 from scripts.localise_picture import localise_picture
 from scripts.localise_video import localise_video
-from scripts.trained_model import TrainedModel, load_model
 from utils.reporting import configure_logging
 from utils.reproducibility import pick_device, use_full_float32
 from utils.video_options import ImageOptions, VideoOptions

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.transforms import as_float, normalise
+from models.localiser import TrainedModel, load_model
 from scripts.benchmark_measure import setting_line, speed_ratio, take_turns, times_line, write_line
 from scripts.export_metadata import describe_file
-from scripts.trained_model import TrainedModel, load_model
 from utils.checkpoint import file_sha256
 from utils.command_line import parse_group
 from utils.files import write_atomically

@@ -13,7 +13,7 @@ from datasets.audio import AudioConfig
 from datasets.peer_audio import SpectrogramConfig
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from datasets.vggish_log_mel import SegmentConfig
-from scripts.trained_model import TrainedModel
+from models.localiser import TrainedModel
 
 FORMAT = "vssl-onnx-1"
 """Under which name and meaning the entries stand."""

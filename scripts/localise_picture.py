@@ -14,7 +14,7 @@ from datasets.audio import AudioWindow, decoded_seconds, load_waveform
 from datasets.errors import BrokenFileError
 from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
-from scripts.trained_model import TrainedModel
+from models.localiser import TrainedModel
 from scripts.video_localiser import (
     PEAK_COLUMNS,
     Localiser,

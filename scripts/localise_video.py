@@ -18,7 +18,7 @@ from datasets.video_playback import Pictures, check_playable
 from datasets.video_tracks import CUT_OFF_SECONDS, Reason, UnusableVideoError, open_video
 from datasets.video_windows import SoundWindows
 from datasets.video_writer import CONTAINERS, VideoWriter
-from scripts.trained_model import TrainedModel
+from models.localiser import TrainedModel
 from scripts.video_localiser import (
     PEAK_COLUMNS,
     ExponentialMean,

@@ -24,8 +24,8 @@ from datasets.transforms import as_float, normalise
 from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
+from models.localiser import TrainedModel, load_model
 from scripts.scoring import build_loader, describe, with_classes
-from scripts.trained_model import TrainedModel, load_model
 from utils.checkpoint import file_sha256
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
 from utils.negative_audio import (

@@ -18,7 +18,7 @@ from datasets.loaders import build_test_loader
 from datasets.negatives import without_negatives
 from datasets.official_splits import OFFICIAL_SPLITS
 from datasets.splits import resolve_clip_list
-from scripts.trained_model import TrainedModel
+from models.localiser import TrainedModel
 from utils.leaks import Leak, find_leak
 from utils.published_lists import KnownLists
 from utils.reproducibility import environment_report

@@ -17,7 +17,7 @@ from datasets.frames import FrameGeometry, to_tensor
 from datasets.transforms import as_float, normalise
 from datasets.video_playback import ShownFrame
 from datasets.video_windows import SoundWindows, is_silent
-from scripts.trained_model import TrainedModel, load_model
+from models.localiser import TrainedModel, load_model
 from utils.files import check_place
 from utils.reproducibility import pick_device, use_full_float32
 from utils.video_options import ImageOptions, VideoOptions

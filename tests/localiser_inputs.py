@@ -8,8 +8,8 @@ from torch import nn
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
 from datasets.video_sound import decode_sound
+from models.localiser import TrainedModel
 from models.ssl_tie import SSLTIE, SSLTIEConfig
-from scripts.trained_model import TrainedModel
 from utils.checkpoint import Checkpoint
 
 CELLS = 4

@@ -19,9 +19,9 @@ from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
 from datasets.transforms import as_float, normalise
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, build_localiser
+from models.localiser import TrainedModel
 from scripts import export
 from scripts.export_metadata import describe_file
-from scripts.trained_model import TrainedModel
 from utils.checkpoint import Checkpoint, file_sha256, save_checkpoint
 from utils.command_line import field_docstrings
 

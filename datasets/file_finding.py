@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.clip_files import ClipFiles, files_by_id
 from datasets.frames import FRAME_SUFFIXES
-from datasets.hdf5_sets import authors_files, packed_files, read_authors, read_packed
+from datasets.hdf5 import authors_files, packed_files, read_authors, read_packed
 from datasets.layouts import LAYOUTS, SSPL_TEST_FOLDER, Folders, Layout
 from datasets.video_frames import list_video_frames
 

@@ -1,10 +1,10 @@
-"""One row of an HDF5 file: a stored frame or sound, in the layout of SSPL's authors or in ours.
+"""Clips in HDF5 files, in two forms: the arrays of SSPL's authors, and packed files.
 
-The authors' files hold arrays: `train_frames` (N, 256, 256, 3), `train_audios` (N, 48000) and
-`train_spects` (or `test_…`), one row a clip, without ids.
+The authors' files hold `train_frames` (N, 256, 256, 3), `train_audios` (N, 48000) and `train_spects`
+(or `test_…`), one row a clip, without ids.
 
-Ours ("vssl-clips-1", written by datasets/pack_hdf5.py) holds, for each kind of content, all clips
-one after the other and N + 1 offsets at which they begin and end:
+A packed file (scripts/pack_hdf5.py) holds all clips of a kind one after the other, N + 1 offsets at
+which they begin and end, and a checksum for each:
 
     frames       uint8    JPEG or PNG files              + frames_offsets, frames_crc32
     sounds       int16    mono samples at sample_rate    + sounds_offsets, sounds_crc32
@@ -13,13 +13,14 @@ one after the other and N + 1 offsets at which they begin and end:
 """
 
 import os
-import threading
+import re
 import zlib
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -29,18 +30,16 @@ from datasets.errors import BrokenFileError
 
 FORMAT = "vssl-clips-1"
 FRAMES, SOUNDS = "frames", "sounds"
-"""Data sets of our files; any other name is one of the authors'."""
+"""Contents of packed files; any other name is one of the authors'."""
+PACKED_NAME = re.compile(r"clips(_.+)?\.h5")
+"""Packed files, when a folder is searched."""
 
-AUTHORS_SAMPLE_RATE = 16_000
-"""Hz, of every sound in the authors' files."""
-FULL_SCALE = 32_768.0
-"""What a sample of 1.0 is as 16-bit PCM."""
-
+Split = Literal["train", "test"]
+AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d+))?\.h5")
+"""Split, kind, size (_10k, _144k) and number of the shard."""
+AUTHORS_SAMPLE_RATE = 16_000  # Hz
 LEVEL_MARGIN = 1e-3
-"""What the authors add to a sound's largest sample before they divide by it."""
-
-MAX_OPEN_FILES = 32
-"""The authors' 144k clips are 20 files of frames and sounds."""
+"""What the authors add to a sound's range before they divide by it."""
 
 READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What h5py raises for files that are damaged or of another form."""
@@ -64,8 +63,60 @@ Source = Path | HDF5Row
 """Where a clip's frame or sound is: a file of its own, or a row of an HDF5 file."""
 
 
+@dataclass(frozen=True)
+class StoredClips:
+    """The clips of a set of HDF5 files."""
+
+    frames: dict[str, HDF5Row]
+    sounds: dict[str, HDF5Row]
+    boxes: dict[str, NDArray[np.float64]] | None
+    """clip id -> (N, 4) fractions of the frame; None where the files hold none"""
+    ids_known: bool
+    """False: the ids are row numbers"""
+
+
+# --------------------------------------------------------------------------------- reading a row
+
+
+class _File:
+    """An open HDF5 file that looks up each data set once, as h5py takes long over it."""
+
+    def __init__(self, path: Path) -> None:
+        # Without locks: many file servers refuse them, and nobody writes to a finished file.
+        self.file = h5py.File(path, "r", locking=False)
+        self._data_sets: dict[str, h5py.Dataset] = {}
+        self._tables: dict[str, NDArray[Any]] = {}
+
+    def data_set(self, key: str) -> h5py.Dataset:
+        """A data set, not read yet."""
+        if key not in self._data_sets:
+            self._data_sets[key] = self.file[key]
+        return self._data_sets[key]
+
+    def table(self, key: str) -> NDArray[Any]:
+        """A whole data set, read once."""
+        if key not in self._tables:
+            self._tables[key] = self.file[key][()]
+        return self._tables[key]
+
+    def read(self, key: str, row: int) -> NDArray[Any]:
+        if key not in (FRAMES, SOUNDS):
+            return self.data_set(key)[row]
+        start, end = self.table(f"{key}_offsets")[row : row + 2].tolist()
+        content = self.data_set(key)[start:end]
+        if zlib.crc32(content) != self.table(f"{key}_crc32")[row]:
+            raise ValueError("its checksum is wrong, the file is damaged")
+        return content
+
+
+_open = lru_cache(maxsize=32)(_File)  # the authors' 144k clips are 20 files of frames and sounds
+close_files = _open.cache_clear
+# An HDF5 handle must not be used on both sides of a fork.
+os.register_at_fork(before=close_files)
+
+
 def read_row(source: HDF5Row) -> NDArray[Any]:
-    """Reads what is stored, and checks it where the file holds checksums.
+    """Read what is stored, and check it where the file holds checksums.
 
     Returns:
         the authors' array; or the bytes of a picture, uint8 (n,), or the samples, int16 (L,).
@@ -74,14 +125,13 @@ def read_row(source: HDF5Row) -> NDArray[Any]:
         BrokenFileError: the file or the row cannot be read, or its checksum is wrong.
     """
     try:
-        with _open_files.lock:
-            return _open_files.get(source.path).read(source.key, source.row)
+        return _open(source.path).read(source.key, source.row)
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
 
 
 def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
-    """Reads a sound.
+    """Read a sound.
 
     Returns:
         (L,) samples, nominally in [-1, 1], and their rate in Hz. Of the authors' files, the sound
@@ -91,21 +141,17 @@ def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
         BrokenFileError: the row cannot be read or is no sound.
     """
     content = read_row(source)
-    if source.key != SOUNDS:
-        try:
-            return undo_levelling(content), AUTHORS_SAMPLE_RATE
-        except ValueError as error:
-            raise BrokenFileError(source, str(error)) from error
     try:
-        with _open_files.lock:
-            rate = _open_files.get(source.path).sample_rate
+        if source.key == SOUNDS:
+            rate = int(_open(source.path).file.attrs["sample_rate"])
+            return (content / np.float32(32_768)).astype(np.float32, copy=False), rate  # 16-bit PCM
+        return undo_levelling(content), AUTHORS_SAMPLE_RATE
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
-    return (content / np.float32(FULL_SCALE)).astype(np.float32, copy=False), rate
 
 
 def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Takes SSPL's levelling back, up to a constant that is lost.
+    """Take SSPL's levelling back, up to a constant that is lost.
 
     The authors store y = 2 ((x - min x) / (R + 1e-3) - 1/2) with R = max x - min x. So
     1 - max y = 2e-3 / (R + 1e-3), and (y + 1) * 1e-3 / (1 - max y) = x - min x.
@@ -134,98 +180,179 @@ def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
     return (shifted - shifted.mean()).astype(np.float32)
 
 
-class OpenFile:
-    """An HDF5 file; what every read needs of it is looked up once, as h5py takes long over it."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens for reading.
-
-        Args:
-            path: any HDF5 file.
-        """
-        # Without locks: many file servers refuse them, and nobody writes to a finished file.
-        self.file = h5py.File(path, "r", locking=False)
-        self._data_sets: dict[str, h5py.Dataset] = {}
-        self._tables: dict[str, NDArray[Any]] = {}
-
-    def data_set(self, key: str) -> h5py.Dataset:
-        """A data set, not read yet."""
-        if key not in self._data_sets:
-            self._data_sets[key] = self.file[key]
-        return self._data_sets[key]
-
-    def table(self, key: str) -> NDArray[Any]:
-        """A whole data set, read once."""
-        if key not in self._tables:
-            self._tables[key] = self.file[key][()]
-        return self._tables[key]
-
-    @cached_property
-    def sample_rate(self) -> int:
-        """Hz, of the sounds in a file of ours."""
-        return int(self.file.attrs["sample_rate"])
-
-    def read(self, key: str, row: int) -> NDArray[Any]:
-        """One row of the authors' or our layout, see read_row."""
-        if key not in (FRAMES, SOUNDS):
-            return self.data_set(key)[row]
-        start, end = self.table(f"{key}_offsets")[row : row + 2].tolist()
-        content = self.data_set(key)[start:end]
-        if zlib.crc32(content) != self.table(f"{key}_crc32")[row]:
-            raise ValueError("its checksum is wrong, the file is damaged")
-        return content
+# ---------------------------------------------------------------------------- listing packed files
 
 
-class _OpenFiles:
-    """Files open in this process; the one read longest ago is closed first.
-
-    An HDF5 handle must not be used on both sides of a fork, so all are closed before one and
-    opened again when they are next needed.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._files: OrderedDict[Path, OpenFile] = OrderedDict()
-        os.register_at_fork(
-            before=self._prepare_fork, after_in_parent=self.lock.release, after_in_child=self.lock.release
-        )
-
-    def get(self, path: Path) -> OpenFile:
-        if path not in self._files:
-            while len(self._files) >= MAX_OPEN_FILES:
-                self._files.popitem(last=False)[1].file.close()
-            self._files[path] = OpenFile(path)
-        self._files.move_to_end(path)
-        return self._files[path]
-
-    def close(self, path: Path) -> None:
-        if path in self._files:
-            self._files.pop(path).file.close()
-
-    def _prepare_fork(self) -> None:
-        self.lock.acquire()
-        for path in list(self._files):
-            self.close(path)
+def packed_files(folder: Path) -> list[Path]:
+    """Packed files in a folder, by their names."""
+    return sorted(path for path in folder.glob("*.h5") if PACKED_NAME.fullmatch(path.name))
 
 
-_open_files = _OpenFiles()
+def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
+    """List the clips of packed files.
 
-
-def open_anew(path: Path) -> OpenFile:
-    """Opens a file to look at its structure; what this process had open of it is closed.
+    Args:
+        paths: files of one data set.
+        dataset: which one.
 
     Raises:
-        BrokenFileError: it is not a whole HDF5 file.
+        ValueError: a file is damaged, of another data set or format, or a part is missing.
     """
+    close_files()  # what lies there now counts
+    frames: dict[str, HDF5Row] = {}
+    sounds: dict[str, HDF5Row] = {}
+    boxes: dict[str, NDArray[np.float64]] = {}
+    ids_known = True
+    for path in paths:
+        file = _checked_packed(path, dataset)
+        num_parts = int(file.file.attrs.get("num_parts", 1))
+        if num_parts > len(paths):
+            raise FileNotFoundError(
+                f"{path.parent}: of {num_parts} parts, {num_parts - len(paths)} are missing. Copy or "
+                "pack them again."
+            )
+        ids_known &= bool(file.file.attrs.get("ids_known", True))
+        text = file.table("clip_ids").tobytes()
+        for row, (start, end) in enumerate(pairwise(file.table("clip_ids_offsets").tolist())):
+            clip_id = text[start:end].decode()
+            if clip_id in frames:
+                raise ValueError(
+                    f"{path} and {frames[clip_id].path} both hold the clip {clip_id}. Keep "
+                    "one of the files in the folder."
+                )
+            frames[clip_id] = HDF5Row(path, FRAMES, row)
+            sounds[clip_id] = HDF5Row(path, SOUNDS, row)
+            if "bounding_boxes" in file.file:
+                first, last = file.table("bounding_boxes_offsets")[row : row + 2]
+                boxes[clip_id] = file.table("bounding_boxes")[first:last]
+    return StoredClips(frames, sounds, boxes or None, ids_known)
+
+
+def _checked_packed(path: Path, dataset: str) -> _File:
+    """Open a packed file whose tables fit its content."""
     try:
-        with _open_files.lock:
-            _open_files.close(path)
-            return _open_files.get(path)
+        file = _open(path)
     except READ_ERRORS as error:
         raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
+    form = file.file.attrs.get("format")
+    if form != FORMAT:
+        raise BrokenFileError(path, f"its format is {form!r}, expected '{FORMAT}'")
+    try:
+        if file.file.attrs["dataset"] != dataset:
+            raise ValueError(
+                f"{path} holds clips of {file.file.attrs['dataset']}, expected {dataset}. "
+                "Name the folder of the right file."
+            )
+        for key in (FRAMES, SOUNDS, "clip_ids"):
+            offsets = file.table(f"{key}_offsets")
+            if (np.diff(offsets) <= 0).any() or int(offsets[-1]) != len(file.data_set(key)):
+                raise BrokenFileError(path, "its list of clips is damaged; copy or pack it again")
+    except (KeyError, IndexError, OSError, RuntimeError, TypeError) as error:
+        raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
+    return file
 
 
-def close_file(path: Path) -> None:
-    """Lets go of a file, so that what is read next is what lies on the disk."""
-    with _open_files.lock:
-        _open_files.close(path)
+# ------------------------------------------------------------------------ listing the authors' files
+
+
+def authors_files(folder: Path, split: Split) -> list[Path]:
+    """Files of the SSPL authors' layout in a folder, by their names."""
+    matches = ((path, AUTHORS_NAME.fullmatch(path.name)) for path in folder.glob("*.h5"))
+    return sorted(path for path, match in matches if match and match[1] == split)
+
+
+def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | None) -> StoredClips:
+    """List the clips of the SSPL authors' files, shards in the order of their numbers.
+
+    Args:
+        paths: all of one folder, see authors_files.
+        split: train or test.
+        clip_ids: of the rows, in their order; None: the ids are row_000000 and so on.
+
+    Raises:
+        ValueError: files that do not go together, of another form, or of another number of rows
+            than there are ids.
+        FileNotFoundError: frames or sounds, or one of several shards, are missing.
+    """
+    close_files()  # what lies there now counts
+    folder = paths[0].parent
+    frames: list[HDF5Row] = []
+    sounds: list[HDF5Row] = []
+    for shard in _group_shards(paths, split):
+        num_rows = {kind: _num_rows(path, split, kind) for kind, path in shard.items()}
+        if len(set(num_rows.values())) > 1:
+            counts = ", ".join(f"{shard[kind].name} {count}" for kind, count in num_rows.items())
+            raise ValueError(
+                f"{folder}: the files differ in their number of clips: {counts}. "
+                "Row i of each must be the same clip."
+            )
+        rows = range(num_rows["frames"])
+        frames.extend(HDF5Row(shard["frames"], f"{split}_frames", row) for row in rows)
+        sounds.extend(HDF5Row(shard["audios"], f"{split}_audios", row) for row in rows)
+    if clip_ids is not None and len(clip_ids) != len(frames):
+        raise ValueError(
+            f"--clip-list names {len(clip_ids)} clips, but the h5py_{split}_frames files in {folder} "
+            f"hold {len(frames)} rows. They hold no ids: line i of the list must be row i."
+        )
+    ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
+    return StoredClips(
+        dict(zip(ids, frames, strict=True)),
+        dict(zip(ids, sounds, strict=True)),
+        None,
+        ids_known=clip_ids is not None,
+    )
+
+
+def _group_shards(paths: Sequence[Path], split: Split) -> list[dict[str, Path]]:
+    """Return one mapping kind -> file for each shard, in the order of the shards' numbers."""
+    folder = paths[0].parent
+    by_shard: dict[tuple[str, int], dict[str, Path]] = {}  # number 0: the only one
+    for path in paths:
+        match = AUTHORS_NAME.fullmatch(path.name)
+        assert match
+        by_shard.setdefault((match[3], int(match[4] or 0)), {})[match[2]] = path
+    sizes = {size for size, _ in by_shard}
+    numbers = sorted(number for _, number in by_shard)
+    if len(sizes) > 1 or (len(numbers) > 1 and numbers[0] == 0):
+        raise ValueError(
+            f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
+            "move the others into folders of their own."
+        )
+    for (size, number), shard in by_shard.items():
+        for kind in ("frames", "audios"):
+            if kind not in shard:
+                suffix = size + (f"_{number}" if number else "")
+                raise FileNotFoundError(
+                    f"{folder}: no h5py_{split}_{kind}{suffix}.h5 beside {next(iter(shard.values())).name}."
+                )
+    gaps = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
+    if gaps:
+        raise FileNotFoundError(
+            f"{folder}: of the files h5py_{split}_frames{sizes.pop()}_1.h5 to _{numbers[-1]}.h5, the "
+            f"numbers {gaps} are missing."
+        )
+    return [by_shard[key] for key in sorted(by_shard)]
+
+
+def _num_rows(path: Path, split: Split, kind: str) -> int:
+    """Return the number of clips, after a look at the data set's form."""
+    key = f"{split}_{kind}"
+    try:
+        file = _open(path)
+    except READ_ERRORS as error:
+        raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
+    try:
+        shape, dtype = file.data_set(key).shape, file.data_set(key).dtype
+    except (*READ_ERRORS, AttributeError):
+        raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file.file)}") from None
+    fits, expected = {
+        "frames": (
+            len(shape) == 4 and shape[3] == 3 and dtype in (np.float32, np.uint8),
+            "(N, 256, 256, 3), float32 or uint8",
+        ),
+        "audios": (len(shape) == 2 and dtype == np.float32, "(N, 48000), float32"),
+        "spects": (shape[1:] == (3, 96, 64), "(N, 3, 96, 64), float32"),
+    }[kind]
+    if not fits or 0 in shape:
+        raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {expected}")
+    return int(shape[0])

@@ -14,7 +14,7 @@ from datasets.annotations import (
     read_vgg_ss_json,
     read_vgg_ss_xml,
 )
-from datasets.hdf5_sets import Split
+from datasets.hdf5 import Split
 from datasets.video_frames import VideoNames
 
 

@@ -18,7 +18,7 @@ from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
 from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame
-from datasets.hdf5 import HDF5Row, close_file, undo_levelling
+from datasets.hdf5 import HDF5Row, close_files, undo_levelling
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
 from datasets.vggish_log_mel import SegmentConfig, VGGishLogMel, level_waveform
 
@@ -324,7 +324,7 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
     folder, _, _ = training_files
     clips = as_clips(build_clips("flickr", folder, clip_list=None))
     path = folder / "h5py_train_audios_10k.h5"
-    close_file(path)
+    close_files()
     with h5py.File(path, "r+") as file:
         file["train_audios"][1, 7] = 3
     broken = clips[ClipRequest(1, 0)]
@@ -332,7 +332,7 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
     assert "row 1 of train_audios" in broken.reason
     assert not isinstance(clips[ClipRequest(2, 0)], BrokenClip)
     (folder / "h5py_train_frames_10k.h5").unlink()
-    close_file(folder / "h5py_train_frames_10k.h5")
+    close_files()
     assert isinstance(clips[ClipRequest(2, 0)], BrokenClip)
 
 
@@ -354,30 +354,14 @@ def test_workers_read_what_this_process_reads(training_files, num_workers):
 def test_no_open_file_crosses_a_fork(training_files):
     clips = build_clips("flickr", training_files[0], clip_list=None).clips
     before = np.asarray(read_frame(clips[0].frame_source))
-    files = datasets.hdf5._open_files
-    assert files._files
+    assert datasets.hdf5._open.cache_info().currsize
     child = os.fork()
     if child == 0:
         is_same = np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
         os._exit(0 if is_same else 1)
-    assert not files._files
+    assert not datasets.hdf5._open.cache_info().currsize
     assert os.waitpid(child, 0)[1] == 0
     assert np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
-
-
-def test_only_so_many_files_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.hdf5, "MAX_OPEN_FILES", 3)
-    frames, sounds = pictures(6, side=2), real_sounds(6, num_samples=50)
-    for number in range(1, 7):
-        write_authors_files(
-            tmp_path, "train", frames[number - 1 : number], sounds[number - 1 : number],
-            f"_{number}", spects=False,
-        )  # fmt: skip
-    clips = build_clips("vggsound", tmp_path, clip_list=None).clips
-    for _ in range(2):
-        for row, clip in enumerate(clips):
-            assert np.array_equal(np.asarray(read_frame(clip.frame_source)), frames[row])
-            assert len(datasets.hdf5._open_files._files) <= 3
 
 
 def test_wrong_sounds_work_with_rows(training_files):

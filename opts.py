@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets.audio import AudioConfig
+from datasets.audio import AudioConfig, SegmentConfig
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
 from datasets.negative_sounds import NegativeSoundConfig
 from datasets.paired_views import PairedViewConfig
 from datasets.transforms import AugmentationConfig
-from datasets.vggish_log_mel import SegmentConfig
 from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig

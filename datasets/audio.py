@@ -1,15 +1,19 @@
-"""From a sound file to a log-mel spectrogram."""
+"""From a sound file to a waveform, and from waveforms to the spectrograms that the methods hear.
+
+Three front ends: the log-mel spectrogram of SSL-TIE, the log-mel segments that VGGish hears in SSPL, and the
+linear log-spectrogram of LVS, EZ-VSL, SLAVC, FNAC and SSL-Align.
+"""
 
 import math
-import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import scipy
 import soundfile
 import torch
 import torchaudio
@@ -18,46 +22,224 @@ from torch import Tensor, nn
 
 from datasets.errors import BrokenFileError
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from datasets.resampling import middle_part, resample
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
 
+SILENCE = 1e-4
+"""A sound whose samples all lie below this (-80 dB of full scale, 3 steps of 16 bits) is silent."""
 
 MIN_COMMON_RATE = 25
-"""Hz. The filter for resampling grows with rate / gcd(rate, target); the usual rates share 25 Hz or
-more with 16 kHz, odd ones such as 47,999 Hz would take gigabytes."""
+"""Hz. The filter for resampling grows with rate / gcd(rate, target). Usual rates share 25 Hz or more with
+16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
 
 HIGHEST_RATE = 192_000
 """Hz that sounds are stored at; more is a damaged or a malicious header."""
 
-MARGIN = 0.01
-"""Seconds that are read beyond a window, so that its last samples are resampled as the whole's."""
+MAX_SECONDS = 3600.0
+"""Longest sound that is decoded whole to find its middle."""
 
-EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC")
-"""libsndfile's names of formats that tell their length and can be read from any sample on."""
-
-STREAMED_BYTES = 0x7FFF0000
-"""Programs that write WAV into a pipe announce about 2 or 4 GiB, as they cannot know the size."""
+BLOCK = 2**20
+"""Samples of each channel that are decoded at once."""
 
 
-class AudioWindow(Protocol):
-    """Which part of a sound a method hears."""
+# ---------------------------------------------------------------------------------------- files to waveforms
 
-    @property
-    def sample_rate(self) -> int:
-        """Hz; other files are resampled."""
-        ...
 
-    @property
-    def num_samples(self) -> int:
-        """L, samples of the window."""
-        ...
+def load_waveform(
+    source: Source,
+    window: "AudioConfig | SegmentConfig | SpectrogramConfig",
+    *,
+    excerpt_seconds: float | None = None,
+    max_seconds: float = MAX_SECONDS,
+) -> Tensor:
+    """Read the window of a sound that a method hears: mono, at one rate, short sounds repeated to fill it.
 
-    @property
-    def centred(self) -> bool:
-        """The middle of the file instead of its beginning."""
-        ...
+    Args:
+        source: a WAV, MP3, FLAC or Ogg file, or a row of an HDF5 file.
+        window: the method's audio configuration: rate, length, beginning or middle of the sound.
+        excerpt_seconds: use only the first seconds of the sound; None: all of it.
+        max_seconds: refuse a longer sound where all of it would be decoded to find its middle.
+
+    Returns:
+        (L,) float32, nominally in [-1, 1].
+
+    Raises:
+        BrokenFileError: the sound cannot be decoded, holds no sample, or is too long.
+    """
+    waveform = read_window(source, window, excerpt_seconds=excerpt_seconds, max_seconds=max_seconds)
+    return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+
+
+def read_window(
+    source: Source,
+    window: "AudioConfig | SegmentConfig | SpectrogramConfig",
+    *,
+    excerpt_seconds: float | None = None,
+    max_seconds: float = MAX_SECONDS,
+) -> Tensor:
+    """Read what `load_waveform` tiles: at most (L,).
+
+    A centred window is always full: the middle of a short sound depends on how often it is repeated.
+    """
+    if window.centred:
+        waveform = read_sound(
+            source, window.sample_rate, seconds=excerpt_seconds or math.inf, max_seconds=max_seconds
+        )
+        return centre_clip(waveform, window.num_samples)
+    # A little more than the window, so that its last samples are resampled as those of the whole sound.
+    needed = window.num_samples / window.sample_rate + 0.01
+    waveform = read_sound(source, window.sample_rate, seconds=min(excerpt_seconds or math.inf, needed))
+    return waveform[: window.num_samples]
+
+
+def read_sound(
+    source: Source, sample_rate: int, *, seconds: float = math.inf, max_seconds: float = MAX_SECONDS
+) -> Tensor:
+    """Read a sound from its beginning, mono (the mean of its channels), at one rate.
+
+    Args:
+        source: a sound file, or a row of an HDF5 file.
+        sample_rate: Hz of the result.
+        seconds: read only the first seconds.
+        max_seconds: refuse a sound of which more than this would have to be decoded.
+
+    Returns:
+        (L,) float32, nominally in [-1, 1], L at least 1.
+
+    Raises:
+        BrokenFileError: the sound cannot be decoded, holds no sample, is too long, or cannot be resampled.
+    """
+    if isinstance(source, HDF5Row):
+        samples, rate = read_stored_sound(source)
+        _check_rate(source, rate, sample_rate)
+        if seconds < math.inf:
+            samples = samples[: math.ceil(seconds * rate)]
+    else:
+        with _opened(source) as file:
+            rate = file.samplerate
+            _check_rate(source, rate, sample_rate)
+            limit = math.ceil(min(seconds, max_seconds) * min(rate, HIGHEST_RATE))
+            samples = _decode_mono(file, limit if seconds <= max_seconds else limit + 1)
+        if seconds > max_seconds and len(samples) > limit:
+            raise BrokenFileError(
+                source, f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
+            )
+    if len(samples) == 0:
+        raise BrokenFileError(source, "it holds no audio sample")
+    if not np.isfinite(samples).all():
+        raise BrokenFileError(source, "it holds samples that are not finite numbers")
+    return resample(torch.from_numpy(samples), rate, sample_rate)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Open a sound file; errors of opening and of reading become BrokenFileError."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise BrokenFileError(path, str(error)) from error
+
+
+def _decode_mono(file: soundfile.SoundFile, limit: int) -> NDArray[np.float32]:
+    """Decode at most `limit` samples, block by block: the length that a header announces may be absurd."""
+    blocks = [np.zeros(0, np.float32)]
+    while limit > 0:
+        block = file.read(min(BLOCK, limit), "float32", always_2d=True)  # (l, C)
+        if len(block) == 0:
+            break
+        # Through torch, whose mean of float32 is the one that earlier versions took.
+        channels = torch.from_numpy(block)
+        blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
+        limit -= len(block)
+    return np.concatenate(blocks)
+
+
+def _check_rate(source: Source, rate: int, sample_rate: int) -> None:
+    if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
+        raise BrokenFileError(
+            source,
+            f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable memory; "
+            "convert the file to a usual rate",
+        )
+
+
+def check_sound_header(path: Path) -> None:
+    """Read only the header of a sound file.
+
+    Raises:
+        BrokenFileError: it cannot be read, announces no sample, or is a WAV file that was cut off.
+    """
+    with _opened(path) as file:
+        if file.frames == 0:
+            raise BrokenFileError(path, "it holds no audio sample")
+    # libsndfile reads a WAV file up to its end, without a word on what it announces beyond that.
+    with path.open("rb") as content:
+        if content.read(12)[:4] != b"RIFF":
+            return
+        while len(chunk := content.read(8)) == 8 and chunk[:4] != b"data":
+            length = int.from_bytes(chunk[4:], "little")
+            content.seek(length + length % 2, 1)  # chunks begin at even places
+        announced = int.from_bytes(chunk[4:], "little")
+        missing = content.tell() + announced - path.stat().st_size
+    if missing > 0 and announced < 0x7FFF0000:  # what is written into a pipe announces 2 or 4 GiB
+        raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
+
+
+def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Resample (..., L) float32 from `rate` to `new_rate` Hz: (..., L new_rate / rate), rounded up."""
+    return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, new_rate: int) -> torchaudio.transforms.Resample:
+    # In float32, as torchaudio.functional.resample computes its filters for a float32 waveform.
+    return torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float32)
+
+
+def tile(waveforms: Tensor, lengths: list[int] | tuple[int, ...], num_samples: int) -> Tensor:
+    """Repeat each sound from its beginning until it fills the window, on any device.
+
+    Args:
+        waveforms: (B, L').
+        lengths: B numbers of samples, at most L', that are sound; the rest is padding.
+        num_samples: L.
+
+    Returns:
+        (B, L).
+    """
+    if waveforms.shape[1] == num_samples == min(lengths):
+        return waveforms
+    periods = torch.tensor(lengths).to(waveforms.device, non_blocking=True)
+    places = torch.arange(num_samples, device=waveforms.device)
+    return waveforms.gather(1, places % periods[:, None])  # (B, L)
+
+
+def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
+    """Take the middle of each waveform (..., L) -> (..., num_samples), as SSPL's authors do.
+
+    A shorter waveform is repeated floor(num_samples / L) + 1 times first. The clip starts num_samples / 2
+    before the middle; num_samples is even.
+
+    Raises:
+        ValueError: the waveforms hold no sample.
+    """
+    length = waveforms.shape[-1]
+    if length == 0:
+        raise ValueError("a waveform must hold at least one sample, got none")
+    copies = num_samples // length + 1 if length < num_samples else 1
+    start = length * copies // 2 - num_samples // 2
+    places = torch.arange(start, start + num_samples, device=waveforms.device)
+    return waveforms[..., places % length]
+
+
+def is_silent(waveform: Tensor) -> bool:
+    """Tell whether no sample of a waveform reaches SILENCE."""
+    return float(waveform.abs().max()) < SILENCE
+
+
+# ------------------------------------------------------------------------------------- log-mel of SSL-TIE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +257,10 @@ class AudioConfig:
     mel_bins: int = 257
     """F, filters of the mel scale"""
 
+    centred = False  # the window is the beginning of the file
+
     def __post_init__(self) -> None:
-        """Refuses sizes that give no spectrogram."""
+        """Refuse sizes that give no spectrogram."""
         if min(self.sample_rate, self.fft_size, self.hop_length, self.mel_bins) < 1:
             raise ValueError(
                 "--sample-rate, --fft-size, --hop-length and --mel-bins must be at least 1, got "
@@ -96,249 +280,24 @@ class AudioConfig:
         return round(self.window_seconds * self.sample_rate)
 
     @property
-    def centred(self) -> bool:
-        """The window is the beginning of the file."""
-        return False
-
-    @property
     def num_frames(self) -> int:
         """T, frames of the spectrogram."""
         return self.num_samples // self.hop_length + 1
 
     def build_front_end(self) -> "LogMelSpectrogram":
-        """What turns waveforms (B, L) into the audio encoder's input."""
+        """Build what turns waveforms (B, L) into the audio encoder's input."""
         return LogMelSpectrogram(self)
 
 
-def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
-    """The middle of each waveform; a shorter one is repeated first.
-
-    A waveform of L samples is repeated floor(num_samples / L) + 1 times if it is shorter than the
-    clip; the clip then starts num_samples / 2 before the middle.
-
-    Args:
-        waveforms: (..., L).
-        num_samples: of the clip, even.
-
-    Returns:
-        (..., num_samples).
-
-    Raises:
-        ValueError: the waveforms hold no sample.
-    """
-    length = waveforms.shape[-1]
-    if length == 0:
-        raise ValueError("a waveform must hold at least one sample, got none")
-    copies = num_samples // length + 1 if length < num_samples else 1
-    start = length * copies // 2 - num_samples // 2
-    positions = torch.arange(start, start + num_samples, device=waveforms.device)
-    return waveforms[..., positions % length]
-
-
-def load_waveform(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
-    """Reads the beginning or the middle of a sound, mono, at one rate, tiled to the window.
-
-    Args:
-        source: any file that libsndfile reads (WAV, MP3, FLAC, Ogg), or a row of an HDF5 file.
-        window: rate, length and place of what is wanted.
-        excerpt_seconds: use only the first seconds of the sound; None: as many as the window needs.
-
-    Returns:
-        (L,) float32, nominally in [-1, 1].
-
-    Raises:
-        BrokenFileError: the sound cannot be decoded or holds no sample.
-    """
-    waveform = read_window(source, window, excerpt_seconds=excerpt_seconds)
-    return tile(waveform[None], [len(waveform)], window.num_samples)[0]
-
-
-def tile(waveforms: Tensor, lengths: Sequence[int], num_samples: int) -> Tensor:
-    """Repeats each sound from its beginning until it fills the window, on any device.
-
-    Args:
-        waveforms: (B, L').
-        lengths: B numbers of samples, L' at most, that are sound; the rest is padding.
-        num_samples: L.
-
-    Returns:
-        (B, L).
-    """
-    if waveforms.shape[1] == num_samples == min(lengths):
-        return waveforms
-    periods = torch.tensor(lengths).to(waveforms.device, non_blocking=True)
-    places = torch.arange(num_samples, device=waveforms.device)
-    return waveforms.gather(1, places % periods[:, None])
-
-
-def read_window(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
-    """Reads what load_waveform tiles: at most (L,).
-
-    A centred window is always full, as what is in the middle of a short sound depends on how often
-    it is repeated.
-    """
-    if window.centred and excerpt_seconds is None and isinstance(source, Path):
-        middle = _read_middle(source, window)
-        if middle is not None:
-            return middle
-    needed = math.inf if window.centred else window.num_samples / window.sample_rate + MARGIN
-    seconds = min(excerpt_seconds or math.inf, needed)
-    waveform = read_sound(source, window.sample_rate, seconds=seconds)
-    if window.centred:
-        return centre_clip(waveform, window.num_samples)
-    return waveform[: window.num_samples]
-
-
-def read_sound(source: Source, sample_rate: int, *, seconds: float = math.inf) -> Tensor:
-    """Reads a sound as it is long, mono, at one rate.
-
-    Args:
-        source: any file that libsndfile reads, or a row of an HDF5 file.
-        sample_rate: Hz, of the result.
-        seconds: read only the first seconds.
-
-    Returns:
-        (L,) float32, nominally in [-1, 1], L at least 1.
-
-    Raises:
-        BrokenFileError: the sound cannot be decoded, holds no sample, or cannot be resampled.
-    """
-    if isinstance(source, HDF5Row):
-        stored, rate = read_stored_sound(source)
-        samples = stored[: _num_frames(seconds, rate), None]
-    else:
-        with _opened(source) as file:
-            rate = file.samplerate
-            frames = _num_frames(seconds, rate)
-            samples = file.read(-1 if frames is None else frames, "float32", always_2d=True)
-    return _mono(samples, rate, sample_rate, source)
-
-
-def decoded_seconds(path: Path, window: AudioWindow) -> float:
-    """How much of a sound load_waveform decodes for a window, by what the file announces; seconds.
-
-    That is all of it where the middle is wanted and the format does not tell where that is, else
-    the window at most. Rates above HIGHEST_RATE count as that, so that the answer bounds the cost.
-
-    Raises:
-        BrokenFileError: it cannot be opened.
-    """
-    with _opened(path) as file:
-        whole = file.frames / min(file.samplerate, HIGHEST_RATE)
-        if window.centred and file.format not in EXACT_FORMATS:
-            return whole
-        return min(whole, window.num_samples / window.sample_rate)
-
-
-def _read_middle(path: Path, window: AudioWindow) -> Tensor | None:
-    """The middle of a long sound, of which nothing else is decoded: (L,) as load_waveform's.
-
-    None if the sound is shorter than the window, or its format does not tell its exact length.
-    """
-    with _opened(path) as file:
-        if file.format not in EXACT_FORMATS:
-            return None
-        rate = file.samplerate
-        part = middle_part(file.frames, rate, window.sample_rate, window.num_samples)
-        if part is None:
-            return None
-        file.seek(part.first)
-        samples = file.read(part.length, "float32", always_2d=True)
-    if len(samples) < part.length:
-        return None
-    waveform = _mono(samples, rate, window.sample_rate, path)
-    return waveform[part.skip : part.skip + window.num_samples]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """A sound file to read from.
-
-    Raises:
-        BrokenFileError: it cannot be opened, or not be read within the `with` block.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise BrokenFileError(path, str(error)) from error
-
-
-def _mono(samples: NDArray[np.float32], rate: int, sample_rate: int, source: Source) -> Tensor:
-    """Samples (L, channels) as they were read -> their mean at another rate, (L',).
-
-    Raises:
-        BrokenFileError: there are none, or they cannot be resampled.
-    """
-    if len(samples) == 0:
-        raise BrokenFileError(source, "it holds no audio sample")
-    if not np.isfinite(samples).all():
-        raise BrokenFileError(source, "it holds samples that are not finite numbers")
-    if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
-        raise BrokenFileError(
-            source,
-            f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within "
-            "reasonable memory; convert the file to a usual rate",
-        )
-    channels = torch.from_numpy(samples)
-    waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)
-    return resample(waveform, rate, sample_rate)
-
-
-def _num_frames(seconds: float, rate: int) -> int | None:
-    """Samples a channel in so many seconds; None: all there are."""
-    return None if math.isinf(seconds) else math.ceil(seconds * rate)
-
-
-def check_sound_header(path: Path) -> None:
-    """Reads a sound file's header only.
-
-    Raises:
-        BrokenFileError: it cannot be read, announces no sample, or is a WAV that was cut off.
-    """
-    try:
-        frames = soundfile.info(path).frames
-        missing = _missing_wav_bytes(path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise BrokenFileError(path, str(error)) from error
-    if frames == 0:
-        raise BrokenFileError(path, "it holds no audio sample")
-    if missing:
-        raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
-
-
-def _missing_wav_bytes(path: Path) -> int:
-    """How much of a WAV's announced sound lies beyond the end of the file; 0 for other formats.
-
-    libsndfile reads such files without a word, up to their end.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-            return 0
-        while len(chunk := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                return 0 if length >= STREAMED_BYTES else max(0, file.tell() + length - size)
-            file.seek(length + length % 2, 1)  # chunks begin at even places
-    return 0
-
-
 class LogMelSpectrogram(nn.Module):
-    """Waveforms -> log-mel spectrograms, batched, on any device.
+    """Waveforms (B, L) in [-1, 1] -> log-mel spectrograms (B, 1, F, T) in dB, at least -100, on any device.
 
-    Power spectrogram of a Hann window divided by its energy, HTK mel filters, 10 log10 with a
-    floor of 1e-10, hence -100 dB. At 16 kHz, 28 of the 257 filters are narrower than a bin and
-    constant at -100 dB; the released weights expect them.
+    Power spectrogram of a Hann window divided by its energy, HTK mel filters, 10 log10 with a floor of
+    1e-10. At 16 kHz, 28 of the 257 filters are narrower than a bin and constant at -100 dB; the released
+    weights expect them.
     """
 
     def __init__(self, config: AudioConfig) -> None:
-        """Builds the filters.
-
-        Args:
-            config: rate, window and filters.
-        """
         super().__init__()
         with warnings.catch_warnings():
             # Known and wanted: see the class docstring.
@@ -353,13 +312,241 @@ class LogMelSpectrogram(nn.Module):
         self.decibels = torchaudio.transforms.AmplitudeToDB("power")
 
     def power(self, waveforms: Tensor) -> Tensor:
-        """(B, L) in [-1, 1] -> mel power spectrograms (B, F, T), at least 0."""
+        """(B, L) -> mel power spectrograms (B, F, T), at least 0."""
         return self.mel(waveforms)
 
     def to_decibels(self, power: Tensor) -> Tensor:
-        """(B, F, T) -> the encoder's input (B, 1, F, T) in dB, at least -100."""
+        """(B, F, T) -> (B, 1, F, T) in dB."""
         return self.decibels(power)[:, None]
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """(B, L) in [-1, 1] -> (B, 1, F, T) in dB, at least -100."""
+        """(B, L) -> (B, 1, F, T) in dB."""
         return self.to_decibels(self.power(waveforms))
+
+
+# --------------------------------------------------------------------------- log-mel segments of VGGish, SSPL
+
+VGGISH_RATE = 16_000  # Hz
+VGGISH_WINDOW, VGGISH_HOP, VGGISH_FFT = 400, 160, 512  # samples
+VGGISH_MEL_BINS = 64
+VGGISH_HZ = (125.0, 7500.0)  # lowest and highest edge of the mel filters
+VGGISH_LOG_OFFSET = 0.01
+SEGMENT_FRAMES = 96  # spectrogram frames of a segment, 0.96 s
+SEGMENT_SAMPLES = VGGISH_WINDOW + (SEGMENT_FRAMES - 1) * VGGISH_HOP  # samples that these cover
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """How sound becomes SSPL's input; stored in the checkpoint."""
+
+    segment_seconds: float = 3.0
+    """middle of the sound given to VGGish, seconds: short clips are repeated, long ones cut"""
+
+    sample_rate = VGGISH_RATE
+    centred = True  # the window is the middle of the file
+
+    def __post_init__(self) -> None:
+        """Refuse a window without a segment."""
+        if not (math.isfinite(self.segment_seconds) and self.num_samples >= SEGMENT_SAMPLES):
+            raise ValueError(
+                f"--segment-seconds must be at least {SEGMENT_SAMPLES / VGGISH_RATE}, one segment of "
+                f"VGGish, got {self.segment_seconds}"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window, even."""
+        return 2 * round(self.segment_seconds * VGGISH_RATE / 2)
+
+    @property
+    def num_segments(self) -> int:
+        """S, full segments in the window."""
+        return ((self.num_samples - VGGISH_WINDOW) // VGGISH_HOP + 1) // SEGMENT_FRAMES
+
+    def build_front_end(self) -> "LevelledLogMel":
+        """Build what turns waveforms (B, L) into the audio encoder's input."""
+        return LevelledLogMel()
+
+
+def level_waveform(waveforms: Tensor) -> Tensor:
+    """Stretch each waveform (..., L) from its own minimum and maximum to [-1, 1), as SSPL does.
+
+    That discards loudness and adds a constant, which leaks into the lowest mel bins; weights trained on it
+    expect it. Silence becomes -1 throughout.
+    """
+    shifted = waveforms - waveforms.amin(dim=-1, keepdim=True)
+    # The 1e-3 keeps silence finite.
+    return 2 * (shifted / (shifted.amax(dim=-1, keepdim=True) + 1e-3) - 0.5)
+
+
+def mel_matrix() -> Tensor:
+    """Build VGGish's mel filters (257, 64) float64: triangles of height 1, straight in mel and not in Hz."""
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127 * torch.log1p(hertz / 700)
+
+    bins = mel(torch.linspace(0, VGGISH_RATE / 2, VGGISH_FFT // 2 + 1, dtype=torch.float64))[:, None]
+    lowest, highest = mel(torch.tensor(VGGISH_HZ, dtype=torch.float64))
+    steps = torch.linspace(0, 1, VGGISH_MEL_BINS + 2, dtype=torch.float64)
+    edges = lowest + (highest - lowest) * steps
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins - lower) / (centre - lower)
+    falling = (upper - bins) / (upper - centre)
+    return torch.minimum(rising, falling).clamp_min(0)
+
+
+class VGGishLogMel(nn.Module):
+    """Waveforms -> the log-mel segments that VGGish hears (Hershey et al., ICASSP 2017).
+
+    Magnitude spectrum of a periodic Hann window without padding, mel filters, ln(mel + 0.01); in float64 and
+    cast at the end, as the authors' program does.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.hann_window(VGGISH_WINDOW, periodic=True, dtype=torch.float64)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", mel_matrix(), persistent=False)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Compute the segments; spectrogram frames after the last full one are left out.
+
+        Args:
+            waveforms: (B, L) at 16 kHz, levelled (see level_waveform), L at least 15,600.
+
+        Returns:
+            (B, S, 1, 96, 64) float32, natural logarithm, at least ln 0.01; S = 3 for L = 48,000.
+
+        Raises:
+            ValueError: the waveforms are not (B, L), or too short for one segment.
+        """
+        if waveforms.ndim != 2 or waveforms.shape[1] < SEGMENT_SAMPLES:
+            raise ValueError(
+                f"waveforms must be (B, L) with at least {SEGMENT_SAMPLES} samples, got "
+                f"{tuple(waveforms.shape)}"
+            )
+        frames = waveforms.double().unfold(1, VGGISH_WINDOW, VGGISH_HOP)  # (B, T, 400)
+        magnitude = torch.fft.rfft(frames * self.window, n=VGGISH_FFT).abs()  # (B, T, 257)
+        log_mel = torch.log(magnitude @ self.filters + VGGISH_LOG_OFFSET)  # (B, T, 64)
+        num_segments = log_mel.shape[1] // SEGMENT_FRAMES
+        segments = log_mel[:, : num_segments * SEGMENT_FRAMES].float()
+        return segments.unflatten(1, (num_segments, SEGMENT_FRAMES))[:, :, None]  # (B, S, 1, 96, 64)
+
+
+class LevelledLogMel(VGGishLogMel):
+    """Waveforms (B, L) of any level -> log-mel segments (B, S, 1, 96, 64), as SSPL hears them."""
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> (B, S, 1, 96, 64)."""
+        return super().forward(level_waveform(waveforms))
+
+
+# -------------------------------------------------------------------- linear log-spectrogram of the peers
+
+PEER_FFT = 512  # samples
+TUKEY_SHAPE = 0.25
+POWER_OFFSET = 1e-7
+LOG_SCALE = 12.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrogramConfig:
+    """How sound becomes LVS's input: the first 10 s, cut to [-1, 1]; stored in the checkpoint."""
+
+    sample_rate: int = 16_000
+    """Hz; other files are resampled"""
+    window_seconds: float = 10.0
+    """sound that is read, seconds: short clips are repeated, long ones cut"""
+    centred: bool = False
+    """read the middle of the file instead of its beginning"""
+    excerpt_start: float = 0.0
+    """where in the window the sound given to the encoder begins, seconds"""
+    excerpt_seconds: float = 10.0
+    """sound given to the encoder, seconds"""
+    overlap: int = 274
+    """samples that two spectrogram frames share, of 512"""
+    cut: bool = True
+    """cut samples to [-1, 1]"""
+
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window."""
+        return round(self.window_seconds * self.sample_rate)
+
+    def build_front_end(self) -> "LogSpectrogram":
+        """Build what turns waveforms (B, L) into the audio encoder's input."""
+        return LogSpectrogram(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiddleSpectrogramConfig(SpectrogramConfig):
+    """How sound becomes the input of EZ-VSL, SLAVC and FNAC: the middle 3 s."""
+
+    window_seconds: float = 3.0
+    centred: bool = True
+    excerpt_seconds: float = 3.0
+    cut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignSpectrogramConfig(SpectrogramConfig):
+    """How sound becomes SSL-Align's input: seconds 3.5 to 6.5 of the first 10.
+
+    It is not known whether samples are cut to [-1, 1], as in the program of LVS that it builds on; here they
+    are not.
+    """
+
+    excerpt_start: float = 3.5
+    excerpt_seconds: float = 3.0
+    overlap: int = 353
+    cut: bool = False
+
+
+class LogSpectrogram(nn.Module):
+    """Waveforms (B, L), nominally in [-1, 1] -> (B, 1, 257, T) float32, at least ln(1e-7) / 12.
+
+    scipy's spectrogram of 512 samples in float64 (Tukey window of shape 0.25, each segment's mean removed,
+    power density), ln(power + 1e-7) / 12. Differences from the authors' programs, as far as these are known:
+
+    1. Every sound is resampled to 16 kHz; theirs keep a file's own rate. Published sizes are those of 16 kHz.
+    2. Sounds are decoded by libsndfile to [-1, 1]. EZ-VSL, SLAVC and FNAC decode to 16 bits by PyAV.
+    3. How these three repeat a sound that is too short is not known: it is done as by `centre_clip`.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: SpectrogramConfig) -> None:
+        super().__init__()
+        rate = config.sample_rate
+        self.first = round(config.excerpt_start * rate)
+        self.end = self.first + round(config.excerpt_seconds * rate)
+        self.hop = PEER_FFT - config.overlap
+        self.cut = config.cut
+        # Not imported by name: scipy.signal takes a second, and few programs come here.
+        window = torch.from_numpy(scipy.signal.get_window(("tukey", TUKEY_SHAPE), PEER_FFT))
+        # Density: power per Hz. The root goes into the window, which enters squared.
+        density = window / (rate * window.square().sum()).sqrt()
+        self.register_buffer("window", density, persistent=False)
+
+    def power(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> spectrograms (B, 257, T) float64, power per Hz."""
+        samples = waveforms[:, self.first : self.end].double()
+        if self.cut:
+            samples = samples.clamp(-1, 1)
+        segments = samples.unfold(1, PEER_FFT, self.hop)  # (B, T, 512)
+        segments = segments - segments.mean(dim=-1, keepdim=True)
+        power = torch.fft.rfft(segments * self.window).abs().square()  # (B, T, 257)
+        power[..., 1:-1] *= 2  # one side stands for both, but for 0 Hz and half the sample rate
+        return power.transpose(1, 2)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> (B, 1, 257, T)."""
+        scaled = torch.log(self.power(waveforms) + POWER_OFFSET) / LOG_SCALE
+        return scaled.float()[:, None]
+
+
+AudioWindow = AudioConfig | SegmentConfig | SpectrogramConfig
+"""A method's audio configuration: sample_rate, num_samples and centred say which part of a sound it hears."""

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import AudioWindow, centre_clip, tile
+from datasets.audio import AudioWindow, SpectrogramConfig, centre_clip, tile
 from datasets.clip_preparation import SILENCE
-from datasets.peer_audio import SpectrogramConfig
 from datasets.video_sound import decode_sound
 from datasets.video_tracks import UnusableVideoError
 

@@ -8,16 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import AudioConfig, AudioWindow, tile
+from datasets.audio import (
+    AlignSpectrogramConfig,
+    AudioConfig,
+    AudioWindow,
+    MiddleSpectrogramConfig,
+    SegmentConfig,
+    SpectrogramConfig,
+    tile,
+)
 from datasets.clips import Batch
 from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_crops
 from datasets.frame_operations import resized_crop
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from datasets.negative_sounds import NegativeSoundConfig, negative_spectrograms
 from datasets.paired_views import CutOut, PairedViewConfig, choose_pair, cut_views, draw_pair, pooled_view
-from datasets.peer_audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.transforms import AugmentationConfig, SpecAugment, as_float, normalise
-from datasets.vggish_log_mel import SegmentConfig
 
 
 def crop_at_random(batch: Batch) -> Tensor:

@@ -7,10 +7,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from datasets.audio import AudioConfig
+from datasets.audio import AudioConfig, SegmentConfig, SpectrogramConfig
 from datasets.frames import FrameConfig
-from datasets.peer_audio import SpectrogramConfig
-from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, build_localiser
 from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release

@@ -88,7 +88,7 @@ class PeerLocaliser(nn.Module):
         """What `compare` needs of sounds.
 
         Args:
-            log_spectrogram: (B, 1, F, T), see datasets/peer_audio.py.
+            log_spectrogram: (B, 1, F, T), see datasets/audio.py.
 
         Returns:
             (B, P, 512), of unit norm, as `visual_features`.
@@ -107,7 +107,7 @@ class PeerLocaliser(nn.Module):
 
         Args:
             frames: (B, 3, H, W), normalised.
-            log_spectrogram: (B, 1, F, T), see datasets/peer_audio.py.
+            log_spectrogram: (B, 1, F, T), see datasets/audio.py.
 
         Returns:
             (B, h, w) in [-1, 1], h = H/16 or H/32.

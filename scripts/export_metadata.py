@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from datasets import peer_audio, vggish_log_mel
-from datasets.audio import AudioConfig
-from datasets.peer_audio import SpectrogramConfig
+from datasets import audio as front_ends
+from datasets.audio import AudioConfig, SegmentConfig, SpectrogramConfig
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from datasets.vggish_log_mel import SegmentConfig
 from models.localiser import TrainedModel
 
 FORMAT = "vssl-onnx-1"
@@ -45,36 +43,36 @@ def _(audio: AudioConfig) -> dict[str, Any]:
 @describe_front_end.register
 def _(audio: SegmentConfig) -> dict[str, Any]:
     return {
-        "audio": f"log_mel_segments (B, S, 1, {vggish_log_mel.SEGMENT_FRAMES}, "
-        f"{vggish_log_mel.MEL_BINS}), S = {audio.num_segments}",
+        "audio": f"log_mel_segments (B, S, 1, {front_ends.SEGMENT_FRAMES}, "
+        f"{front_ends.VGGISH_MEL_BINS}), S = {audio.num_segments}",
         "levelling": "w <- w - min w; w <- 2 (w / (max w + 1e-3) - 0.5)",
         "window": "hann, periodic",
-        "window_samples": vggish_log_mel.WINDOW_SAMPLES,
-        "hop_samples": vggish_log_mel.HOP_SAMPLES,
-        "fft_size": vggish_log_mel.FFT_SIZE,
+        "window_samples": front_ends.VGGISH_WINDOW,
+        "hop_samples": front_ends.VGGISH_HOP,
+        "fft_size": front_ends.VGGISH_FFT,
         "padding": "none; each window is filled up with zeros to the FFT",
         "spectrum": "magnitude",
-        "mel_bins": vggish_log_mel.MEL_BINS,
+        "mel_bins": front_ends.VGGISH_MEL_BINS,
         "mel_scale": "1127 ln(1 + f / 700), triangles of height 1 straight in mel",
-        "mel_range_hz": [vggish_log_mel.LOWEST_HZ, vggish_log_mel.HIGHEST_HZ],
-        "scaling": f"ln(mel + {vggish_log_mel.LOG_OFFSET})",
+        "mel_range_hz": list(front_ends.VGGISH_HZ),
+        "scaling": f"ln(mel + {front_ends.VGGISH_LOG_OFFSET})",
     }
 
 
 @describe_front_end.register
 def _(audio: SpectrogramConfig) -> dict[str, Any]:
-    hop = peer_audio.SEGMENT_SAMPLES - audio.overlap
+    hop = front_ends.PEER_FFT - audio.overlap
     samples = round(audio.excerpt_seconds * audio.sample_rate)
     return {
-        "audio": f"log_spectrogram (B, 1, {peer_audio.SEGMENT_SAMPLES // 2 + 1}, T), "
-        f"T = {(samples - peer_audio.SEGMENT_SAMPLES) // hop + 1}",
-        "window": f"tukey, periodic, shape {peer_audio.TUKEY_SHAPE}; each window's mean is removed",
-        "window_samples": peer_audio.SEGMENT_SAMPLES,
+        "audio": f"log_spectrogram (B, 1, {front_ends.PEER_FFT // 2 + 1}, T), "
+        f"T = {(samples - front_ends.PEER_FFT) // hop + 1}",
+        "window": f"tukey, periodic, shape {front_ends.TUKEY_SHAPE}; each window's mean is removed",
+        "window_samples": front_ends.PEER_FFT,
         "hop_samples": hop,
-        "fft_size": peer_audio.SEGMENT_SAMPLES,
+        "fft_size": front_ends.PEER_FFT,
         "padding": "none",
         "spectrum": "power per Hz, one-sided: times 2 but for the first and the last frequency",
-        "scaling": f"ln(power + {peer_audio.POWER_OFFSET:g}) / {peer_audio.LOG_SCALE:g}",
+        "scaling": f"ln(power + {front_ends.POWER_OFFSET:g}) / {front_ends.LOG_SCALE:g}",
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-from datasets.audio import AudioWindow, decoded_seconds, load_waveform
+from datasets.audio import load_waveform
 from datasets.errors import BrokenFileError
 from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
@@ -31,8 +31,8 @@ logger = logging.getLogger("test")
 
 PICTURES = "Expected a whole picture that Pillow reads; for a video there is test.py video."
 SOUNDS = (
-    "Expected a whole sound that libsndfile reads (WAV, MP3, FLAC, Ogg …); FFmpeg makes one of any "
-    "other, and of a video's sound."
+    "Expected a whole sound that libsndfile reads (WAV, MP3, FLAC, Ogg …), of at most --max-seconds; FFmpeg "
+    "makes one of any other, and of a video's sound."
 )
 
 
@@ -71,8 +71,7 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
         _check_size(options)
         picture = ImageOps.exif_transpose(read_frame(options.image))
     with _errors_naming("--sound", options.sound, SOUNDS):
-        _check_duration(options, trained.audio)
-        waveform = load_waveform(options.sound, trained.audio)
+        waveform = load_waveform(options.sound, trained.audio, max_seconds=options.max_seconds)
     localiser = Localiser(trained, options.frame_geometry)
     silent = is_silent(waveform)
     similarity_map = None
@@ -93,16 +92,6 @@ def _check_size(options: ImageOptions) -> None:
             f"{options.image} has {width} x {height} pixels; at most {options.max_megapixels:g} "
             "million are taken (--max-megapixels). Make it smaller: the model looks at a few "
             "hundred each way."
-        )
-
-
-def _check_duration(options: ImageOptions, window: AudioWindow) -> None:
-    seconds = decoded_seconds(options.sound, window)
-    if seconds > options.max_seconds:
-        raise ValueError(
-            f"{options.sound} is {seconds:.0f} s long and would be decoded whole to find its "
-            f"middle; at most {options.max_seconds:g} s are (--max-seconds). Cut out the part that "
-            "belongs to the picture, or give it as WAV or FLAC."
         )
 
 

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.audio import AudioConfig, LogMelSpectrogram
+from datasets.audio import (
+    AudioConfig,
+    LogMelSpectrogram,
+    LogSpectrogram,
+    MiddleSpectrogramConfig,
+    SegmentConfig,
+    SpectrogramConfig,
+)
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import Batch, Clip, Content
-from datasets.peer_audio import LogSpectrogram, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.transforms import as_float, normalise
-from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
 from models.localiser import TrainedModel, load_model

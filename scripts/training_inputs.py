@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import opts
+from datasets.audio import SegmentConfig
 from datasets.audio_mixing import MixingClips
 from datasets.clip_sets import ClipSet
 from datasets.clips import AudioVisualClips, Batch
@@ -16,7 +17,6 @@ from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
 from datasets.paired_views import PairedViewConfig, enlarged_size
 from datasets.transforms import AugmentationConfig
-from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import SSLTIEViews, SSPLViews
 from datasets.watched_workers import dead_workers_named
 from models.sspl import SSPL

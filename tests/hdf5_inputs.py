@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import torch
 
-from datasets.vggish_log_mel import VGGishLogMel
+from datasets.audio import VGGishLogMel
 
 
 def level(samples):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.vggish_log_mel import level_waveform
+from datasets.audio import level_waveform
 from models.sspl import SSPL
 from models.sspl_weights import FRAME_FILE, HEAD_FILE, PCM_FILE, SOUND_FILE, convert_sspl_release
 

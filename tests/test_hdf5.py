@@ -13,14 +13,13 @@ from conftest import vgg_ss_xml
 from hdf5_inputs import level, real_sounds, write_authors_files
 
 import datasets.hdf5
-from datasets.audio import AudioConfig, load_waveform
+from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
 from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import HDF5Row, close_files, undo_levelling
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
-from datasets.vggish_log_mel import SegmentConfig, VGGishLogMel, level_waveform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

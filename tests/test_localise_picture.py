@@ -11,10 +11,10 @@ from command_line import assert_refused, run
 from localiser_inputs import AUDIO, small_ssl_tie, spotlight
 from PIL import Image
 
+from datasets.audio import SegmentConfig
 from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
-from datasets.vggish_log_mel import SegmentConfig
 from datasets.views import TestViews
 from scripts.localise_picture import localise_picture
 from utils.checkpoint import save_checkpoint
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path):
     assert localise(image, long, tmp_path / "beginning.png").silent  # the rest is not decoded
     middle = spotlight(SegmentConfig(segment_seconds=1.0))
     for arguments, words in (
-        ((image, long, output, middle), r"long\.ogg is 601 s long .*at most 600 s .*--max-sec"),
+        ((image, long, output, middle), r"long\.ogg .* longer than 600 s .*--max-seconds"),
         ((large, sound, output), r"large\.png has 8001 x 8000 pixels; at most 64 million"),
         ((absent, sound, output), "--image: there is no file"),
         ((image, absent, output), "--sound: there is no file"),

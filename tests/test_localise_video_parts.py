@@ -10,10 +10,14 @@ import torch
 from localiser_inputs import whole_sound
 from video_inputs import make_video
 
-from datasets.audio import AudioConfig, load_waveform
+from datasets.audio import (
+    AlignSpectrogramConfig,
+    AudioConfig,
+    MiddleSpectrogramConfig,
+    SegmentConfig,
+    load_waveform,
+)
 from datasets.frames import FrameGeometry
-from datasets.peer_audio import AlignSpectrogramConfig, MiddleSpectrogramConfig
-from datasets.vggish_log_mel import SegmentConfig
 from datasets.video_windows import SoundWindows, heard_part
 from scripts.video_localiser import ExponentialMean
 from utils.video_options import ImageOptions, VideoOptions

@@ -10,10 +10,8 @@ import torch
 from command_line import ENVIRONMENT, assert_refused, run, torchrun
 from peer_inputs import SHAPES, filled, official_file
 
-from datasets.audio import AudioConfig
+from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SegmentConfig, SpectrogramConfig
 from datasets.clips import AudioVisualClips
-from datasets.peer_audio import MiddleSpectrogramConfig, SpectrogramConfig
-from datasets.vggish_log_mel import SegmentConfig
 from scripts.negative_audio import negative_front_end
 
 CPU = torch.device("cpu")

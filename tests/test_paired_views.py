@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
+from datasets.audio import SegmentConfig, VGGishLogMel, level_waveform
 from datasets.clips import AudioVisualClips, Clip, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.paired_views import (
@@ -20,7 +21,6 @@ from datasets.paired_views import (
     pooled_view,
 )
 from datasets.transforms import as_float, normalise
-from datasets.vggish_log_mel import SegmentConfig, VGGishLogMel, level_waveform
 from datasets.views import SSPLViews, TestViews
 
 pytestmark = pytest.mark.usefixtures("one_thread")

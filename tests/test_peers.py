@@ -22,7 +22,7 @@ from peer_inputs import (
 from scipy.signal import spectrogram
 
 import opts
-from datasets.peer_audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
+from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, METHODS, build_localiser
 from models.object_prior import ObjectPrior, convert_resnet18

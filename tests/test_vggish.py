@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from sspl_inputs import build, golden_waveform, mean_and_std, relative
 
-from datasets.vggish_log_mel import VGGishLogMel
+from datasets.audio import VGGishLogMel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

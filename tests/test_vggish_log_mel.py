@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.audio import centre_clip
-from datasets.vggish_log_mel import VGGishLogMel, level_waveform, mel_matrix
+from datasets.audio import VGGishLogMel, centre_clip, level_waveform, mel_matrix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -37,7 +37,7 @@ from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
-from models.localiser import TrainedModel, load_model
+from models.localiser import Localiser, load_localiser
 from models.pretrained import load_object_prior
 from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
@@ -95,7 +95,7 @@ def localise_on(device: torch.device, options: opts.LocalisationOptions, command
     if options.from_maps is not None:
         return score_saved_maps(options.from_maps, device, options, command)
     given = cast(ScoringOptions, options)  # what it must have is there, without --from-maps
-    trained = load_model(given.checkpoint, device)
+    trained = load_localiser(given.checkpoint, device)
     if options.object_prior is not None:
         network = load_object_prior(options.object_prior_weights).to(device)
         trained = replace(trained, prior=ObjectPrior(network.object_maps, options.object_prior))
@@ -189,7 +189,7 @@ def report(
 
 def score(
     options: ScoringOptions,
-    trained: TrainedModel,
+    trained: Localiser,
     clip_set: ClipSet,
     protocols: Sequence[LocalisationProtocol],
     on_batch: OnBatch,
@@ -223,7 +223,7 @@ def score(
 
 
 def draw_galleries(
-    options: opts.LocalisationOptions, trained: TrainedModel, clip_set: ClipSet, result: LocalisationResult
+    options: opts.LocalisationOptions, trained: Localiser, clip_set: ClipSet, result: LocalisationResult
 ) -> list[Gallery]:
     """Best, median and worst clips; decoded once more, as they are known only at the end."""
     chosen = choose_clips(result.model.clips, options.gallery)
@@ -249,7 +249,7 @@ def retrieval(options: RetrievalOptions, command: str) -> int:
 
 def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -> int:
     """Embeds in this process its part of the clips; the main one searches and writes for all."""
-    trained, sha256 = load_model(options.checkpoint, device), file_sha256(options.checkpoint)
+    trained, sha256 = load_localiser(options.checkpoint, device), file_sha256(options.checkpoint)
     clip_set = build_clips(
         options.dataset,
         options.data_root,

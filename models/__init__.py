@@ -1,7 +1,8 @@
 """Networks, losses and methods: everything with parameters. No data sets, no metrics."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -9,6 +10,9 @@ from models.peers import PEERS, PeerLocaliser
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
+
+if TYPE_CHECKING:
+    from models.localiser import Localiser
 
 
 class Method(NamedTuple):
@@ -42,6 +46,13 @@ def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each m
     chosen = METHODS[method]
     assert isinstance(config, chosen.config), (method, config)
     return chosen.model(config)
+
+
+def load_localiser(path: str | Path, device: str = "auto") -> "Localiser":
+    """Read a trained model from a file; see `models.localiser.load_localiser`."""
+    from models import localiser  # noqa: PLC0415 - it needs the tables above
+
+    return localiser.load_localiser(path, device)
 
 
 def build_localiser(name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -1,14 +1,37 @@
-"""From any file that holds a trained localiser to the model, ready to localise."""
+"""A trained model, ready to use: a picture and a sound in, the map of where the sound comes from out.
 
+from models import load_localiser
+
+localiser = load_localiser("ckpts/x.pth")    # of main.py, or released by a method's authors
+heat = localiser("dog.jpg", "dog.wav")       # or a PIL picture, arrays, tensors
+heat.map, heat.score, heat.peak              # (h, w) float32; its largest value; where that is
+heat.save("dog_heat.png")
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
 
-from datasets.audio import AudioConfig, SegmentConfig, SpectrogramConfig
-from datasets.frames import FrameConfig
+from datasets.audio import (
+    AudioConfig,
+    SegmentConfig,
+    SpectrogramConfig,
+    centre_clip,
+    is_silent,
+    load_waveform,
+    resample,
+    tile,
+)
+from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
+from datasets.transforms import as_float, normalise
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, build_localiser
 from models.official_weights import convert_ssl_tie_release, is_ssl_tie_release
@@ -23,19 +46,195 @@ from models.sspl_weights import (
 )
 from utils.checkpoint import Checkpoint, find_non_finite, parse_checkpoint, read_checkpoint_file
 from utils.evaluation import ObjectPrior
+from utils.files import write_atomically
+from utils.reproducibility import pick_device
+from utils.video_overlay import Peak, Square, draw_localisation, encode_png, find_peak
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """A model rebuilt from a file, ready to localise, and what the file says of it."""
+class HeatMap:
+    """Where in a picture a sound comes from."""
 
-    model: nn.Module
+    picture: NDArray[np.uint8]
+    """(H, W, 3) RGB"""
+    map: NDArray[np.float32] | None
+    """(h, w) similarity of the sound with each place of `square`; None: the sound is silent"""
+    square: Square
+    """the part of the picture that the map covers"""
+
+    @property
+    def score(self) -> float | None:
+        """The largest similarity; None for a silent sound."""
+        return None if self.map is None else float(self.map.max())
+
+    @property
+    def peak(self) -> Peak | None:
+        """x, y (pixels of the picture) and similarity; None: silent, or the same everywhere."""
+        height, width = self.picture.shape[:2]
+        return None if self.map is None else find_peak(self.map, self.square, width, height)
+
+    def overlay(self, *, opacity: float = 0.5, box: bool = False) -> NDArray[np.uint8]:
+        """Draw the map into a copy of the picture, (H, W, 3) RGB.
+
+        Args:
+            opacity: of the hottest heat, 0 to 1.
+            box: also draw a box around the region of the peak.
+        """
+        return draw_localisation(self.picture, self.map, self.square, opacity=opacity, box=box)
+
+    def save(self, path: str | Path) -> None:
+        """Write the overlay as PNG, whatever the name ends in."""
+        write_atomically(Path(path), encode_png(self.overlay()))
+
+
+@dataclass(frozen=True)
+class Localiser:
+    """A model with what prepares its inputs, in eval mode on its device."""
+
+    model: Any
+    """SSLTIE, SSPL or PeerLocaliser"""
     audio: AudioConfig | SegmentConfig | SpectrogramConfig
     frame: FrameConfig
     checkpoint: Checkpoint
+    """what the file says of the model"""
     prior: ObjectPrior | None = None
+    """test.py's --object-prior; not part of the maps here"""
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    """how pictures become square"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        """From a picture of any size to the square that the model sees."""
+        return FrameGeometry(self.frame.frame_size, self.frame_geometry)
+
+    @cached_property
+    def _front_end(self) -> nn.Module:
+        return self.audio.build_front_end().to(self.device)
+
+    def square_in(self, width: int, height: int) -> Square:
+        """Return where the model looks in a picture of that size."""
+        return Square.of(self.geometry.apply_to_boxes, width, height)
+
+    def __call__(
+        self,
+        picture: str | Path | Image.Image | NDArray[np.uint8] | Tensor,
+        sound: str | Path | NDArray[np.floating] | Tensor | tuple[NDArray[np.floating] | Tensor, int],
+    ) -> HeatMap:
+        """Localise a sound in a picture.
+
+        Args:
+            picture: file, PIL picture, or uint8 RGB (H, W, 3).
+            sound: file; or samples in [-1, 1], (L,) or as soundfile reads them (L, channels), with
+                their rate in Hz, or without it if that is `audio.sample_rate`. The part that the
+                method hears is taken, as in a test: short sounds are repeated.
+
+        Raises:
+            FileNotFoundError: a file is not there.
+            ValueError: a file cannot be read, or an array has another shape or type.
+        """
+        image, waveform = _as_picture(picture), self._as_waveform(sound)
+        similarity_map = None
+        if not is_silent(waveform):
+            (similarity_map,) = self.similarity_maps([image], self.sound_features([waveform]))
+        return HeatMap(np.asarray(image), similarity_map, self.square_in(*image.size))
+
+    @torch.inference_mode()
+    def sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Encode windows (L,) of sound, one row each, for `similarity_maps`."""
+        return self.model.sound_features(self._front_end(torch.stack(tuple(waveforms)).to(self.device)))
+
+    @torch.inference_mode()
+    def similarity_maps(
+        self, pictures: Sequence[Image.Image], sounds: Sequence[Tensor] | Tensor
+    ) -> NDArray[np.float32]:
+        """Compare B pictures with as many rows of `sound_features`: (B, h, w)."""
+        squares = torch.stack([to_tensor(self.geometry.apply_to_frame(picture)) for picture in pictures])
+        visual = self.model.visual_features(normalise(as_float(squares.to(self.device))))
+        return self.model.compare(visual, torch.stack(tuple(sounds))).float().cpu().numpy()
+
+    def _as_waveform(self, sound: Any) -> Tensor:  # noqa: ANN401 - see __call__
+        """Return the method's window of the sound, (L,)."""
+        window = self.audio
+        if isinstance(sound, str | Path):
+            return load_waveform(_existing(sound), window)
+        samples, rate = sound if isinstance(sound, tuple) else (sound, window.sample_rate)
+        samples = torch.as_tensor(samples)
+        if not samples.is_floating_point() or samples.ndim not in (1, 2) or not samples.numel():
+            raise ValueError(
+                "Expected floating-point samples in [-1, 1], (L,) or (L, channels), got "
+                f"{samples.dtype} {tuple(samples.shape)}. Whole numbers of 16 bits: divide by 32768."
+            )
+        mono = samples.float().cpu() if samples.ndim == 1 else samples.float().cpu().mean(dim=1)
+        if not mono.isfinite().all():
+            raise ValueError("The samples of the sound are not finite numbers everywhere.")
+        waveform = resample(mono, rate, window.sample_rate)
+        if window.centred:
+            return centre_clip(waveform, window.num_samples)
+        waveform = waveform[: window.num_samples]
+        return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+
+
+def _as_picture(picture: Any) -> Image.Image:  # noqa: ANN401 - see Localiser.__call__
+    if isinstance(picture, str | Path):
+        picture = read_frame(_existing(picture))
+    if isinstance(picture, Image.Image):
+        return ImageOps.exif_transpose(picture).convert("RGB")  # as the camera was held
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"Expected a picture of uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}.")
+    return Image.fromarray(pixels)
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return Path(path)
+
+
+def load_localiser(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    frame_geometry: Literal["squash", "centre_crop"] = "squash",
+) -> Localiser:
+    """Rebuild a trained model from any file that holds one.
+
+    Args:
+        path: file of main.py, released file, or results folder of SSPL's authors' program.
+        device: auto (the GPU where there is one), cpu, cuda or cuda:<number>.
+        frame_geometry: how pictures that are not square become so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, unknown, or does not fit the model it names.
+    """
+    device = pick_device(device) if isinstance(device, str) else device
+    checkpoint = read_any_checkpoint(Path(path))
+    non_finite = find_non_finite(checkpoint.state_dict)
+    if non_finite:
+        raise ValueError(
+            f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
+            f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
+        )
+    if checkpoint.method not in LOCALISERS:
+        raise ValueError(f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}.")
+    try:
+        model = build_localiser(checkpoint.method, checkpoint.method_config)
+        audio = AUDIO_CONFIGS[checkpoint.method](**checkpoint.audio_config)
+        frame = FrameConfig(**checkpoint.frame_config)
+        model.load_state_dict(checkpoint.state_dict)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit the model it names: {error}") from error
+    return Localiser(
+        ready_to_localise(model, device), audio, frame, checkpoint, frame_geometry=frame_geometry
+    )
 
 
 def read_any_checkpoint(path: Path) -> Checkpoint:
@@ -84,38 +283,6 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
         epoch=int(content.get("epoch", 0)),
         selection=released,
     )
-
-
-def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """Rebuilds a model from any file that can be read.
-
-    Args:
-        path: written by main.py, or a released file.
-        device: where the model goes.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, unknown, or does not fit the model it claims to be.
-    """
-    checkpoint = read_any_checkpoint(path)
-    non_finite = find_non_finite(checkpoint.state_dict)
-    if non_finite:
-        raise ValueError(
-            f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
-            f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
-        )
-    if checkpoint.method not in LOCALISERS:
-        raise ValueError(f"{path}: unknown method '{checkpoint.method}'; there are {list(LOCALISERS)}.")
-    try:
-        model = build_localiser(checkpoint.method, checkpoint.method_config)
-        audio, frame = (
-            AUDIO_CONFIGS[checkpoint.method](**checkpoint.audio_config),
-            FrameConfig(**checkpoint.frame_config),
-        )
-        model.load_state_dict(checkpoint.state_dict)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit the model it names: {error}") from error
-    return TrainedModel(ready_to_localise(model, device), audio, frame, checkpoint)
 
 
 def ready_to_localise(model: ModelT, device: torch.device) -> ModelT:

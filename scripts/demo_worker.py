@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from models.localiser import TrainedModel, load_model
+from models.localiser import Localiser, load_localiser
 from models.pretrained import PRETRAINED
 from models.sspl_weights import RELEASE_FILES
 from scripts.demo_examples import make_examples
@@ -40,7 +40,7 @@ class Worker:
             device: auto, cpu, cuda or cuda:<number>.
         """
         self.device = pick_device(device)
-        self.models: OrderedDict[tuple[Path, int], TrainedModel] = OrderedDict()
+        self.models: OrderedDict[tuple[Path, int], Localiser] = OrderedDict()
 
     def answer(self, request: Mapping[str, Any], on_progress: OnProgress) -> Answer:
         """Does what is asked for.
@@ -71,14 +71,14 @@ class Worker:
         picture = localise_picture(trained, ImageOptions(**options))
         return {"silent": picture.silent, "output": str(picture.output), "peaks": str(picture.peaks)}
 
-    def _load(self, path: Path) -> TrainedModel:
+    def _load(self, path: Path) -> Localiser:
         """A model, anew if its file has changed."""
         changed = path.stat().st_mtime_ns if path.exists() else 0
         key = (path, changed)
         if key not in self.models:
             while len(self.models) >= MODELS_KEPT:
                 self.models.popitem(last=False)
-            self.models[key] = load_model(path, self.device)
+            self.models[key] = load_localiser(path, self.device)
         self.models.move_to_end(key)
         return self.models[key]
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Writes a trained localiser as ONNX, for programs that have no PyTorch; the file is checked against PyTorch first.
-# Usage: bash scripts/export.sh --checkpoint F --output model.onnx [--inputs raw] [--torchscript model.pt] [--benchmark 10] (--help for all)
+# Usage: bash scripts/export.sh --checkpoint F --output model.onnx [--inputs raw] (--help for all)
 # Installs requirements-export.txt into .venv; with VSSL_PYTHON that interpreter must have them.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -n "${VSSL_PYTHON:-}" ] || bash "$root/scripts/setup.sh" requirements-export.txt
-exec bash "$root/scripts/run.sh" scripts/export.py "$@"
+exec bash "$root/scripts/run.sh" scripts/export_onnx.py "$@"

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,8 @@ from datasets.audio import load_waveform
 from datasets.errors import BrokenFileError
 from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
-from models.localiser import TrainedModel
-from scripts.video_localiser import (
-    PEAK_COLUMNS,
-    Localiser,
-    check_output,
-    draw_with_peak,
-    load_for,
-    peak_cells,
-)
+from models.localiser import Localiser
+from scripts.video_localiser import PEAK_COLUMNS, check_output, draw_with_peak, load_for, peak_cells
 from utils.files import moved_when_whole
 from utils.video_options import ImageOptions
 from utils.video_overlay import Peak, encode_png
@@ -49,7 +42,7 @@ class PictureResult:
     """CSV of x, y (pixels of the picture), similarity"""
 
 
-def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureResult:
+def localise_picture(trained: Localiser, options: ImageOptions) -> PictureResult:
     """Writes a picture with its heat map, and the peak.
 
     Picture and sound are taken as a benchmark's are, but that the orientation that a camera noted
@@ -72,7 +65,7 @@ def localise_picture(trained: TrainedModel, options: ImageOptions) -> PictureRes
         picture = ImageOps.exif_transpose(read_frame(options.image))
     with _errors_naming("--sound", options.sound, SOUNDS):
         waveform = load_waveform(options.sound, trained.audio, max_seconds=options.max_seconds)
-    localiser = Localiser(trained, options.frame_geometry)
+    localiser = replace(trained, frame_geometry=options.frame_geometry)
     silent = is_silent(waveform)
     similarity_map = None
     if not silent:

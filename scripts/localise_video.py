@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,11 +18,10 @@ from datasets.video_playback import Pictures, check_playable
 from datasets.video_tracks import CUT_OFF_SECONDS, Reason, UnusableVideoError, open_video
 from datasets.video_windows import SoundWindows
 from datasets.video_writer import CONTAINERS, VideoWriter
-from models.localiser import TrainedModel
+from models.localiser import Localiser
 from scripts.video_localiser import (
     PEAK_COLUMNS,
     ExponentialMean,
-    Localiser,
     SlidingSound,
     check_output,
     draw_with_peak,
@@ -67,7 +66,7 @@ class VideoResult:
 
 
 def localise_video(
-    trained: TrainedModel, options: VideoOptions, on_progress: OnProgress | None = None
+    trained: Localiser, options: VideoOptions, on_progress: OnProgress | None = None
 ) -> VideoResult:
     """Writes a video with heat maps, its contact sheet and its peaks: all, or after an error none.
 
@@ -92,7 +91,7 @@ def localise_video(
         moved_when_whole(options.output) as video_file,
     ):
         check_playable(options.input)
-        drawing = _Drawing(Localiser(trained, options.frame_geometry), options)
+        drawing = _Drawing(replace(trained, frame_geometry=options.frame_geometry), options)
         with ExitStack() as stack:
             container = stack.enter_context(open_video(options.input))
             pictures = Pictures(container, options.max_seconds)

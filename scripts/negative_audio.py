@@ -29,7 +29,7 @@ from datasets.clips import Batch, Clip, Content
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
 from datasets.watched_workers import dead_workers_named
-from models.localiser import TrainedModel, load_model
+from models.localiser import Localiser, load_localiser
 from scripts.scoring import build_loader, describe, with_classes
 from utils.checkpoint import file_sha256
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
@@ -75,7 +75,7 @@ def run(options: NegativeOptions, command: str) -> int:
 
 def score_on(device: torch.device, options: NegativeOptions, command: str) -> int:
     """Scores in this process its part of the clips; the main one writes the results of all."""
-    trained = load_model(options.checkpoint, device)
+    trained = load_localiser(options.checkpoint, device)
     clip_set = build_clips(
         options.benchmark,
         options.data_root,
@@ -135,7 +135,7 @@ def scenes_of_clips(
 
 
 def describe_setting(
-    options: NegativeOptions, trained: TrainedModel, clip_set: ClipSet, device: torch.device, command: str
+    options: NegativeOptions, trained: Localiser, clip_set: ClipSet, device: torch.device, command: str
 ) -> NegativeSetting:
     """What stands beside the scores, and by which rule they are made."""
     sha256, method = file_sha256(options.checkpoint), trained.checkpoint.method
@@ -182,7 +182,7 @@ class _Task:
     """The parts of one evaluation that run the model."""
 
     def __init__(
-        self, options: NegativeOptions, trained: TrainedModel, setting: NegativeSetting, device: torch.device
+        self, options: NegativeOptions, trained: Localiser, setting: NegativeSetting, device: torch.device
     ) -> None:
         self.options, self.trained = options, trained
         self.setting, self.device = setting, device
@@ -248,7 +248,7 @@ class _Task:
         return float(np.float32(found))
 
     def _batches(
-        self, trained: TrainedModel, clip_set: ClipSet, title: str, content: Content
+        self, trained: Localiser, clip_set: ClipSet, title: str, content: Content
     ) -> Iterator[Batch]:
         loader = build_loader(self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size, content)
         with tqdm(total=len(clip_set.clips), desc=title, unit="clip", disable=not is_main_process()) as bar:

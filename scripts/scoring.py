@@ -18,7 +18,7 @@ from datasets.loaders import build_test_loader
 from datasets.negatives import without_negatives
 from datasets.official_splits import OFFICIAL_SPLITS
 from datasets.splits import resolve_clip_list
-from models.localiser import TrainedModel
+from models.localiser import Localiser
 from utils.leaks import Leak, find_leak
 from utils.published_lists import KnownLists
 from utils.reproducibility import environment_report
@@ -52,7 +52,7 @@ class ScoringOptions(Protocol):
 
 def build_loader(
     options: ScoringOptions,
-    trained: TrainedModel,
+    trained: Localiser,
     clip_set: ClipSet,
     device: torch.device,
     map_size: int = 1,
@@ -73,7 +73,7 @@ def build_loader(
 
 def describe(
     options: ScoringOptions,
-    trained: TrainedModel,
+    trained: Localiser,
     clip_set: ClipSet,
     device: torch.device,
     sha256: str,

@@ -5,23 +5,18 @@ import math
 from collections.abc import Collection, Generator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from datasets.frames import FrameGeometry, to_tensor
-from datasets.transforms import as_float, normalise
 from datasets.video_playback import ShownFrame
 from datasets.video_windows import SoundWindows, is_silent
-from models.localiser import TrainedModel, load_model
+from models.localiser import Localiser, load_localiser
 from utils.files import check_place
-from utils.reproducibility import pick_device, use_full_float32
+from utils.reproducibility import use_full_float32
 from utils.video_options import ImageOptions, VideoOptions
-from utils.video_overlay import Peak, Square, draw_localisation, find_peak
+from utils.video_overlay import Peak, draw_localisation, find_peak
 
 logger = logging.getLogger("test")
 
@@ -29,41 +24,6 @@ PEAK_COLUMNS = ("x", "y", "similarity")
 
 LocalisedFrame = tuple[ShownFrame, NDArray[np.float32] | None]
 """A picture and its similarity map (h, w); None: the sound around it is silent."""
-
-
-class Localiser:
-    """A model's two encoders, and what goes into them."""
-
-    def __init__(self, trained: TrainedModel, frame_geometry: Literal["squash", "centre_crop"]) -> None:
-        """Builds what prepares sounds.
-
-        Args:
-            trained: the model, on its device.
-            frame_geometry: how pictures become square.
-        """
-        self._model: Any = trained.model
-        self._device = next(trained.model.parameters()).device
-        self._geometry = FrameGeometry(trained.frame.frame_size, frame_geometry)
-        self._front_end = trained.audio.build_front_end().to(self._device)
-
-    def square_in(self, width: int, height: int) -> Square:
-        """Where the model looks in a picture of that size."""
-        return Square.of(self._geometry.apply_to_boxes, width, height)
-
-    @torch.inference_mode()
-    def sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """What the model's `compare` needs of windows (L,), one row each."""
-        return self._model.sound_features(self._front_end(torch.stack(tuple(waveforms)).to(self._device)))
-
-    @torch.inference_mode()
-    def similarity_maps(
-        self, pictures: Sequence[Image.Image], sounds: Sequence[Tensor] | Tensor
-    ) -> NDArray[np.float32]:
-        """Similarity maps (B, h, w) of B pictures with as many rows of `sound_features`."""
-        squares = [to_tensor(self._geometry.apply_to_frame(picture)) for picture in pictures]
-        frames = normalise(as_float(torch.stack(squares).to(self._device)))
-        visual = self._model.visual_features(frames)
-        return self._model.compare(visual, torch.stack(tuple(sounds))).float().cpu().numpy()
 
 
 class SlidingSound:
@@ -206,9 +166,9 @@ def check_output(
     check_place(output.parent, f"--output {output}")
 
 
-def load_for(options: VideoOptions | ImageOptions) -> TrainedModel:
+def load_for(options: VideoOptions | ImageOptions) -> Localiser:
     """The model that the options name, on their device."""
     use_full_float32()
-    trained = load_model(options.checkpoint, pick_device(options.device))
-    logger.info("%s from %s", trained.checkpoint.method, options.checkpoint)
-    return trained
+    localiser = load_localiser(options.checkpoint, options.device)
+    logger.info("%s from %s", localiser.checkpoint.method, options.checkpoint)
+    return localiser

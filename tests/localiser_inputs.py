@@ -8,7 +8,7 @@ from torch import nn
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
 from datasets.video_sound import decode_sound
-from models.localiser import TrainedModel
+from models.localiser import Localiser
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import Checkpoint
 
@@ -34,7 +34,7 @@ class Spotlight(nn.Module):
 
 
 def spotlight(audio=AUDIO):
-    return TrainedModel(Spotlight().eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {}))
+    return Localiser(Spotlight().eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {}))
 
 
 def checkpoint_of(method, state_dict):
@@ -53,7 +53,7 @@ def small_ssl_tie():
     torch.manual_seed(0)
     model = SSLTIE(SSLTIEConfig()).eval()
     checkpoint = checkpoint_of("ssl_tie", model.state_dict())
-    return TrainedModel(model, AUDIO, FrameConfig(frame_size=64), checkpoint)
+    return Localiser(model, AUDIO, FrameConfig(frame_size=64), checkpoint)
 
 
 def whole_sound(path, rate=16_000):

@@ -1,10 +1,8 @@
 """Checkpoints: what is written comes back, broken and hostile files do not, released ones do."""
 
-import importlib.util
 import io
 import os
 import pickle
-import sys
 import zipfile
 from collections import OrderedDict
 from dataclasses import asdict
@@ -15,6 +13,7 @@ import pytest
 import torch
 from golden_inputs import official_state_dict
 
+from models.localiser import load_localiser
 from models.official_weights import IGNORED
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import (
@@ -28,17 +27,6 @@ from utils.checkpoint import (
 )
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def load_model():
-    """Of the test program; its module's own name belongs to Python."""
-    specification = importlib.util.spec_from_file_location("test_program", ROOT / "test.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    yield lambda path: module.load_model(path, torch.device("cpu"))
-    del sys.modules[specification.name]
 
 
 def build_trained():
@@ -378,22 +366,22 @@ SMALL_STATE = {"imgnet.conv1.weight": torch.zeros(2)}
         ({"frame_config": {"frame_size": 33}}, "multiple of 32"),
     ],
 )
-def test_checkpoint_that_fits_no_model(tmp_path, load_model, changes, message):
+def test_checkpoint_that_fits_no_model(tmp_path, changes, message):
     path = tmp_path / "some.pth"
     save_checkpoint(path, make_checkpoint(**(PLAIN | {"state_dict": SMALL_STATE} | changes)))
     with pytest.raises(ValueError, match=message):
-        load_model(path)
+        load_localiser(path, "cpu")
 
 
-def test_weights_of_another_model(tmp_path, load_model):
+def test_weights_of_another_model(tmp_path):
     path = tmp_path / "some.pth"
     save_checkpoint(path, make_checkpoint(**PLAIN, state_dict=SMALL_STATE))
     with pytest.raises(ValueError, match=r"(?s)does not fit .*Missing key.*size mismatch") as caught:
-        load_model(path)
+        load_localiser(path, "cpu")
     assert str(path) in str(caught.value)
 
 
-def test_trained_model_comes_back_ready_to_localise(tmp_path, load_model):
+def test_trained_model_comes_back_ready_to_localise(tmp_path):
     path = tmp_path / "some.pth"
     torch.manual_seed(3)
     model = SSLTIE(SSLTIEConfig(sharpness=0.05))
@@ -404,7 +392,7 @@ def test_trained_model_comes_back_ready_to_localise(tmp_path, load_model):
         state_dict=model.state_dict(),
     )
     save_checkpoint(path, checkpoint)
-    trained = load_model(path)
+    trained = load_localiser(path, "cpu")
     assert_same(dict(trained.model.state_dict()), dict(model.state_dict()))
     assert not trained.model.training
     assert trained.frame.frame_size == 96
@@ -463,10 +451,10 @@ def write_release(path, state_dict, **more):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_released_file_gives_the_right_weights(tmp_path, load_model, official, prefix):
+def test_released_file_gives_the_right_weights(tmp_path, official, prefix):
     path = tmp_path / "released.pth.tar"
     write_release(path, {prefix + name: tensor for name, tensor in official.items()})
-    trained = load_model(path)
+    trained = load_localiser(path, "cpu")
     path.unlink()  # pytest keeps its folders
     state = trained.model.state_dict()
     kept = official.keys() - IGNORED - {"audnet.conv1_a.weight"}
@@ -493,7 +481,7 @@ def test_released_file_gives_the_right_weights(tmp_path, load_model, official, p
         ),
     ],
 )
-def test_released_file_with_other_tensors(tmp_path, load_model, official, removed, added, message):
+def test_released_file_with_other_tensors(tmp_path, official, removed, added, message):
     path = tmp_path / "released.pth.tar"
     # One value stands for all of a tensor, which keeps the file small.
     state_dict = {
@@ -504,13 +492,13 @@ def test_released_file_with_other_tensors(tmp_path, load_model, official, remove
     write_release(path, state_dict | added)
     assert path.stat().st_size < 1e6
     with pytest.raises(ValueError, match=message) as caught:
-        load_model(path)
+        load_localiser(path, "cpu")
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("state_dict", [[1], None])
-def test_released_layout_without_weights(tmp_path, load_model, state_dict):
+def test_released_layout_without_weights(tmp_path, state_dict):
     path = tmp_path / "released.pth.tar"
     write_release(path, state_dict)
     with pytest.raises(ValueError, match=r"released\.pth\.tar"):
-        load_model(path)
+        load_localiser(path, "cpu")

@@ -1,0 +1,168 @@
+"""Writes a trained localiser as ONNX, for programs that have no PyTorch.
+
+    bash scripts/export.sh --checkpoint runs/mine/last.pth --output mine.onnx [--inputs raw]
+
+Before the file is written, ONNX Runtime must give the same maps as PyTorch. Inputs, output and
+metadata of the file: docs/export.md.
+"""
+
+import importlib.util
+import json
+import logging
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, as_float, normalise
+from models.localiser import Localiser, load_localiser
+from utils.checkpoint import file_sha256
+from utils.command_line import parse_group
+from utils.files import write_atomically
+from utils.reporting import configure_logging, run_command
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OPSET = 18  # the oldest that PyTorch's exporter writes without converting
+TOLERANCE = 1e-4  # of a similarity, against PyTorch's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to write."""
+
+    checkpoint: Path
+    """file of main.py, or a released file, or the results folder of SSPL's authors' program"""
+    output: Path
+    """the .onnx file to write or to replace"""
+    inputs: Literal["prepared", "raw"] = "prepared"
+    """prepared: normalised frames and spectrograms go in; raw: bytes of frames and waveforms go in,
+    and the file computes the rest"""
+
+    def __post_init__(self) -> None:
+        """Refuses another suffix, which would not say what the file is."""
+        if self.output.suffix != ".onnx":
+            raise ValueError(f"--output must end in .onnx, got {self.output}")
+
+
+class ExportedLocaliser(nn.Module):
+    """The graph in the file: frames and sounds of B clips -> similarity maps (B, h, w)."""
+
+    def __init__(self, localiser: Localiser, inputs: str) -> None:
+        super().__init__()
+        self.model, self.front_end = localiser.model, localiser.audio.build_front_end()
+        self.frame_size, self.num_samples = localiser.frame.frame_size, localiser.audio.num_samples
+        self.inputs = inputs
+        self.eval().requires_grad_(False)
+
+    def forward(self, frames: Tensor, sounds: Tensor) -> Tensor:
+        """Localise inputs of the kind that `inputs` names."""
+        if self.inputs == "raw":  # uint8 (B, 3, H, W), waveforms (B, L)
+            frames, sounds = self.prepare(frames, sounds)
+        return self.model.localise(frames, sounds)  # type: ignore[operator]
+
+    def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise bytes of frames, and turn waveforms into what the model hears."""
+        return normalise(as_float(frames)), self.front_end(waveforms)
+
+    def random_batch(self, clips: int, larger: int = 0) -> tuple[Tensor, Tensor]:
+        """Draw inputs; frames are `larger` pixels larger than the model's."""
+        generator, side = torch.Generator().manual_seed(clips), self.frame_size + larger
+        frames = torch.randint(256, (clips, 3, side, side), dtype=torch.uint8, generator=generator)
+        waveforms = 2 * torch.rand((clips, self.num_samples), generator=generator) - 1
+        return (frames, waveforms) if self.inputs == "raw" else self.prepare(frames, waveforms)
+
+
+def describe(localiser: Localiser, checkpoint: Path, inputs: str) -> dict[str, str]:
+    """Return the metadata of the file; entries with parts are JSON."""
+    audio, frame_size = localiser.audio, localiser.frame.frame_size
+    window = {"num_samples": audio.num_samples, "centred": audio.centred, "channels": "mean"}
+    front_end = {"front_end": type(audio.build_front_end()).__name__, **asdict(audio), **window}
+    frames = {"frame_size": frame_size, "geometry": "squash, bicubic with antialiasing", "colours": "RGB",
+              "scale": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # fmt: skip
+    source = {"name": checkpoint.name, "sha256": file_sha256(checkpoint), "epoch": localiser.checkpoint.epoch,
+              "config": localiser.checkpoint.method_config}  # fmt: skip
+    parts = {"checkpoint": source, "frames": frames, "audio": front_end}
+    names = {"format": "vssl-onnx-1", "method": localiser.checkpoint.method, "inputs": inputs}
+    versions = {"opset": str(OPSET), "torch": torch.__version__}
+    return names | versions | {name: json.dumps(part) for name, part in parts.items()}
+
+
+def to_onnx(network: ExportedLocaliser, metadata: dict[str, str]) -> bytes:
+    """Return the content of an ONNX file."""
+    frames, sounds = network.random_batch(2)
+    sound_axes = {0: "B"}  # a waveform fills the window
+    if network.inputs == "prepared":
+        sound_axes |= {1: "S"} if sounds.ndim == 5 else {3: "T"}
+    for name in ("onnx_ir", "onnxscript"):  # they log each weight that they touch
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # PyTorch's exporter uses what PyTorch deprecates, and two inputs share the axis B.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message=".*axis name: B will not be used")
+        program = torch.onnx.export(
+            network,
+            (frames, sounds),
+            input_names=["frames", "waveforms" if network.inputs == "raw" else "audio"],
+            output_names=["similarity_map"],
+            dynamic_shapes=({0: "B", 2: "H", 3: "W"}, sound_axes),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    return program.model_proto.SerializeToString()
+
+
+def largest_difference(network: ExportedLocaliser, content: bytes) -> float:
+    """Return by how much ONNX Runtime's maps differ from PyTorch's, over three batches.
+
+    Raises:
+        ValueError: by another shape, or by more than TOLERANCE.
+    """
+    import onnxruntime  # noqa: PLC0415 - only the export needs it
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    differences = []
+    for clips, larger in ((1, 0), (3, 0), (2, 64)):
+        batch = network.random_batch(clips, larger)
+        expected = network(*batch)
+        (exported,) = session.run(None, {name: x.numpy() for name, x in zip(names, batch, strict=True)})
+        if exported.shape != expected.shape:
+            shapes = f"{exported.shape}, PyTorch's {tuple(expected.shape)}"
+            raise ValueError(f"ONNX Runtime's maps have the shape {shapes}. Nothing is written.")
+        differences.append((torch.from_numpy(exported) - expected).abs().max().item())
+        if not differences[-1] <= TOLERANCE:  # also where it is NaN
+            raise ValueError(
+                f"ONNX Runtime's maps differ from PyTorch's by {differences[-1]:.2g}, more than "
+                f"{TOLERANCE:g}. Nothing is written. Install the versions of requirements-export.txt."
+            )
+    return max(differences)
+
+
+@torch.no_grad()
+def export(options: ExportOptions) -> int:
+    """Write the file and return the exit status."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        install = f"{sys.executable} -m pip install -r requirements-export.txt"
+        raise ValueError(f"The export needs {', '.join(missing)}. Install them: {install}")
+    localiser = load_localiser(options.checkpoint, "cpu")
+    network = ExportedLocaliser(localiser, options.inputs)
+    content = to_onnx(network, describe(localiser, options.checkpoint, options.inputs))
+    difference = largest_difference(network, content)
+    write_atomically(options.output, content)
+    size = f"{len(content) / 1e6:.1f} MB"
+    sys.stdout.write(f"{options.output}: {size}; largest difference from PyTorch's maps {difference:.1e}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    configure_logging()
+    chosen = parse_group(ExportOptions, "export.sh", "Writes a trained localiser as ONNX.", None)
+    sys.exit(run_command(lambda: export(chosen())))

@@ -1,0 +1,135 @@
+"""The Python API: pictures and sounds in any form give the map of test.py, and torch.hub finds it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from command_line import ROOT
+from conftest import RATE, draw_frame, tone
+from PIL import Image
+from torchvision.transforms.v2 import functional as TF
+
+from datasets.audio import load_waveform
+from datasets.transforms import as_float, normalise
+from models import build_localiser, load_localiser
+from utils.checkpoint import Checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("localiser") / "last.pth"
+    contents = Checkpoint(
+        method="ssl_tie",
+        method_config={},
+        audio_config={"window_seconds": 1.0, "mel_bins": 32},
+        frame_config={"frame_size": 64},
+        state_dict=build_localiser("ssl_tie", {}).state_dict(),
+    )
+    save_checkpoint(path, contents)
+    return path
+
+
+@pytest.fixture(scope="module")
+def localiser(checkpoint):
+    return load_localiser(str(checkpoint), "cpu")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Files of a picture that is no square and of a sound shorter than the window."""
+    picture, _ = draw_frame(1, np.random.default_rng(3))
+    picture.resize((140, 90)).save(tmp_path / "dog.png")
+    soundfile.write(tmp_path / "dog.wav", 0.5 * tone(1, 0.7), RATE, subtype="FLOAT")
+    return tmp_path / "dog.png", tmp_path / "dog.wav"
+
+
+def test_the_map_is_the_model_s_and_the_peak_lies_in_the_picture(localiser, clip, tmp_path):
+    heat = localiser(*clip)
+    square = TF.resize(Image.open(clip[0]), [64, 64], TF.InterpolationMode.BICUBIC)
+    frames = normalise(as_float(TF.pil_to_tensor(square)[None]))
+    with torch.no_grad():
+        sounds = localiser.audio.build_front_end()(load_waveform(clip[1], localiser.audio)[None])
+        expected = localiser.model.localise(frames, sounds)[0].numpy()
+    np.testing.assert_allclose(heat.map, expected, atol=1e-6)
+    assert heat.map.shape == (4, 4) and heat.score == heat.map.max() == heat.peak.similarity
+    row, column = np.unravel_index(heat.map.argmax(), heat.map.shape)
+    assert (heat.peak.x, heat.peak.y) == pytest.approx(((column + 0.5) * 140 / 4, (row + 0.5) * 90 / 4))
+    heat.save(tmp_path / "heat.png")
+    drawn = np.asarray(Image.open(tmp_path / "heat.png"))
+    assert np.array_equal(drawn, heat.overlay()) and drawn.shape == (90, 140, 3)
+    assert np.abs(drawn.astype(int) - heat.picture).mean() > 5
+
+
+def test_arrays_tensors_and_files_give_the_same_map(localiser, clip):
+    expected = localiser(*clip).map
+    pixels = np.array(Image.open(clip[0]))
+    samples, rate = soundfile.read(clip[1], dtype="float32")
+    for picture in (str(clip[0]), Image.open(clip[0]), pixels, torch.from_numpy(pixels)):
+        for sound in (str(clip[1]), samples, (torch.from_numpy(samples), rate),
+                      (np.stack([samples, samples], axis=1).astype(np.float64), rate)):  # fmt: skip
+            np.testing.assert_allclose(localiser(picture, sound).map, expected, atol=1e-6)
+
+
+def test_a_rate_is_heeded_and_the_middle_is_taken_where_a_test_takes_it(localiser, clip, tmp_path):
+    samples, _ = soundfile.read(clip[1], dtype="float32")
+    soundfile.write(tmp_path / "slow.wav", samples, RATE // 2, subtype="FLOAT")
+    slow = localiser(clip[0], (samples, RATE // 2)).map
+    np.testing.assert_allclose(slow, localiser(clip[0], tmp_path / "slow.wav").map, atol=1e-6)
+    assert np.abs(slow - localiser(clip[0], samples).map).max() > 1e-4
+
+
+def test_a_silent_sound_has_no_map(localiser, clip, tmp_path):
+    heat = localiser(clip[0], np.zeros(16_000, np.float32))
+    assert (heat.map, heat.score, heat.peak) == (None, None, None)
+    heat.save(tmp_path / "silent.png")
+    assert Image.open(tmp_path / "silent.png").size == (140, 90)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"picture": "no.jpg"}, "There is no file no.jpg"),
+        ({"picture": np.zeros((4, 4), np.uint8)}, r"uint8 \(H, W, 3\), got uint8 \(4, 4\)"),
+        ({"picture": np.zeros((4, 4, 3))}, "got float64"),
+        ({"sound": "no.wav"}, "There is no file no.wav"),
+        ({"sound": np.zeros(9, np.int16)}, "divide by 32768"),
+        ({"sound": np.zeros((2, 3, 4))}, r"\(2, 3, 4\)"),
+        ({"sound": np.zeros(0)}, r"got torch.float64 \(0,\)"),
+        ({"sound": np.full(9, np.nan)}, "not finite"),
+    ],
+)
+def test_what_cannot_be_localised_is_refused_in_words(localiser, clip, change, words):
+    inputs = {"picture": clip[0], "sound": clip[1]} | change
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        localiser(**inputs)
+
+
+HUB = "import torch; x = torch.hub.load({folder!r}, 'load_localiser', {file!r}, 'cpu', source='local')"
+
+
+def in_another_process(code, folder):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_torch_hub_loads_it_from_another_folder(checkpoint, clip, tmp_path):
+    code = HUB.format(folder=str(ROOT), file=str(checkpoint))
+    code += f"; print(x({str(clip[0])!r}, {str(clip[1])!r}).map.shape)"
+    finished = in_another_process(code, tmp_path)
+    assert finished.stdout.endswith("(4, 4)\n"), finished.stderr
+
+
+def test_torch_hub_refuses_beside_another_package_of_the_same_name(checkpoint, tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "__init__.py").touch()
+    code = "import datasets; " + HUB.format(folder=str(ROOT), file=str(checkpoint))
+    finished = in_another_process(code, tmp_path)
+    assert finished.returncode == 1
+    assert "A package 'datasets' is imported already" in finished.stderr

@@ -49,12 +49,12 @@ from utils.distributed import (
     world_size,
 )
 from utils.embeddings import Embeddings, embed_clips
-from utils.evaluation import LocalisationResult, evaluate_localisation
+from utils.evaluation.localisation import LocalisationResult, evaluate_localisation
+from utils.evaluation.protocols import PROTOCOLS
 from utils.interruption import Interruption
 from utils.leaks import find_leak
 from utils.mixing_schedule import MixingCurriculum
 from utils.optimisation import Stepper, Trainer, autocast
-from utils.protocols import PROTOCOLS
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import environment_report, pick_device, seed_everything, use_full_float32
 from utils.training_run import TrainingRun

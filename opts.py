@@ -17,11 +17,11 @@ from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig
 from utils.command_line import add_group, build
+from utils.evaluation.protocols import PROTOCOLS
 from utils.localisation_options import BaselineOptions, LocalisationOptions
 from utils.mixing_schedule import AudioMixingOptions
 from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
-from utils.protocols import PROTOCOLS
 from utils.retrieval_options import RetrievalOptions
 from utils.video_options import ImageOptions, VideoOptions
 

@@ -47,11 +47,17 @@ from utils.benchmark_metrics import default_protocols, describe_extra_metrics, e
 from utils.checkpoint import file_sha256
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
-from utils.evaluation import ObjectPrior, OnBatch, evaluate_baselines, localise_batches, score_maps
+from utils.evaluation.localisation import (
+    ObjectPrior,
+    OnBatch,
+    evaluate_baselines,
+    localise_batches,
+    score_maps,
+)
+from utils.evaluation.protocols import LocalisationProtocol, find_protocols
 from utils.files import write_atomically
 from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
-from utils.protocols import LocalisationProtocol, find_protocols
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import environment_report, pick_device, use_full_float32

@@ -45,7 +45,7 @@ from models.sspl_weights import (
     read_release_folder,
 )
 from utils.checkpoint import Checkpoint, find_non_finite, parse_checkpoint, read_checkpoint_file
-from utils.evaluation import ObjectPrior
+from utils.evaluation.localisation import ObjectPrior
 from utils.files import write_atomically
 from utils.reproducibility import pick_device
 from utils.video_overlay import Peak, Square, draw_localisation, encode_png, find_peak

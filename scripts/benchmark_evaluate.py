@@ -34,8 +34,8 @@ from scripts.benchmark_measure import (
     times_line,
     write_line,
 )
-from utils.evaluation import evaluate_localisation
-from utils.protocols import PROTOCOLS
+from utils.evaluation.localisation import evaluate_localisation
+from utils.evaluation.protocols import PROTOCOLS
 from utils.reproducibility import use_full_float32
 
 BOX = np.array([[0.25, 0.25, 0.75, 0.75]])

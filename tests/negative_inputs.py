@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from utils.evaluation.protocols import upsample_maps
 from utils.negative_audio import SoundBank, compare_with_sounds, draw_off_screen, encode_sounds, scenes_of
 from utils.negative_audio_results import NegativeResult
 from utils.negative_audio_scores import (
@@ -15,7 +16,6 @@ from utils.negative_audio_scores import (
     score_maps,
     universal_threshold,
 )
-from utils.upsampling import upsample_maps
 
 CPU = torch.device("cpu")
 NUM_CLIPS, NUM_SEEDS = 10, 4

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from utils.evaluation.protocols import PROTOCOLS
 from utils.leaks import find_leak
-from utils.protocols import PROTOCOLS
 from utils.results import EvaluationContext
 from utils.scores import ClipScore, ClipTruth, LocalisationResult, ProtocolScores, Scores
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.ground_truth import read_ground_truth
-from utils.protocols import PROTOCOLS
+from utils.evaluation.protocols import PROTOCOLS
 
 BOXES = {
     "middle": [[0.25, 0.25, 0.75, 0.75]],

@@ -20,9 +20,9 @@ from utils.benchmark_metrics import (
     extra_warnings,
     with_object_only,
 )
+from utils.evaluation.metrics import area_under_success, success_curve, success_rate
+from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.metric_families import SIZES
-from utils.metrics import area_under_success, success_curve, success_rate
-from utils.protocols import PROTOCOLS, find_protocols
 from utils.results import summarise, write_results
 from utils.scores import ClipScore, ClipTruth, LocalisationResult, ProtocolScores, Scores
 from utils.segmentation import compare_masks, f_avsbench, f_dataset

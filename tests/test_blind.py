@@ -10,10 +10,11 @@ import torch
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
 from datasets.clip_lists import read_clip_list
-from utils import blind, metrics, protocols
-from utils.evaluation import evaluate_baselines
-from utils.metrics import TruthMaps, area_under_success, success_curve, success_rate
-from utils.protocols import PROTOCOLS
+from utils.evaluation import baselines as blind
+from utils.evaluation import metrics, protocols
+from utils.evaluation.localisation import evaluate_baselines
+from utils.evaluation.metrics import TruthMaps, area_under_success, success_curve, success_rate
+from utils.evaluation.protocols import PROTOCOLS
 
 METADATA = Path(__file__).parents[2] / "shared" / "metadata"
 MEDIAN = PROTOCOLS["ssl_tie"]

@@ -24,7 +24,7 @@ from utils.comparison import (
     write_comparison,
 )
 from utils.comparison_tables import COLUMNS_OF_A_MODEL, COLUMNS_OF_CLIPS
-from utils.metrics import area_under_success, mean_ciou, success_curve, success_rate
+from utils.evaluation.metrics import area_under_success, mean_ciou, success_curve, success_rate
 from utils.results import PER_CLIP_SCORES
 from utils.scored_models import KEPT, distinct_names, read_scored_model
 

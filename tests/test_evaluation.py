@@ -9,10 +9,10 @@ from golden_inputs import arrays, records
 
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
 from datasets.clips import Batch, BrokenClip
-from utils.blind import centre_disc, centre_gaussian, centre_square, oracle_cious
-from utils.evaluation import evaluate_baselines, evaluate_localisation
-from utils.metrics import TruthMaps, consensus_iou, pointing_hits
-from utils.protocols import PROTOCOLS, normalise, predict, upsample
+from utils.evaluation.baselines import centre_disc, centre_gaussian, centre_square, oracle_cious
+from utils.evaluation.localisation import evaluate_baselines, evaluate_localisation
+from utils.evaluation.metrics import TruthMaps, consensus_iou, pointing_hits
+from utils.evaluation.protocols import PROTOCOLS, normalise, predict, upsample
 from utils.scores import ClipScore, ClipTruth, Scores
 
 MEDIAN = PROTOCOLS["ssl_tie"]

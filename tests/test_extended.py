@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from detection_oracle import slow_scores
 
+from utils.evaluation.metrics import success_rate
 from utils.extended import IOU_LEVELS, RankedClips
-from utils.metrics import success_rate
 
 
 def made_up_clips(num_clips, *, ties, seed, share=0.5):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from result_inputs import make_scores
 
+from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.statistics import SCORE_KEYS
 from utils.groups import FEW_CLIPS, Grouping, detail_scores, groupings_of
-from utils.protocols import PROTOCOLS
 from utils.scores import ClipTruth, ProtocolScores
-from utils.statistics import SCORE_KEYS
 
 
 def places_of(grouping):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from utils.evaluation.metrics import area_under_success, success_curve, success_rate
 from utils.interactive import num_single, pair_cious
-from utils.metrics import area_under_success, success_curve, success_rate
 
 
 def slow_pairs(cious, keys):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from golden_inputs import arrays, records
 
-from utils import metrics
-from utils.metrics import (
+from utils.evaluation import metrics
+from utils.evaluation.metrics import (
     SUCCESS_THRESHOLDS,
     TruthMaps,
     area_under_success,

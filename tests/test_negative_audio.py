@@ -25,6 +25,7 @@ from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
 from models import LOCALISERS, METHODS, build_localiser
 from scripts.negative_audio import HALF_COSINE, scenes_of_clips
+from utils.evaluation.protocols import upsample_maps
 from utils.negative_audio import (
     NEGATIVES,
     ClipSounds,
@@ -45,7 +46,6 @@ from utils.negative_audio_scores import (
     universal_threshold,
 )
 from utils.negative_options import NegativeOptions
-from utils.upsampling import upsample_maps
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from models.object_prior import ObjectPrior, convert_resnet18
 from models.official_weights import IGNORED
 from models.peer_weights import CLASSIFIERS, convert_peer_release
 from models.peers import PEERS, PeerConfig, PeerLocaliser
-from utils.protocols import PROTOCOLS, ObjectMaps, predict, upsample
+from utils.evaluation.protocols import PROTOCOLS, ObjectMaps, predict, upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

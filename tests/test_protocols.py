@@ -9,9 +9,14 @@ import pytest
 import torch
 from golden_inputs import arrays
 
-from utils import protocols as engine
-from utils.protocols import PROTOCOLS, LocalisationProtocol, ObjectMaps, find_protocols
-from utils.selection import values_at_ranks
+from utils.evaluation import protocols as engine
+from utils.evaluation.protocols import (
+    PROTOCOLS,
+    LocalisationProtocol,
+    ObjectMaps,
+    find_protocols,
+    values_at_ranks,
+)
 
 MEDIAN = PROTOCOLS["ssl_tie"]
 FIXED = PROTOCOLS["sspl"]

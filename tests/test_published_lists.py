@@ -8,7 +8,7 @@ from result_inputs import make_context, make_result
 from datasets.cuts import CUTS, NEGATIVE_CUTS, ids_digest
 from datasets.official_splits import OFFICIAL_SPLITS
 from scripts.scoring import known_lists_of
-from utils.protocols import PROTOCOLS
+from utils.evaluation.protocols import PROTOCOLS
 from utils.published_lists import KnownLists, PublishedList, check_list, ids_sha256
 from utils.results import summarise
 

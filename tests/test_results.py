@@ -16,9 +16,9 @@ import torch
 from result_inputs import SHA256, make_context, make_result, with_rows
 
 from datasets.clips import Batch
+from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.leaks import find_leak
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips, draw_clips
-from utils.protocols import PROTOCOLS, find_protocols
 from utils.results import check_results_folder, summarise, warnings_of, write_results
 from utils.scores import ClipScore
 

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from datasets.labels import Labels
 from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
+from utils.evaluation.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED
 from utils.leaks import find_leak
 from utils.results import EvaluationContext
 from utils.retrieval import DIRECTIONS, Metric, evaluate_retrieval
 from utils.retrieval_report import Preview
 from utils.retrieval_results import RetrievalSetting, score_intervals, write_retrieval
 from utils.retrieval_tables import COLUMNS, render_table, screen_table
-from utils.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED
 from utils.tables import TABLE_FILES
 from utils.visualisation import encode_jpeg
 

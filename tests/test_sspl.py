@@ -21,8 +21,8 @@ from models.heads import (
 )
 from models.recipes import SSPLRecipe
 from models.sspl import SSPL, SSPLConfig
-from utils.metrics import TruthMaps, consensus_iou
-from utils.protocols import PROTOCOLS, predict
+from utils.evaluation.metrics import TruthMaps, consensus_iou
+from utils.evaluation.protocols import PROTOCOLS, predict
 from utils.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.metrics import area_under_success, mean_ciou, success_curve, success_rate
-from utils.statistics import (
+from utils.evaluation.metrics import area_under_success, mean_ciou, success_curve, success_rate
+from utils.evaluation.statistics import (
     SCORE_KEYS,
     bootstrap_intervals,
     bootstrap_statistics,

@@ -11,10 +11,10 @@ from result_inputs import SHA256, make_context, make_result
 
 from models import METHODS, build_model
 from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.statistics import SCORE_KEYS
 from utils.leaks import find_leak
-from utils.protocols import PROTOCOLS
 from utils.results import summarise
-from utils.statistics import SCORE_KEYS
 from utils.tables import TABLE_FILES, facts_of, headline, render_table, score_table
 
 NASTY = 'a_b & 5 % | #1 $x$ {y} ~^ \\\\ <i> "q" [z] *s* `c`\n\nend'

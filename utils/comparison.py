@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from utils.comparison_tables import COLUMNS_OF_A_MODEL, COLUMNS_OF_CLIPS, Fact, build_groupings, join_facts
+from utils.evaluation.metrics import SUCCESS_THRESHOLDS, success_curve
+from utils.evaluation.statistics import SCORE_KEYS, Interval, compare_paired
 from utils.files import write_atomically
-from utils.metrics import SUCCESS_THRESHOLDS, success_curve
 from utils.report import Report, write_report
 from utils.report_rows import build_metrics
 from utils.report_tables import ReportRow, ReportTable
 from utils.results import PER_CLIP_SCORES
 from utils.scored_models import KEPT, MUST_AGREE, ScoredModel
-from utils.statistics import SCORE_KEYS, Interval, compare_paired
 from utils.success_plot import SuccessCurve
 from utils.tables import escape_latex, latex_facts, markdown_facts, rule_words
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils.evaluation.statistics import SCORE_KEYS
 from utils.groups import FEW_CLIPS
 from utils.report_tables import ReportGroup, ReportGrouping
-from utils.statistics import SCORE_KEYS
 from utils.tables import Summary, render_table
 
 Fact = tuple[str, str]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.distributed import gather_objects, is_main_process
-from utils.evaluation import BrokenClipLike
+from utils.evaluation.localisation import BrokenClipLike
 from utils.files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.evaluation.statistics import SCORE_KEYS, Interval, bootstrap_intervals, clip_values, plain_interval
 from utils.scores import ClipTruth, ProtocolScores, Scores
-from utils.statistics import SCORE_KEYS, Interval, bootstrap_intervals, clip_values, plain_interval
 
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}
 """SLAVC's classes: the annotated area is below this many pixels of 224 x 224; else huge"""

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from utils.evaluation.protocols import find_protocols
 from utils.files import check_place
-from utils.protocols import find_protocols
 
 Benchmark = Literal[
     "vgg_ss", "flickr_soundnet", "stamps", "vgg_ss_extended", "flickr_soundnet_extended", "is3",

@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.evaluation.statistics import (
+    Interval,
+    bootstrap_intervals,
+    bootstrap_statistics,
+    clip_values,
+    plain_interval,
+)
 from utils.extended import IOU_LEVELS, DetectionScores, RankedClips
 from utils.groups import SIZE_LIMITS, size_of
 from utils.interactive import pair_cious
 from utils.scores import ClipTruth, Scores
 from utils.segmentation import BATCH, f_avsbench, f_dataset, mean_iou, mean_iou_by_batch
-from utils.statistics import Interval, bootstrap_intervals, bootstrap_statistics, clip_values, plain_interval
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.distributed import gather_objects
-from utils.evaluation import EvaluationBatch
+from utils.evaluation.localisation import EvaluationBatch
 
 NEGATIVES = ("silence", "noise", "off_screen")
 OWN = "own"

@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap_statistics,
+    plain_interval,
+)
 from utils.files import write_atomically
 from utils.negative_audio import NEGATIVES, OWN
 from utils.negative_audio_report import render_negative_audio
@@ -28,7 +36,6 @@ from utils.negative_audio_scores import (
 from utils.negative_audio_tables import facts_of, render_table
 from utils.results import EvaluationContext, warnings_of
 from utils.scores import LocalisationResult
-from utils.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_statistics, plain_interval
 from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)

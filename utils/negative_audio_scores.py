@@ -21,13 +21,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from utils.blind import centre_disc
 from utils.distributed import gather_objects
-from utils.metrics import SUCCESS_THRESHOLDS, TruthMaps, consensus_iou, pointing_hits
+from utils.evaluation.baselines import centre_disc
+from utils.evaluation.metrics import SUCCESS_THRESHOLDS, TruthMaps, consensus_iou, pointing_hits
+from utils.evaluation.protocols import PROTOCOLS, Upsampling, predict, upsample_maps
+from utils.evaluation.statistics import clip_values
 from utils.negative_audio import NEGATIVES, OWN, SimilarityMaps
-from utils.protocols import PROTOCOLS, predict
-from utils.statistics import clip_values
-from utils.upsampling import Upsampling, upsample_maps
 
 UNIVERSAL_QUANTILE = 0.75
 CHUNK_CLIPS = 8

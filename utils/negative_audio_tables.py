@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from utils.evaluation.statistics import Interval
 from utils.negative_audio import NEGATIVES, OWN
 from utils.negative_audio_scores import DEAF, DISC, MEDIAN_RULE, PAIRS
-from utils.statistics import Interval
 from utils.tables import SHORT_SHA256, ScoreTable, identity_columns, interval_fact, remarks, render_as
 
 Summary = dict[str, Any]

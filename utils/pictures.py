@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.evaluation import EvaluationBatch
+from utils.evaluation.localisation import EvaluationBatch
 from utils.report import Gallery, GalleryClip
 from utils.scores import ClipScore
 from utils.sounds import encode_mp3
@@ -70,7 +70,7 @@ def draw_clips(
         # VGG-SS holds inverted boxes, which annotate nothing.
         visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         scaled = frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1])
-        # Constant maps lie outside [0, 1] under the median rule, see utils/protocols.py.
+        # Constant maps lie outside [0, 1] under the median rule, see utils/evaluation/protocols.py.
         overlay = overlay_localisation_map(
             scaled, np.clip(heat, 0, 1), boxes[visible], f"cIoU {score.ciou:.2f}"
         )

@@ -12,11 +12,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from utils.evaluation.statistics import Interval
 from utils.files import write_atomically
 from utils.page import page_style, render_facts, render_tile, render_warnings
 from utils.report_tables import ReportTable, format_score, render_table
 from utils.sounds import render_player
-from utils.statistics import Interval
 
 HEADLINE_FACTS = ("clips", "protocol")
 PAGE_TEMPLATE = Path(__file__).with_name("report_page.html")

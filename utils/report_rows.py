@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils.evaluation.metrics import SUCCESS_THRESHOLDS
+from utils.evaluation.statistics import SCORE_KEYS, Interval
 from utils.groups import FEW_CLIPS
-from utils.metrics import SUCCESS_THRESHOLDS
 from utils.report_tables import (
     ReportGroup,
     ReportGrouping,
@@ -15,7 +16,6 @@ from utils.report_tables import (
     ReportTable,
 )
 from utils.scores import ProtocolScores
-from utils.statistics import SCORE_KEYS, Interval
 from utils.success_plot import SuccessCurve
 from utils.tables import rule_words
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from utils.statistics import Interval
+from utils.evaluation.statistics import Interval
 from utils.success_plot import SuccessCurve, check_kind, render_success_plot
 
 KIND_LABELS = {"model": "model", "baseline": "blind baseline", "ceiling": "ceiling"}

@@ -15,16 +15,16 @@ from utils.benchmark_metrics import (
     extra_warnings,
     with_object_only,
 )
+from utils.evaluation.protocols import LocalisationProtocol
+from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
 from utils.files import write_atomically
 from utils.groups import Grouping, detail_scores, groupings_of
 from utils.leaks import Leak
 from utils.metric_families import ExtraScores
-from utils.protocols import LocalisationProtocol
 from utils.published_lists import KnownLists, check_list, ids_sha256
 from utils.report import Gallery, Report, write_report
 from utils.report_rows import build_table
 from utils.scores import LocalisationResult, ProtocolScores
-from utils.statistics import CONFIDENCE, RESAMPLES, SEED
 from utils.tables import TABLE_FILES, render_table
 
 PER_CLIP_SCORES = ("ciou", "success", "disc", "gaussian", "ceiling")

@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.embeddings import Embeddings
-from utils.evaluation import LocalisationResult
+from utils.evaluation.localisation import LocalisationResult
+from utils.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap_intervals,
+    plain_interval,
+)
 from utils.files import write_atomically
 from utils.published_lists import ids_sha256
 from utils.results import EvaluationContext, warnings_of
 from utils.retrieval import DirectionResult, check_request, evaluate_retrieval
 from utils.retrieval_report import Candidate, Example, ExampleGroup, MetricTable, Preview, render_retrieval
 from utils.retrieval_tables import facts_of, render_table, score_rows, screen_table
-from utils.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_intervals, plain_interval
 from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from utils.statistics import Interval
+from utils.evaluation.statistics import Interval
 from utils.tables import ScoreTable, identity_columns, interval_fact, remarks, render_as
 
 Summary = dict[str, Any]

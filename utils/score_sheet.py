@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from utils.blind import centre_gaussian, oracle_cious
 from utils.distributed import gather_objects
-from utils.metrics import TruthMaps, consensus_iou, pointing_hits
-from utils.protocols import LocalisationProtocol, ObjectMaps, predict
+from utils.evaluation.baselines import centre_gaussian, oracle_cious
+from utils.evaluation.metrics import TruthMaps, consensus_iou, pointing_hits
+from utils.evaluation.protocols import LocalisationProtocol, ObjectMaps, predict
 from utils.scores import ClipScore, ProtocolScores, Scores
 from utils.segmentation import MaskScores, compare_masks
 

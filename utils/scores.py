@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.metrics import area_under_success, mean_ciou, success_curve, success_rate
-from utils.protocols import LocalisationProtocol
+from utils.evaluation.metrics import area_under_success, mean_ciou, success_curve, success_rate
+from utils.evaluation.protocols import LocalisationProtocol
 from utils.segmentation import MaskScores
 
 AREA_SIDE = 224
@@ -22,7 +22,7 @@ class ClipScore:
     pointing: bool | None
     """the peak lies on the object; None for predictors without a peak"""
     confidence: float | None = None
-    """of the map before it is normalised, see utils.protocols.Prediction, for benchmarks with
+    """of the map before it is normalised, see utils.evaluation.protocols.Prediction, for benchmarks with
     clips in which nothing sounds; None for predictors without a map"""
     mask: MaskScores | None = None
     """of the map, or of a blind mask, where the objects are outlined; None where they have boxes"""

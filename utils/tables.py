@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from utils.statistics import SCORE_KEYS, Interval
+from utils.evaluation.statistics import SCORE_KEYS, Interval
 
 SCORE_NAMES = dict(zip(SCORE_KEYS, ("cIoU@0.5", "AUC", "mean cIoU", "pointing"), strict=True))
 SHORT_SHA256 = 12

@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
 from utils.distributed import all_reduce_mean, gather_objects, is_main_process
-from utils.evaluation import BrokenClipLike
+from utils.evaluation.localisation import BrokenClipLike
 from utils.files import check_place, lock_folder, remove_leftovers, write_atomically
 from utils.reporting import log_to_file
 from utils.scores import LocalisationResult

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.blind import centre_disc, centre_square, whole_frame
 from utils.distributed import gather_objects
-from utils.metrics import TruthMaps
-from utils.protocols import LocalisationProtocol, ObjectMaps
+from utils.evaluation.baselines import centre_disc, centre_square, whole_frame
+from utils.evaluation.metrics import TruthMaps
+from utils.evaluation.protocols import LocalisationProtocol, ObjectMaps
 from utils.score_sheet import MODEL, ScoreSheet
 from utils.scores import AREA_SIDE, ClipScore, ClipTruth, LocalisationResult, ProtocolScores
 

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from utils.metrics import TruthMaps
-from utils.protocols import LocalisationProtocol, threshold_ranks
-from utils.selection import values_at_ranks
+from utils.evaluation.metrics import TruthMaps
+from utils.evaluation.protocols import LocalisationProtocol, threshold_ranks, values_at_ranks
 
 GAUSSIAN_GRID = 14
 """side of the similarity map that holds the centred Gaussian, cells"""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.metrics import SUCCESS_THRESHOLDS
+from utils.evaluation.metrics import SUCCESS_THRESHOLDS
 
 SCORE_KEYS = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")
 """headline numbers; the columns of `clip_values`"""

@@ -2,22 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from utils import published_lists
 from utils.published_lists import PublishedList
-from utils.selection import values_at_ranks
-from utils.upsampling import UPSAMPLING_WORDS, Upsampling, upsample_maps
+
+Upsampling = Literal["cv2_linear", "bilinear_align_corners", "bicubic", "bicubic_align_corners"]
 
 SLAVC_OBJECT_SCALE = 2.5
 """By which SLAVC's program divides object maps."""
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
+UPSAMPLING_WORDS: dict[Upsampling, str] = {
+    "cv2_linear": "cv2 bilinear, half-pixel centres",
+    "bilinear_align_corners": "bilinear, corners aligned",
+    "bicubic": "bicubic, half-pixel centres",
+    "bicubic_align_corners": "bicubic, corners aligned",
+}
 NORMALISATION_WORDS = {
     "min_max": "min-max normalised",
     "min_max_or_unchanged": "min-max normalised",
@@ -208,7 +216,7 @@ def predict(
     num_annotated: Tensor | None = None,
     objects: ObjectMaps | None = None,
 ) -> list[Prediction]:
-    """Predicts by several rules; what they have in common is computed once.
+    """Predict by several rules; what they have in common is computed once.
 
     Args:
         similarity_maps: (B, h, w) on any device; (1, h, w) stands for the same map for each clip.
@@ -223,32 +231,84 @@ def predict(
     Raises:
         ValueError: an adaptive rule without num_annotated.
     """
-    scored: dict[object, _Scores] = {}
+    groups: dict[object, list[LocalisationProtocol]] = {}
     for protocol in protocols:
-        own, mixed = _kinds(protocol, objects)
-        if own not in scored:
-            scored[own] = _Scores(upsample(similarity_maps, protocol))
-        if objects is not None and mixed not in scored:
-            of_both = mix(scored[own].maps, objects, protocol)
-            scored[mixed] = _Scores(of_both, halved=protocol.object_prior == "scores")
-        scored[mixed].prepare(protocol, num_annotated)
+        # Rules that enlarge, and mix, alike score the same maps.
+        mixed = None if objects is None or protocol.object_prior == "scores" else protocol.normalisation
+        key = (protocol.upsampling, protocol.map_size, protocol.object_prior, mixed)
+        groups.setdefault(key, []).append(protocol)
+    found: dict[LocalisationProtocol, Prediction] = {}
+    for rules in groups.values():
+        found |= zip(rules, _predict_alike(similarity_maps, rules, num_annotated, objects), strict=True)
+    return [found[protocol] for protocol in protocols]
+
+
+def _predict_alike(
+    similarity_maps: Tensor,
+    rules: Sequence[LocalisationProtocol],
+    num_annotated: Tensor | None,
+    objects: ObjectMaps | None,
+) -> list[Prediction]:
+    """Predict by rules that score the same maps."""
+    own = upsample(similarity_maps, rules[0])  # (B, M, M)
+    maps = own if objects is None else mix(own, objects, rules[0])
+    mixes_scores = rules[0].object_prior == "scores"
+    num_pixels = maps[0].numel()
+
+    # One selection of ranks for all thresholds. A single map can have a threshold for each clip.
+    thresholds: dict[str, LocalisationProtocol]
+    thresholds = {rule.threshold: rule for rule in rules if rule.threshold != "fixed"}
+    ranks = [threshold_ranks(rule, num_pixels, num_annotated) for rule in thresholds.values()]
+    columns = [part[:, None].expand(len(part), 1) if len(part) == len(maps) else part[None] for part in ranks]
+    columns = [part.expand(len(maps), -1).to(maps.device) for part in columns]
+    widths = [part.shape[1] for part in columns]
+    at_ranks = values_at_ranks(maps.flatten(1), torch.cat(columns, 1)).split(widths, 1) if columns else ()
+    limits = {name: part.flatten()[:, None, None] for name, part in zip(thresholds, at_ranks, strict=True)}
+
+    confidences = _top_quarter_means(maps if mixes_scores else own)
+    if mixes_scores and objects is None:
+        confidences = (confidences + 1) / 2
+    span = _value_range(maps)
+    halved = mixes_scores and objects is not None
+    normalised: dict[str, Tensor] = {}
     predictions = []
-    for protocol in protocols:
-        own, mixed = _kinds(protocol, objects)
-        maps, threshold = scored[mixed].normalised(protocol), scored[mixed].threshold(protocol)
-        confident = mixed if protocol.object_prior == "scores" else own
-        confidences = scored[confident].confidences(protocol)
-        predictions.append(Prediction(maps, _compare(maps, protocol, threshold), confidences))
+    for rule in rules:
+        if rule.normalisation not in normalised:
+            normalised[rule.normalisation] = _rescale(maps, span, rule, halved=halved)
+        scored = normalised[rule.normalisation]
+        if rule.value is not None:
+            limit = maps.new_tensor(rule.value)
+        else:
+            # Normalising keeps the order, so that a rank's pixel is the same before and after it.
+            limit = _rescale(limits[rule.threshold], span, rule, halved=halved)
+        strict = rule.comparison == ">"
+        if rule.keep_maximum:
+            # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
+            # SSL-TIE's program then keeps what equals 1.
+            limit = limit.clamp(max=BELOW_ONE if strict else 1)
+        masks = scored > limit if strict else scored >= limit
+        predictions.append(Prediction(scored, masks, confidences))
     return predictions
 
 
 def upsample(similarity_maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
-    """(B, h, w) -> (B, M, M), float32, not normalised."""
+    """Enlarge maps (B, h, w) of any floating type to (B, M, M) float32; does not normalise."""
     return upsample_maps(similarity_maps, protocol.upsampling, protocol.map_size)
 
 
+def upsample_maps(maps: Tensor, upsampling: Upsampling, map_size: int) -> Tensor:
+    """Enlarge maps (B, h, w) to (B, M, M) float32, on their device, as the field's programs do."""
+    maps, size = maps.float(), (map_size, map_size)
+    if upsampling == "cv2_linear":
+        resized = [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps.cpu().numpy()]
+        return torch.from_numpy(np.stack(resized)).to(maps.device)
+    mode = "bilinear" if upsampling.startswith("bilinear") else "bicubic"
+    aligned = upsampling.endswith("align_corners")
+    return F.interpolate(maps[:, None], size, mode=mode, align_corners=aligned)[:, 0]
+
+
 def normalise(maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
-    """Brings each map to [0, 1] in float32, as the rule's authors do.
+    """Bring each map to [0, 1] in float32, as the rule's authors do.
 
     They differ in a constant map c. SSPL's program (min_max) divides 0 by 0 there: c becomes NaN
     and predicts nothing. Others (min_max_or_unchanged) leave it alone. SSL-TIE's (inverted_min_max)
@@ -263,11 +323,11 @@ def normalise(maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
         (B, M, M) float32, in [0, 1] unless constant; NaN throughout where a map has a number that
         is not finite.
     """
-    return _Scores(maps).normalised(protocol)
+    return _rescale(maps, _value_range(maps), protocol)
 
 
 def mix(maps: Tensor, objects: ObjectMaps, protocol: LocalisationProtocol) -> Tensor:
-    """Scores that are led by objects, as the rule's authors do it.
+    """Lead scores by objects, as the rule's authors do it.
 
     With n for `normalise`: alpha n(map) + (1 - alpha) n(objects). SLAVC's program mixes raw scores
     instead, alpha (map + 1) / 2 + (1 - alpha) objects / 2.5. The sum is normalised once more, or
@@ -283,14 +343,13 @@ def mix(maps: Tensor, objects: ObjectMaps, protocol: LocalisationProtocol) -> Te
     """
     alpha, others = objects.alpha, upsample(objects.maps, protocol)
     if protocol.object_prior == "maps":
-        own = normalise(maps, protocol)
-        return alpha * own + (1 - alpha) * normalise(others, protocol)
+        return alpha * normalise(maps, protocol) + (1 - alpha) * normalise(others, protocol)
     scores = normalise(maps, replace(protocol, normalisation="half_cosine"))
     return alpha * scores + (1 - alpha) * others / SLAVC_OBJECT_SCALE
 
 
 def threshold_ranks(protocol: LocalisationProtocol, num_pixels: int, num_annotated: Tensor | None) -> Tensor:
-    """Where the threshold stands among a map's pixels in ascending order, from 0.
+    """Find where the threshold stands among a map's pixels in ascending order, from 0.
 
     Args:
         protocol: with a median or an adaptive threshold.
@@ -311,100 +370,56 @@ def threshold_ranks(protocol: LocalisationProtocol, num_pixels: int, num_annotat
     return num_pixels - torch.where(num_annotated == 0, half, num_annotated)
 
 
-class _Scores:
-    """Maps before their last normalisation, and what several rules ask of them."""
+def values_at_ranks(values: Tensor, ranks: Tensor) -> Tensor:
+    """Select what each row, sorted, would hold at its ranks (from 0): (C, N), (C, Q) -> (C, Q).
 
-    def __init__(self, maps: Tensor, *, halved: bool = False) -> None:
-        """Finds the ends of each map's range.
-
-        Args:
-            maps: (B, M, M) float32.
-            halved: they are SLAVC's scores, (map + 1) / 2, already.
-        """
-        self.maps = maps
-        self._halved = halved
-        self._lowest = maps.amin((1, 2), keepdim=True)
-        self._highest = maps.amax((1, 2), keepdim=True)
-        self._normalised: dict[str, Tensor] = {}
-        self._quarter = max(1, maps[0].numel() // 4)
-        self._ranks = {"top quarter": torch.tensor([maps[0].numel() - self._quarter])}
-
-    def prepare(self, protocol: LocalisationProtocol, num_annotated: Tensor | None) -> None:
-        """Notes which threshold a rule will ask for: all are found in one go."""
-        if protocol.threshold != "fixed":
-            ranks = threshold_ranks(protocol, self.maps[0].numel(), num_annotated)
-            self._ranks[protocol.threshold] = ranks
-
-    def normalised(self, protocol: LocalisationProtocol) -> Tensor:
-        """(B, M, M), see `normalise`."""
-        if protocol.normalisation not in self._normalised:
-            self._normalised[protocol.normalisation] = self._rescale(self.maps, protocol)
-        return self._normalised[protocol.normalisation]
-
-    def threshold(self, protocol: LocalisationProtocol) -> Tensor:
-        """(B, 1, 1) on the normalised map, or a single one for all."""
-        if protocol.value is not None:
-            return self.maps.new_tensor(protocol.value)
-        # Normalising keeps the order, so that a rank's pixel is the same before and after it.
-        return self._rescale(self._at_ranks[protocol.threshold][:, None, None], protocol)
-
-    def confidences(self, protocol: LocalisationProtocol) -> Tensor:
-        """(B,) float64, see `Prediction`."""
-        if protocol.object_prior == "scores" and not self._halved:
-            return (self._top_quarter_means + 1) / 2
-        return self._top_quarter_means
-
-    @cached_property
-    def _top_quarter_means(self) -> Tensor:
-        least = self._at_ranks["top quarter"]
-        beyond = (self.maps - least[:, None, None]).clamp_(min=0)
-        # Rows first: their sums are the same whatever the batch and the number of threads.
-        sums = beyond.sum(2).sum(1, dtype=torch.float64)
-        return sums / self._quarter + least
-
-    @cached_property
-    def _at_ranks(self) -> dict[str, Tensor]:
-        """(B,) or (1,) values of the maps for each of the ranks."""
-        num_maps = len(self.maps)
-        columns = [
-            ranks.to(self.maps.device)[:, None].expand(num_maps, 1)
-            if len(ranks) in (1, num_maps)
-            else ranks.to(self.maps.device)[None]  # many ranks of one map
-            for ranks in self._ranks.values()
-        ]
-        found = values_at_ranks(self.maps.flatten(1), torch.cat(columns, 1))
-        parts = found.split([column.shape[1] for column in columns], 1)
-        return {name: part.flatten() for name, part in zip(self._ranks, parts, strict=True)}
-
-    def _rescale(self, values: Tensor, protocol: LocalisationProtocol) -> Tensor:
-        span = self._highest - self._lowest
-        span = torch.where(torch.isfinite(span), span, torch.nan)
-        if protocol.normalisation == "half_cosine":
-            zero = 0 * span  # or NaN
-            return values + zero if self._halved else (values + 1).div_(2 + zero)
-        inverted = protocol.normalisation == "inverted_min_max"
-        origin = self._highest if inverted else self._lowest
-        if protocol.normalisation != "min_max":
-            flat = span == 0
-            origin, span = torch.where(flat, 0, origin), torch.where(flat, 1, span)
-        if inverted:
-            return (origin - values).div_(span).neg_().add_(1)
-        return (values - origin).div_(span)
+    NumPy's partition of a row takes a tenth of a sort on a CPU; a GPU sorts all rows at once.
+    """
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values.gather(1, ranks)
+    found = np.empty(ranks.shape, np.float32)
+    for place, (row, wanted) in enumerate(zip(values.numpy(), ranks.numpy(), strict=True)):
+        found[place] = np.partition(row, wanted)[wanted]
+    return torch.from_numpy(found)
 
 
-def _kinds(protocol: LocalisationProtocol, objects: ObjectMaps | None) -> tuple[object, object]:
-    """What tells a rule's up-sampled maps, and its mixed ones, from those of other rules."""
-    own = (protocol.upsampling, protocol.map_size)
-    if objects is None:
-        return own, own
-    normalised = protocol.normalisation if protocol.object_prior == "maps" else None
-    return own, (own, normalised)
+def _top_quarter_means(maps: Tensor) -> Tensor:
+    """(B, M, M) -> (B,) float64, NaN where a number is not finite."""
+    num_pixels = maps[0].numel()
+    quarter = max(1, num_pixels // 4)
+    ranks = torch.full((len(maps), 1), num_pixels - quarter, device=maps.device)
+    least = values_at_ranks(maps.flatten(1), ranks)  # (B, 1)
+    beyond = (maps - least[:, None]).clamp_(min=0)
+    # Rows first: their sums are the same whatever the batch and the number of threads.
+    means = beyond.sum(2).sum(1, dtype=torch.float64) / quarter + least[:, 0]
+    lowest, highest = _value_range(maps)
+    return torch.where(torch.isfinite(highest - lowest).flatten(), means, torch.nan)
 
 
-def _compare(maps: Tensor, protocol: LocalisationProtocol, threshold: Tensor) -> Tensor:
-    strict = protocol.comparison == ">"
-    if protocol.keep_maximum:
-        # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
-        # SSL-TIE's program then keeps what equals 1.
-        threshold = threshold.clamp(max=BELOW_ONE if strict else 1)
-    return maps > threshold if strict else maps >= threshold
+def _value_range(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each map, (B, 1, 1) each."""
+    return maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+
+
+def _rescale(
+    values: Tensor,
+    value_range: tuple[Tensor, Tensor],
+    protocol: LocalisationProtocol,
+    *,
+    halved: bool = False,
+) -> Tensor:
+    """Normalise values of maps with these ranges; halved: they are SLAVC's (map + 1) / 2 already."""
+    lowest, highest = value_range
+    span = highest - lowest
+    span = torch.where(torch.isfinite(span), span, torch.nan)
+    if protocol.normalisation == "half_cosine":
+        zero = 0 * span  # or NaN
+        return values + zero if halved else (values + 1).div_(2 + zero)
+    inverted = protocol.normalisation == "inverted_min_max"
+    origin = highest if inverted else lowest
+    if protocol.normalisation != "min_max":
+        flat = span == 0
+        origin, span = torch.where(flat, 0, origin), torch.where(flat, 1, span)
+    if inverted:
+        return (origin - values).div_(span).neg_().add_(1)
+    return (values - origin).div_(span)

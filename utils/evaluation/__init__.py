@@ -1,0 +1,1 @@
+"""Localisation, retrieval and negative audio: rules, metrics, baselines and intervals."""

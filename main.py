@@ -24,19 +24,17 @@ import opts
 from datasets.audio_mixing import Mixing, MixingBatches
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
-from datasets.feature_cache import FeatureBatch
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader, build_train_loader, hash_seed
-from datasets.transforms import AugmentationConfig, to_displayable
-from datasets.views import TestViews
+from datasets.transforms import to_displayable
+from datasets.views import SSLTIEViews, SSPLViews, TestViews
 from datasets.watched_workers import dead_workers_named
 from models import build_model
 from models.heads import collapse_warning
 from models.pretrained import load_frozen_encoders
-from models.ssl_tie import SSLTIE
 from models.sspl import SSPL
 from models.synchronised import synchronise_batch_norms
-from scripts.training_inputs import Views, build_inputs
+from scripts.training_inputs import build_training_clips, build_views
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.distributed import (
     barrier,
@@ -91,9 +89,12 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     curriculum = MixingCurriculum(options.mixing, training_set.clip_ids, options.run.seed)
     if options.run.resume:
         restore(options, run, training_set, trainer, curriculum)
-    clips, views = build_inputs(options, training_set, trainer.model, device)
+    views = build_views(options, device)
     loader = build_train_loader(
-        clips, batches, num_workers=options.data.workers, pin_memory=device.type == "cuda"
+        build_training_clips(options, training_set),
+        batches,
+        num_workers=options.data.workers,
+        pin_memory=device.type == "cuda",
     )
     epochs = options.optimisation.epochs
     assert epochs is not None  # recipes are completed when options are parsed
@@ -145,10 +146,6 @@ def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
     """The model with its initial weights, ready to train on a device, alone or with others."""
     seed_everything(options.run.seed)
     model = build_model(options.method, options.model).train()
-    if options.memory is not None and isinstance(model, SSLTIE):
-        megabytes = options.memory.head_megabytes
-        model.head_bytes = None if megabytes is None else megabytes * 2**20
-        model.recompute_audio = options.memory.recompute_audio
     frozen = options.frozen
     if frozen is not None and isinstance(model, SSPL) and not options.run.resume:  # else last.pth's
         if frozen.random_init:
@@ -170,7 +167,7 @@ def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
         for network in model.networks():
             network.compile()
     stepper = Stepper(optimizer, device, options.compute.precision)
-    return Trainer(model, wrapped, stepper, options.compute.micro_batches)
+    return Trainer(model, wrapped, stepper)
 
 
 def choose_mixing(
@@ -196,7 +193,7 @@ def embed_sounds(
     options: opts.TrainOptions, training_set: ClipSet, trainer: Trainer, stop: Interruption
 ) -> Embeddings:
     """This process's part of the training sounds, unmasked, for the model as it is."""
-    assert isinstance(options.augmentation, AugmentationConfig)
+    assert options.augmentation is not None
     clips = AudioVisualClips(
         shard(training_set.clips, rank(), world_size()),
         geometry=FrameGeometry(options.frame.frame_size),
@@ -225,7 +222,7 @@ def decoded_in_order(
     own = own_part(options.optimisation.batch_size)
     loader = build_test_loader(
         clips,
-        batch_size=max(1, (own.stop - own.start) // options.compute.micro_batches),
+        batch_size=own.stop - own.start,
         num_workers=options.data.workers,
         pin_memory=device.type == "cuda",
     )
@@ -239,8 +236,8 @@ def decoded_in_order(
 def train_one_epoch(
     options: opts.TrainOptions,
     run: TrainingRun,
-    loader: DataLoader[Batch] | DataLoader[FeatureBatch],
-    views: Views,
+    loader: DataLoader[Batch],
+    views: SSLTIEViews | SSPLViews,
     trainer: Trainer,
     stop: Interruption,
 ) -> int | None:
@@ -268,7 +265,7 @@ def train_one_epoch(
                     global_size=batch_size,
                 )
                 run.note_step(step.loss, step.terms, batch.clip_ids)
-                if run.step == run.steps_per_epoch and views.shown is not None:
+                if run.step == run.steps_per_epoch:
                     shown = slice(options.run.pictures)
                     frames = to_displayable(step.inputs[views.shown][shown])
                     run.add_pictures(frames, step.similarity_map[shown].float().cpu().numpy())

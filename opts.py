@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from datasets.audio import AudioConfig, SegmentConfig
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
 from datasets.negative_sounds import NegativeSoundConfig
-from datasets.paired_views import PairedViewConfig
 from datasets.transforms import AugmentationConfig
 from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
@@ -24,6 +24,27 @@ from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
 from utils.retrieval_options import RetrievalOptions
 from utils.video_options import ImageOptions, VideoOptions
+
+DROPPED = {
+    "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",
+    "--recompute-audio": "Activations are always kept: lower --batch-size, or use more GPUs.",
+    "--head-megabytes": "The contrast is always computed at once: lower --batch-size, or use more GPUs.",
+    "--view-pool": "SSPL draws any of the 1,058 views of a frame each time, as its authors do.",
+    "--feature-cache": "SSPL's frozen encoders see new views in every step, so there is nothing to keep.",
+}
+"""Options of earlier versions -> why they are gone, or what to use instead."""
+
+
+def refuse_dropped(arguments: Sequence[str]) -> None:
+    """Refuse a command line with an option of an earlier version.
+
+    Raises:
+        ValueError: an option, as `--option` or `--option=value`, is in DROPPED.
+    """
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in DROPPED:
+            raise ValueError(f"{option} is no longer there. {DROPPED[option]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +95,7 @@ class ValidationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenOptions:
-    """Where the frozen encoders of SSPL get their weights, and whether their output is kept."""
+    """Where the frozen encoders of SSPL get their weights."""
 
     vgg16: Path | None = None
     """torchvision's vgg16-397923af.pth; none: looked up by name in ckpts/ and torch hub's folder"""
@@ -82,8 +103,6 @@ class FrozenOptions:
     """torchvggish's vggish-10086976.pth; none: looked up by name likewise"""
     random_init: bool = False
     """leave the frozen encoders at random weights: for trials only, no published setting"""
-    feature_cache: Path | None = None
-    """folder in which the frozen encoders' output is kept and read from; needs --view-pool"""
 
     def __post_init__(self) -> None:
         """Refuses weights that would not be used."""
@@ -103,29 +122,6 @@ class ComputeOptions:
     """keep feature maps with their channels side by side, as GPUs' half precision likes them"""
     compile: bool = False
     """compile the networks with torch.compile, which needs a C++ compiler or Triton"""
-    micro_batches: int = 1
-    """parts of a batch that take their turns, for less memory: negatives and batch norms of a clip
-    are then only those of its part"""
-
-    def __post_init__(self) -> None:
-        """Refuses values without meaning."""
-        if self.micro_batches < 1:
-            raise ValueError(f"--micro-batches must be at least 1, got {self.micro_batches}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """What SSL-TIE's training can do with less memory, at the same results."""
-
-    recompute_audio: bool = False
-    """compute the audio encoder's activations twice instead of keeping them"""
-    head_megabytes: int | None = None
-    """most memory, 2**20 bytes, for the maps of all frames with all sounds; none: no limit"""
-
-    def __post_init__(self) -> None:
-        """Refuses values without meaning."""
-        if self.head_megabytes is not None and self.head_megabytes < 1:
-            raise ValueError(f"--head-megabytes must be at least 1, got {self.head_megabytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +162,14 @@ class TrainOptions:
     data: DataOptions
     audio: AudioConfig | SegmentConfig
     frame: FrameConfig
-    augmentation: AugmentationConfig | PairedViewConfig
     validation: ValidationOptions
     optimisation: SSLTIERecipe | SSPLRecipe
     compute: ComputeOptions
     run: RunOptions
+    augmentation: AugmentationConfig | None = None
+    """of SSL-TIE's training frames and sounds"""
     geometric: GeometricConfig | None = None
     """of SSL-TIE's equivariance branch"""
-    memory: MemoryOptions | None = None
-    """of SSL-TIE's training"""
     mixing: AudioMixingOptions | None = None
     """of SSL-TIE's training sounds"""
     negatives: NegativeSoundConfig | None = None
@@ -184,25 +179,14 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuses groups that contradict each other."""
-        if isinstance(self.audio, AudioConfig) and isinstance(self.augmentation, AugmentationConfig):
+        if isinstance(self.audio, AudioConfig) and self.augmentation is not None:
             self.augmentation.check_fits(self.audio.mel_bins, self.audio.num_frames)
-        if self.optimisation.batch_size < 2 * self.compute.micro_batches:
-            raise ValueError(
-                f"--micro-batches {self.compute.micro_batches} leaves fewer than 2 of --batch-size "
-                f"{self.optimisation.batch_size} clips in a part."
-            )
         if isinstance(self.model, SSPLConfig):
             self.model.check_frame_size(self.frame.frame_size)
         if self.negatives is not None and self.negatives.kinds and not self.model.has_contrast:
             raise ValueError(
                 "--negative-sounds are negatives of the contrast, which has no part in the loss: "
                 "--contrastive-weight and --transformed-contrastive-weight are 0."
-            )
-        pooled = isinstance(self.augmentation, PairedViewConfig) and self.augmentation.view_pool
-        if self.frozen is not None and self.frozen.feature_cache is not None and not pooled:
-            raise ValueError(
-                "--feature-cache needs --view-pool N: without a pool every view is a new one, and "
-                "there is nothing to keep."
             )
 
 
@@ -218,11 +202,10 @@ _METHOD_GROUPS: dict[str, dict[str, type]] = {
         "audio": AudioConfig,
         "augmentation": AugmentationConfig,
         "geometric": GeometricConfig,
-        "memory": MemoryOptions,
         "mixing": AudioMixingOptions,
         "negatives": NegativeSoundConfig,
     },
-    "sspl": {"audio": SegmentConfig, "augmentation": PairedViewConfig, "frozen": FrozenOptions},
+    "sspl": {"audio": SegmentConfig, "frozen": FrozenOptions},
 }
 """Groups that only one method has, beside its configuration and its recipe."""
 
@@ -231,8 +214,10 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
     """Command line of main.py -> options.
 
     Raises:
-        ValueError: values contradict each other.
+        ValueError: values contradict each other, or an option is no longer there.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    refuse_dropped(arguments)
     parser = argparse.ArgumentParser("main.py", description="Trains a sound localiser.")
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name, method in METHODS.items():
@@ -287,8 +272,10 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
     """Command line of test.py -> options of the chosen task.
 
     Raises:
-        ValueError: values contradict each other.
+        ValueError: values contradict each other, or an option is no longer there.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    refuse_dropped(arguments)
     parser = argparse.ArgumentParser("test.py", description="Scores a trained sound localiser.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, (group, summary) in _TEST_TASKS.items():
@@ -311,8 +298,7 @@ def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:
 
 MAY_CHANGE_ON_RESUME = {
     "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "resume", "device",
-    "log_every", "pictures", "dry_run", "validation_root", "vgg16", "vggish", "feature_cache",
-    "recompute_audio", "head_megabytes",
+    "log_every", "pictures", "dry_run", "validation_root", "vgg16", "vggish",
 }  # fmt: skip
 """Options that leave the weights of an epoch as they are; the clips are compared apart."""
 
@@ -325,6 +311,8 @@ def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -
     found = []
     groups = train_groups(now["method"])
     for group, values in now.items():
+        if values is None:  # a group that the method has no more
+            continue
         for name, value in values.items() if isinstance(values, dict) else ((group, values),):
             old = before.get(group)
             if isinstance(values, dict):

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.clips import AudioVisualClips, Batch, ClipRequest, collate
-from datasets.feature_cache import CachedClips, FeatureBatch, collate_features
 from datasets.watched_workers import WatchedClips
 
 
@@ -78,21 +77,21 @@ def hash_seed(*numbers: int) -> int:
 
 
 def build_train_loader(
-    clips: AudioVisualClips | CachedClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch] | DataLoader[FeatureBatch]:
+    clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
     """Loader over the batches of a SeededBatches.
 
     Args:
-        clips: what is decoded, or read from a cache of features.
+        clips: what is decoded.
         batches: which clips, in which order; move it with start_at before iterating.
         num_workers: decoding processes; 0 decodes in this one.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
-    return DataLoader(  # type: ignore[return-value]  # collate turns samples into a batch
+    return DataLoader(  # collate turns samples into a batch
         WatchedClips(clips, num_workers) if num_workers else clips,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=collate_features if isinstance(clips, CachedClips) else collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_prepare_worker,

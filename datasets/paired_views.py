@@ -1,9 +1,7 @@
 """The two views of a frame that SSPL compares: shifted and mirrored cut-outs."""
 
 import random
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,20 +9,6 @@ from torch import Tensor
 
 MARGIN = 0.1
 """By how much the frame is larger than a view, fraction of the view's side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedViewConfig:
-    """How the two views of a frame are drawn."""
-
-    view_pool: int = 0
-    """views of each frame that are drawn from, the same in every epoch, as a feature cache needs;
-    0: any of the 1,058 shifts and mirrorings, drawn anew each time, as the authors do"""
-
-    def __post_init__(self) -> None:
-        """Refuses pools without a pair."""
-        if self.view_pool < 0 or self.view_pool == 1:
-            raise ValueError(f"--view-pool must be 0 or at least 2 (a pair is drawn), got {self.view_pool}")
 
 
 class CutOut(NamedTuple):
@@ -51,18 +35,6 @@ def draw_pair(seed: int, frame_size: int) -> tuple[CutOut, CutOut]:
     """
     source = random.Random(seed)
     return _draw(source, frame_size), _draw(source, frame_size)
-
-
-def choose_pair(seed: int, view_pool: int) -> tuple[int, int]:
-    """Two different places in a pool of views; the same seed gives the same."""
-    first, second = random.Random(seed).sample(range(view_pool), 2)
-    return first, second
-
-
-def pooled_view(clip_id: str, place: int, frame_size: int) -> CutOut:
-    """The view at a place of a clip's pool: a function of its arguments alone."""
-    # crc32, as hash() of a string differs between processes
-    return _draw(random.Random(zlib.crc32(clip_id.encode()) * 4096 + place), frame_size)
 
 
 def cut_views(frames: Tensor, views: Sequence[CutOut], frame_size: int) -> Tensor:

@@ -22,7 +22,7 @@ from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_
 from datasets.frame_operations import resized_crop
 from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from datasets.negative_sounds import NegativeSoundConfig, negative_spectrograms
-from datasets.paired_views import CutOut, PairedViewConfig, choose_pair, cut_views, draw_pair, pooled_view
+from datasets.paired_views import CutOut, cut_views, draw_pair
 from datasets.transforms import AugmentationConfig, SpecAugment, as_float, normalise
 
 
@@ -117,19 +117,15 @@ class SSPLViews:
     shown = "frames_view_1"
     """the view that the training output's map belongs to"""
 
-    def __init__(
-        self, audio: SegmentConfig, pairs: PairedViewConfig, frame_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, audio: SegmentConfig, frame_size: int, device: torch.device) -> None:
         """Builds the front end.
 
         Args:
             audio: of the log-mel segments.
-            pairs: how views are drawn.
             frame_size: S, side of a view, pixels.
             device: of the batches.
         """
         self.front_end = audio.build_front_end().to(device)
-        self.view_pool = pairs.view_pool
         self.frame_size = frame_size
 
     @torch.no_grad()
@@ -147,7 +143,7 @@ class SSPLViews:
             global_size: as SSLTIEViews; not used.
         """
         del seed, first, global_size
-        ones, others = zip(*map(self._pair, batch.clip_ids, batch.crop_seeds), strict=True)
+        ones, others = zip(*[draw_pair(seed, self.frame_size) for seed in batch.crop_seeds], strict=True)
         return {
             "frames_view_1": self.cut(batch.frames, ones),
             "frames_view_2": self.cut(batch.frames, others),
@@ -157,19 +153,6 @@ class SSPLViews:
     def cut(self, frames: Tensor, views: Sequence[CutOut]) -> Tensor:
         """One view of each uint8 frame (B, 3, E, E), normalised: (B, 3, S, S)."""
         return normalise(as_float(cut_views(frames, views, self.frame_size)))
-
-    def pool_of(self, batch: Batch) -> list[Tensor]:
-        """Every view of the pool, normalised: K of (B, 3, S, S)."""
-        return [
-            self.cut(batch.frames, [pooled_view(i, place, self.frame_size) for i in batch.clip_ids])
-            for place in range(self.view_pool)
-        ]
-
-    def _pair(self, clip_id: str, seed: int) -> tuple[CutOut, CutOut]:
-        if self.view_pool == 0:
-            return draw_pair(seed, self.frame_size)
-        first, second = choose_pair(seed, self.view_pool)
-        return (pooled_view(clip_id, first, self.frame_size), pooled_view(clip_id, second, self.frame_size))
 
 
 class TestViews:

@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from datasets.clips import AudioVisualClips, ClipRequest
-from datasets.feature_cache import CachedClips
 
 PROCESS, POSITION, READING = range(3)
 """Columns of the notes."""
@@ -23,11 +22,11 @@ _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", re.DOT
 class WatchedClips(Dataset[Any]):
     """Clips for the workers of one loader, which note in shared memory which clip they are at."""
 
-    def __init__(self, clips: AudioVisualClips | CachedClips, num_workers: int) -> None:
+    def __init__(self, clips: AudioVisualClips, num_workers: int) -> None:
         """Nothing has been read.
 
         Args:
-            clips: what is decoded, or read from a cache of features.
+            clips: what is decoded.
             num_workers: of the loader, at least 1.
         """
         self.clips = clips
@@ -57,8 +56,6 @@ class WatchedClips(Dataset[Any]):
         return None
 
     def _describe(self, position: int) -> str:
-        if isinstance(self.clips, CachedClips):
-            return f"clip {self.clips.clip_ids[position]} of {self.clips.cache.folder}"
         clip = self.clips.clips[position]
         return f"clip {clip.clip_id}: frame {clip.frame_source}, sound {clip.audio_source}"
 

@@ -33,14 +33,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.chunked_contrast import contrast_in_chunks
 from models.encoders import ResNet18Encoder, global_max_pool
 from models.gather import gather_rows
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
 from models.negative_sounds import mean_similarity, running_statistics
 from models.pooling import ImagePooling, pool_positions
 from models.precision import at_least_float32
-from models.recompute import recomputed
 from models.similarity import own_maps, similarity_map, similarity_maps
 from models.training_output import TrainingOutput
 
@@ -106,13 +104,6 @@ class SSLTIEConfig:
 class SSLTIE(nn.Module):
     """The localiser and its training loss."""
 
-    head_bytes: int | None = None
-    """most bytes that the maps of frames with sounds may take in training, and all that is computed
-    from them; the contrast then takes a few frames at a time, twice. None: no limit. Results are
-    the same but for rounding"""
-    recompute_audio: bool = False
-    """compute the audio encoder's activations twice instead of keeping them. Same results"""
-
     def __init__(self, config: SSLTIEConfig) -> None:
         """Builds both encoders, randomly initialised.
 
@@ -144,11 +135,7 @@ class SSLTIE(nn.Module):
                 "log_mel_spectrogram must be (B, 1, mel_bins, frames), "
                 f"got {tuple(log_mel_spectrogram.shape)}"
             )
-        if self.recompute_audio:
-            features = recomputed(self.audnet, log_mel_spectrogram)
-        else:
-            features = self.audnet(log_mel_spectrogram)
-        pooled = global_max_pool(features)
+        pooled = global_max_pool(self.audnet(log_mel_spectrogram))
         return F.normalize(at_least_float32(pooled), dim=1)
 
     def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
@@ -199,16 +186,6 @@ class SSLTIE(nn.Module):
         Returns:
             logits (B, A + 1 or A + 2) and similarity maps (B, h, w).
         """
-        if self.head_bytes is None:
-            return self._contrast_at_once(visual_feature_map, audio_embedding, first_own)
-        logits, maps = contrast_in_chunks(
-            self._contrast_at_once, visual_feature_map, audio_embedding, first_own, head_bytes=self.head_bytes
-        )
-        return logits, maps
-
-    def _contrast_at_once(
-        self, visual_feature_map: Tensor, audio_embedding: Tensor, first_own: int
-    ) -> tuple[Tensor, Tensor]:
         config = self.config
         hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
         with torch.autocast(visual_feature_map.device.type, enabled=False):

@@ -3,8 +3,7 @@
     bash scripts/benchmark.sh loader             # decoding of clips, the authors' way and ours
     bash scripts/benchmark.sh train              # a training step: plain, and with each option
     bash scripts/benchmark.sh evaluate           # scoring of clips
-    bash scripts/benchmark.sh head               # the contrast at once and in chunks
-    bash scripts/benchmark.sh all                # these four, as they are by default
+    bash scripts/benchmark.sh all                # these three, as they are by default
     bash scripts/benchmark.sh scaling            # predicted, not measured: docs/scaling.md
     bash scripts/benchmark.sh train --help       # all options
 
@@ -24,7 +23,6 @@ import torch
 
 from datasets.loading_speed import LoaderSizes, loader_lines, make_clips
 from scripts.benchmark_evaluate import EvaluateBenchmark, benchmark_evaluate
-from scripts.benchmark_head import HeadBenchmark, benchmark_head
 from scripts.benchmark_measure import Setting, check_counts, write_line
 from scripts.benchmark_steps import Sizes
 from scripts.benchmark_train import TrainBenchmark, benchmark_train
@@ -74,7 +72,6 @@ CASES = {
         benchmark_train, (Sizes, TrainBenchmark), "a training step of SSL-TIE, plain and with each option"
     ),
     "evaluate": Case(benchmark_evaluate, (EvaluateBenchmark,), "scoring of clips, as test.py does it"),
-    "head": Case(benchmark_head, (HeadBenchmark,), "the contrast of all frames with all sounds, two ways"),
 }
 ALL = "all"
 SCALING = "scaling"

@@ -36,9 +36,6 @@ class Variant:
     channels_last: bool = False
     compile: bool = False
     fused_adam: bool = True
-    micro_batches: int = 1
-    recompute_audio: bool = False
-    head_megabytes: int | None = None
     audio_encodings: Literal[1, 2] = 1
     nudged: bool = False
     """start from weights that differ by rounding"""
@@ -62,12 +59,11 @@ class Variant:
 PLAIN = Variant(name="plain")
 
 
-def variants_for(device: torch.device, head_megabytes: int) -> tuple[Variant, ...]:
+def variants_for(device: torch.device) -> tuple[Variant, ...]:
     """Everything that can be compared, the plain way first.
 
     Args:
         device: on a CPU, nothing is joined that only a GPU has.
-        head_megabytes: limit of the contrast's maps where it is chunked.
     """
     gpu = device.type == "cuda"
     together = Variant(name="together", precision="bf16", tf32=gpu, channels_last=True, compile=True)
@@ -80,12 +76,8 @@ def variants_for(device: torch.device, head_megabytes: int) -> tuple[Variant, ..
         Variant(name="bf16_channels_last", precision="bf16", channels_last=True),
         Variant(name="compile", compile=True),
         Variant(name="plain_adam", fused_adam=False),
-        Variant(name="micro_batches_2", micro_batches=2),
-        Variant(name="recompute_audio", recompute_audio=True),
-        Variant(name="head_megabytes", head_megabytes=head_megabytes),
         Variant(name="encoded_twice", audio_encodings=2),
         together,
-        replace(together, name="together_recompute_audio", recompute_audio=True),
         Variant(name="plain_nudged", nudged=True),
     )
 
@@ -128,16 +120,6 @@ class StepInputs:
     def __len__(self) -> int:
         """B."""
         return len(self.frames)
-
-    def part(self, chosen: slice) -> "StepInputs":
-        """Some of its clips."""
-        first, end, _ = chosen.indices(len(self))
-        return StepInputs(
-            self.frames[chosen],
-            self.log_mel_spectrogram[chosen],
-            self.transformed_frames[chosen],
-            self.transform.of_frames(first, end - first),
-        )
 
     def to(self, device: torch.device) -> "StepInputs":
         """Itself, on a device."""
@@ -189,9 +171,6 @@ def build_model(variant: Variant) -> SSLTIE:
     """The model with the same first weights whatever the variant, but for the nudged one."""
     torch.manual_seed(SEED)
     model = SSLTIE(SSLTIEConfig(audio_encodings=variant.audio_encodings)).train()
-    megabytes = variant.head_megabytes
-    model.head_bytes = None if megabytes is None else megabytes * 2**20
-    model.recompute_audio = variant.recompute_audio
     if variant.nudged:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -240,7 +219,7 @@ class TrainingSteps:
             for network in model.networks():
                 network.compile()
         stepper = Stepper(optimizer, device, variant.precision)
-        self.trainer = Trainer(model, model, stepper, variant.micro_batches)
+        self.trainer = Trainer(model, model, stepper)
 
     def step(self, inputs: StepInputs) -> Tensor:
         """One step of the project's training; returns the scalar loss before it."""

@@ -72,14 +72,12 @@ class TrainBenchmark:
     """steps after which losses are compared; 0: they are not"""
     loss_sizes: Literal["small", "same"] = "small"
     """batches of these steps: 8 clips of 64 pixels and 48 x 64, or as the timed ones"""
-    head_megabytes: int = 16
-    """limit of the variant whose contrast goes in chunks, 2**20 bytes"""
     loader_workers: int = 0
     """also train the fastest variant from files, decoded by so many processes; 0: do not"""
 
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
-        check_counts(steps=self.steps, repeats=self.repeats, head_megabytes=self.head_megabytes)
+        check_counts(steps=self.steps, repeats=self.repeats)
         if min(self.loss_steps, self.loader_workers) < 0:
             raise ValueError("--loss-steps and --loader-workers must be 0 or more.")
 
@@ -98,7 +96,7 @@ def benchmark_train(device: torch.device, sizes: Sizes, options: TrainBenchmark)
             "--loader-workers compares with sounds as training hears them: leave --mel-bins and "
             "--spectrogram-frames at their defaults."
         )
-    chosen = _choose(variants_for(device, options.head_megabytes), options.variants)
+    chosen = _choose(variants_for(device), options.variants)
     runnable = _report_missing(chosen, device)
     inputs = [draw_inputs(sizes, scale, device) for scale in SCALES]
     useful = _mean_flops(PLAIN, sizes)

@@ -202,13 +202,12 @@ def sspl(rank, world_size):
 
 ANGLES = (5, -30, 0, 20)
 SSL_TIE_VARIANTS = {
-    "narrow": ({}, None),
-    "sound encoded twice": ({"audio_encodings": 2}, None),
-    "head in chunks": ({}, 12_000),
-    "no hard negatives": ({"hard_negatives": False}, None),
-    "ResNet-18": ({}, None),
+    "narrow": {},
+    "sound encoded twice": {"audio_encodings": 2},
+    "no hard negatives": {"hard_negatives": False},
+    "ResNet-18": {},
 }
-"""Options and head_bytes, by name."""
+"""Options by name."""
 
 
 def narrow_encoder(in_channels, *, passes=1):
@@ -224,14 +223,12 @@ def narrow_encoder(in_channels, *, passes=1):
 
 
 def build_ssl_tie(variant):
-    options, head_bytes = SSL_TIE_VARIANTS[variant]
-    config = SSLTIEConfig(**options)
+    config = SSLTIEConfig(**SSL_TIE_VARIANTS[variant])
     torch.manual_seed(0)
     if variant == "ResNet-18":
         return SSLTIE(config).double().train()
     with torch.device("meta"):
         model = SSLTIE(config)
-    model.head_bytes = head_bytes
     model.imgnet = narrow_encoder(3)
     model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
     return model.double().train()

@@ -166,22 +166,6 @@ def test_a_line_for_each_way_to_score():
     assert lines["batches_all_rules"]["rules"] > lines["batches"]["rules"] == 1
 
 
-def test_lines_for_the_contrast_in_chunks():
-    finished = benchmark(*"head --batch-sizes 4,48 --head-megabytes 4 --repeats 2".split())
-    assert finished.returncode == 0, finished.stderr
-    lines = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert [(line["batch_size"], line["variant"]) for line in lines] == [
-        (size, way) for size in (4, 48) for way in ("plain", "chunked")
-    ]
-    for line in lines:
-        check(line)
-    plain, chunked = lines[2:]
-    kept = 48 * 512 * 196 * 4  # the gradient of the frames' features
-    assert chunked["peak_memory_bytes_cpu_profiler"] < kept + 5 * 2**20
-    assert plain["peak_memory_bytes_cpu_profiler"] > chunked["peak_memory_bytes_cpu_profiler"]
-    assert plain["flops_per_sample"] == pytest.approx(48 * 196 * 512 * 2 * 3, rel=0.02)
-
-
 def test_predictions_say_that_they_are_predictions():
     finished = benchmark("scaling", "--gpus", "1,8")
     assert finished.returncode == 0, finished.stderr
@@ -202,16 +186,15 @@ def test_arithmetic_at_reference_sizes():
 
 
 def test_every_option_has_its_variant():
-    variants = {variant.name: variant for variant in variants_for(torch.device("cuda"), 16)}
+    variants = {variant.name: variant for variant in variants_for(torch.device("cuda"))}
     for name, value in {
         "precision": "bf16", "tf32": True, "channels_last": True, "compile": True,
-        "fused_adam": False, "micro_batches": 2, "recompute_audio": True, "head_megabytes": 16,
-        "audio_encodings": 2,
+        "fused_adam": False, "audio_encodings": 2,
     }.items():  # fmt: skip
         assert any(getattr(variant, name) == value for variant in variants.values()), name
         assert getattr(variants["plain"], name) != value
     assert variants["together"].arithmetic == "half"
-    assert not next(v for v in variants_for(CPU, 16) if v.name == "together").tf32
+    assert not next(v for v in variants_for(CPU) if v.name == "together").tf32
 
 
 def test_variants_start_from_the_same_weights():
@@ -219,11 +202,7 @@ def test_variants_start_from_the_same_weights():
     inputs = draw_inputs(sizes, 1.0, CPU)
     plain, recomputed, nudged = (
         TrainingSteps(variant, CPU).step(inputs).item()
-        for variant in (
-            PLAIN,
-            Variant(name="again", recompute_audio=True),
-            Variant(name="nudged", nudged=True),
-        )
+        for variant in (PLAIN, Variant(name="again"), Variant(name="nudged", nudged=True))
     )
     assert plain == recomputed != nudged
     assert nudged == pytest.approx(plain, rel=1e-4)
@@ -272,8 +251,6 @@ def test_the_peak_counts_what_is_gone_at_the_end():
         (("train", "--loss-steps", -1), "--loss-steps and --loader-workers must be 0 or more"),
         (("train", "--loader-workers", 1, "--mel-bins", 64), "--loader-workers"),
         (("evaluate", "--clips", 4, "--batch-size", 5), "--batch-size must be 1 to --clips"),
-        (("head", "--batch-sizes", "4,x"), "--batch-sizes takes numbers of 2 or more"),
-        (("head", "--head-megabytes", 0), "--head-megabytes must be at least 1"),
         (("loader", "--repeats", 0), "--repeats must be at least 1"),
         (("scaling", "--gpus", "few"), "--gpus takes numbers"),
     ],

@@ -1,7 +1,6 @@
 """What goes wrong in the middle of a run: kills, signals, NaN, dead workers, full disks."""
 
 import csv
-import itertools
 import json
 import math
 import multiprocessing
@@ -412,17 +411,6 @@ def test_weights_that_the_last_step_broke_are_not_saved(tiny_data, tmp_path, mon
     assert (checkpoint.epoch, checkpoint.step) == (1, 0)
     assert not find_non_finite(checkpoint.state_dict)
     assert len((output / "history.csv").read_text().splitlines()) == 2  # the second is not finished
-
-
-@pytest.mark.usefixtures("narrow")
-def test_validation_with_fewer_clips_than_parts(tiny_data, tmp_path, monkeypatch):
-    # Training with all of the batch, validation as one of four processes.
-    parts = itertools.chain([main.own_part(4)], itertools.repeat(slice(0, 1)))
-    monkeypatch.setattr(main, "own_part", lambda batch_size: next(parts))
-    words = ("--batch-size", 4, "--micro-batches", 2, "--epochs", 1,
-             "--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root)  # fmt: skip
-    assert main.main(arguments(tiny_data, tmp_path / "run", *words)) == 0
-    assert (tmp_path / "run" / "best.pth").exists()
 
 
 @pytest.mark.usefixtures("narrow")

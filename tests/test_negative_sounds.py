@@ -27,7 +27,6 @@ from models.encoders import ResNet18Encoder
 from models.negative_sounds import running_statistics
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.synchronised import synchronise_batch_norms
-from utils.optimisation import Stepper, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -257,27 +256,6 @@ def test_gradients_reach_the_encoder_through_the_negatives_alone(inputs):
     assert all(weight.grad.abs().sum() > 0 for weight in model.audnet.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"audio_encodings": 2}], ids=str)
-def test_in_chunks_and_recomputed_it_is_the_same(inputs, options):
-    expected = step(build(**options), inputs)
-    chunked = build(**options)
-    chunked.head_bytes = 30_000  # two of four frames at once
-    assert_same(step(chunked, inputs), expected)
-    recomputing = build(**options)
-    recomputing.recompute_audio = True
-    assert_same(step(recomputing, inputs), expected)
-    for (name, ours), buffer in zip(
-        recomputing.named_buffers(), dict(build_after(options, inputs)).values(), strict=True
-    ):
-        torch.testing.assert_close(ours, buffer, msg=name)
-
-
-def build_after(options, inputs):
-    model = build(**options)
-    step(model, inputs)
-    return model.named_buffers()
-
-
 def test_encoding_the_clips_twice_is_the_same(inputs):
     once, twice = build(), build(audio_encodings=2)
     # With audio_encodings = 1 the statistics move at once as far as two updates move them, so the
@@ -285,37 +263,6 @@ def test_encoding_the_clips_twice_is_the_same(inputs):
     hold_statistics(once)
     hold_statistics(twice)
     assert_same(step(twice, inputs), step(once, inputs))
-
-
-def test_micro_batches_bring_the_negatives_to_each_part(inputs):
-    class Halves:
-        def __init__(self, first=0, last=CLIPS):
-            self.own = slice(first, last)
-
-        def __len__(self):
-            return self.own.stop - self.own.start
-
-        def part(self, chosen):
-            return Halves(self.own.start + chosen.start, self.own.start + chosen.stop)
-
-        def to(self, _):
-            return self
-
-    def views(batch, seed, **_):
-        assert seed == 3
-        return make_inputs(batch.own)
-
-    model, seen = build(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0)
-    optimizer.zero_grad = lambda **_: seen.append(gradients(model))
-    Trainer(model, model, Stepper(optimizer, CPU, "fp32"), 2).step_on(
-        Halves(), views, seed=3, global_size=CLIPS
-    )
-    slow = build()
-    for own in (slice(0, 2), slice(2, 4)):
-        (0.5 * slow(**make_inputs(own)).loss).backward()
-    for name, gradient in gradients(slow).items():
-        torch.testing.assert_close(seen[0][name], gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_statistics_stay_and_are_those_of_test_time(inputs):
@@ -427,13 +374,7 @@ def test_training_with_silence_makes_frames_unlike_silence():
     assert own > silent + 0.2
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param("", marks=pytest.mark.slow),
-        "--micro-batches 2 --head-megabytes 1 --audio-encodings 2 --recompute-audio",
-    ],
-)
+@pytest.mark.parametrize("arguments", [pytest.param("", marks=pytest.mark.slow), "--audio-encodings 2"])
 def test_a_run_from_the_command_line(tiny_data, tmp_path, arguments):
     output = tmp_path / "run"
     words = ["--negative-sounds", "silence,noise", "--noise-sounds", "2", *arguments.split()]

@@ -100,7 +100,6 @@ def test_sspl_s_defaults_are_the_authors_for_each_variant(variant, epochs, audio
     assert rates == (audio, pcm, head)
     assert options.model.pcm_cycles == 4
     assert options.audio.num_samples == 48_000
-    assert options.augmentation.view_pool == 0
     assert options.geometric is None
     assert not options.frozen.random_init
 

@@ -11,15 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.audio import SegmentConfig, VGGishLogMel, level_waveform
 from datasets.clips import AudioVisualClips, Clip, ClipRequest, collate
 from datasets.frames import FrameGeometry
-from datasets.paired_views import (
-    CutOut,
-    PairedViewConfig,
-    choose_pair,
-    cut_views,
-    draw_pair,
-    enlarged_size,
-    pooled_view,
-)
+from datasets.paired_views import CutOut, cut_views, draw_pair, enlarged_size
 from datasets.transforms import as_float, normalise
 from datasets.views import SSPLViews, TestViews
 
@@ -61,22 +53,6 @@ def test_drawn_views_cover_every_shift_evenly():
     assert abs(np.corrcoef(tops.T)[0, 1]) < 0.06  # independent of each other
 
 
-def test_a_pool_gives_two_different_places_and_fixed_views():
-    places = [choose_pair(seed, 4) for seed in range(200)]
-    assert all(first != second for first, second in places)
-    assert {place for pair in places for place in pair} == {0, 1, 2, 3}
-    pool = [pooled_view("a clip", place, 224) for place in range(4)]
-    assert pool == [pooled_view("a clip", place, 224) for place in range(4)]
-    assert len(set(pool)) == 4
-    assert pooled_view("another", 0, 224) != pool[0]
-
-
-@pytest.mark.parametrize("pool", [1, -1])
-def test_a_pool_without_a_pair_is_refused(pool):
-    with pytest.raises(ValueError, match="--view-pool"):
-        PairedViewConfig(view_pool=pool)
-
-
 @pytest.fixture
 def clips(tiny_data):
     folder = tiny_data.root / "VGGSound"
@@ -94,10 +70,8 @@ def clips(tiny_data):
     )
 
 
-@pytest.mark.parametrize("pool", [0, 3])
-def test_views_of_a_batch(clips, pool):
-    config = PairedViewConfig(view_pool=pool)
-    views = SSPLViews(SegmentConfig(), config, SIZE, CPU)
+def test_views_of_a_batch(clips):
+    views = SSPLViews(SegmentConfig(), SIZE, CPU)
     batch = collate([clips[ClipRequest(index, 100 + index)] for index in range(4)])
     inputs = views(batch, 0)
     assert inputs["frames_view_1"].shape == inputs["frames_view_2"].shape == (4, 3, SIZE, SIZE)
@@ -110,10 +84,7 @@ def test_views_of_a_batch(clips, pool):
 
     picture = Image.open(clips.clips[2].frame_source).convert("RGB")
     enlarged = TF.resize(picture, [35, 35], TF.InterpolationMode.BICUBIC)
-    if pool == 0:
-        first, _ = draw_pair(102, SIZE)
-    else:
-        first = pooled_view(batch.clip_ids[2], choose_pair(102, pool)[0], SIZE)
+    first, _ = draw_pair(102, SIZE)
     box = (first.left, first.top, first.left + SIZE, first.top + SIZE)
     expected = TF.pil_to_tensor(enlarged.crop(box))
     expected = expected.flip(2) if first.mirrored else expected

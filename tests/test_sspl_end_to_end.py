@@ -3,11 +3,10 @@
 import csv
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, assert_refused, run, torchrun
+from command_line import assert_refused, run
 
 from models.sspl import SSPLConfig
 from models.sspl_weights import HEAD_FILE, official_prefixes
@@ -92,28 +91,6 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), HEAD_FILE)
 
 
-@pytest.mark.slow
-def test_two_processes_fill_a_cache_and_train_as_one(tiny_data, runs):
-    """The cache is made by one process and read by two, and the other way round."""
-    pool = ("--random-init", "--no-pcm", "--epochs", 1, "--view-pool", 2)
-    finished = [train(tiny_data, runs / "alone", *pool, "--feature-cache", runs / "first")]
-    for name, cache in (("read", "first"), ("filled", "second")):
-        command = torchrun(
-            2, "main.py", *arguments(tiny_data, runs / name), *pool, "--feature-cache", runs / cache
-        )
-        finished.append(
-            subprocess.run(command, capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300)
-        )
-    assert [one.returncode for one in finished] == [0, 0, 0], [one.stderr for one in finished]
-    losses = [
-        next(csv.DictReader((runs / name / "history.csv").open())) for name in ("alone", "read", "filled")
-    ]
-    for row in losses[1:]:
-        # Absolute: the loss is a cosine, and near 0 at the start.
-        assert float(row["loss"]) == pytest.approx(float(losses[0]["loss"]), abs=1e-4)
-    assert len(list((runs / "first").iterdir())) == len(list((runs / "second").iterdir())) == 1
-
-
 def localisation(tiny_data, checkpoint, output):
     return run(
         "test.py", "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss",
@@ -146,7 +123,7 @@ def test_the_wrong_file_is_refused_by_its_sum(tiny_data, tmp_path, runs):
     [
         (["--random-init", "--vggish", "x.pth"], "--random-init"),
         (["--frame-size", "64"], "--no-pcm"),
-        (["--feature-cache", "cache"], "--view-pool"),
+        (["--feature-cache", "cache"], "--feature-cache is no longer there"),
         (["--no-pcm", "--pcm-learning-rate", "1"], "--pcm-learning-rate"),
         (["--segment-seconds", "0.5"], "--segment-seconds"),
         (["--random-init", "--batch-size", "256"], "--batch-size"),

@@ -1,14 +1,11 @@
-"""A training step: forward and backward in a precision, in parts, over several processes."""
+"""A training step: forward and backward in a precision, over several processes."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import own_part
 
@@ -66,10 +63,6 @@ class StepBatch(Protocol):
         """B."""
         ...
 
-    def part(self, chosen: slice) -> "StepBatch":
-        """Some of its clips."""
-        ...
-
     def to(self, device: torch.device) -> "StepBatch":
         """Itself, on a device."""
         ...
@@ -87,9 +80,9 @@ class StepResult:
     terms: dict[str, Tensor]
     """scalars by name"""
     inputs: dict[str, Any]
-    """of the model, for the last part of the batch"""
+    """of the model"""
     similarity_map: Tensor
-    """(n, h, w), of the last part"""
+    """(B, h, w)"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,6 @@ class Trainer:
     wrapped: nn.Module
     """what a step calls: the model, or its data-parallel wrapper"""
     stepper: Stepper
-    micro_batches: int
-    """parts of a batch that take their turns"""
 
     def step_on(
         self, batch: BatchType, views: Callable[..., dict[str, Any]], *, seed: int, global_size: int
@@ -116,25 +107,9 @@ class Trainer:
             global_size: clips of all processes, had none of them been broken.
         """
         device, first = self.stepper.device, own_part(global_size).start
-        parts = min(self.micro_batches, len(batch) // 2)
-        bounds = [len(batch) * number // parts for number in range(parts + 1)]
-        loss = torch.zeros((), device=device)
-        terms: dict[str, Tensor] = {}
-        for start, end in pairwise(bounds):
-            part, share = batch.part(slice(start, end)), (end - start) / len(batch)
-            inputs = views(part.to(device), seed, first=first + start, global_size=global_size)
-            with self._reduction(last=end == len(batch)):
-                with autocast(device, self.stepper.precision):
-                    output = self.wrapped(**inputs)
-                self.stepper.backward(share * output.loss)
-            loss = loss + share * output.loss.detach()
-            for name, term in output.terms.items():
-                terms[name] = share * term + terms.get(name, 0.0)
+        inputs = views(batch.to(device), seed, first=first, global_size=global_size)
+        with autocast(device, self.stepper.precision):
+            output = self.wrapped(**inputs)
+        self.stepper.backward(output.loss)
         self.stepper.step()
-        return StepResult(loss, terms, inputs, output.similarity_map)
-
-    def _reduction(self, *, last: bool) -> AbstractContextManager:
-        """Gradients of all processes are averaged once, with the last part."""
-        if isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
-        return nullcontext()
+        return StepResult(output.loss.detach(), output.terms, inputs, output.similarity_map)

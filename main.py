@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import opts
@@ -25,10 +24,9 @@ from datasets.audio_mixing import Mixing, MixingBatches
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry
-from datasets.loaders import build_test_loader, build_train_loader, hash_seed
+from datasets.loaders import ClipLoader, build_test_loader, build_train_loader, hash_seed
 from datasets.transforms import to_displayable
 from datasets.views import SSLTIEViews, SSPLViews, TestViews
-from datasets.watched_workers import dead_workers_named
 from models import build_model
 from models.heads import collapse_warning
 from models.pretrained import load_frozen_encoders
@@ -98,7 +96,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     )
     epochs = options.optimisation.epochs
     assert epochs is not None  # recipes are completed when options are parsed
-    with run, Interruption() as stop, dead_workers_named():
+    with run, Interruption() as stop, loader:
         run.start(
             opts.as_plain(options),
             missing=training_set.missing,
@@ -227,16 +225,17 @@ def decoded_in_order(
         pin_memory=device.type == "cuda",
     )
     hidden = not is_main_process()
-    for batch in tqdm(loader, purpose, unit="batch", leave=False, disable=hidden):
-        yield batch.to(device)
-        if stop.signal_number is not None:
-            return
+    with loader:
+        for batch in tqdm(loader, purpose, unit="batch", leave=False, disable=hidden):
+            yield batch.to(device)
+            if stop.signal_number is not None:
+                return
 
 
 def train_one_epoch(
     options: opts.TrainOptions,
     run: TrainingRun,
-    loader: DataLoader[Batch],
+    loader: ClipLoader,
     views: SSLTIEViews | SSPLViews,
     trainer: Trainer,
     stop: Interruption,

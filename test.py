@@ -36,7 +36,6 @@ from datasets.frames import FrameGeometry, read_frame
 from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
 from datasets.views import TestViews
-from datasets.watched_workers import dead_workers_named
 from models.localiser import Localiser, load_localiser
 from models.pretrained import load_object_prior
 from scripts.localise_picture import run_image
@@ -90,7 +89,7 @@ THUMBNAIL_SIDE = 144
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
     """Scores a checkpoint on a benchmark; returns 0, or 2 when clips broke on the way."""
     use_full_float32()
-    with process_group(pick_device(options.device)) as device, dead_workers_named():
+    with process_group(pick_device(options.device)) as device:
         if not is_main_process():
             logging.getLogger().setLevel(logging.ERROR)
         return localise_on(device, options, command)
@@ -207,7 +206,7 @@ def score(
     device = next(trained.model.parameters()).device
     loader = build_loader(options, trained, clip_set, device, protocols[0].map_size)
     name, quiet = options.benchmark, not is_main_process()
-    with tqdm(total=len(clip_set.clips), desc=name, unit="clip", disable=quiet) as bar:
+    with loader, tqdm(total=len(clip_set.clips), desc=name, unit="clip", disable=quiet) as bar:
 
         def count(batch, maps, scores) -> None:  # noqa: ANN001 - as OnBatch
             on_batch(batch, maps, scores)
@@ -247,7 +246,7 @@ def draw_galleries(
 def retrieval(options: RetrievalOptions, command: str) -> int:
     """Scores which clips find each other; returns 0, or 2 when clips broke on the way."""
     use_full_float32()
-    with process_group(pick_device(options.device)) as device, dead_workers_named():
+    with process_group(pick_device(options.device)) as device:
         if not is_main_process():
             logging.getLogger().setLevel(logging.ERROR)
         return retrieve_on(device, options, command)
@@ -270,15 +269,15 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
     own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
 
     def embed() -> Embeddings:
-        loader = build_loader(options, trained, own, device)
-        bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
-        return embed_clips(
-            trained.model,
-            (batch.to(device) for batch in bar),
-            TestViews(trained.audio, device),
-            num_clips=len(own.clips),
-            image_pooling=options.pooling,
-        )
+        with build_loader(options, trained, own, device) as loader:
+            bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
+            return embed_clips(
+                trained.model,
+                (batch.to(device) for batch in bar),
+                TestViews(trained.audio, device),
+                num_clips=len(own.clips),
+                image_pooling=options.pooling,
+            )
 
     identity = embeddings_identity(sha256, clip_set.clip_ids, options.frame_geometry)
     embeddings = read_or_embed(options.embeddings_file, identity, options.pooling, embed)

@@ -97,9 +97,10 @@ def read_frame(source: Source) -> Image.Image:
         with Image.open(content) as picture:
             picture.load()
             return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise SyntaxError and ValueError for damaged files, not only OSError.
-        raise BrokenFileError(source, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any type
+        raise BrokenFileError(source, str(error) or type(error).__name__) from error
 
 
 def _as_pixels(stored: NDArray[np.generic], source: HDF5Row) -> NDArray[np.uint8]:
@@ -120,8 +121,10 @@ def read_frame_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             return picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BrokenFileError(path, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenFileError(path, str(error) or type(error).__name__) from error
 
 
 def to_tensor(frame: Image.Image) -> Tensor:

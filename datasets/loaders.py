@@ -4,13 +4,17 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
-from datasets.clips import AudioVisualClips, Batch, ClipRequest, collate
-from datasets.watched_workers import WatchedClips
+from datasets.clips import AudioVisualClips, ClipRequest, collate
 
 
 class SeededBatches(Sampler[list[ClipRequest]]):
@@ -76,10 +80,67 @@ def hash_seed(*numbers: int) -> int:
     return seed
 
 
+class ClipLoader(DataLoader[Any]):
+    """A DataLoader to be used as a context manager: its workers end with the block.
+
+    Workers ignore the signals that end programs, as the main process needs them until it has saved.
+    Python's own clean-up, which sends SIGTERM and waits, would therefore wait for ever.
+    """
+
+    def __init__(self, clips: AudioVisualClips, *, num_workers: int, **settings: Any) -> None:  # noqa: ANN401
+        """Starts no worker yet.
+
+        Args:
+            clips: what is decoded.
+            num_workers: decoding processes; 0 decodes in this one.
+            settings: of DataLoader.
+        """
+        super().__init__(
+            clips,  # type: ignore[arg-type]  # the collate function turns samples into a batch
+            num_workers=num_workers,
+            collate_fn=collate,
+            worker_init_fn=_prepare_worker,
+            **settings,
+        )
+        self._running: Any = None
+
+    def _get_iterator(self) -> Any:  # noqa: ANN401 - torch's iterators are private
+        self._running = super()._get_iterator()
+        if self.num_workers > 0:
+            # Python's exit runs this before it waits for child processes.
+            Finalize(self._running, _kill, (self._running._workers, id(self._running)), exitpriority=0)
+        return self._running
+
+    def __enter__(self) -> "ClipLoader":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the workers, in the middle of an epoch too."""
+        running, self._running, self._iterator = self._running, None, None
+        if self.num_workers == 0 or running is None:
+            return
+        if all(worker.is_alive() for worker in running._workers):
+            running._shutdown_workers()
+        # A worker that died may have left half a message, for which torch's clean-up would wait.
+        running._shutdown = True
+        _kill(running._workers, id(running))
+
+
+def _kill(workers: Sequence[BaseProcess], iterator_id: int) -> None:
+    """End the workers of an iterator, which is no error that torch should report."""
+    with suppress(ValueError):  # done by torch's clean-up
+        signal_handling._remove_worker_pids(iterator_id)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+
+
 def build_train_loader(
     clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """Loader over the batches of a SeededBatches.
+) -> ClipLoader:
+    """Loader over the batches of a SeededBatches; its workers live from epoch to epoch.
 
     Args:
         clips: what is decoded.
@@ -87,20 +148,18 @@ def build_train_loader(
         num_workers: decoding processes; 0 decodes in this one.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
-    return DataLoader(  # collate turns samples into a batch
-        WatchedClips(clips, num_workers) if num_workers else clips,  # type: ignore[arg-type]
-        batch_sampler=batches,
+    return ClipLoader(
+        clips,
         num_workers=num_workers,
-        collate_fn=collate,
+        batch_sampler=batches,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_prepare_worker,
     )
 
 
 def build_test_loader(
     clips: AudioVisualClips, *, batch_size: int, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> ClipLoader:
     """Loader over all clips in order, the last batch as small as it comes.
 
     Args:
@@ -109,14 +168,8 @@ def build_test_loader(
         num_workers: decoding processes; 0 decodes in this one.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
-    return DataLoader(  # collate turns samples into a batch
-        WatchedClips(clips, num_workers) if num_workers else clips,  # type: ignore[arg-type]
-        batch_sampler=_InOrder(len(clips), batch_size),
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_prepare_worker,
-    )
+    batches = _InOrder(len(clips), batch_size)
+    return ClipLoader(clips, num_workers=num_workers, batch_sampler=batches, pin_memory=pin_memory)
 
 
 def _prepare_worker(_: int) -> None:

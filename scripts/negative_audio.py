@@ -28,7 +28,6 @@ from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import Batch, Clip, Content
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
-from datasets.watched_workers import dead_workers_named
 from models.localiser import Localiser, load_localiser
 from scripts.scoring import build_loader, describe, with_classes
 from utils.checkpoint import file_sha256
@@ -67,7 +66,7 @@ COMPRESSED_AS_PUBLISHED = ("lvs", "ssl_align")
 def run(options: NegativeOptions, command: str) -> int:
     """Scores a checkpoint; returns 0, or 2 when clips broke on the way."""
     use_full_float32()
-    with process_group(pick_device(options.device)) as device, dead_workers_named():
+    with process_group(pick_device(options.device)) as device:
         if not is_main_process():
             logging.getLogger().setLevel(logging.ERROR)
         return score_on(device, options, command)
@@ -251,7 +250,8 @@ class _Task:
         self, trained: Localiser, clip_set: ClipSet, title: str, content: Content
     ) -> Iterator[Batch]:
         loader = build_loader(self.options, trained, clip_set, self.device, MEDIAN_RULE.map_size, content)
-        with tqdm(total=len(clip_set.clips), desc=title, unit="clip", disable=not is_main_process()) as bar:
+        hidden = not is_main_process()
+        with loader, tqdm(total=len(clip_set.clips), desc=title, unit="clip", disable=hidden) as bar:
             for batch in loader:
                 yield batch.to(self.device)
                 bar.update(len(batch))

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch.utils.data import DataLoader
 
 from datasets.clip_sets import ClipSet
-from datasets.clips import AudioVisualClips, Batch, Content
+from datasets.clips import AudioVisualClips, Content
 from datasets.cuts import CUTS, NEGATIVE_CUTS
 from datasets.frames import FrameGeometry
 from datasets.labels import read_labels
 from datasets.layouts import LAYOUTS
-from datasets.loaders import build_test_loader
+from datasets.loaders import ClipLoader, build_test_loader
 from datasets.negatives import without_negatives
 from datasets.official_splits import OFFICIAL_SPLITS
 from datasets.splits import resolve_clip_list
@@ -57,7 +56,7 @@ def build_loader(
     device: torch.device,
     map_size: int = 1,
     content: Content = "both",
-) -> DataLoader[Batch]:
+) -> ClipLoader:
     """Decodes the clips as the model wants them, with ground-truth maps of a size."""
     clips = AudioVisualClips(
         clip_set.clips,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT
+from command_line import ENVIRONMENT, ROOT, torchrun
 from distributed_workers import narrow_encoder
 from test_data_parallel import run_parallel
 from torch.utils.data import get_worker_info
@@ -28,6 +28,7 @@ from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_
 from utils.files import lock_folder, write_atomically
 from utils.interruption import Interruption
 from utils.optimisation import Trainer
+from utils.reporting import run_command
 from utils.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,14 +89,19 @@ def assert_same_state(first, second):
 # ------------------------------------------------------------------------------ killed processes
 
 
-def run_as_main(words, messages):
-    """main.py in a process of its own; what it says goes to a file."""
+def run_as_main(words, messages, fault):
+    """main.py in a process of its own, after a change; what it says goes to a file."""
     with messages.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of its workers, as for main.py itself
+    fault()
     sys.exit(main.main(words))
+
+
+def nothing():
+    """No change."""
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +120,8 @@ def start(processes, tmp_path):
     """Arguments of main.py -> its process; all of them are ended with the test."""
     started = []
 
-    def begin(words):
-        process = processes.Process(target=run_as_main, args=(words, tmp_path / "messages"))
+    def begin(words, fault=nothing):
+        process = processes.Process(target=run_as_main, args=(words, tmp_path / "messages", fault))
         process.start()
         started.append(process)
         return process
@@ -443,7 +449,128 @@ def test_two_processes_stop_together_at_a_nan_loss(tiny_data, tmp_path):
     assert not (output / "last.pth").exists()
 
 
-# ---------------------------------------------------------------------------------- dead workers
+# ------------------------------------------------------------------- unforeseen errors, dead workers
+
+
+def fail_where(owner, name, act):
+    """Makes a method do something else; for ever, in a process of its own."""
+
+    def fail(*given, **named):
+        act()
+        return original(*given, **named)
+
+    original = getattr(owner, name)
+    setattr(owner, name, fail)
+
+
+def raise_bug():
+    raise ZeroDivisionError("a bug")
+
+
+def in_a_worker():
+    fail_where(AudioVisualClips, "__getitem__", raise_bug)
+
+
+def in_the_step():
+    fail_where(SSLTIE, "forward", raise_bug)
+
+
+def in_validation():
+    fail_where(SSLTIE, "localise", raise_bug)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bug", [in_a_worker, in_the_step, in_validation])
+def test_a_bug_ends_the_program_at_once(tiny_data, tmp_path, start, bug, workers):
+    words = arguments(tiny_data, tmp_path / "run", *validation(tiny_data), "--workers", workers)
+    process = start([*words, "--batch-size", "2"], bug)
+    process.join(DEADLINE)
+    messages = (tmp_path / "messages").read_text()
+    assert process.exitcode == 1, messages
+    assert "Traceback" in messages and "ZeroDivisionError" in messages and "a bug" in messages
+    assert "Ended by ZeroDivisionError" in (tmp_path / "run" / "log.txt").read_text()
+
+
+FAULTY = """
+import os, runpy, sys
+import test_faults
+
+place, program = sys.argv[1:3]
+sys.argv = sys.argv[2:]
+if os.environ.get("RANK", "1") == "1":
+    getattr(test_faults, place)()
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+def run_faulty(tmp_path, processes, place, program, *words):
+    """A program with a bug, in the second of two processes, or in the only one."""
+    faulty = tmp_path / "faulty.py"
+    faulty.write_text(FAULTY)
+    words = (place, ROOT / program, *words)
+    command = torchrun(processes, faulty, *words) if processes > 1 else [sys.executable, faulty, *words]
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    return subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        check=False,
+        text=True,
+        env=environment,
+        timeout=DEADLINE,
+    )
+
+
+def scoring(tiny_data, checkpoint, tmp_path, *more):
+    return (
+        "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root", tiny_data.root,
+        "--output", tmp_path / "results", "--device", "cpu", "--batch-size", 2, *more,
+    )  # fmt: skip
+
+
+def test_a_bug_ends_scoring_at_once(tiny_data, checkpoint, tmp_path):
+    words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
+    finished = run_faulty(tmp_path, 1, "in_a_worker", "test.py", *words)
+    assert finished.returncode == 1
+    assert "ZeroDivisionError" in finished.stderr
+    assert not (tmp_path / "results" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("program", ["main.py", pytest.param("test.py", marks=pytest.mark.slow)])
+def test_a_bug_in_one_process_ends_the_others(tiny_data, checkpoint, tmp_path, program):
+    if program == "main.py":
+        words = arguments(tiny_data, tmp_path / "run", "--workers", 1)
+        finished = run_faulty(tmp_path, 2, "in_the_step", program, *words)
+    else:
+        words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 1)
+        finished = run_faulty(tmp_path, 2, "in_validation", program, *words)
+    assert finished.returncode == 1
+    assert "ZeroDivisionError: a bug" in finished.stderr
+    assert not (tmp_path / "run" / "last.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nunable to write to shared memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_names_the_options_that_need_less(error, caplog):
+    def command():
+        raise error
+
+    assert run_command(command) == 2
+    for part in ("Memory ran out", "--batch-size", "--workers", "--precision"):
+        assert part in caplog.text
+    assert "More lines" not in caplog.text
+
+
+def test_memory_that_is_not_there_is_no_bug(monkeypatch, tiny_data, tmp_path, caplog):
+    monkeypatch.setattr(SSLTIE, "forward", lambda *_, **__: torch.empty(10**15))
+    assert main.main(arguments(tiny_data, tmp_path / "run")) == 2
+    assert "Memory ran out" in caplog.text
 
 
 @pytest.fixture
@@ -466,46 +593,27 @@ def signal_self(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-def assert_names(text, tiny_data, *words):
-    assert "A decoding process" in text
-    for word in (*words, str(tiny_data.root), ".jpg", ".wav", "--workers"):
-        assert word in text
-
-
 @pytest.mark.usefixtures("narrow")
-def test_a_dead_worker_in_training_is_reported_with_its_files(tiny_data, tmp_path, deadly, caplog, capfd):
+def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, caplog, capfd):
     output = tmp_path / "run"
     words = ("--workers", 2, "--batch-size", 2)
     assert main.main(arguments(tiny_data, output, *words, "--epochs", 1)) == 0
     before = stamp(output / "last.pth")
     deadly("train_3", signal_self(signal.SIGKILL))
     assert main.main(arguments(tiny_data, output, *words, "--epochs", 9, "--resume")) == 2
-    assert_names(caplog.text, tiny_data, "killed by signal: Killed", "while it read clip train_3")
-    assert "train_3" in (output / "log.txt").read_text()
+    for part in ("A decoding process died", "killed by signal: Killed", "--workers"):
+        assert part in caplog.text
+    assert "DataLoader worker" in (output / "log.txt").read_text()
     assert stamp(output / "last.pth") == before
     assert "Traceback" not in capfd.readouterr().err
+    assert not multiprocessing.active_children()
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_dead_worker_in_validation_and_test_is_reported(
-    tiny_data, tmp_path, deadly, caplog, testing_program
-):
-    output, words = tmp_path / "run", ("--workers", 1, *validation(tiny_data))
-    assert main.main(arguments(tiny_data, output, *words, "--epochs", 1)) == 0
-    before = stamp(output / "last.pth")
-    deadly("test_3", lambda: os._exit(7))
-    assert main.main(arguments(tiny_data, output, *words, "--epochs", 2, "--resume")) == 2
-    assert stamp(output / "last.pth") == before
-    assert_names(caplog.text, tiny_data, "while it read clip test_3")
-    caplog.clear()
+def test_a_dead_worker_in_test_is_reported(tiny_data, checkpoint, tmp_path, deadly, caplog, testing_program):
     deadly("test_4", signal_self(signal.SIGSEGV))
-    words = (
-        "localisation", "--checkpoint", output / "last.pth", "--benchmark", "vgg_ss",
-        "--data-root", tiny_data.root, "--output", tmp_path / "results", "--workers", 2,
-        "--device", "cpu", "--batch-size", 2,
-    )  # fmt: skip
+    words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
     assert testing_program.main(list(map(str, words))) == 2
-    assert_names(caplog.text, tiny_data, "Segmentation fault", "while it read clip test_4")
+    assert "A decoding process died" in caplog.text and "Segmentation fault" in caplog.text
     assert not (tmp_path / "results" / "summary.json").exists()
 
 

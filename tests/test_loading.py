@@ -1,8 +1,10 @@
 """Dataset, loaders and views: what is decoded, in which order, and that it repeats exactly."""
 
+import multiprocessing
 import random
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -90,6 +92,17 @@ def test_a_broken_file_is_named_and_never_replaced(test_clips):
     assert len(batch.frames) == len(batch.waveforms) == len(batch.ground_truth_maps) == 2
 
 
+@pytest.mark.parametrize("error", [RuntimeError("cut off"), NotImplementedError(), AssertionError()])
+def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monkeypatch, error):
+    def load(picture):
+        raise error
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", load)
+    broken = test_clips[ClipRequest(1, 0)]
+    assert broken.clip_id == "test_1"
+    assert (str(error) or type(error).__name__) in broken.reason and "test_1.jpg" in broken.reason
+
+
 def test_a_batch_of_broken_clips_is_empty(test_clips):
     for clip in test_clips.clips[:2]:
         clip.frame_source.write_bytes(b"\xff\xd8 cut off")
@@ -149,14 +162,39 @@ def test_hash_seed_tells_positions_apart():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loaders_give_the_same_whatever_the_workers(train_clips, test_clips, num_workers):
     batches = SeededBatches(len(train_clips), 4, seed=1)
-    loader = build_train_loader(train_clips, batches, num_workers=num_workers, pin_memory=False)
-    for batch, requests in zip(loader, batches, strict=True):
-        expected = collate([train_clips[request] for request in requests])
-        assert batch.clip_ids == expected.clip_ids
-        assert torch.equal(batch.frames, expected.frames)
-    loader = build_test_loader(test_clips, batch_size=4, num_workers=num_workers, pin_memory=False)
-    assert [len(batch) for batch in loader] == [4, 2]
-    assert [i for batch in loader for i in batch.clip_ids] == sorted(f"test_{i}" for i in range(6))
+    with build_train_loader(train_clips, batches, num_workers=num_workers, pin_memory=False) as loader:
+        for _ in range(2):  # epochs
+            for batch, requests in zip(loader, batches, strict=True):
+                expected = collate([train_clips[request] for request in requests])
+                assert batch.clip_ids == expected.clip_ids
+                assert torch.equal(batch.frames, expected.frames)
+    with build_test_loader(test_clips, batch_size=4, num_workers=num_workers, pin_memory=False) as loader:
+        assert [len(batch) for batch in loader] == [4, 2]
+        assert [i for batch in loader for i in batch.clip_ids] == sorted(f"test_{i}" for i in range(6))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_no_worker_outlives_its_loader(train_clips, test_clips, kind, stuck, monkeypatch):
+    """Though it ignores the signals that end programs, and is in the middle of an epoch."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    if stuck:
+        take = AudioVisualClips.__getitem__
+        hang = {1: lambda: time.sleep(900)}
+        monkeypatch.setattr(
+            AudioVisualClips, "__getitem__", lambda c, r: hang.get(r.position, int)() or take(c, r)
+        )
+    if kind == "train":
+        batches = SeededBatches(len(train_clips), 2, seed=1)
+        loader = build_train_loader(train_clips, batches, num_workers=2, pin_memory=False)
+    else:
+        loader = build_test_loader(test_clips, batch_size=1, num_workers=2, pin_memory=False)
+    with pytest.raises(ZeroDivisionError), loader:
+        for _ in loader:
+            assert len(multiprocessing.active_children()) == 2
+            raise ZeroDivisionError
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(test_clips, monkeypatch, capsys):

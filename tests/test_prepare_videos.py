@@ -26,7 +26,7 @@ from datasets.clip_preparation import (
     prepare_clip,
 )
 from datasets.clip_sets import build_clips
-from datasets.prepare_videos import main, write_failures
+from datasets.prepare_videos import main, open_record, write_failures
 from datasets.processes import Crash, run_in_processes
 
 ROOT = Path(__file__).parents[1]
@@ -346,12 +346,8 @@ def test_a_stopped_run_leaves_whole_clips_and_goes_on(tmp_path, number, status):
 
 
 def test_two_runs_do_not_write_into_one_folder(videos, tmp_path, capsys):
-    first = start_run(videos, tmp_path / "set")
-    while first.poll() is None and not (tmp_path / "set" / "prepared.jsonl").exists():
-        time.sleep(0.005)
-    status = main([str(videos), str(tmp_path / "set")])
-    first.communicate(timeout=60)
-    assert status == 2
+    with open_record(tmp_path / "set", PreparationConfig()):
+        assert main([str(videos), str(tmp_path / "set")]) == 2
     assert "Another run" in capsys.readouterr().err
 
 

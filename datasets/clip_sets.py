@@ -9,11 +9,9 @@ from typing import Any
 
 from datasets.clip_checks import ClipItem, check_clips, complete_ids, truth_reader
 from datasets.clips import Clip
-from datasets.cuts import name_cut
 from datasets.file_finding import find_files
 from datasets.layouts import BENCHMARKS, LAYOUTS, Layout
-from datasets.negatives import NegativeList
-from datasets.splits import resolve_clip_list, resolve_negatives
+from datasets.lists import ClipList, find_list, name_cut, split_pair
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +97,7 @@ def build_clips(
         raise ValueError(f"Unknown data set '{dataset}'. There are: {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[dataset]
     added = _negatives_of(dataset, layout, clip_list, negatives)
-    listed = None if clip_list is None else resolve_clip_list(clip_list)
+    listed = None if clip_list is None else find_list(clip_list)
     files = find_files(
         dataset, data_root, listed=None if listed is None else listed.clip_ids, annotations=annotations
     )
@@ -117,7 +115,7 @@ def build_clips(
         )
     items = [ClipItem(clip_id, clip_id, clip_id) for clip_id in clip_ids]
     if added is not None:
-        items += [ClipItem(one.clip_id, one.video, one.audio, True) for one in added.negatives]
+        items += [ClipItem(clip_id, *split_pair(clip_id), True) for clip_id in added.clip_ids]
         list_name = f"{list_name} and {added.name}"
         list_sha256 = hashlib.sha256(f"{list_sha256} {added.sha256}".encode()).hexdigest()
     clips, problems = check_clips(items, dataset, layout, files, truth)
@@ -126,6 +124,7 @@ def build_clips(
         raise FileNotFoundError(f"{dataset}: none of {len(items)} clips is readable.")
     cut = name_cut(
         dataset,
+        layout.title,
         clip_ids,
         negatives=[item.clip_id for item in items if item.negative],
         num_missing=len(problems),
@@ -148,7 +147,7 @@ def build_clips(
 
 def _negatives_of(
     dataset: str, layout: Layout, clip_list: str | None, negatives: str | None
-) -> NegativeList | None:
+) -> ClipList | None:
     if layout.negatives is None:
         if negatives is not None:
             extended = [name for name in BENCHMARKS if LAYOUTS[name].negatives]
@@ -161,7 +160,7 @@ def _negatives_of(
             f"{dataset}: the positives must be named with --clip-list, the negatives follow from "
             "--negatives; which clips in a folder are which cannot be seen there."
         )
-    return resolve_negatives(negatives or layout.negatives)
+    return find_list(negatives or layout.negatives, pairs=True)
 
 
 def _report_problems(

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.annotations import consensus_map
-from datasets.cuts import name_cut
 from datasets.layouts import LAYOUTS, Layout
-from datasets.splits import resolve_clip_list
+from datasets.lists import find_list, name_cut
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
         clip_ids, list_name = tuple(sorted(known)), "every clip annotated"
         list_sha256 = hashlib.sha256("\n".join(clip_ids).encode()).hexdigest()
     else:
-        listed = resolve_clip_list(clip_list)
+        listed = find_list(clip_list)
         clip_ids, list_name, list_sha256 = listed.clip_ids, listed.name, listed.sha256
     missing = [clip_id for clip_id in clip_ids if clip_id not in known]
     if missing or not clip_ids:
@@ -75,7 +74,7 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
             + ". Name the list that belongs to these annotations (--clip-list)."
         )
     boxes = {clip_id: known[clip_id]() for clip_id in clip_ids}
-    cut = name_cut(benchmark, clip_ids)
+    cut = name_cut(benchmark, layout.title, clip_ids)
     keys = {clip_id: layout.pair_key and layout.pair_key(clip_id) for clip_id in clip_ids}
     return GroundTruth(boxes, layout.annotators_needed, list_name, list_sha256, cut, keys)
 

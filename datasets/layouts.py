@@ -106,7 +106,7 @@ LAYOUTS: dict[str, Layout] = {
         split="train",
     ),
     "vgg_ss": Layout(
-        title="VGG-SS test clips",
+        title="VGG-SS",
         roots=(".", "VGG-Sound", "VGGSound_test"),
         folders=(Folders("frame", ("audio",), "anno"),),
         split="test",
@@ -115,14 +115,14 @@ LAYOUTS: dict[str, Layout] = {
         read_json=read_vgg_ss_json,
     ),
     "stamps": Layout(
-        title="Stamps test clips (scripts/make_stamps.sh)",
+        title="stamps",
         roots=(".", "VGGSound_test"),
         folders=(Folders("frame", ("audio",), "anno"),),
         split="test",
         read_annotation=read_vgg_ss_xml,
     ),
     "flickr_soundnet": Layout(
-        title="Flickr-SoundNet test clips",
+        title="Flickr-SoundNet",
         roots=(".", "SoundNet_Flickr", "Flickr_test"),
         folders=(
             Folders("frame", ("audio", "wav", "mp3"), "anno"),
@@ -158,7 +158,7 @@ LAYOUTS: dict[str, Layout] = {
         ids_of_training=False,
     ),
     "avsbench_s4": Layout(
-        title="AVSBench S4 test frames",
+        title="AVSBench S4",
         roots=(".", "Single-source/s4_data", "s4_data"),
         folders=(
             Folders(
@@ -170,7 +170,7 @@ LAYOUTS: dict[str, Layout] = {
         ids_of_training=False,
     ),
     "avsbench_ms3": Layout(
-        title="AVSBench MS3 test frames",
+        title="AVSBench MS3",
         roots=(".", "Multi-sources/ms3_data", "ms3_data"),
         folders=(
             Folders(

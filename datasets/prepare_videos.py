@@ -37,8 +37,8 @@ from datasets.clip_preparation import (
     clip_places,
     prepare_clip,
 )
+from datasets.lists import find_list
 from datasets.processes import Crash, num_cores, run_in_processes
-from datasets.splits import resolve_clip_list
 from datasets.video import VIDEO_SUFFIXES
 
 RECORD = "prepared.jsonl"
@@ -270,7 +270,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     videos = find_videos(options.videos)
-    clip_ids = resolve_clip_list(options.clip_list).clip_ids if options.clip_list else list(videos)
+    clip_ids = find_list(options.clip_list).clip_ids if options.clip_list else list(videos)
     chosen, failures = plan(videos, clip_ids)
     num_prepared = 0
     with open_record(options.destination, config) as record:

@@ -28,9 +28,9 @@ from datasets.file_finding import find_files
 from datasets.frames import read_frame
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
 from datasets.layouts import LAYOUTS
+from datasets.lists import find_list
 from datasets.masks import read_mask
 from datasets.processes import Crash, num_cores, run_in_processes
-from datasets.splits import resolve_clip_list
 from datasets.video_tracks import SAMPLE_RATE
 
 PROBLEMS = (
@@ -324,7 +324,7 @@ def _run(options: argparse.Namespace) -> int:
             f"{options.dataset} has no files of its own: verify {base}, in whose folders the "
             "frames and sounds of the negatives lie; without --clip-list all of them are read."
         )
-    listed = None if options.clip_list is None else resolve_clip_list(options.clip_list)
+    listed = None if options.clip_list is None else find_list(options.clip_list)
     files = find_files(options.dataset, options.root, listed=None if listed is None else listed.clip_ids)
     found = sorted(files.frames.keys() | files.sounds.keys())
     clip_ids = found if listed is None else listed.clip_ids

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import opts
-from datasets.splits import resolve_clip_list
+from datasets.lists import find_list
 from scripts.ablation_grids import Grid, Variant
 from scripts.compare_models import is_scored
 from utils.ablation import READERS, AblationRun, read_last_epoch, read_summary
@@ -135,7 +135,7 @@ def read_checkpoint_of(run: PlannedRun) -> Checkpoint | None:
     differences = opts.differences_that_matter(checkpoint.options, opts.as_plain(run.options))
     data = run.options.data
     listed, before = checkpoint.training_list.get("sha256"), checkpoint.options["data"]["data_root"]
-    if data.clip_list is not None and listed != resolve_clip_list(data.clip_list).sha256:
+    if data.clip_list is not None and listed != find_list(data.clip_list).sha256:
         differences.append(f"the training list {data.clip_list}")
     if before != str(data.data_root):  # main.py lets data move; here, two sets may have equal ids
         differences.append(f"--data-root was {before}, is {data.data_root}")
@@ -277,7 +277,7 @@ def has_scores(run: PlannedRun, scoring: Scoring) -> bool:
         return False
     name = getattr(opts.parse_test_options(arguments), "clip_list", None)
     listed = read_summary(folder)["clip_list"]["sha256"]
-    return name is None or listed == resolve_clip_list(name).sha256
+    return name is None or listed == find_list(name).sha256
 
 
 def parse_scorings(sections: Sequence[Sequence[str]]) -> list[Scoring]:

@@ -3,4 +3,4 @@
 # Usage: bash scripts/get_splits.sh [NAME ...] [--folder DIR] [--base-url URL] [--list]
 # Without names: all lists.
 set -euo pipefail
-exec bash "$(dirname "$0")/run.sh" -m datasets.splits "$@"
+exec bash "$(dirname "$0")/run.sh" -m datasets.lists "$@"

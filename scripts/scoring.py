@@ -9,14 +9,11 @@ import torch
 
 from datasets.clip_sets import ClipSet
 from datasets.clips import AudioVisualClips, Content
-from datasets.cuts import CUTS, NEGATIVE_CUTS
 from datasets.frames import FrameGeometry
 from datasets.labels import read_labels
 from datasets.layouts import LAYOUTS
+from datasets.lists import LISTS, ROWS, find_list, without_negatives
 from datasets.loaders import ClipLoader, build_test_loader
-from datasets.negatives import without_negatives
-from datasets.official_splits import OFFICIAL_SPLITS
-from datasets.splits import resolve_clip_list
 from models.localiser import Localiser
 from utils.leaks import Leak, find_leak
 from utils.published_lists import KnownLists
@@ -82,7 +79,7 @@ def describe(
     checkpoint = trained.checkpoint
     trained_on: Sequence[str] | None = checkpoint.training_clips
     if options.training_list is not None:
-        trained_on = [*(trained_on or ()), *resolve_clip_list(options.training_list).clip_ids]
+        trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
     chosen_on = checkpoint.selection.get("clips", ())
     return EvaluationContext(
         benchmark=options.benchmark,
@@ -118,11 +115,11 @@ def describe(
 
 def known_lists_of(benchmark: str) -> KnownLists:
     """Hashes of the lists on which numbers of a benchmark are published."""
-    negatives = [cut.ids_sha256 for cut in NEGATIVE_CUTS.get(benchmark, ())]
+    cuts = [row for row in ROWS if benchmark in row.benchmarks]
     return KnownLists(
-        files={name: split.sha256 for name, split in OFFICIAL_SPLITS.items()},
-        cuts={cut.name: cut.ids_sha256 for cut in CUTS.get(benchmark, ())},
-        negative_cut=negatives[0] if negatives else None,
+        files={name: row.sha256 for name, row in LISTS.items()},
+        cuts={row.cut: row.ids_sha256 for row in cuts if not row.pairs},
+        negative_cut=next((row.ids_sha256 for row in cuts if row.pairs), None),
     )
 
 

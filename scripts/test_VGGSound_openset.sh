@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Scores a model of scripts/train_VGGSound_openset.sh on VGG-SS twice: on classes that it has heard, and on others.
-# OPENSET=ssl_tie: 2,425 and 2,463 clips, lists to be saved by hand (the program says what to save where).
-# OPENSET=ez_vsl: 2,564 and 2,575 clips, lists fetched by scripts/get_splits.sh. The two halves differ: only
-# OPENSET as in training tells what a model does with classes that it has not heard, see docs/data.md.
+# OPENSET=ssl_tie: 2,425 and 2,463 clips. OPENSET=ez_vsl: 2,564 and 2,575 clips. scripts/get_splits.sh fetches the
+# lists. The two halves differ: only OPENSET as in training tells what a model does with classes that it has not
+# heard, see docs/data.md.
 # Usage: VGGSOUND_TEST_ROOT=/data/… [OPENSET=ssl_tie|ez_vsl] [HEARD_LIST=file] [UNHEARD_LIST=file] [CHECKPOINT=runs/ssl_tie_VGGSound_openset_ssl_tie/last.pth] [OUTPUT=results/VGGSound_openset_ssl_tie] bash scripts/test_VGGSound_openset.sh [options of test.py localisation but --output]
 # Results: OUTPUT/heard and OUTPUT/unheard. Status 2, as that of test.py, if either half ended with it; both are tried.
 set -euo pipefail

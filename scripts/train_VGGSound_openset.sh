@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SSL-TIE on the heard half of VGGSound's classes: the published recipe (100 epochs, batch 32, Adam 1e-4).
 # OPENSET=ssl_tie: its 70k clips of 110 classes. OPENSET=ez_vsl: EZ-VSL's 59,468 clips. The two halves differ:
-# score such a model with the same OPENSET, see docs/data.md. Neither list is fetched for you; without it the
-# program says what to save where, or TRAIN_LIST names your file.
+# score such a model with the same OPENSET, see docs/data.md. scripts/get_splits.sh fetches both lists; TRAIN_LIST
+# names a file of your own.
 # Usage: VGGSOUND_ROOT=/data/… [OPENSET=ssl_tie|ez_vsl] [TRAIN_LIST=file] [OUTPUT=runs/ssl_tie_VGGSound_openset_ssl_tie] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_VGGSound_openset.sh [options of main.py ssl_tie]
 set -euo pipefail
 scripts=$(dirname "$0")

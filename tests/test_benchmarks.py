@@ -1,7 +1,9 @@
 """Readers of the field's benchmarks, from made-up folders to batches and to results."""
 
+import gzip
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +26,12 @@ from datasets.annotations import read_pixel_json
 from datasets.clip_sets import build_clips
 from datasets.errors import BrokenFileError
 from datasets.ground_truth import read_ground_truth
+from datasets.layouts import scene_of
 from datasets.verify_dataset import main as verify
 from scripts.pack_hdf5 import main as pack
+
+# Copies of the published annotations that a developer may keep beside the repository.
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "metadata"
 
 # --------------------------------------------------------------------------------- IS3 and VPO
 
@@ -270,6 +276,49 @@ def test_baselines_from_is3_s_json(tmp_path):
 def test_baselines_without_boxes_are_refused(tmp_path, benchmark, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         read_ground_truth(benchmark, tmp_path / "boxes.json", None)
+
+
+# ------------------------------------------------------------------------- the published annotations
+
+
+def published(name):
+    path = PUBLISHED / name
+    if not path.is_file():
+        pytest.skip(f"no copy of the published annotations at {path}")
+    return path
+
+
+@pytest.fixture
+def is3_json(tmp_path):
+    path = tmp_path / "synthetic3240_bbox.json"
+    path.write_bytes(gzip.decompress(published("is3_synthetic3240_bbox.json.gz").read_bytes()))
+    return path
+
+
+def test_is3_s_boxes_as_published(is3_json):
+    frames = read_pixel_json(is3_json)
+    assert all(len(frame.bounding_boxes) == 1 for frame in frames.values())
+    assert all(frame.frame_name == frame.sound_name for frame in frames.values())
+    scenes = [scene_of(clip_id) for clip_id in frames]
+    assert len(set(scenes)) == 3240 and all(scenes.count(scene) == 2 for scene in scenes[:9])
+    # Each pixel of the published boxes comes back through the map's rounding.
+    entries = json.loads(is3_json.read_text())
+    for entry, frame in zip(entries, frames.values(), strict=True):
+        assert (224 * frame.bounding_boxes).astype(int).tolist() == [entry["gt_box"]]
+
+
+def test_is3_s_mean_area_is_the_published_one(is3_json):
+    truth = read_ground_truth("is3", is3_json, None)
+    areas = [maps.mean(dtype=float) for _, maps in truth.maps(map_size=224, batch_size=1)]
+    assert sum(areas) / len(areas) == pytest.approx(0.328, abs=5e-4)
+    assert truth.cut == "IS3, 6,480 clips: the complete set"
+
+
+def test_positives_without_area_keep_their_boxes():
+    truth = read_ground_truth("vgg_ss", published("lvs_vggss.json"), None)
+    empty = [i for i, maps in truth.maps(map_size=224, batch_size=1) if not maps.any()]
+    assert empty == [["M1P1xla8rg0_000000"], ["MKC9LvRivTM_000030"]]
+    assert all(len(boxes) > 0 for boxes in truth.boxes.values())
 
 
 # --------------------------------------------------------------------------------- from the files

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
-from datasets.clip_lists import read_clip_list
+from datasets.lists import read_clip_list
 from utils.evaluation import baselines as blind
 from utils.evaluation import metrics, protocols
 from utils.evaluation.localisation import evaluate_baselines

@@ -7,7 +7,6 @@ from benchmark_inputs import batch_of, make_extended, write_frame, write_sound
 from conftest import vgg_ss_xml
 
 from datasets.clip_sets import build_clips
-from datasets.negatives import Negative, read_negatives
 
 
 def test_negatives_borrow_frames_and_sounds(tiny_data, tmp_path):
@@ -105,32 +104,3 @@ def test_extended_flickr_takes_votes_and_knows_negatives_that_are_annotated(tmp_
     assert [len(boxes) for boxes in batch.bounding_boxes] == [1, 0]
     assert np.unique(batch.ground_truth_maps[0]).tolist() == [0, 0.5]
     assert not batch.ground_truth_maps[1].any()
-
-
-def test_negatives_are_read(tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_bytes(b"video,audio,label\r\na,b,non-sounding\r\n\r\na,a,non-sounding\r\n")
-    found = read_negatives(path)
-    assert found.name == "mine"
-    assert found.negatives == (Negative("a", "b"), Negative("a", "a"))
-    assert [negative.clip_id for negative in found.negatives] == ["a+b", "a+a"]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "begins with nothing"),
-        (b"a\nb\n", "begins with a"),
-        (b"video,audio,label\n", "names no negatives"),
-        (b"video,audio,label\na,b,sounding\n", "a,b,sounding"),
-        (b"video,audio,label\na,b\n", "a,b"),
-        (b"video,audio,label\n,b,non-sounding\n", ",b,non-sounding"),
-        (b"video,audio,label\na,b,non-sounding\na,b,non-sounding\n", "more than once"),
-        (b"\xff\xfe", "no list of negatives"),
-    ],
-)
-def test_negatives_of_another_form_are_refused(tmp_path, content, words):
-    path = tmp_path / "mine.csv"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=words):
-        read_negatives(path)

@@ -1,18 +1,12 @@
-"""The open-set splits: their scripts, and lists that users save by hand."""
+"""The scripts of the open-set splits."""
 
 import json
 
 import pytest
 from shell_scripts import ROOT, ROOTS, run
 
-from datasets import splits
-from datasets.official_splits import OFFICIAL_SPLITS
-from datasets.splits import fetch_split, resolve_clip_list
-from datasets.unverified_lists import UNVERIFIED_LISTS, read_unverified_list
-
 TRAIN = ROOT / "scripts" / "train_VGGSound_openset.sh"
 TEST = ROOT / "scripts" / "test_VGGSound_openset.sh"
-HEARD = "ssl_tie_openset_heard"
 
 
 def several_documents(text):
@@ -23,41 +17,6 @@ def several_documents(text):
         found.append(document)
         place += len(text[place:]) - len(text[place:].lstrip())
     return found
-
-
-def save_list(folder, name, count):
-    path = folder / f"{name}.txt"
-    path.write_text("".join(f"clip_{place:06d}\n" for place in range(count)))
-    return path
-
-
-@pytest.mark.parametrize("name", UNVERIFIED_LISTS)
-def test_a_list_that_is_not_there_is_refused_with_what_to_fetch(name, tmp_path):
-    known = UNVERIFIED_LISTS[name]
-    for attempt in (resolve_clip_list, fetch_split):
-        with pytest.raises((FileNotFoundError, ValueError)) as caught:
-            attempt(name, tmp_path)
-        for word in (known.repository, known.place, f"{name}.txt"):
-            assert word in str(caught.value)
-    assert name not in OFFICIAL_SPLITS
-
-
-def test_a_saved_list_is_read_and_counted(tmp_path):
-    path = save_list(tmp_path, HEARD, 2425)
-    found = resolve_clip_list(HEARD, tmp_path)
-    assert (found.name, len(found.clip_ids)) == (HEARD, 2425)
-    assert found.sha256 == resolve_clip_list(path).sha256
-    save_list(tmp_path, HEARD, 2424)
-    with pytest.raises(ValueError, match=r"has 2424 clips, expected 2425"):
-        read_unverified_list(HEARD, tmp_path)
-    save_list(tmp_path, "ssl_tie_openset_train", 3)  # its exact count is not known
-    assert len(read_unverified_list("ssl_tie_openset_train", tmp_path).clip_ids) == 3
-
-
-def test_the_list_of_lists_names_them(capsys):
-    assert splits.main(["--list"]) == 0
-    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert listed == OFFICIAL_SPLITS.keys() | UNVERIFIED_LISTS.keys()
 
 
 @pytest.mark.parametrize("openset", ["ssl_tie", "ez_vsl"])
@@ -73,7 +32,7 @@ def test_training_takes_one_definition_by_name(openset, start, tmp_path):
     assert json.loads(mine.stdout)["data"]["clip_list"] == "mine.txt"
     refused = run(TRAIN, "--device", "cpu", **ROOTS, OPENSET=openset, VSSL_SPLITS=str(tmp_path))
     assert refused.returncode == 2
-    assert "is not fetched for you" in refused.stderr
+    assert f"get_splits.sh {openset}_openset_train" in refused.stderr
     assert f"{tmp_path}/{openset}_openset_train.txt" in refused.stderr
     assert "Traceback" not in refused.stderr
 

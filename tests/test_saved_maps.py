@@ -15,7 +15,7 @@ from localiser_inputs import small_ssl_tie
 from result_inputs import make_context
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
-from datasets.clip_lists import read_clip_list
+from datasets.lists import read_clip_list
 from utils.checkpoint import file_sha256, save_checkpoint
 from utils.evaluation.localisation import LocalisedBatch, score_maps
 from utils.evaluation.protocols import PROTOCOLS, ObjectMaps

@@ -10,9 +10,9 @@ class PublishedList:
     """The clips behind the numbers that authors published on a benchmark."""
 
     cut: str
-    """which clips, a name in datasets/cuts.py"""
+    """which clips, a name in datasets/lists.csv"""
     name: str | None = None
-    """of the list file, see datasets/official_splits.py; None: none is at hand"""
+    """of the list file, see datasets/lists.csv; None: none is at hand"""
     also: "tuple[PublishedList, ...]" = ()
     """others on which they published numbers of their own, e.g. of a part of the classes"""
 

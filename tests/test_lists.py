@@ -1,0 +1,478 @@
+"""Clip lists: every accepted form, every refusal, fetching, and which published clips were scored."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datasets import lists
+from datasets.lists import (
+    LISTS,
+    MEDIA_SUFFIXES,
+    ROWS,
+    fetch_list,
+    find_list,
+    ids_sha256,
+    name_cut,
+    published_list,
+    read_clip_list,
+    split_pair,
+)
+from utils.evaluation.protocols import PROTOCOLS
+
+ROOT = Path(__file__).resolve().parents[1]
+# Copies of the published lists that a developer may keep beside the repository.
+PUBLISHED = ROOT.parent / "shared" / "metadata"
+PREFIXES = {
+    "jinxiang-liu/SSL-TIE": "ssl_tie_",
+    "hche11/Localizing-Visual-Sounds-the-Hard-Way": "lvs_",
+    "zjsong/SSPL": "sspl_",
+    "stoneMo/EZ-VSL": "ezvsl_",
+    "stoneMo/SLAVC": "slavc_",
+}
+COPIES = {
+    "ez_vsl_openset_train": "ezvsl_vggss_heard_train.txt",
+    "htf_vgg_ss_4670": "htf_vggss_test_trimmed_4670.csv",
+    "ssl_align_vgg_ss_4655": "sslalignment_ours_vggss_4655.txt",
+}
+TOY = b"first_000001\nsecond_000002\nthird_000003\n"
+THE_250 = ["3908875350", "3908875357"]
+
+
+def published_bytes(name):
+    row = LISTS[name]
+    copy = PUBLISHED / COPIES.get(name, PREFIXES.get(row.repository, "") + Path(row.path).name)
+    packed = copy.with_name(copy.name + ".gz")
+    if packed.is_file():
+        return gzip.decompress(packed.read_bytes())
+    if not copy.is_file():
+        pytest.skip(f"no copy of the published list at {copy}")
+    return copy.read_bytes()
+
+
+def published_ids(name, folder):
+    (folder / LISTS[name].file_name).write_bytes(published_bytes(name))
+    return find_list(name, folder, pairs=LISTS[name].pairs).clip_ids
+
+
+def write(folder, file_name, content):
+    path = folder / file_name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    row = replace(
+        LISTS["ssl_tie_vgg_ss_4911"],
+        name="toy", clips=3, repository="someone/Lists", commit="abc1234", path="metadata/toy.txt",
+        sha256=hashlib.sha256(TOY).hexdigest(),
+    )  # fmt: skip
+    monkeypatch.setitem(LISTS, "toy", row)
+    return row
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments):
+        pass
+
+
+class TruncatingHandler(QuietHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(TOY)))
+        self.end_headers()
+        self.wfile.write(TOY[:5])
+
+
+def serve(handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A folder, the address at which it is served, and no proxy in between."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    server = serve(functools.partial(QuietHandler, directory=str(folder)))
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def publish(folder, row, content):
+    path = folder / row.repository / row.commit / row.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def run_cli(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "datasets.lists", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "expected"),
+    [
+        ("lf.txt", "a_000001\nb_000002\n", ("a_000001", "b_000002")),
+        ("crlf.txt", "a_000001\r\nb_000002\r\n", ("a_000001", "b_000002")),
+        ("blank.txt", "\na_000001\n  \n\n b_000002 ", ("a_000001", "b_000002")),
+        ("bom.txt", b"\xef\xbb\xbfa_000001\n", ("a_000001",)),
+        ("numbers.csv", "10000130166,202\r\n10007936344,0\r\n", ("10000130166", "10007936344")),
+        ("header.csv", "video,audio,label\r\na,a,sounding\r\nb,b,sounding\r\n", ("a", "b")),
+        ("header_id.csv", "Clip_ID,class\na,dog\n", ("a",)),
+        ("quoted.csv", '"a","dog bark"\n', ("a",)),
+        ("jpg.txt", "10000130166.jpg\n10007936344.JPG\n", ("10000130166", "10007936344")),
+        ("paths.txt", "videos/0/0/0/2615133000.mp4\n0\\1\\33.wav\n", ("2615133000", "33")),
+        ("dots.txt", "a.b_000001\nc.2.flac\n", ("a.b_000001", "c.2")),
+        ("dash.txt", "--PlJNEnf-s_000288\n", ("--PlJNEnf-s_000288",)),
+        ("boxes.json", '[{"file": "a", "class": "x", "bbox": []}, {"file": "b"}]', ("a", "b")),
+        (
+            "milliseconds.txt",
+            "gklbB7TYoK4_30000_40000\n1F3_bvIT0ig_0_10000\n-aB_cdefghi_1000_6000\n",
+            ("gklbB7TYoK4_000030", "1F3_bvIT0ig_000000", "-aB_cdefghi_1000_6000"),
+        ),
+    ],
+)
+def test_accepted_forms(tmp_path, file_name, content, expected):
+    path = write(tmp_path, file_name, content)
+    clip_list = read_clip_list(path)
+    assert clip_list.clip_ids == expected
+    assert clip_list.name == Path(file_name).stem
+    assert clip_list.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", sorted(MEDIA_SUFFIXES))
+def test_every_media_suffix_is_cut(tmp_path, suffix):
+    assert read_clip_list(write(tmp_path, "l.txt", f"x/a_1{suffix}\n")).clip_ids == ("a_1",)
+
+
+def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
+    ids = [f"clip_{number}" for number in range(9)]
+    path = write(tmp_path, "twice.txt", "\n".join([*ids, *ids[:6], "videos/clip_6.mp4"]))
+    with pytest.raises(ValueError, match="7 of 9 ids occur more than once") as caught:
+        read_clip_list(path)
+    assert "clip_4" in str(caught.value) and "clip_5" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "message"),
+    [
+        ("blank.txt", "\n \n", "names no clips"),
+        ("header.csv", "video,label\n", "names no clips"),
+        ("empty.json", "[]", "names no clips"),
+        ("hole.csv", "a,1\n,2\n", "entry 2 has no clip id"),
+        ("binary.txt", b"\xff\xfe\x00a", "not text in UTF-8"),
+        ("broken.json", '[{"file": ', "not valid JSON"),
+        ("object.json", '{"file": "a"}', "JSON dict"),
+        ("keys.json", '[{"file": "a"}, {"image": "b"}]', "entry 2 has no text"),
+        ("type.json", '[{"file": 3}]', "entry 1 has no text"),
+        ("silent.csv", "video,audio,label\na,a,x\nb,c,x\n", "1 of 2 lines pair a frame"),
+    ],
+)
+def test_refused_contents(tmp_path, file_name, content, message):
+    path = write(tmp_path, file_name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_clip_list(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No clip list at .*absent\.txt.*get_splits\.sh"):
+        read_clip_list(tmp_path / "absent.txt")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_clip_list(tmp_path)
+
+
+def test_negatives_are_read(tmp_path):
+    path = write(tmp_path, "mine.csv", "video,audio,label\r\na,b,non-sounding\r\n\r\na,a,non-sounding\r\n")
+    read = read_clip_list(path, pairs=True)
+    assert (read.name, read.clip_ids) == ("mine", ("a+b", "a+a"))
+    assert [split_pair(clip_id) for clip_id in read.clip_ids] == [("a", "b"), ("a", "a")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "begins with nothing"),
+        (b"a\nb\n", "begins with a"),
+        (b"video,audio,label\n", "names no clips"),
+        (b"video,audio,label\na,b,sounding\n", "a,b,sounding"),
+        (b"video,audio,label\na,b\n", "a,b"),
+        (b"video,audio,label\n,b,non-sounding\n", ",b,non-sounding"),
+        (b"video,audio,label\na,b,non-sounding\na,b,non-sounding\n", "more than once"),
+        (b"\xff\xfe", "not text in UTF-8"),
+    ],
+)
+def test_negatives_of_another_form_are_refused(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words):
+        read_clip_list(write(tmp_path, "mine.csv", content), pairs=True)
+
+
+# -------------------------------------------------------------------------------------- fetching
+
+
+def test_fetch_over_http_then_from_disk(tmp_path, toy, mirror):
+    served, address = mirror
+    publish(served, toy, TOY)
+    path = fetch_list("toy", tmp_path / "lists", base_url=address + "/")
+    assert path.read_bytes() == TOY
+    assert [entry.name for entry in path.parent.iterdir()] == ["toy.txt"]
+    assert fetch_list("toy", tmp_path / "lists", base_url="http://127.0.0.1:9") == path
+    assert find_list("toy", tmp_path / "lists").clip_ids[0] == "first_000001"
+
+
+def test_wrong_bytes_are_refused_and_nothing_is_left(tmp_path, toy, mirror):
+    served, address = mirror
+    publish(served, toy, TOY + b"extra_000004\n")
+    with pytest.raises(ValueError, match="has sha256") as caught:
+        fetch_list("toy", tmp_path / "lists", base_url=address)
+    assert toy.sha256 in str(caught.value)
+    assert hashlib.sha256(TOY + b"extra_000004\n").hexdigest() in str(caught.value)
+    assert not (tmp_path / "lists").exists()
+
+
+def test_wrong_count_is_refused(tmp_path, toy, monkeypatch):
+    monkeypatch.setitem(LISTS, "toy", replace(toy, clips=4))
+    publish(tmp_path, toy, TOY)
+    with pytest.raises(ValueError, match="has 3 clips, expected 4"):
+        fetch_list("toy", tmp_path / "lists", base_url=tmp_path.as_uri())
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_changed_local_list_is_neither_used_nor_overwritten(tmp_path, toy, mirror):
+    served, address = mirror
+    publish(served, toy, TOY)
+    path = write(tmp_path, "toy.txt", "mine_000001\n")
+    with pytest.raises(ValueError, match=r"toy\.txt is there but has sha256 .* Move it away"):
+        fetch_list("toy", tmp_path, base_url=address)
+    with pytest.raises(ValueError, match=r"has sha256 .*get_splits\.sh toy --folder "):
+        find_list("toy", tmp_path)
+    assert path.read_bytes() == b"mine_000001\n"
+
+
+@pytest.mark.usefixtures("toy")
+def test_network_failures(tmp_path, mirror):
+    with pytest.raises(ConnectionError, match=r"HTTP 404.*metadata/toy\.txt.*someone/Lists"):
+        fetch_list("toy", tmp_path / "lists", base_url=mirror[1])
+    server = serve(TruncatingHandler)
+    with pytest.raises(ConnectionError, match=r"could not download .*\b5\b"):
+        fetch_list("toy", tmp_path / "lists", base_url=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ConnectionError, match=r"could not download http://127.*--base-url"):
+        fetch_list("toy", tmp_path / "lists", base_url=f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(ConnectionError, match=r"No such file"):
+        fetch_list("toy", tmp_path / "lists", base_url=(tmp_path / "none").as_uri())
+    with pytest.raises(ValueError, match="--base-url 'mirror' is not"):
+        fetch_list("toy", tmp_path / "lists", base_url="mirror")
+    assert not (tmp_path / "lists").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, toy):
+    publish(tmp_path, toy, TOY)
+    in_the_way = write(tmp_path, "lists", "a file")
+    with pytest.raises(OSError, match=r"toy: could not write .*--folder"):
+        fetch_list("toy", in_the_way, base_url=tmp_path.as_uri())
+
+
+def test_official_names_and_files_of_the_same_name(tmp_path, toy, monkeypatch):
+    monkeypatch.setenv(lists.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"bash scripts/get_splits\.sh toy$"):
+        find_list("toy")
+    write(tmp_path, "toy.txt", TOY)
+    clip_list = find_list("toy")
+    assert (clip_list.name, len(clip_list.clip_ids), clip_list.sha256) == ("toy", 3, toy.sha256)
+    write(tmp_path, "toy", "own_000001\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_list("toy").clip_ids == ("own_000001",)
+    monkeypatch.delenv(lists.FOLDER_VARIABLE)
+    assert lists.default_folder() == ROOT / "metadata"
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(ValueError, match="Give the path of your own list") as caught:
+        find_list("vgg_ss_9999", tmp_path)
+    assert all(name in str(caught.value) for name in LISTS)
+    with pytest.raises(ValueError, match="is not an official list"):
+        fetch_list("vgg_ss_9999", tmp_path)
+
+
+def test_cli_goes_on_after_a_failure_and_reports_all(tmp_path, toy, capsys):
+    publish(tmp_path, toy, TOY)
+    names = ["unknown", "toy", "toy", "ssl_tie_flickr_249"]
+    assert lists.main([*names, "--folder", str(tmp_path), "--base-url", tmp_path.as_uri()]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"toy: 3 clips, verified: {tmp_path / 'toy.txt'}\n"
+    assert "2 of 3 lists failed" in shown.err
+    assert "'unknown' is not an official list" in shown.err
+    assert "metadata/test_flickr_250.txt" in shown.err
+
+
+def test_cli_process_lists_and_fails_without_a_traceback(tmp_path, mirror):
+    listed = run_cli("--list")
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(LISTS)
+    publish(mirror[0], LISTS["ssl_tie_flickr_249"], b"other\n")
+    failed = run_cli("--base-url", mirror[1], VSSL_SPLITS=str(tmp_path / "lists"))
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("HTTP 404") == len(LISTS) - 1
+    assert failed.stderr.count("has sha256") == 1
+    assert not (tmp_path / "lists").exists()
+
+
+def test_cli_process_fetches_all_published_lists(tmp_path):
+    for name, row in LISTS.items():
+        publish(tmp_path / "mirror", row, published_bytes(name))
+    fetched = run_cli("--folder", tmp_path / "lists", "--base-url", (tmp_path / "mirror").as_uri())
+    assert fetched.returncode == 0, fetched.stderr
+    assert len(list((tmp_path / "lists").iterdir())) == len(LISTS)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_rows_equal_the_published_files(tmp_path, name):
+    row = LISTS[name]
+    clip_ids = published_ids(name, tmp_path)
+    assert len(clip_ids) == row.clips
+    assert not row.ids_sha256 or ids_sha256(clip_ids) == row.ids_sha256
+    with pytest.raises(ValueError, match="--clip-list" if row.pairs else "--negatives"):
+        find_list(name, tmp_path, pairs=not row.pairs)
+
+
+# ------------------------------------------------------------------------------------------ cuts
+
+
+@pytest.fixture
+def cuts(monkeypatch):
+    """Two cuts of VGG-SS, of which protocol `mine` published on both, and a list of negatives."""
+    first, pairs = LISTS["ssl_tie_vgg_ss_4911"], LISTS["slavc_vgg_ss_negatives"]
+    rows = [
+        replace(first, name="l1", clips=3, cut="the first", ids_sha256=ids_sha256("abc")),
+        replace(first, name="l2", clips=2, cut="the second", ids_sha256=ids_sha256("ab")),
+        replace(pairs, clips=1, cut="N", ids_sha256=ids_sha256(["x+y"])),
+    ]
+    rows = [replace(row, published_by=("mine",)) for row in rows]
+    monkeypatch.setattr(lists, "ROWS", rows)
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ("cab", "VGG-SS, 3 clips: the first"),
+        ("abd", "VGG-SS, 3 clips: none of the published cuts; as many, but others: the first"),
+        ("a", "VGG-SS, 1 clips: none of the published cuts"),
+    ],
+)
+def test_a_cut_is_known_by_its_ids(cuts, listed, words):
+    assert name_cut("vgg_ss", "VGG-SS", listed) == words
+
+
+def test_what_is_missing_and_what_is_added_is_said(cuts):
+    assert name_cut("vgg_ss", "VGG-SS", "abc", num_missing=1) == (
+        "VGG-SS, 3 clips: the first; 1 of them are missing"
+    )
+    assert name_cut("vgg_ss_extended", "Extended", "abc", ["x+y"]) == (
+        "Extended, 3 clips: the first; 1 negatives: N"
+    )
+    assert "; 1 negatives: none of the published cuts; as many" in name_cut(
+        "vgg_ss_extended", "Extended", "abc", ["y+x"]
+    )
+    assert name_cut("stamps", "stamps", ["a"]) == "stamps, 1 clips: no cut of this set is published"
+
+
+def test_the_clips_of_published_numbers_are_known_again(cuts):
+    whole = published_list("mine", "Me", "vgg_ss", "bca")
+    assert (whole["cut"], whole["name"], whole["is_scored"]) == ("the first", "l1", True)
+    assert whole["words"] == "list: that of the published numbers (the first)"
+    part = published_list("mine", "Me", "vgg_ss", "ab")
+    assert (part["cut"], part["name"], part["is_scored"]) == ("the second", "l2", True)
+    other = published_list("mine", "Me", "vgg_ss", "abd")
+    assert other["cut"] == "the first" and not other["is_scored"]
+    assert "not comparable with those of Me" in other["words"]
+    for protocol, benchmark in (("theirs", "vgg_ss"), ("mine", "is3")):
+        unknown = published_list(protocol, "Me", benchmark, "abc")
+        assert not unknown["is_scored"] and unknown["cut"] is None and unknown["sha256"] is None
+        assert "no numbers that Me published here" in unknown["words"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "negatives", "is_scored"),
+    [
+        ("vgg_ss", [], True), ("vgg_ss", ["x+y"], False), ("vgg_ss_extended", ["x+y"], True),
+        ("vgg_ss_extended", [], False), ("vgg_ss_extended", ["y+x"], False),
+    ],
+)  # fmt: skip
+def test_negatives_belong_to_the_list(cuts, benchmark, negatives, is_scored):
+    checked = published_list("mine", "Me", benchmark, "abc", negatives)
+    assert checked["is_scored"] == is_scored
+    assert checked["name"] == ("slavc_vgg_ss_negatives" if "extended" in benchmark else "l1")
+
+
+def test_rows_are_whole_and_name_protocols_and_benchmarks_that_there_are():
+    assert len({row.file_name for row in LISTS.values()}) == len(LISTS)
+    for row in ROWS:
+        assert set(row.published_by) <= PROTOCOLS.keys()
+        assert bool(row.cut) == bool(row.benchmarks) == bool(row.ids_sha256)
+        assert bool(row.name) == bool(row.sha256) == bool(row.repository)
+        assert row.name or row.cut
+    counts = [row.clips for row in ROWS if "vgg_ss" in row.benchmarks]
+    assert sorted(counts) == [2425, 2463, 2564, 2575, 4655, 4670, 4692, 4911, 5158]
+
+
+def test_classes_heard_in_training_are_a_list_of_those_who_published_on_it(tmp_path):
+    heard = published_ids("ez_vsl_vgg_ss_heard", tmp_path)
+    scored = {name for name in PROTOCOLS if published_list(name, "", "vgg_ss", heard)["is_scored"]}
+    assert scored == {"ez_vsl", "fnac", "fnac_bicubic", "slavc", "slavc_fixed"}
+
+
+def test_the_two_250_of_flickr_soundnet_differ(tmp_path):
+    common = published_ids("ssl_tie_flickr_249", tmp_path)
+    assert published_ids("sspl_flickr_249", tmp_path) == published_ids("ssl_tie_flickr_249_csv", tmp_path)
+    slavc, senocak = (name_cut("flickr_soundnet", "F", [*common, one]) for one in THE_250)
+    assert slavc.endswith("the cut of SLAVC, SSL-Align and ACL, the common 249 and " + THE_250[0])
+    assert senocak.endswith(THE_250[1])
+    assert "none" in name_cut("flickr_soundnet", "F", [*common, "1"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "positives", "count", "same_clip"),
+    [("vgg_ss", "lvs_vgg_ss_5158", 5158, 379), ("flickr_soundnet", "ssl_tie_flickr_249", 250, 0)],
+)
+def test_published_negatives_are_recognised(tmp_path, dataset, positives, count, same_clip):
+    ids = published_ids(f"slavc_{dataset.removesuffix('_soundnet')}_negatives", tmp_path)
+    pairs = [split_pair(clip_id) for clip_id in ids]
+    listed = [*published_ids(positives, tmp_path), *(THE_250[:1] if count == 250 else ())]
+    assert len(pairs) == len(listed) == count
+    assert sum(video == audio for video, audio in pairs) == same_clip
+    # What is not of the test set itself: the clips with sounds that are silent or not seen.
+    strangers = {video for video, _ in pairs} - set(listed)
+    assert strangers == {audio for _, audio in pairs} - set(listed)
+    assert strangers == {video for video, audio in pairs if video == audio}
+    words = name_cut(f"{dataset}_extended", "E", listed, ids)
+    assert words.endswith(f"; {count:,} negatives: SLAVC's list") and "none" not in words
+    assert published_list("slavc", "SLAVC", f"{dataset}_extended", listed, ids)["is_scored"]
+    assert "none" in name_cut(f"{dataset}_extended", "E", listed, ids[1:])

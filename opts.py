@@ -16,12 +16,12 @@ from datasets.transforms import AugmentationConfig
 from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig
-from utils.command_line import add_group, build
 from utils.evaluation.protocols import PROTOCOLS
 from utils.localisation_options import BaselineOptions, LocalisationOptions
 from utils.mixing_schedule import AudioMixingOptions
 from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
+from utils.options import Options, add_group, build, option
 from utils.retrieval_options import RetrievalOptions
 from utils.video_options import ImageOptions, VideoOptions
 
@@ -48,7 +48,7 @@ def refuse_dropped(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(Options):
     """Which clips to train on."""
 
     train_set: Literal["vggsound", "flickr"]
@@ -59,13 +59,8 @@ class DataOptions:
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     allow_missing: bool = False
     """leave clips out whose files are missing or broken, instead of refusing to start"""
-    workers: int = 4
+    workers: int = option(4, at_least=0)
     """decoding processes; 0 decodes in the main process"""
-
-    def __post_init__(self) -> None:
-        """Refuses values without meaning."""
-        if self.workers < 0:
-            raise ValueError(f"--workers must be 0 or more, got {self.workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +120,7 @@ class ComputeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """Where the run lives."""
 
     output: Path
@@ -136,20 +131,12 @@ class RunOptions:
     """of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
-    log_every: int = 20
+    log_every: int = option(20, at_least=1)
     """steps between two entries in TensorBoard"""
-    pictures: int = 4
+    pictures: int = option(4, at_least=0)
     """overlays in TensorBoard after each epoch"""
     dry_run: bool = False
     """print all options and stop"""
-
-    def __post_init__(self) -> None:
-        """Refuses values without meaning."""
-        if self.log_every < 1 or self.pictures < 0:
-            raise ValueError(
-                "--log-every must be at least 1 and --pictures 0 or more, got "
-                f"{self.log_every}, {self.pictures}"
-            )
 
 
 @dataclass(frozen=True)

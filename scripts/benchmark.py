@@ -27,7 +27,7 @@ from scripts.benchmark_measure import Setting, check_counts, write_line
 from scripts.benchmark_steps import Sizes
 from scripts.benchmark_train import TrainBenchmark, benchmark_train
 from scripts.scaling_model import Machine, ScalingQuestion, TrainingCosts, predict_scaling
-from utils.command_line import add_group, build
+from utils.options import add_group, build
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import pick_device
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from scripts.demo_jobs import ROOT, Jobs, ModelProcess, find_models, worker_command
-from utils.command_line import parse_group
+from utils.options import parse_group
 from utils.reporting import configure_logging, run_command
 
 logger = logging.getLogger("demo")
@@ -151,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
     summary = "Serves a page that localises sounds in one's own videos and pictures."
-    options = parse_group(DemoOptions, "demo.sh", summary, arguments)
-    return run_command(lambda: serve(options()))
+    return run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", summary, arguments)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, as_float, normalise
 from models.localiser import Localiser, load_localiser
 from utils.checkpoint import file_sha256
-from utils.command_line import parse_group
 from utils.files import write_atomically
+from utils.options import parse_group
 from utils.reporting import configure_logging, run_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -164,5 +164,5 @@ def export(options: ExportOptions) -> int:
 
 if __name__ == "__main__":
     configure_logging()
-    chosen = parse_group(ExportOptions, "export.sh", "Writes a trained localiser as ONNX.", None)
-    sys.exit(run_command(lambda: export(chosen())))
+    summary = "Writes a trained localiser as ONNX."
+    sys.exit(run_command(lambda: export(parse_group(ExportOptions, "export.sh", summary, None))))

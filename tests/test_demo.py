@@ -33,7 +33,7 @@ from models import build_localiser
 from scripts import demo, demo_jobs
 from scripts.demo_examples import make_examples
 from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.command_line import field_docstrings
+from utils.options import field_docstrings
 
 PAGE_PYTHON = ROOT / ".venv-demo" / "bin" / "python"
 needs_page = pytest.mark.skipif(

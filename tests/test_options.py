@@ -1,7 +1,7 @@
 """Options: each is read somewhere, refused in words, and recorded."""
 
 import ast
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import pytest
 import opts
 from datasets.transforms import AugmentationConfig
 from models import METHODS
-from utils.command_line import field_docstrings
 from utils.negative_options import NegativeOptions
+from utils.options import Options, field_docstrings, option, parse_group
 from utils.retrieval_options import RetrievalOptions
 from utils.video_options import ImageOptions, VideoOptions
 
@@ -168,6 +168,43 @@ def test_unknown_and_missing_options_exit_with_2(arguments, capsys):
         opts.parse_train_options(arguments)
     assert stop.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Options):
+    """Bounds of all kinds."""
+
+    count: int = option(1, at_least=1)
+    """at least 1"""
+    share: float | None = option(None, above=0, at_most=1)
+    """a share"""
+    colour: str = option(choices=("red", "blue"))
+    """of two"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--count 0", "--count must be at least 1, got 0"),
+        ("--share 0", "--share must be above 0 and at most 1, got 0.0"),
+        ("--share 1.5", "--share must be above 0 and at most 1, got 1.5"),
+        ("--share nan", "--share must be above 0 and at most 1, got nan"),
+        ("--share=-inf", "--share must be above 0 and at most 1, got -inf"),
+    ],
+)
+def test_bounds_are_named(arguments, words):
+    with pytest.raises(ValueError) as refused:
+        parse_group(Bounded, "program", "Does.", ["--colour", "red", *arguments.split()])
+    assert str(refused.value) == words
+
+
+def test_values_within_bounds_and_choices(capsys):
+    assert parse_group(Bounded, "program", "Does.", ["--colour", "red"]) == Bounded(colour="red")
+    assert parse_group(Bounded, "program", "Does.", "--colour blue --share 1".split()).share == 1
+    for arguments in ([], ["--colour", "green"]):
+        with pytest.raises(SystemExit):
+            parse_group(Bounded, "program", "Does.", arguments)
+        assert "--colour" in capsys.readouterr().err
 
 
 def test_overlays_take_a_number_or_all():

@@ -1,0 +1,139 @@
+"""Command lines made of frozen dataclasses: one option a field, explained by the string below it.
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+workers: int = option(4, at_least=0)
+'''decoding processes; 0 decodes in the main process'''
+"""
+
+import argparse
+import ast
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
+from typing import Any, Literal
+
+
+def option(
+    default: Any = MISSING,  # noqa: ANN401 - of any type, as the field it makes
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: Iterable[str] | None = None,
+) -> Any:  # noqa: ANN401
+    """Make a field of Options with bounds, which NaN and infinity never meet.
+
+    Args:
+        default: without one, the option is required.
+        at_least: smallest value.
+        above: the value must be larger than this.
+        at_most: largest value.
+        choices: the values of a text, where they are not known as a Literal.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"bounds": bounds, "choices": choices and tuple(choices)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of groups of options: checks the bounds of its fields.
+
+    A class that checks more than single numbers begins its __post_init__ with that of this class.
+    """
+
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds.
+
+        Raises:
+            ValueError: names the option, the bounds and the value.
+        """
+        for described in fields(self):
+            bounds, value = described.metadata.get("bounds"), getattr(self, described.name)
+            if not bounds or value is None:
+                continue
+            low, high = bounds.get("at_least", -math.inf), bounds.get("at_most", math.inf)
+            fits = low <= value <= high and value > bounds.get("above", -math.inf)
+            if not fits or not math.isfinite(value):
+                words = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
+                raise ValueError(f"{flag(described.name)} must be {words}, got {value}")
+
+
+def flag(name: str) -> str:
+    """Return the option of a field, e.g. `--batch-size` of `batch_size`."""
+    return "--" + name.replace("_", "-")
+
+
+def build(config_class: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of the class
+    """Make a group from parsed values; it checks them itself."""
+    return config_class(**{described.name: values[described.name] for described in fields(config_class)})
+
+
+def parse_group(config_class: type, program: str, summary: str, arguments: Sequence[str] | None) -> Any:  # noqa: ANN401
+    """Parse the command line of a program with one group of options.
+
+    Args:
+        config_class: of the group.
+        program: its name.
+        summary: what it does.
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        an instance of config_class.
+
+    Raises:
+        ValueError: a value is out of bounds, or values contradict each other.
+    """
+    parser = argparse.ArgumentParser(
+        program,
+        description=summary,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_group(parser, config_class)
+    return build(config_class, vars(parser.parse_args(arguments)))
+
+
+def add_group(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add an option per field: --field-name, --switch/--no-switch; required without a default."""
+    summary = (inspect.getdoc(config_class) or "").splitlines()[0]
+    group = parser.add_argument_group(config_class.__name__, summary)
+    help_texts, annotations = field_docstrings(config_class), typing.get_type_hints(config_class)
+    for described in fields(config_class):
+        settings: dict[str, Any] = {"help": help_texts[described.name].replace("%", "%%")}
+        settings |= _argument_type(annotations[described.name])
+        if described.metadata.get("choices"):
+            settings |= {"choices": described.metadata["choices"], "metavar": None}
+        if described.default is MISSING:
+            settings |= {"required": True, "default": argparse.SUPPRESS}
+        else:
+            settings["default"] = described.default
+        group.add_argument(flag(described.name), dest=described.name, **settings)
+
+
+def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):  # X | None: absent is None
+        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    if typing.get_origin(annotation) is Literal:
+        choices = typing.get_args(annotation)
+        return {"choices": choices, "type": type(choices[0])}
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": annotation, "metavar": annotation.__name__.upper()}
+
+
+def field_docstrings(config_class: type) -> dict[str, str]:
+    """Read the text under each field of a class, and of those that it inherits."""
+    names = {described.name for described in fields(config_class)}
+    documented = {}
+    for base in reversed(config_class.__mro__[:-1]):
+        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(base)).body[0]).body
+        for statement, follower in pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(follower, ast.Expr):
+                documented[ast.unparse(statement.target)] = ast.literal_eval(follower.value)
+    return {name: text for name, text in documented.items() if name in names}

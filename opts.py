@@ -31,6 +31,9 @@ DROPPED = {
     "--head-megabytes": "The contrast is always computed at once: lower --batch-size, or use more GPUs.",
     "--view-pool": "SSPL draws any of the 1,058 views of a frame each time, as its authors do.",
     "--feature-cache": "SSPL's frozen encoders see new views in every step, so there is nothing to keep.",
+    "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
+    "--peer": "It went with --as-published.",
+    "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
 }
 """Options of earlier versions -> why they are gone, or what to use instead."""
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,20 +31,20 @@ from tqdm import tqdm
 import opts
 from datasets.audio import read_window
 from datasets.clip_sets import ClipSet, build_clips
-from datasets.clips import with_wrong_sounds
+from datasets.clips import Batch, Clip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame
 from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
+from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
 from models.localiser import Localiser, load_localiser
 from models.pretrained import load_object_prior
 from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
-from scripts.negative_audio import run as run_negatives
 from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
 from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
 from utils.checkpoint import file_sha256
-from utils.distributed import is_main_process, process_group, rank, shard, world_size
+from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation.localisation import (
     ObjectPrior,
@@ -53,8 +53,19 @@ from utils.evaluation.localisation import (
     localise_batches,
     score_maps,
 )
+from utils.evaluation.negatives import (
+    MEDIAN_RULE,
+    compare_with_sounds,
+    draw_off_screen,
+    encode_sounds,
+    scenes_of,
+    score_sounds,
+)
 from utils.evaluation.protocols import LocalisationProtocol, find_protocols
 from utils.files import write_atomically
+from utils.negative_audio_results import NegativeResult, NegativeSetting, write_negative_results
+from utils.negative_audio_tables import render_table as render_negative_table
+from utils.negative_audio_tables import screen_table
 from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.report import Gallery
@@ -82,6 +93,8 @@ logger = logging.getLogger("test")
 
 BASELINE_BATCH = 32
 """clips scored at once without a model; does not change the scores"""
+HALF_COSINE = ("ez_vsl_or_fnac", "slavc")
+"""methods whose authors' similarity is (cosine + 1) / 2; that of all others is the cosine"""
 THUMBNAIL_SIDE = 144
 """of the frames in a retrieval's report, pixels"""
 
@@ -296,6 +309,93 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
     return 2 if embeddings.unreadable and not options.allow_missing else 0
 
 
+def negatives(options: NegativeOptions, command: str) -> int:
+    """Scores what a model shows for sounds that are not in the picture; returns 0, or 2 when clips broke."""
+    use_full_float32()
+    with process_group(pick_device(options.device)) as device, dead_workers_named():
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.ERROR)
+        return negatives_on(device, options, command)
+
+
+def negatives_on(device: torch.device, options: NegativeOptions, command: str) -> int:
+    """Scores in this process its part of the clips; the main one writes the results of all.
+
+    Every clip is decoded twice, once for the sounds of all and once for the frames.
+    """
+    trained, sha256 = load_localiser(options.checkpoint, device), file_sha256(options.checkpoint)
+    clip_set = build_clips(
+        options.benchmark,
+        options.data_root,
+        clip_list=options.clip_list,
+        annotations=options.annotations,
+        allow_missing=options.allow_missing,
+    )
+    context = describe(options, trained, clip_set, device, sha256, command)
+    if options.labels is not None:
+        context = with_classes(context, options.labels, clip_set.clip_ids)
+    half_cosine = trained.checkpoint.method in HALF_COSINE
+    similarity = "(cosine + 1) / 2" if half_cosine else "cosine"
+    setting = NegativeSetting(context, similarity, options.seeds, options.off_screen, options.threshold)
+    setting.check(options.output)
+    scenes = scenes_of(
+        clip_set.clip_ids,
+        [clip.pair_key for clip in clip_set.clips],
+        context.classes,
+        options.off_screen,
+        pictures=[clip.scene for clip in clip_set.clips],
+        sound_files=[str(clip.sound) for clip in clip_set.clips],
+    )
+    # Refused here, if at all: encoding all sounds takes long.
+    draw_off_screen(clip_set.clip_ids, scenes, 0)
+    model: Any = trained.model
+    views, front_end = TestViews(trained.audio, device), trained.audio.build_front_end().to(device)
+
+    def decoded(clips: Sequence[Clip], title: str, content: Content) -> Iterator[Batch]:
+        part = replace(clip_set, clips=tuple(clips))
+        loader = build_loader(options, trained, part, device, MEDIAN_RULE.map_size, content)
+        with tqdm(total=len(clips), desc=title, unit="clip", disable=not is_main_process()) as bar:
+            for batch in loader:
+                yield batch.to(device)
+                bar.update(len(batch))
+
+    own = shard(clip_set.clips, rank(), world_size())
+    # Frames too: a clip whose frame is broken is not to lend its sound.
+    sounds = encode_sounds(model, decoded(own, "sounds", "both"), lambda batch: views(batch)[1])
+    donors = np.stack([draw_off_screen(sounds.clip_ids, scenes, seed) for seed in range(options.seeds)])
+    place_of = {clip_id: place for place, clip_id in enumerate(sounds.clip_ids)}
+    maps = compare_with_sounds(
+        model,
+        decoded([clip for clip in own if clip.clip_id in place_of], "frames", "frames"),
+        lambda batch: normalise(as_float(batch.frames)),
+        front_end,
+        sounds,
+        donors,
+        trained.audio.num_samples,
+    )
+    clip_ids = tuple(gather_objects(maps.clip_ids))
+    if not clip_ids:
+        raise ValueError("No clip could be scored: every frame broke between two readings.")
+    scores, threshold = score_sounds(maps, device, half_cosine=half_cosine, threshold=options.threshold)
+    unreadable = (*sounds.unreadable, *gather_objects(maps.unreadable))
+    num_bytes = sum(gather_objects([maps.num_bytes]))
+    status = 2 if unreadable and not options.allow_missing else 0
+    if not is_main_process():
+        return status
+    donor_ids = np.array(sounds.clip_ids)[donors[:, [place_of[clip_id] for clip_id in clip_ids]]]
+    result = NegativeResult(clip_ids, scores, threshold, donor_ids, num_bytes, unreadable)
+    summary = write_negative_results(options.output, setting, result)
+    for warning in summary["warnings"]:
+        logger.warning("%s", warning)
+    path = f"Report: {options.output / 'report.html'}"
+    if options.table is not None:
+        sys.stdout.write(render_negative_table(summary, options.table))
+        logger.info("%s", path)
+    else:
+        sys.stdout.write(f"{screen_table(summary)}\n{path}\n")
+    return status
+
+
 def baselines(options: opts.BaselineOptions, command: str) -> int:
     """Scores blind predictors and ceilings on a benchmark's boxes; returns 0."""
     truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
@@ -360,7 +460,7 @@ def _run_task(options: opts.TestOptions, words: str) -> int:
         case RetrievalOptions():
             return retrieval(options, words)
         case NegativeOptions():
-            return run_negatives(options, words)
+            return negatives(options, words)
         case VideoOptions():
             return run_video(options)
         case ImageOptions():

@@ -15,7 +15,7 @@ from scripts.ablation_runs import parse_scorings, plan_runs
 from utils.ablation import READERS, AblationRun, gather, mean_and_deviation
 from utils.ablation_plot import render_plot
 from utils.ablation_tables import render_csv, render_latex, render_markdown
-from utils.negative_audio_scores import DEAF, DISC
+from utils.evaluation.negatives import DEAF, DISC
 
 RECIPE = ["--train-set", "vggsound", "--data-root", "data"]
 SCORING = [["localisation", "--benchmark", "vgg_ss", "--data-root", "data"]]

@@ -246,4 +246,4 @@ def test_the_negatives_script_prints_its_options(start):
     assert (options["benchmark"], options["data_root"]) == ("vgg_ss", "/no/vgg_ss")
     assert (options["clip_list"], options["labels"]) == ("ssl_tie_vgg_ss_4911", "mine.csv")
     assert (options["seeds"], options["off_screen"]) == (10, "other_class")
-    assert not options["as_published"]
+    assert options["threshold"] is None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.negative_audio_scores import DISC
+from utils.evaluation.negatives import DISC
 from utils.negative_audio_tables import SOURCES, score_rows
 from utils.tables import SCORE_NAMES
 

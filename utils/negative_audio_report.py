@@ -6,8 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from utils.negative_audio import NEGATIVES, OWN
-from utils.negative_audio_scores import EXTREMES
+from utils.evaluation.negatives import EXTREMES, NEGATIVES, OWN
 from utils.negative_audio_tables import COLUMNS, KIND_WORDS, ScoreRow, score_rows, threshold_words, title_of
 from utils.page import page_style, render_facts, render_tile, render_warnings
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from utils.evaluation.negatives import DEAF, DISC, MEDIAN_RULE, NEGATIVES, OWN, PAIRS
 from utils.evaluation.statistics import Interval
-from utils.negative_audio import NEGATIVES, OWN
-from utils.negative_audio_scores import DEAF, DISC, MEDIAN_RULE, PAIRS
-from utils.tables import SHORT_SHA256, ScoreTable, identity_columns, interval_fact, remarks, render_as
+from utils.tables import ScoreTable, identity_columns, interval_fact, remarks, render_as
 
 Summary = dict[str, Any]
 """as `utils.negative_audio_results.summarise` gives it"""
@@ -25,10 +24,6 @@ COLUMNS = ("better", "score", "sd over seeds", "95 % interval", "deaf", "blind d
 SOURCES = {
     "negatives": "third quartile of the highest similarities of these negatives",
     "given": "given by --threshold",
-    "held out": "third quartile of the highest similarities of another set's negatives",
-    "shared clips": "NOT HELD OUT: third quartile of the highest similarities of the negatives of "
-    "another set that shares clips with this one",
-    "published": "written into the authors' program",
 }
 
 
@@ -71,8 +66,6 @@ def _labels() -> Iterator[tuple[str, str, str]]:
         yield f"{name}_own", f"{label} (median rule), own sound", "higher"
         yield f"{name}_off_screen", f"{label} (median rule), off-screen", ""
         yield f"sensitivity_{name}", f"audio sensitivity: {label}, own minus off-screen", "higher"
-    for name, label in (("ciou_at_0.5", "CIoU"), ("auc", "AUC")):
-        yield f"published_{name}", f"{label} of the mixed list, as published", ""
 
 
 def score_rows(summary: Summary) -> list[ScoreRow]:
@@ -87,11 +80,9 @@ def score_rows(summary: Summary) -> list[ScoreRow]:
 
 
 def title_of(summary: Summary) -> str:
-    """What was scored, in a line; results with the authors' errors say so first."""
-    published = summary["as_published"]
-    loud = "" if published is None else f"AS PUBLISHED ({published}, errors included): "
+    """What was scored, in a line."""
     clips = f"{summary['num_clips']} of {summary['num_listed']} listed clips"
-    return f"{loud}Negative audio on {summary['benchmark']}, {clips}"
+    return f"Negative audio on {summary['benchmark']}, {clips}"
 
 
 def threshold_words(summary: Summary) -> str:
@@ -100,11 +91,6 @@ def threshold_words(summary: Summary) -> str:
     words = f"{threshold['value']:.6g} on {threshold['similarity']}: {SOURCES[threshold['source']]}"
     if "num_negatives" in threshold:
         words += f" ({threshold['num_negatives']} negatives, {threshold['rule']})"
-    if "from" in threshold:
-        other = threshold["from"]
-        words += f" ({other['num_negatives']} negatives of the list with sha256 " + (
-            f"{other['clip_list_sha256'][:SHORT_SHA256]}, {other['path']})"
-        )
     return words
 
 
@@ -187,7 +173,6 @@ def _csv_lines(summary: Summary) -> list[dict[str, Any]]:
     """A line for each number; everything else is repeated in each of them."""
     threshold = summary["threshold"]
     shared = {
-        "as_published": summary["as_published"] or "",
         "threshold": f"{threshold['value']:.9g}",
         "threshold_source": threshold["source"],
         "similarity": threshold["similarity"],

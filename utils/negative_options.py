@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.negative_audio import CLASSES_WANTED, OffScreen
-from utils.negative_audio_scores import PUBLISHED_THRESHOLDS, PublishedThresholds
+from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +30,6 @@ class NegativeOptions:
     """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
     threshold: float | None = None
     """universal threshold on the model's similarity; none: third quartile over these negatives"""
-    threshold_from: Path | None = None
-    """summary.json of this task on another set, whose threshold is taken: held out; none: not so"""
-    as_published: bool = False
-    """repeat the errors of the authors' program that move numbers (docs/negative_audio.md)"""
-    peer: Literal["ez_vsl", "fnac"] | None = None
-    """whose file of EZ-VSL or FNAC it is, which the file does not tell; for --as-published"""
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     annotations: Path | None = None
@@ -67,53 +60,11 @@ class NegativeOptions:
                 "--seeds and --batch-size must be at least 1 and --workers 0 or more, got "
                 f"{self.seeds}, {self.batch_size}, {self.workers}"
             )
-        sources = {
-            "--threshold": self.threshold is not None,
-            "--threshold-from": self.threshold_from is not None,
-            "--as-published": self.as_published,
-        }
-        given = [flag for flag, there in sources.items() if there]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} each say what the threshold is; give one.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise ValueError(f"--threshold must be from -1 to 1, got {self.threshold}")
         # Of IS3 the ids tell the class; all others are refused before anything is read.
         if self.labels is None and self.off_screen == "other_class" and self.benchmark != "is3":
             raise ValueError(CLASSES_WANTED)
-        if self.peer is not None and not self.as_published:
-            raise ValueError("--peer needs --as-published: without it there is no difference.")
-
-    def published_peer(self, method: str) -> str | None:
-        """Whose program is repeated with its errors; None without --as-published.
-
-        Args:
-            method: of the checkpoint.
-
-        Raises:
-            ValueError: the authors have not scored the method, or the file could be of two peers.
-        """
-        if not self.as_published:
-            return None
-        if method == "ez_vsl_or_fnac":
-            if self.peer is None:
-                raise ValueError(
-                    "--as-published: no file tells EZ-VSL from FNAC, and the authors score them "
-                    "differently. Say which it is: --peer ez_vsl, or --peer fnac."
-                )
-            return self.peer
-        if self.peer is not None:
-            raise ValueError(f"--peer {self.peer} does not fit a checkpoint of {method}.")
-        if method not in PUBLISHED_THRESHOLDS:
-            raise ValueError(
-                f"--as-published: the authors have not scored {method}, but "
-                f"{', '.join(PUBLISHED_THRESHOLDS)}. Leave the option out."
-            )
-        return method
-
-    def published_thresholds(self, method: str) -> PublishedThresholds | None:
-        """What the authors' program has for the method; None without --as-published."""
-        peer = self.published_peer(method)
-        return None if peer is None else PUBLISHED_THRESHOLDS[peer]
 
     # What an evaluation's description asks for by localisation's names.
 

@@ -1,0 +1,682 @@
+"""Sounds that are not in the picture: which they are, maps, numbers, files, and the command line."""
+
+import csv
+import json
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from command_line import ENVIRONMENT, assert_refused, run, torchrun
+from peer_inputs import SHAPES, filled, official_file
+from result_inputs import make_context
+
+from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SegmentConfig, SpectrogramConfig
+from datasets.clips import AudioVisualClips, Clip, with_wrong_sounds
+from datasets.hdf5 import FRAMES, HDF5Row
+from datasets.hdf5 import SOUNDS as SOUND_ROWS
+from models import LOCALISERS, METHODS, build_localiser
+from utils.evaluation.negatives import (
+    DEAF,
+    DISC,
+    MEDIAN_RULE,
+    NEGATIVES,
+    PAIRS,
+    ClipSounds,
+    compare_masks,
+    compare_with_sounds,
+    draw_off_screen,
+    encode_sounds,
+    harmonic_mean,
+    numbers_of,
+    quiet_areas,
+    scenes_of,
+    score_sounds,
+    universal_threshold,
+    white_noise,
+)
+from utils.evaluation.protocols import upsample
+from utils.leaks import find_leak
+from utils.negative_audio_results import NegativeResult, NegativeSetting, summarise, write_negative_results
+from utils.negative_audio_tables import render_table, score_rows, screen_table
+from utils.negative_options import NegativeOptions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+# ------------------------------------------------------------------------------------ split models
+
+SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}
+"""Shape of a sound; peers hear (1, 257, 40)."""
+CONFIGS: list[tuple[str, dict]] = [(name, {}) for name in LOCALISERS] + [("sspl", {"pcm": False})]
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+@torch.inference_mode()
+def test_localise_is_its_two_halves_and_frames_never_hear(name, config):
+    torch.manual_seed(0)
+    given = asdict(METHODS[name].config(**config)) if name in METHODS else {}
+    model = build_localiser(name, given).eval()
+    frames = torch.randn(2, 3, 96, 96)
+    sounds, others = torch.randn(2, 2, *SOUNDS.get(name, (1, 257, 40)))
+    visual, heard = model.visual_features(frames), model.sound_features(sounds)
+    assert len(visual) == len(heard) == 2
+    assert torch.equal(model.compare(visual, heard), model.localise(frames, sounds))
+    wrong = model.compare(visual, model.sound_features(others))
+    assert torch.equal(wrong, model.localise(frames, others))
+    assert not torch.equal(wrong, model.localise(frames, sounds))
+    one = model.sound_features(sounds[:1])
+    same = model.compare(visual, one.expand(2, *one.shape[1:]))
+    torch.testing.assert_close(same[0], model.localise(frames, sounds)[0], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ sounds
+
+
+def scenes_of_clips(clips, classes, off_screen):
+    return scenes_of(
+        [clip.clip_id for clip in clips],
+        [clip.pair_key for clip in clips],
+        classes,
+        off_screen,
+        pictures=[clip.scene for clip in clips],
+        sound_files=[str(clip.sound) for clip in clips],
+    )
+
+
+def clips_named(*clip_ids, **fields):
+    return [Clip(name, Path(f"{name}.jpg"), Path(f"{name}.wav"), **fields) for name in clip_ids]
+
+
+def heard_by(clips, scenes, num_seeds=40):
+    """Ids of all clips whose sounds each clip gets."""
+    clip_ids = [clip.clip_id for clip in clips]
+    drawn = np.stack([draw_off_screen(clip_ids, scenes, seed) for seed in range(num_seeds)])
+    return {name: {clip_ids[d] for d in drawn[:, place]} for place, name in enumerate(clip_ids)}
+
+
+def test_off_screen_sounds_are_of_another_class_and_of_no_process():
+    clips = clips_named(*(f"clip_{index}" for index in range(30)))
+    classes = {clip.clip_id: "abc"[index % 3] for index, clip in enumerate(clips)}
+    scenes = scenes_of_clips(clips, classes, "other_class")
+    for clip_id, donors in heard_by(clips, scenes).items():
+        assert {classes[donor] for donor in donors} == set("abc") - {classes[clip_id]}
+        assert len(donors) > 10
+    third, again, fourth = (draw_off_screen(list(classes), scenes, seed) for seed in (3, 3, 4))
+    assert np.array_equal(third, again) and not np.array_equal(third, fourth)
+
+
+def test_neither_sound_of_a_pair_is_off_screen():
+    clips = [
+        replace(clip, pair_key=clip.clip_id.rpartition("_")[0])
+        for clip in clips_named("cat_dog_1_cat", "cat_dog_1_dog", "owl_subwaytrain_2_owl",
+                                "owl_subwaytrain_2_subway", "dog_owl_3_owl", "dog_owl_3_dog")
+    ]  # fmt: skip
+    scenes = scenes_of_clips(clips, None, "other_class")
+    assert scenes["cat_dog_1_cat"] == ("cat", {"cat", "dog"})
+    assert scenes["owl_subwaytrain_2_owl"].on_screen == {"owl", "subway"}
+    alone = scenes_of_clips(clips[1:], None, "other_class")
+    assert alone["cat_dog_1_dog"].on_screen == {"dog"}  # no clip has a cat's sound
+    for clip_id, donors in heard_by(clips, scenes).items():
+        assert not {scenes[donor].sound for donor in donors} & scenes[clip_id].on_screen
+    labelled = scenes_of_clips(clips, dict.fromkeys(scenes, "x"), "other_class")
+    with pytest.raises(ValueError, match=r"no off-screen sound for cat_dog_1_cat: all 6 .*\(x\)"):
+        draw_off_screen(list(scenes), labelled, 0)
+    keys = {clip.clip_id: clip.pair_key for clip in clips}
+    for clip_id, donors in heard_by(clips, scenes_of_clips(clips, None, "any")).items():
+        assert keys[clip_id] not in {keys[donor] for donor in donors}
+
+
+def test_without_classes_the_user_must_say_any_before_anything_is_read():
+    clips = clips_named("a", "b")
+    with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
+        scenes_of_clips(clips, None, "other_class")
+    assert heard_by(clips, scenes_of_clips(clips, None, "any")) == {"a": {"b"}, "b": {"a"}}
+    given = {"checkpoint": Path("a"), "data_root": Path("b"), "output": Path("c")}
+    for benchmark in ("vgg_ss", "stamps", "flickr_soundnet"):
+        with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
+            NegativeOptions(benchmark=benchmark, **given)
+        assert NegativeOptions(benchmark=benchmark, off_screen="any", **given).labels is None
+    assert NegativeOptions(benchmark="is3", **given).labels is None
+
+
+def test_the_sound_of_a_video_is_off_screen_for_none_of_its_frames():
+    names = [f"{video}_{k}" for video in "ab" for k in range(5)]
+    clips = [Clip(name, Path(f"{name}.jpg"), Path(f"{name[0]}.wav")) for name in names]
+    for clip_id, donors in heard_by(clips, scenes_of_clips(clips, None, "any")).items():
+        assert {donor[0] for donor in donors} == set("ab") - {clip_id[0]}
+    by_class = scenes_of_clips(clips, {name: name[-1] for name in names}, "other_class")
+    assert by_class["a_3"] == ("3", {"3"})
+    paired = [replace(clip, pair_key="s") for clip in clips]
+    scenes = scenes_of_clips(paired, None, "any").values()
+    assert {scene.on_screen for scene in scenes} == {frozenset({"a.wav", "b.wav"})}
+
+
+SOUNDS_OF_PICTURES = {
+    "img1+dog3": "dog", "img1+guitar7": "guitar", "img2+dog3": "dog", "img3+guitar8": "guitar",
+    "img4+cat1": "cat", "a_dog+owl2": "owl",
+}  # fmt: skip
+"""Ids as VPO has them, <picture>+<sound>, and their classes."""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_sounds_of_a_picture_are_off_screen_for_none_of_its_clips(packed):
+    clips = []
+    for row, clip_id in enumerate(SOUNDS_OF_PICTURES):
+        frame, sound = clip_id.split("+")
+        files = (Path(f"a_cat/{frame}.jpg"), Path(f"{sound}.wav"))
+        rows = (HDF5Row(Path("vpo.h5"), key, row) for key in (FRAMES, SOUND_ROWS))
+        clips.append(Clip(clip_id, *(rows if packed else files)))
+    scenes = scenes_of_clips(clips, SOUNDS_OF_PICTURES, "other_class")
+    assert [set(scene.on_screen) for scene in scenes.values()] == [
+        {"dog", "guitar"}, {"dog", "guitar"}, {"dog"}, {"guitar"}, {"cat"}, {"owl"}
+    ]  # fmt: skip
+    heard = heard_by(clips, scenes)
+    assert heard["img1+dog3"] == heard["img1+guitar7"] == {"img4+cat1", "a_dog+owl2"}
+    heard = heard_by(clips, scenes_of_clips(clips, None, "any"), 60)
+    # Neither the picture's sounds nor the same file with another picture.
+    assert heard["img1+dog3"] == heard["img1+guitar7"] == {"img3+guitar8", "img4+cat1", "a_dog+owl2"}
+    assert heard["img2+dog3"] == set(SOUNDS_OF_PICTURES) - {"img1+dog3", "img2+dog3"}
+    for seed in range(20):
+        chosen = {wrong.audio_source for wrong in with_wrong_sounds(clips, seed)[:2]}
+        assert chosen.isdisjoint(clip.audio_source for clip in clips[:3])
+    with pytest.raises(ValueError, match=r"different scenes; for img1\+"):
+        with_wrong_sounds(clips[:2])
+
+
+def test_noise_is_standard_normal_and_a_clip_s_own():
+    noise = white_noise(["a", "b"], 40_000, 0)
+    assert noise.dtype == torch.float32
+    assert noise.mean().abs() < 0.02 and abs(noise.std() - 1) < 0.02
+    assert noise.abs().max() > 3
+    assert torch.equal(noise[1:], white_noise(["b"], 40_000, 0))
+    assert not torch.equal(noise[:1], white_noise(["a"], 40_000, 1))
+    assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize(
+    ("audio", "floor"),
+    [
+        (AudioConfig(), -100.0),
+        (SpectrogramConfig(), np.log(1e-7) / 12),
+        (MiddleSpectrogramConfig(), np.log(1e-7) / 12),
+    ],
+)
+def test_silence_is_the_floor_of_the_method_s_own_front_end(audio, floor):
+    heard = audio.build_front_end()(torch.zeros(1, audio.num_samples))
+    torch.testing.assert_close(heard, torch.full_like(heard, floor))
+
+
+def test_sspl_s_silence_is_the_constant_that_its_front_end_makes_of_any_level():
+    audio = SegmentConfig()
+    silence, offset = audio.build_front_end()(torch.tensor([[0.0], [0.3]]).expand(2, audio.num_samples))
+    torch.testing.assert_close(silence, offset)
+    torch.testing.assert_close(silence, silence[..., :1, :].expand_as(silence), atol=1e-4, rtol=0)
+    assert silence.max() < 0  # quiet, but for what the constant leaks into the lowest bins
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+def test_areas_and_ious_are_those_of_loops():
+    generator = torch.Generator().manual_seed(0)
+    draws = {"own": 1, "silence": 1, "noise": 3, "off_screen": 3}
+    masks = {
+        kind: torch.rand(4, num_draws, 8, 8, generator=generator) > 0.6 for kind, num_draws in draws.items()
+    }
+    for kind in draws:
+        masks[kind][0] = False  # every mask of the first clip, so that pairs are empty
+    masks["own"][1] = False
+    found = compare_masks(masks)
+
+    def pixels(kind, clip, draw):
+        mask = masks[kind][clip, min(draw, draws[kind] - 1)]
+        return {(y, x) for y in range(8) for x in range(8) if mask[y, x]}
+
+    for clip in range(4):
+        for kind, num_draws in draws.items():
+            for draw in range(num_draws):
+                expected = len(pixels(kind, clip, draw)) / 64
+                assert found[f"area:{kind}"][clip, draw].item() == expected
+        for one, other in PAIRS:
+            ious = found[f"iou:{one}~{other}"]
+            assert ious.shape[1] == max(draws[one], draws[other])
+            for draw in range(ious.shape[1]):
+                first, second = pixels(one, clip, draw), pixels(other, clip, draw)
+                expected = len(first & second) / len(first | second) if first | second else 1.0
+                assert ious[clip, draw].item() == pytest.approx(expected)
+    assert found["iou:own~noise"][0].tolist() == [1, 1, 1]
+    assert found["iou:own~noise"][1].tolist() == [0, 0, 0]
+
+
+def test_auc_n_is_the_trapezoid_of_the_share_of_quiet_maps():
+    rng = np.random.default_rng(0)
+    areas = rng.random((50, 4)) ** 3
+    areas[0] = (0.0, 1.0, 0.05 * 3, 0.15)  # 0.15 is below the product 0.05 * 3
+    shares = [np.mean([[a <= 0.05 * i for a in row] for row in areas]) for i in range(21)]
+    expected = sum(0.05 * (shares[i] + shares[i + 1]) / 2 for i in range(20))
+    assert quiet_areas(areas).mean() == pytest.approx(expected)
+    assert quiet_areas(0.0) == pytest.approx(1) and quiet_areas(1.0) == pytest.approx(0.025)
+
+
+def test_harmonic_means():
+    found = harmonic_mean(np.array([0.0, 50.0, 0.0, 100.0]), np.array([0.0, 50.0, 80.0, 25.0]))
+    assert found.tolist() == [0.0, 50.0, 0.0, 40.0]
+
+
+def test_the_universal_threshold_is_the_third_quartile_of_all_negatives():
+    rng = np.random.default_rng(1)
+    maxima = {"own": rng.random((7, 1)) + 9, "silence": rng.random((7, 1)),
+              "noise": rng.random((7, 3)), "off_screen": rng.random((7, 3))}  # fmt: skip
+    pooled = [value for clip in maxima["silence"] for value in clip for _ in range(3)]
+    ordered = sorted([*pooled, *maxima["noise"].ravel(), *maxima["off_screen"].ravel()])
+    place = 0.75 * (len(ordered) - 1)
+    below = int(place)
+    expected = ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
+    assert universal_threshold(maxima) == pytest.approx(expected, abs=1e-7)
+    assert universal_threshold(maxima) == float(np.float32(universal_threshold(maxima)))
+
+
+# ---------------------------------------------------------------------------------- made-up model
+
+NUM_CLIPS, NUM_SEEDS, NUM_SAMPLES = 10, 4, 400
+CLIP_IDS = tuple(f"clip_{index}" for index in range(NUM_CLIPS))
+CLASS_OF = [1.0 + index % 2 for index in range(NUM_CLIPS)]
+"""What a clip shows and what it sounds of: 1 or 2."""
+
+
+class Listener:
+    """Points to the left of a frame that the sound fits, and nowhere at all when it does not."""
+
+    def __init__(self, *, deaf=False):
+        self.deaf, self.frames_seen, self.sounds_heard = deaf, 0, 0
+
+    def visual_features(self, frames):
+        self.frames_seen += len(frames)
+        return frames.mean(dim=(1, 2, 3))
+
+    def sound_features(self, waveforms):
+        self.sounds_heard += len(waveforms)
+        return torch.stack([waveforms.mean(dim=1), waveforms.std(dim=1)], dim=1)
+
+    def compare(self, visual, sound):
+        maps = torch.zeros(len(visual), 14, 14)
+        maps[:, :, :4] = 1.0
+        if self.deaf:
+            return maps
+        level, spread = sound.unbind(dim=1)
+        others = torch.full_like(maps, 0.25)  # off-screen
+        others[(level == 0) & (spread == 0)] = 0.125  # silence
+        others[spread > 0.5] = 0.1875  # noise
+        return torch.where(((level - visual).abs() < 0.01)[:, None, None], maps, others)
+
+
+def own_truth():
+    sharp = torch.zeros(1, 14, 14)
+    sharp[:, :, :4] = 1.0
+    return (upsample(sharp, MEDIAN_RULE) > 0.25).float().numpy()
+
+
+def batches(size=4):
+    for start in range(0, NUM_CLIPS, size):
+        part = slice(start, start + size)
+        values = torch.tensor(CLASS_OF[part])
+        yield SimpleNamespace(
+            clip_ids=CLIP_IDS[part],
+            frames=values[:, None, None, None].expand(-1, 3, 4, 4),
+            waveforms=values[:, None].expand(-1, NUM_SAMPLES),
+            ground_truth_maps=np.repeat(own_truth(), len(values), axis=0),
+            broken=[],
+        )
+
+
+def compare(model, decoded, sounds, donors):
+    def as_it_is(waveforms):
+        return waveforms
+
+    return compare_with_sounds(
+        model, decoded, lambda batch: batch.frames, as_it_is, sounds, donors, NUM_SAMPLES
+    )
+
+
+def evaluate(model, threshold=None, size=4, **options):
+    own = encode_sounds(model, batches(size), lambda batch: batch.waveforms)
+    clips = clips_named(*CLIP_IDS)
+    scenes = scenes_of_clips(clips, dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True)), "other_class")
+    donors = np.stack([draw_off_screen(CLIP_IDS, scenes, seed) for seed in range(NUM_SEEDS)])
+    maps = compare(model, batches(size), own, donors)
+    scores, threshold = score_sounds(maps, CPU, threshold=threshold, **options)
+    return NegativeResult(CLIP_IDS, scores, threshold, np.array(CLIP_IDS)[donors], maps.num_bytes)
+
+
+def numbers(result):
+    found = numbers_of({name: values.mean(axis=0) for name, values in result.scores.items()})
+    return {name: values.mean() for name, values in found.items()}
+
+
+def test_a_perfect_listener_has_the_numbers_known_by_hand_and_encodes_nothing_twice():
+    model = Listener()
+    result = evaluate(model)
+    assert model.frames_seen == NUM_CLIPS
+    assert model.sounds_heard == NUM_CLIPS + 1 + NUM_SEEDS * NUM_CLIPS  # own, silence, noise
+    assert result.map_bytes == NUM_CLIPS * (2 + 2 * NUM_SEEDS) * 14 * 14 * 4
+    assert result.threshold == 0.25
+    found = numbers(result)
+    for name in ("ciou_u", "auc_u", "f_loc", "f_auc"):
+        assert found[name] == pytest.approx(100), name
+    for kind in NEGATIVES:
+        assert found[f"pia_{kind}"] == 0 and found[f"auc_n_{kind}"] == pytest.approx(100)
+        assert found[f"f_loc_{kind}"] == pytest.approx(100)
+    for first, second in PAIRS:
+        assert found[f"iou_{first}~{second}"] == (0 if first == "own" else 100)
+    assert found["pointing_accuracy_own"] == 100
+    assert found["sensitivity_ciou_at_0.5"] == pytest.approx(100)
+    for kind, level in {"silence": 0.125, "noise": 0.1875, "off_screen": 0.25}.items():
+        for extreme in ("minimum", "median", "maximum"):
+            assert np.array_equal(np.unique(result.scores[f"{extreme}:{kind}"]), [level])
+    assert np.unique(result.scores["minimum:own"]).tolist() == [0]
+
+
+def test_a_deaf_model_is_active_on_every_negative():
+    found = numbers(evaluate(Listener(deaf=True)))
+    assert (found["pia_noise"], found["ciou_u"], found["f_loc"]) == (0, 0, 0)  # nothing lies above
+    area = 100 * own_truth().mean()
+    found = numbers(evaluate(Listener(deaf=True), threshold=0.25))
+    assert found["ciou_u"] == pytest.approx(100)
+    for kind in NEGATIVES:
+        assert found[f"pia_{kind}"] == pytest.approx(area)
+    assert found["f_loc"] == pytest.approx(2 * 100 * (100 - area) / (200 - area))
+    assert all(found[f"iou_{a}~{b}"] == 100 for a, b in PAIRS)
+    assert found["sensitivity_ciou_at_0.5"] == found["sensitivity_pointing_accuracy"] == 0
+
+
+def test_half_of_the_negatives_active_and_the_batch_changes_nothing():
+    one, many = (evaluate(Listener(), 0.2, size) for size in (1, 7))
+    for name, values in one.scores.items():
+        assert np.array_equal(values, many.scores[name]), name
+    found = numbers(one)
+    assert [found[f"pia_{kind}"] for kind in NEGATIVES] == [0, 0, 100]
+    assert found["f_loc"] == pytest.approx(2 * 100 * (200 / 3) / (100 + 200 / 3), rel=2e-2)
+
+
+def test_the_scale_moves_the_threshold_and_nothing_else():
+    plain, half = evaluate(Listener()), evaluate(Listener(), half_cosine=True)
+    assert half.threshold == pytest.approx((plain.threshold + 1) / 2)
+    assert numbers(half) == pytest.approx(numbers(plain))
+
+
+def test_what_cannot_be_scored_is_refused():
+    class Broken(Listener):
+        def compare(self, visual, sound):
+            return super().compare(visual, sound) / 0
+
+    with pytest.raises(ValueError, match="map of clip clip_0 with its own sound is not finite"):
+        evaluate(Broken())
+    nothing = [SimpleNamespace(clip_ids=(), broken=[SimpleNamespace(clip_id="x", reason="torn")])]
+    with pytest.raises(ValueError, match="torn"):
+        encode_sounds(Listener(), nothing, lambda batch: batch.waveforms)
+    untrue = [SimpleNamespace(**{**vars(batch), "ground_truth_maps": None}) for batch in batches()]
+    own = ClipSounds(CLIP_IDS, torch.zeros(NUM_CLIPS, 2))
+    with pytest.raises(ValueError, match="Clips without boxes"):
+        compare(Listener(), untrue, own, np.zeros((1, NUM_CLIPS), int))
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def make_setting(**changes):
+    classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
+    labels = {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
+    context = make_context(classes=classes, labels=labels, num_listed=NUM_CLIPS)
+    return replace(NegativeSetting(context, "cosine", NUM_SEEDS, "other_class"), **changes)
+
+
+def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
+    result = evaluate(Listener())
+    summary = write_negative_results(tmp_path, make_setting(), result)
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    found = numbers(result)
+    assert {name: one["mean"] for name, one in summary["scores"].items()} == pytest.approx(found)
+    threshold = {name: summary["threshold"][name] for name in ("value", "num_negatives", "seeds")}
+    assert threshold == {"value": 0.25, "num_negatives": 3 * NUM_SEEDS * NUM_CLIPS, "seeds": [0, 1, 2, 3]}
+    assert summary["threshold"]["clip_list_sha256"] == "cd" * 32
+    area = 100 * own_truth().mean()
+    deaf = 2 * 100 * (100 - area) / (200 - area)
+    assert summary["without_ears"][DEAF]["f_loc"] == pytest.approx(deaf)
+    assert summary["without_ears"][DISC]["pia_noise"] == pytest.approx(100 * 25088 / 50176, abs=0.1)
+    with (tmp_path / "per_clip.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clip_id"] for row in rows] == list(CLIP_IDS)
+    assert {float(row["pIA_noise"]) for row in rows} == {0}
+    donors = rows[0]["off_screen_sounds_of"].split()
+    assert len(donors) == NUM_SEEDS and all(int(d[5:]) % 2 == 1 for d in donors)
+    page = (tmp_path / "report.html").read_text()
+    for words in ("cd" * 32, "F_LOC", "universal", "deaf", "off-screen"):
+        assert words.lower() in page.lower()
+    assert "src=" not in page and "http" not in page.replace("http-equiv", "")
+    assert "F_LOC" in screen_table(summary)
+    assert r"F\_LOC" in (tmp_path / "table.tex").read_text()
+    with (tmp_path / "table.csv").open() as file:
+        lines = {line["number"]: line for line in csv.DictReader(file)}
+    assert float(lines["f_auc"]["score"]) == pytest.approx(100)
+    assert len(lines) == len(score_rows(summary)) == len(summary["scores"])
+
+
+def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
+    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test")
+    context = replace(make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
+    result = evaluate(Listener())
+    torn = (("y", "torn"), ("z", "torn"))
+    summary = summarise(make_setting(context=context), replace(result, unreadable=torn))
+    for line in csv.DictReader(render_table(summary, "csv").splitlines()):
+        names = ("leak_checked", "num_leaked", "num_missing", "num_unreadable", "cut")
+        assert [line[name] for name in names] == ["1", "1", "1", "2", "VGG-SS, 4,911 clips"]
+    for form in ("md", "tex"):
+        text = render_table(summary, form)
+        for words in ("LEAK: 1 of 2 test clips", "1 without files, 2 unreadable", "VGG-SS, 4,911 clips"):
+            assert words in text, (form, words)
+    unknown = replace(context, leak=find_leak(None, [], purpose="test"), cut="")
+    text = render_table(summarise(make_setting(context=unknown), result), "csv")
+    line = next(csv.DictReader(text.splitlines()))
+    assert (line["leak_checked"], line["num_leaked"], line["cut"]) == ("0", "", "")
+    any_other = summarise(make_setting(off_screen="any"), result)
+    assert any("same class" in warning for warning in any_other["warnings"])
+
+
+def test_the_spread_is_over_seeds_and_the_interval_over_clips():
+    result = evaluate(Listener(), threshold=0.2)
+    rng = np.random.default_rng(0)
+    areas = rng.random((NUM_CLIPS, NUM_SEEDS))
+    result = replace(result, scores={**result.scores, "area:noise": areas})
+    scores = summarise(make_setting(), result)["scores"]
+    assert scores["pia_noise"]["mean"] == pytest.approx(100 * areas.mean())
+    assert scores["pia_noise"]["sd"] == pytest.approx(100 * areas.mean(axis=0).std(ddof=1))
+    lower, upper = scores["pia_noise"]["interval"]
+    assert lower < scores["pia_noise"]["mean"] < upper
+    drawn = rng.integers(NUM_CLIPS, size=(4000, NUM_CLIPS))
+    slow = np.quantile(100 * areas.mean(axis=1)[drawn].mean(axis=1), [0.025, 0.975])
+    assert [lower, upper] == pytest.approx(slow, abs=2.5)
+    assert scores["pia_silence"]["sd"] is None and scores["pia_silence"]["interval"] is None
+
+
+def test_a_folder_of_other_results_is_refused(tmp_path):
+    setting = make_setting()
+    setting.check(tmp_path)
+    write_negative_results(tmp_path, setting, evaluate(Listener()))
+    setting.check(tmp_path)
+    with pytest.raises(FileExistsError, match=r"another threshold\)"):
+        replace(setting, given_threshold=0.5).check(tmp_path)
+    path = tmp_path / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["identity"]["as_published"] = "ssl_tie"  # an older version wrote it, with other numbers
+    path.write_text(json.dumps(summary))
+    with pytest.raises(FileExistsError, match=r"another as_published\)"):
+        setting.check(tmp_path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="not a summary"):
+        setting.check(tmp_path)
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def labels(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("".join(f"test_{index},{'abc'[index % 3]}\n" for index in range(6)))
+    return path
+
+
+@pytest.fixture
+def arguments(tiny_data, checkpoint, tmp_path):
+    return [
+        "negatives", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root",
+        tiny_data.root, "--output", tmp_path / "out", "--workers", 0, "--device", "cpu",
+        "--seeds", 2, "--batch-size", 4,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def negatives(arguments, testing_program):
+    """Runs the task in this process; returns its exit status."""
+
+    def score(*further):
+        return testing_program.main([*map(str, arguments), *map(str, further)])
+
+    return score
+
+
+def rows_of(folder):
+    with (folder / "per_clip.csv").open() as file:
+        rows = {row["clip_id"]: row for row in csv.DictReader(file)}
+    for clip_id, row in rows.items():
+        for donor in row["off_screen_sounds_of"].split():
+            assert donor in rows and int(donor[-1]) % 3 != int(clip_id[-1]) % 3
+    return rows
+
+
+def test_from_the_command_line_to_a_report(arguments, labels, tmp_path):
+    finished = run("test.py", *arguments, "--labels", labels)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("F_LOC", "F_AUC", "pIA, off-screen", "third quartile", "report.html"):
+        assert words in finished.stdout
+    folder = tmp_path / "out"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_clips"] == 6 and summary["leak_check"]["num_clips"] == 0
+    assert summary["threshold"]["num_negatives"] == 36
+    # The threshold leaves a quarter of the negatives' maxima above it.
+    highest = [summary["similarities"][kind]["maximum"] for kind in ("silence", "noise")]
+    assert min(map(min, highest)) <= summary["threshold"]["value"]
+    rows = rows_of(folder)
+    assert list(rows) == [f"test_{index}" for index in range(6)]
+    assert {len(row["off_screen_sounds_of"].split()) for row in rows.values()} == {2}
+    for name in ("table.md", "table.tex", "table.csv", "report.html"):
+        assert (folder / name).stat().st_size > 1000
+    other = run("test.py", *arguments, "--labels", labels, "--threshold", 0.5)
+    assert_refused(other, "another evaluation", "threshold")
+
+
+def test_the_own_maps_are_those_of_localisation(negatives, labels, testing_program, arguments, capsys):
+    assert negatives("--labels", labels) == 0
+    folder = arguments[arguments.index("--output") + 1]
+    scores = json.loads((folder / "summary.json").read_text())["scores"]
+    capsys.readouterr()
+    assert negatives("--labels", labels, "--table", "csv") == 0
+    assert capsys.readouterr().out.startswith("benchmark,number,")
+    assert json.loads((folder / "summary.json").read_text())["scores"] == scores
+    shared = [a for a in map(str, arguments[1:]) if a not in ("--seeds", "2")]
+    shared[shared.index("--output") + 1] = str(folder / "localisation")
+    rule = ("--protocol", "vssl_eval", "--gallery", "0")
+    assert testing_program.main(["localisation", *shared, *rule]) == 0
+    located = json.loads((folder / "localisation" / "summary.json").read_text())
+    assert scores["ciou_at_0.5_own"]["mean"] == pytest.approx(located["cIoU@0.5"])
+    assert scores["pointing_accuracy_own"]["mean"] == pytest.approx(located["pointing_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("further", "words"),
+    [
+        (["--seeds", "0"], "--seeds"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--threshold", "2"], "--threshold must be from -1 to 1"),
+    ],
+)
+def test_options_without_meaning_are_refused(negatives, labels, caplog, further, words):
+    assert negatives("--labels", labels, *further) == 2
+    assert words in caplog.text
+
+
+def test_classes_are_needed_or_given_up(negatives, arguments, caplog):
+    assert negatives() == 2
+    assert "--off-screen any" in caplog.text
+    assert negatives("--off-screen", "any") == 0
+    assert "same class" in caplog.text
+    folder = arguments[arguments.index("--output") + 1]
+    assert json.loads((folder / "summary.json").read_text())["off_screen"] == "any"
+
+
+def test_a_peer_is_scored_on_its_own_scale(negatives, labels, tmp_path):
+    path, few = tmp_path / "peer.pth", tmp_path / "few.txt"
+    torch.save(official_file("slavc", filled(SHAPES["slavc"])), path)
+    few.write_text("test_0\ntest_1\n")
+    peer = ("--labels", labels, "--checkpoint", path, "--clip-list", few, "--seeds", 1)
+    assert negatives(*peer, "--threshold", 0.5) == 0
+    threshold = json.loads((tmp_path / "out" / "summary.json").read_text())["threshold"]
+    assert threshold == {"value": 0.5, "source": "given", "similarity": "(cosine + 1) / 2"}
+
+
+def test_a_broken_clip_is_left_out_and_said(negatives, labels, tiny_data, tmp_path):
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    assert negatives("--labels", labels) == 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["num_clips"] == 5 and "test_3" in summary["unreadable"][0]
+    assert "test_3" not in rows_of(tmp_path / "out")
+    assert negatives("--labels", labels, "--allow-missing") == 0
+
+
+def test_a_frame_that_breaks_between_two_readings_is_left_out_and_said(
+    negatives, labels, tiny_data, tmp_path, monkeypatch
+):
+    """The second reading is of frames alone."""
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    whole = AudioVisualClips.__getitem__
+    seen = set()
+
+    def breaking(self, request):
+        if self.content == "frames" and "frames" not in seen:
+            path.write_bytes(path.read_bytes()[:700])
+        seen.add(self.content)
+        return whole(self, request)
+
+    monkeypatch.setattr(AudioVisualClips, "__getitem__", breaking)
+    assert negatives("--labels", labels, "--workers", 0) == 2
+    assert seen == {"both", "frames"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["num_clips"] == 5 and "test_3" in summary["unreadable"][0]
+    with (tmp_path / "out" / "per_clip.csv").open() as file:
+        assert [row["clip_id"][-1] for row in csv.DictReader(file)] == list("01245")
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(arguments, negatives, labels, tmp_path):
+    assert negatives("--labels", labels) == 0
+    parallel = [*arguments, "--labels", labels, "--output", tmp_path / "parallel"]
+    finished = subprocess.run(
+        torchrun(2, "test.py", *parallel),
+        capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    one, many = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "parallel"))
+    assert one["threshold"]["value"] == pytest.approx(many["threshold"]["value"], abs=1e-5)
+    assert one["num_clips"] == many["num_clips"] and one["map_bytes"] == many["map_bytes"]
+    for name, score in one["scores"].items():
+        assert score["mean"] == pytest.approx(many["scores"][name]["mean"], abs=0.1), name

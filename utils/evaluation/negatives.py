@@ -1,0 +1,473 @@
+"""How quiet a localiser stays on sounds that nothing in the picture makes (Juanola et al., arXiv 2410.01020).
+
+Each frame meets its own sound and three negatives: silence (zeros), noise (N(0, 1), not cut) and the
+off-screen sound, that of a clip of another class. With S the up-sampled similarity map and t one
+threshold for all clips of a data set:
+
+    pIA     = share of pixels with S > t                   on negatives 0 is right
+    AUC_N   = trapezoid over x = 0, .05 ... 1 of the share of maps with pIA <= x
+    cIoU_U  = mean consensus IoU of S > t over the clips with their own sounds
+    AUC_U   = area under the success curve of the same masks
+    F_LOC   = harmonic mean of cIoU_U and 100 - pIA, over the kinds of negatives
+    F_AUC   = harmonic mean of AUC_U and AUC_N, over the kinds of negatives
+
+Each frame is encoded once, whatever the number of sounds, and each clip's sound too, though it is
+other clips' negative: so all sounds are encoded before any frame is. t is known only at the end, so
+the maps are kept as small as the model makes them.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from utils.distributed import gather_objects
+from utils.evaluation.baselines import centre_disc
+from utils.evaluation.metrics import SUCCESS_THRESHOLDS, TruthMaps, consensus_iou, pointing_hits
+from utils.evaluation.protocols import PROTOCOLS, predict, upsample
+from utils.evaluation.statistics import bootstrap_statistics, clip_values, plain_interval
+
+OWN = "own"
+NEGATIVES = ("silence", "noise", "off_screen")
+PAIRS = tuple(combinations((OWN, *NEGATIVES), 2))
+EXTREMES = ("minimum", "median", "maximum")
+DISC = "centre disc (blind)"
+DEAF = "own map for every sound (deaf)"
+MEDIAN_RULE = PROTOCOLS["vssl_eval"]
+"""each map's upper median, by which the right sound is compared with a wrong one"""
+UNIVERSAL_QUANTILE = 0.75
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""over maps, of their lowest, middle and highest similarities"""
+CHUNK_CLIPS = 8
+"""clips whose up-sampled maps are there at once: 35 MB for 10 seeds and 224 pixels"""
+OffScreen = Literal["other_class", "any"]
+CLASSES_WANTED = (
+    "Off-screen sounds are those of another class, and the classes are not known. Name a file with "
+    "them (--labels), or take the sound of any other clip (--off-screen any)."
+)
+
+ClipArrays = dict[str, NDArray[np.float64]]
+"""by name; the first axis is that of the clips, the second that of the draws (1 or R)"""
+
+
+# ------------------------------------------------------------------------------- which sounds
+
+
+class Scene(NamedTuple):
+    """A clip's sound, and the sounds that would be right for its frame: classes or files."""
+
+    sound: str
+    on_screen: frozenset[str]
+
+
+def scenes_of(
+    clip_ids: Sequence[str],
+    pair_keys: Sequence[str | None],
+    classes: Mapping[str, str] | None,
+    off_screen: OffScreen,
+    *,
+    pictures: Sequence[str],
+    sound_files: Sequence[str],
+) -> dict[str, Scene]:
+    """Finds which sounds are right for which frames; no sound of the same picture is off-screen.
+
+    Args:
+        clip_ids: of all clips.
+        pair_keys: what the clips of a pair have in common, None without pairs. Ids of such clips
+            are <first>_<second>_…_<class of the sound>, so that they need no labels.
+        classes: of the clips, by id; None: not known.
+        off_screen: "other_class": sounds of another class; "any": of another file, which may by
+            chance be of the same class.
+        pictures: what those clips have in common whose frame is the same.
+        sound_files: likewise, of their sounds.
+
+    Raises:
+        ValueError: classes are needed but not known.
+    """
+    if off_screen == "any":
+        sounds = list(sound_files)
+    elif classes is not None:
+        sounds = [classes[clip_id] for clip_id in clip_ids]
+    elif None not in pair_keys:
+        sounds = [clip_id.removeprefix(f"{key}_") for clip_id, key in zip(clip_ids, pair_keys, strict=True)]
+    else:
+        raise ValueError(CLASSES_WANTED)
+    heard = set(sounds)
+    keys = [(key, picture if key is None else "") for key, picture in zip(pair_keys, pictures, strict=True)]
+    visible: dict[tuple[str | None, str], set[str]] = {}
+    for key, sound in zip(keys, sounds, strict=True):
+        # The key of a pair names both things to be seen; the name of a picture need not.
+        named = set() if key[0] is None else heard & set(key[0].split("_"))
+        visible.setdefault(key, named).add(sound)
+    return {
+        clip_id: Scene(sound, frozenset(visible[key]))
+        for clip_id, sound, key in zip(clip_ids, sounds, keys, strict=True)
+    }
+
+
+def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
+    """Draws for one clip do not depend on the other clips, the batch or the process."""
+    digest = hashlib.sha256(f"{purpose}\0{clip_id}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: int) -> NDArray[np.int64]:
+    """Draws whose sound each of N clips gets as its off-screen sound: (N,) places in `clip_ids`.
+
+    Raises:
+        ValueError: no sound is off-screen for a clip.
+    """
+    sounds = [scenes[clip_id].sound for clip_id in clip_ids]
+    possible: dict[frozenset[str], NDArray[np.int64]] = {}
+    drawn = np.empty(len(clip_ids), dtype=np.int64)
+    for place, clip_id in enumerate(clip_ids):
+        shown = scenes[clip_id].on_screen
+        if shown not in possible:
+            possible[shown] = np.flatnonzero([sound not in shown for sound in sounds])
+        if not len(possible[shown]):
+            raise ValueError(
+                f"There is no off-screen sound for {clip_id}: all {len(clip_ids)} clips sound of "
+                f"what its scene has ({', '.join(sorted(shown))}). Score clips that differ more; "
+                "where only classes are too few, --off-screen any takes any other clip's sound."
+            )
+        rng = _clip_rng("off-screen", clip_id, seed)
+        drawn[place] = possible[shown][rng.integers(len(possible[shown]))]
+    return drawn
+
+
+def white_noise(clip_ids: Sequence[str], num_samples: int, seed: int) -> Tensor:
+    """Draws waveforms (B, L) float32 from N(0, 1), not cut, for each clip from its own seed."""
+    noise = [_clip_rng("noise", c, seed).standard_normal(num_samples, np.float32) for c in clip_ids]
+    return torch.from_numpy(np.stack(noise))
+
+
+# ------------------------------------------------------------------------------- maps
+
+
+@dataclass(frozen=True)
+class ClipSounds:
+    """Encoded sounds of N clips, on the CPU."""
+
+    clip_ids: tuple[str, ...]
+    features: Tensor
+    """(N, ...), as the model's `sound_features`"""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(clip id, reason) of clips that broke while being decoded; they are not among the N"""
+
+
+@torch.inference_mode()
+def encode_sounds(model: Any, batches: Iterable[Any], sounds_of: Callable[[Any], Tensor]) -> ClipSounds:  # noqa: ANN401
+    """Encodes the sound of each clip; each process brings its part and gets those of all.
+
+    Args:
+        model: in evaluation mode, with `sound_features`.
+        batches: decoded clips, each exactly once.
+        sounds_of: batch -> input of the model's audio encoder.
+
+    Raises:
+        ValueError: no clip could be decoded.
+    """
+    clip_ids: list[str] = []
+    features: list[Tensor] = []
+    unreadable: list[tuple[str, str]] = []
+    for batch in batches:
+        unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
+        if batch.clip_ids:
+            clip_ids.extend(batch.clip_ids)
+            features.append(model.sound_features(sounds_of(batch)).cpu())
+    clip_ids, features = gather_objects(clip_ids), gather_objects(features)
+    unreadable = gather_objects(unreadable)
+    if not features:
+        first = f", first: {unreadable[0][1]}" if unreadable else ""
+        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
+    return ClipSounds(tuple(clip_ids), torch.cat(features), tuple(unreadable))
+
+
+@dataclass(frozen=True)
+class SimilarityMaps:
+    """Low-resolution maps of N clips with all their sounds, on the CPU, as the model gives them."""
+
+    clip_ids: tuple[str, ...]
+    maps: dict[str, Tensor]
+    """own (N, 1, h, w), silence (N, 1, h, w), noise (N, R, h, w), off_screen (N, R, h, w)"""
+    truths: tuple[bytes, ...]
+    """ground-truth maps (M, M) float32 of MEDIAN_RULE's size, each compressed to a few hundred bytes"""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(clip id, reason) of clips whose frames broke while being decoded; not among the N"""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the maps: 89 MB for 5,158 clips, 10 seeds and maps of 14 x 14."""
+        return sum(maps.nbytes for maps in self.maps.values())
+
+    def truth(self, chosen: slice, device: torch.device) -> TruthMaps:
+        """Ground truth of some clips."""
+        size = MEDIAN_RULE.map_size
+        unpacked = [np.frombuffer(zlib.decompress(packed), np.float32) for packed in self.truths[chosen]]
+        return TruthMaps(torch.from_numpy(np.stack(unpacked)).view(-1, size, size).to(device))
+
+
+@torch.inference_mode()
+def compare_with_sounds(
+    model: Any,  # noqa: ANN401 - with visual_features, sound_features and compare
+    batches: Iterable[Any],
+    frames_of: Callable[[Any], Tensor],
+    front_end: Callable[[Tensor], Tensor],
+    sounds: ClipSounds,
+    donors: NDArray[np.int64],
+    num_samples: int,
+) -> SimilarityMaps:
+    """Encodes each frame once and compares it with its own sound and with every negative.
+
+    Args:
+        model: in evaluation mode.
+        batches: decoded clips, each exactly once.
+        frames_of: batch -> normalised frames (B, 3, H, W).
+        front_end: waveforms (B, L) on the frames' device -> input of the audio encoder.
+        sounds: of all clips, by all processes.
+        donors: (R, N) whose sound each clip gets as its off-screen sound, for each of R seeds.
+        num_samples: L, of silence and noise.
+
+    Raises:
+        ValueError: a clip has no ground truth, or a map is not finite.
+    """
+    place_of = {clip_id: place for place, clip_id in enumerate(sounds.clip_ids)}
+    found: dict[str, list[Tensor]] = {kind: [] for kind in (OWN, *NEGATIVES)}
+    clip_ids: list[str] = []
+    truths: list[bytes] = []
+    unreadable: list[tuple[str, str]] = []
+    silence: Tensor | None = None
+    for batch in batches:
+        unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
+        if not batch.clip_ids:
+            continue
+        truth = batch.ground_truth_maps
+        if truth is None or len(truth) != len(batch.clip_ids):
+            raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
+        visual = model.visual_features(frames_of(batch))  # (B, ...)
+        device, places = visual.device, np.array([place_of[clip_id] for clip_id in batch.clip_ids])
+        if silence is None:
+            silence = model.sound_features(front_end(torch.zeros(1, num_samples, device=device)))
+        noises = (white_noise(batch.clip_ids, num_samples, seed) for seed in range(len(donors)))
+        features = {
+            OWN: [sounds.features[places].to(device)],
+            "silence": [silence.expand(len(places), *silence.shape[1:])],
+            "noise": (model.sound_features(front_end(noise.to(device))) for noise in noises),
+            "off_screen": (sounds.features[donor[places]].to(device) for donor in donors),
+        }
+        for kind, draws in features.items():
+            maps = torch.stack([model.compare(visual, draw) for draw in draws], dim=1)  # (B, 1 or R, h, w)
+            _check_finite(maps, kind, batch.clip_ids)
+            found[kind].append(maps.float().cpu())
+        clip_ids.extend(batch.clip_ids)
+        truths.extend(zlib.compress(one.tobytes(), level=1) for one in truth)
+    joined = {kind: torch.cat(parts) if parts else torch.empty(0) for kind, parts in found.items()}
+    return SimilarityMaps(tuple(clip_ids), joined, tuple(truths), tuple(unreadable))
+
+
+def _check_finite(maps: Tensor, kind: str, clip_ids: Sequence[str]) -> None:
+    finite = maps.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        first = clip_ids[int(finite.logical_not().nonzero()[0])]
+        raise ValueError(
+            f"The map of clip {first} with its {kind.replace('_', '-')} sound is not finite "
+            "everywhere, so no threshold fits it. The file is damaged, or the model is."
+        )
+
+
+# ------------------------------------------------------------------------------- numbers
+
+
+def score_sounds(
+    maps: SimilarityMaps, device: torch.device, *, half_cosine: bool = False, threshold: float | None = None
+) -> tuple[ClipArrays, float]:
+    """Scores every map of all processes under one threshold.
+
+    Args:
+        maps: of this process's clips.
+        device: to compute on.
+        half_cosine: similarity is (cosine + 1) / 2, else the cosine.
+        threshold: on the similarity; a map predicts what lies above. None: the universal one.
+
+    Returns:
+        the threshold, and by name, each (N, 1 or R) of all clips: minimum:, median:, maximum: (the
+        lower middle), area: (pIA) and quiet: (AUC_N) of a kind of sound, iou:<kind>~<kind> of two
+        masks; ciou: and auc: of own and DISC; under the median rule success: and pointing: of own
+        and off_screen; empty, where nothing is annotated. Areas and scores are in [0, 1].
+    """
+
+    def upsampled(chosen: slice) -> dict[str, Tensor]:
+        similarities = {}
+        for kind, cosines in maps.maps.items():
+            scaled = (cosines[chosen].to(device) + 1) / 2 if half_cosine else cosines[chosen].to(device)
+            large = upsample(scaled.flatten(0, 1), MEDIAN_RULE)
+            similarities[kind] = large.unflatten(0, scaled.shape[:2])  # (B, 1 or R, M, M)
+        return similarities
+
+    chunks = [slice(start, start + CHUNK_CLIPS) for start in range(0, len(maps.clip_ids), CHUNK_CLIPS)]
+    extremes = []
+    for chosen in chunks:
+        flat = {kind: similarity.flatten(-2) for kind, similarity in upsampled(chosen).items()}
+        extremes.append(
+            {f"minimum:{kind}": s.amin(-1) for kind, s in flat.items()}
+            | {f"median:{kind}": s.median(-1).values for kind, s in flat.items()}
+            | {f"maximum:{kind}": s.amax(-1) for kind, s in flat.items()}
+        )
+    scores = _join(extremes)
+    if threshold is None:
+        threshold = universal_threshold({kind: scores[f"maximum:{kind}"] for kind in NEGATIVES})
+    threshold = float(np.float32(threshold))
+
+    disc, parts = centre_disc(MEDIAN_RULE.map_size)[None].to(device), []
+    for chosen in chunks:
+        masks = {kind: similarity > threshold for kind, similarity in upsampled(chosen).items()}
+        truth = maps.truth(chosen, device)
+        found = compare_masks(masks)
+        found["empty"] = (truth.num_annotated == 0)[:, None]
+        found[f"ciou:{OWN}"] = consensus_iou(masks[OWN][:, 0], truth)[:, None]
+        found[f"ciou:{DISC}"] = consensus_iou(disc, truth)[:, None]
+        for kind in (OWN, "off_screen"):
+            draws = maps.maps[kind][chosen].to(device).unbind(dim=1)  # (B, h, w) each
+            predictions = [predict(draw, [MEDIAN_RULE])[0] for draw in draws]
+            cious = [consensus_iou(prediction.masks, truth) for prediction in predictions]
+            hits = [pointing_hits(prediction.localisation_maps, truth) for prediction in predictions]
+            found[f"success:{kind}"] = torch.stack(cious, dim=1) >= 0.5
+            found[f"pointing:{kind}"] = torch.stack(hits, dim=1)
+        parts.append(found)
+    scores |= _join(parts)
+    for name in (OWN, DISC):
+        _, areas, cious, _ = clip_values(scores[f"ciou:{name}"][:, 0]).T
+        scores |= {f"ciou:{name}": cious[:, None], f"auc:{name}": areas[:, None]}
+    scores |= {f"quiet:{kind}": quiet_areas(scores[f"area:{kind}"]) for kind in (OWN, *NEGATIVES)}
+    return scores, threshold
+
+
+def _join(parts: Sequence[Mapping[str, Tensor]]) -> ClipArrays:
+    """Scores of consecutive clips -> those of all clips of all processes, in order."""
+    arrays = [{name: values.double().cpu().numpy() for name, values in part.items()} for part in parts]
+    everyone = gather_objects(arrays)
+    return {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]}
+
+
+def universal_threshold(maxima: Mapping[str, NDArray[np.floating]]) -> float:
+    """Finds the third quartile of the negatives' highest similarities, numpy's linear quantile.
+
+    Args:
+        maxima: (N, 1) or (N, R) for each of NEGATIVES. Each kind counts the same: silence, which no
+            seed changes, as often as there are seeds.
+    """
+    num_draws = max(maxima[kind].shape[1] for kind in NEGATIVES)
+    repeated = [np.broadcast_to(maxima[kind], (len(maxima[kind]), num_draws)) for kind in NEGATIVES]
+    return float(np.float32(np.quantile(np.stack(repeated).astype(np.float64), UNIVERSAL_QUANTILE)))
+
+
+def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Measures how large masks are, and how much those of two kinds have in common.
+
+    Args:
+        masks: by kind, (B, 1 or R, M, M) bool; one mask is compared with each of R.
+
+    Returns:
+        float64 in [0, 1]: `area:<kind>` (B, 1 or R) share of predicted pixels, pIA, and
+        `iou:<kind>~<kind>` (B, 1 or R) of each of PAIRS, 1 where both masks are empty.
+    """
+    flat = torch.cat(list(masks.values()), dim=1).flatten(-2).float()  # (B, K, M * M)
+    shared = (flat @ flat.mT).double()  # (B, K, K) numbers of pixels, which float32 adds up exactly
+    counts = shared.diagonal(dim1=1, dim2=2)
+    sizes = [draws.shape[1] for draws in masks.values()]
+    places = dict(zip(masks, torch.arange(sum(sizes)).split(sizes), strict=True))
+    found = {f"area:{kind}": counts[:, at] / flat.shape[-1] for kind, at in places.items()}
+    for one, other in PAIRS:
+        first, second = torch.broadcast_tensors(places[one], places[other])
+        union = counts[:, first] + counts[:, second] - shared[:, first, second]
+        iou = shared[:, first, second] / union.clamp_min(1)
+        found[f"iou:{one}~{other}"] = torch.where(union == 0, 1.0, iou)
+    return found
+
+
+def quiet_areas(areas: ArrayLike) -> NDArray[np.float64]:
+    """Returns what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
+    reached = np.asarray(areas, dtype=np.float64)[..., None] <= SUCCESS_THRESHOLDS
+    return np.trapezoid(reached.astype(np.float64), SUCCESS_THRESHOLDS, axis=-1)
+
+
+def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns 2 a b / (a + b) of numbers from 0; 0 where both are 0."""
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
+
+
+Means = Mapping[str, NDArray[np.float64]]
+"""means over clips, (1,) or (R,), of the scores by their names"""
+
+
+def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
+    """Computes the model's numbers in percent, (R,), or (1,) where no seed changes them."""
+    found = _f_scores(means, OWN, dict(zip(NEGATIVES, NEGATIVES, strict=True)))
+    found |= {f"iou_{a}~{b}": 100 * means[f"iou:{a}~{b}"] for a, b in PAIRS}
+    for name, column in (("ciou_at_0.5", "success"), ("pointing_accuracy", "pointing")):
+        own, wrong = (100 * means[f"{column}:{kind}"] for kind in (OWN, "off_screen"))
+        found |= {f"{name}_own": own, f"{name}_off_screen": wrong, f"sensitivity_{name}": own - wrong}
+    return found
+
+
+def numbers_without_ears(means: Means) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Computes the same numbers of predictors that do not hear, as far as they have them."""
+    share = centre_disc(MEDIAN_RULE.map_size).double().mean().numpy()[None]
+    disc = {**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}
+    return {
+        DEAF: _f_scores(means, OWN, dict.fromkeys(NEGATIVES, OWN)),
+        DISC: _f_scores(disc, DISC, dict.fromkeys(NEGATIVES, DISC)),
+    }
+
+
+def _f_scores(means: Means, predictor: str, negatives: Mapping[str, str]) -> dict[str, NDArray[np.float64]]:
+    """cIoU_U to F_AUC of a predictor; `negatives` names the maps that it shows for each kind."""
+    ciou, auc = 100 * means[f"ciou:{predictor}"], 100 * means[f"auc:{predictor}"]
+    active = {kind: 100 * means[f"area:{name}"] for kind, name in negatives.items()}
+    quiet = {kind: 100 * means[f"quiet:{name}"] for kind, name in negatives.items()}
+    found = {
+        "ciou_u": ciou,
+        "auc_u": auc,
+        "f_loc": harmonic_mean(ciou, 100 - sum(active.values(), np.zeros(1)) / len(negatives)),
+        "f_auc": harmonic_mean(auc, sum(quiet.values(), np.zeros(1)) / len(negatives)),
+    }
+    for kind in negatives:
+        found |= {
+            f"pia_{kind}": active[kind],
+            f"auc_n_{kind}": quiet[kind],
+            f"f_loc_{kind}": harmonic_mean(ciou, 100 - active[kind]),
+            f"f_auc_{kind}": harmonic_mean(auc, quiet[kind]),
+        }
+    return found
+
+
+def describe_scores(scores: ClipArrays) -> dict[str, dict[str, Any]]:
+    """Returns mean, sd over seeds and interval over clips of each number, in percent.
+
+    sd is None where no seed changes the number, interval where each clip has the same.
+    """
+    matrix = np.concatenate(list(scores.values()), axis=1)  # (N, all draws of all scores)
+    ends = np.cumsum([values.shape[1] for values in scores.values()])[:-1]
+
+    def resampled(repeats: NDArray[np.int64]) -> list[float]:
+        means = np.split(repeats @ matrix / len(matrix), ends)
+        return [float(values.mean()) for values in numbers_of(dict(zip(scores, means, strict=True))).values()]
+
+    numbers = numbers_of({name: values.mean(axis=0) for name, values in scores.items()})
+    intervals = bootstrap_statistics(resampled, len(matrix))
+    return {
+        name: {
+            "mean": float(values.mean()),
+            "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+            "interval": plain_interval(pair),
+        }
+        for (name, values), pair in zip(numbers.items(), intervals, strict=True)
+    }

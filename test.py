@@ -312,7 +312,7 @@ def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -
 def negatives(options: NegativeOptions, command: str) -> int:
     """Scores what a model shows for sounds that are not in the picture; returns 0, or 2 when clips broke."""
     use_full_float32()
-    with process_group(pick_device(options.device)) as device, dead_workers_named():
+    with process_group(pick_device(options.device)) as device:
         if not is_main_process():
             logging.getLogger().setLevel(logging.ERROR)
         return negatives_on(device, options, command)
@@ -354,7 +354,8 @@ def negatives_on(device: torch.device, options: NegativeOptions, command: str) -
     def decoded(clips: Sequence[Clip], title: str, content: Content) -> Iterator[Batch]:
         part = replace(clip_set, clips=tuple(clips))
         loader = build_loader(options, trained, part, device, MEDIAN_RULE.map_size, content)
-        with tqdm(total=len(clips), desc=title, unit="clip", disable=not is_main_process()) as bar:
+        hidden = not is_main_process()
+        with loader, tqdm(total=len(clips), desc=title, unit="clip", disable=hidden) as bar:
             for batch in loader:
                 yield batch.to(device)
                 bar.update(len(batch))

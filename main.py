@@ -29,7 +29,7 @@ from datasets.transforms import to_displayable
 from datasets.views import SSLTIEViews, SSPLViews, TestViews
 from models import build_model
 from models.heads import collapse_warning
-from models.pretrained import load_frozen_encoders
+from models.released import load_frozen_encoders
 from models.sspl import SSPL
 from models.synchronised import synchronise_batch_norms
 from scripts.training_inputs import build_training_clips, build_views

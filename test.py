@@ -38,7 +38,7 @@ from datasets.labels import read_labels
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
 from models.localiser import Localiser, load_localiser
-from models.pretrained import load_object_prior
+from models.released import load_object_prior
 from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
 from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes

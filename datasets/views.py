@@ -8,15 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.audio import (
-    AlignSpectrogramConfig,
-    AudioConfig,
-    AudioWindow,
-    MiddleSpectrogramConfig,
-    SegmentConfig,
-    SpectrogramConfig,
-    tile,
-)
+from datasets.audio import AudioConfig, AudioWindow, SegmentConfig, SpectrogramConfig, tile
 from datasets.clips import Batch
 from datasets.frame_augmentation import apply_appearance, draw_appearance, draw_crops
 from datasets.frame_operations import resized_crop
@@ -177,12 +169,8 @@ class TestViews:
         return normalise(as_float(batch.frames)), self.front_end(waveforms)
 
 
-AUDIO_CONFIGS: dict[str, type[AudioConfig] | type[SegmentConfig] | type[SpectrogramConfig]] = {
+AUDIO_CONFIGS: dict[str, type[AudioConfig] | type[SegmentConfig]] = {
     "ssl_tie": AudioConfig,
     "sspl": SegmentConfig,
-    "lvs": SpectrogramConfig,
-    "ssl_align": AlignSpectrogramConfig,
-    "ez_vsl_or_fnac": MiddleSpectrogramConfig,
-    "slavc": MiddleSpectrogramConfig,
 }
-"""What each method and each peer hears."""
+"""What each method hears."""

@@ -1,9 +1,10 @@
-"""Published localisers that can be scored beside the methods of this project, but not trained.
+"""Networks of other published localisers, which are scored beside the methods of this project.
 
 LVS (Chen et al., CVPR 2021), EZ-VSL (Mo and Morgado, ECCV 2022), SLAVC (Mo and Morgado, NeurIPS
 2022), FNAC (Sun et al., CVPR 2023) and SSL-Align (Senocak et al., ICCV 2023) are one network with
 few differences: two ResNet-18, the sound's map reduced to its maximum over positions, a projection
-or none, and the cosine of the sound with every position of the frame.
+or none, and the cosine of the sound with every position of the frame. EZ-VSL and FNAC have the same
+names, shapes, inputs and map: no file tells which of the two it is.
 
 Deliberate differences from the authors' programs:
 
@@ -13,7 +14,7 @@ Deliberate differences from the authors' programs:
 3. SLAVC's momentum networks are left out. That its other networks localise is our reading.
 
 Read from descriptions of the programs; no released file could be had to compare with. What is
-known of each, and what is not: docs/peers.md.
+known of each, and what is not: docs/peers.md. Their files are read by models/released.py.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
+from datasets.transforms import as_float, normalise
 from models.encoders import ResNet18Encoder, global_max_pool
 from models.similarity import similarity_map
 
@@ -31,85 +34,75 @@ from models.similarity import similarity_map
 class PeerConfig:
     """What sets one peer apart from the others."""
 
-    title: str
-    """its name in papers"""
-    entry: Literal["model_state_dict", "model"]
-    """under which its file holds the weights"""
-    data_parallel: bool | None = None
-    """whether the names in its file begin with `module.`; None: with or without"""
+    audio: type[SpectrogramConfig]
+    """the sound that it hears"""
     last_stride: Literal[1, 2]
     """of both encoders' last stage: maps of 14 x 14 or of 7 x 7"""
-    projections: tuple[str, ...] = ()
-    """endings of `img_proj` and `aud_proj` in its file, one for each pair of projections, over
-    which the map is averaged; none: the encoders' features are compared as they are"""
+    num_projections: int = 0
+    """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
 
 
 PEERS: dict[str, PeerConfig] = {
-    "lvs": PeerConfig(title="LVS", entry="model_state_dict", data_parallel=True, last_stride=1),
-    "ssl_align": PeerConfig(title="SSL-Align", entry="model_state_dict", data_parallel=False, last_stride=1),
-    "ez_vsl_or_fnac": PeerConfig(title="EZ-VSL or FNAC", entry="model", last_stride=2, projections=("",)),
-    "slavc": PeerConfig(title="SLAVC", entry="model", last_stride=2, projections=("1", "2")),
+    "lvs": PeerConfig(audio=SpectrogramConfig, last_stride=1),
+    "ssl_align": PeerConfig(audio=AlignSpectrogramConfig, last_stride=1),
+    "ez_vsl_or_fnac": PeerConfig(audio=MiddleSpectrogramConfig, last_stride=2, num_projections=1),
+    "slavc": PeerConfig(audio=MiddleSpectrogramConfig, last_stride=2, num_projections=2),
 }
-"""Every peer, by name. EZ-VSL and FNAC have the same names, shapes, inputs and map: no file tells
-which of the two it is."""
 
 
 class PeerLocaliser(nn.Module):
-    """A peer's networks, for testing only."""
+    """Two encoders and P pairs of projections; P = 1 stands for none below."""
 
-    def __init__(self, config: PeerConfig) -> None:
-        """Builds both encoders and the projections, randomly initialised.
-
-        Args:
-            config: a value of PEERS.
-        """
+    def __init__(self, config: PeerConfig, audio: SpectrogramConfig | None = None) -> None:
         super().__init__()
+        width = ResNet18Encoder.embedding_size
         self.imgnet = ResNet18Encoder(3, last_stride=config.last_stride)
         self.audnet = ResNet18Encoder(1, last_stride=config.last_stride)
-        width = ResNet18Encoder.embedding_size
-        self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.projections)
-        self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in config.projections)
+        self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(config.num_projections))
+        self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in range(config.num_projections))
+        self.front_end = (audio or config.audio()).build_front_end()  # without weights
+
+    @torch.no_grad()
+    def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise frames, uint8 (B, 3, H, W), and turn waveforms (B, L) into log-spectrograms."""
+        return normalise(as_float(frames)), self.front_end(waveforms)  # (B, 3, H, W), (B, 1, F, T)
 
     def visual_features(self, frames: Tensor) -> Tensor:
-        """What `compare` needs of frames.
-
-        Args:
-            frames: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, P, 512, h, w), h = H/16 or H/32, of unit norm: the map under each of the P
-            projections, or without any the encoder's (P = 1).
-        """
-        encoded = self.imgnet(frames)
+        """Encode normalised frames (B, 3, H, W) -> (B, P, 512, h, w), unit norm; h = H/16 or H/32."""
+        encoded = self.imgnet(frames)  # (B, 512, h, w)
         projected = [projection(encoded) for projection in self.img_proj] or [encoded]
-        return F.normalize(torch.stack(projected, dim=1), dim=2)
+        return F.normalize(torch.stack(projected, dim=1), dim=2)  # (B, P, 512, h, w)
 
     def sound_features(self, log_spectrogram: Tensor) -> Tensor:
-        """What `compare` needs of sounds.
-
-        Args:
-            log_spectrogram: (B, 1, F, T), see datasets/audio.py.
-
-        Returns:
-            (B, P, 512), of unit norm, as `visual_features`.
-        """
-        encoded = global_max_pool(self.audnet(log_spectrogram))
+        """Encode log-spectrograms (B, 1, F, T) -> (B, P, 512), unit norm."""
+        encoded = global_max_pool(self.audnet(log_spectrogram))  # (B, 512)
         projected = [projection(encoded) for projection in self.aud_proj] or [encoded]
-        return F.normalize(torch.stack(projected, dim=1), dim=2)
+        return F.normalize(torch.stack(projected, dim=1), dim=2)  # (B, P, 512)
 
     def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Features of B frames and of as many sounds -> similarity maps (B, h, w) in [-1, 1]."""
+        """Compare features of B frames and of as many sounds: similarity maps (B, h, w) in [-1, 1]."""
         pairs = zip(visual.unbind(dim=1), sound.unbind(dim=1), strict=True)
-        return torch.stack([similarity_map(*pair) for pair in pairs]).mean(dim=0)
+        maps = [similarity_map(frames, sounds) for frames, sounds in pairs]  # P of (B, h, w)
+        return torch.stack(maps).mean(dim=0)
 
     def localise(self, frames: Tensor, log_spectrogram: Tensor) -> Tensor:
-        """Similarity map of each frame with its own sound.
-
-        Args:
-            frames: (B, 3, H, W), normalised.
-            log_spectrogram: (B, 1, F, T), see datasets/audio.py.
-
-        Returns:
-            (B, h, w) in [-1, 1], h = H/16 or H/32.
-        """
+        """Similarity map (B, h, w) in [-1, 1] of each frame with its own sound."""
         return self.compare(self.visual_features(frames), self.sound_features(log_spectrogram))
+
+
+class ObjectPrior(nn.Module):
+    """Where objects are, whatever sounds: the prior of EZ-VSL's object-guided localisation.
+
+    ResNet-18 as trained on ImageNet answers wherever it sees something; the mean size of its last
+    features is a map that never hears the sound. Mixed with a model's map it scores higher, without any
+    better hearing: how much of a result is its doing is seen by scoring it alone.
+    """
+
+    def __init__(self) -> None:
+        """Builds the network, randomly initialised: models.released.load_object_prior has the weights."""
+        super().__init__()
+        self.encoder = ResNet18Encoder(3, last_stride=2)
+
+    def object_maps(self, frames: Tensor) -> Tensor:
+        """Normalised frames (B, 3, H, W) -> mean activation (B, H/32, W/32), never negative."""
+        return self.encoder(frames).abs().mean(dim=1)

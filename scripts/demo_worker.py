@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from models.localiser import Localiser, load_localiser
-from models.pretrained import PRETRAINED
-from models.sspl_weights import RELEASE_FILES
+from models.released import PRETRAINED, SSPL_FILES
 from scripts.demo_examples import make_examples
 from scripts.localise_picture import localise_picture
 from scripts.localise_video import localise_video
@@ -52,7 +51,7 @@ class Worker:
         task = request["task"]
         if task == "hello":
             encoders = [entry.file_name for entry in PRETRAINED.values()]
-            return {"not_models": encoders, "release_files": list(RELEASE_FILES)}
+            return {"not_models": encoders, "release_files": list(SSPL_FILES)}
         if task == "examples":
             source = request["source"]
             return make_examples(Path(request["folder"]), Path(source) if source else None)

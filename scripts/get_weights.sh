@@ -3,4 +3,4 @@
 # Usage: bash scripts/get_weights.sh [vgg16] [vggish] [resnet18] [--folder DIR]
 # Without names: all files.
 set -euo pipefail
-exec bash "$(dirname "$0")/run.sh" scripts/get_weights.py "$@"
+exec bash "$(dirname "$0")/run.sh" -m models.released "$@"

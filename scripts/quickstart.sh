@@ -61,10 +61,10 @@ case $method-$size in
       *" --vgg16 "*|*" --vggish "*) ;;
       *)
         found=$("${run[@]}" -c "
-from models.pretrained import PRETRAINED_FOLDERS, find_pretrained
+from models.released import find_pretrained
 try:
     for kind in ('vgg16', 'vggish'):
-        find_pretrained(kind, None, PRETRAINED_FOLDERS)
+        find_pretrained(kind, None)
     print('both')
 except FileNotFoundError:
     print('not both')")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from datasets.audio import level_waveform
+from models.released import convert_sspl_release
 from models.sspl import SSPL
-from models.sspl_weights import FRAME_FILE, HEAD_FILE, PCM_FILE, SOUND_FILE, convert_sspl_release
 
 SOURCE = Path("release")
 FROZEN = ("frame_encoder.", "audio_encoder.")
@@ -139,13 +139,17 @@ def release():
         name: torch.randn(shape, generator=generator) * math.sqrt(2 / math.prod(shape[1:]))
         for name, shape in vgg16_shapes("feat_extractor").items()
     }
-    shapes = {SOUND_FILE: sound_shapes(), PCM_FILE: pcm_shapes(), HEAD_FILE: head_shapes()}
-    return {FRAME_FILE: frame} | {name: fill(of_file) for name, of_file in shapes.items()}
+    shapes = {
+        "sound_best.pth": sound_shapes(),
+        "pcm_best.pth": pcm_shapes(),
+        "ssl_head_best.pth": head_shapes(),
+    }
+    return {"frame_best.pth": frame} | {name: fill(of_file) for name, of_file in shapes.items()}
 
 
 def build(*, pcm=True):
     """A model with the weights of the release; those of the frozen encoders are shared."""
-    files = {name: content for name, content in release().items() if pcm or name != PCM_FILE}
+    files = {name: content for name, content in release().items() if pcm or name != "pcm_best.pth"}
     config, state = convert_sspl_release(files, SOURCE)
     assert config.pcm == pcm
     state = {k: v if k.startswith(FROZEN) else v.clone() for k, v in state.items()}

@@ -9,7 +9,7 @@ from golden_inputs import arrays, frames, official_state_dict, records, spectrog
 
 from datasets.geometric_transform import GeometricTransform
 from models.losses import contrastive_loss
-from models.official_weights import convert_ssl_tie_release
+from models.released import convert_release
 from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
@@ -23,7 +23,7 @@ def official():
 def build(official):
     def _build(**options):
         model = SSLTIE(SSLTIEConfig(**options))
-        model.load_state_dict(convert_ssl_tie_release(official, Path("x.pth")))
+        model.load_state_dict(convert_release({"state_dict": official}, Path("x.pth"))[1])
         return model
 
     return _build

@@ -1,141 +1,26 @@
-"""Peers' files are known by their content, read to the last tensor, and localise as described."""
+"""Peers localise and hear as described, and any model can have the object prior."""
 
 import csv
 import json
-import re
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peer_inputs import (
-    ENDINGS,
-    SHAPES,
-    filled,
-    official_file,
-    resnet18_shapes,
-    slavc_shapes,
-    stretched,
-    torchvision_features,
-)
+from peer_inputs import ENDINGS, SHAPES, filled, official_file, resnet18_shapes, torchvision_features
 from scipy.signal import spectrogram
 
 import opts
 from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
-from datasets.views import AUDIO_CONFIGS
-from models import LOCALISERS, METHODS, build_localiser
-from models.object_prior import ObjectPrior, convert_resnet18
-from models.official_weights import IGNORED
-from models.peer_weights import CLASSIFIERS, convert_peer_release
-from models.peers import PEERS, PeerConfig, PeerLocaliser
+from models import build_localiser
+from models.peers import PEERS, ObjectPrior, PeerLocaliser
+from models.released import PRETRAINED, convert_release, convert_strictly
 from utils.evaluation.protocols import PROTOCOLS, ObjectMaps, predict, upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOURCE = Path("release.pth")
 EVERY_PEER = pytest.mark.parametrize("name", PEERS)
-
-
-# ------------------------------------------------------------------------------------ release files
-
-
-def test_the_tables_name_the_same_localisers():
-    assert set(LOCALISERS) == {*METHODS, *PEERS} == set(AUDIO_CONFIGS)
-    assert PEERS.keys() == SHAPES.keys()
-
-
-@EVERY_PEER
-@pytest.mark.parametrize("module", [True, False], ids=["with module.", "without"])
-def test_a_release_is_known_by_its_keys_and_every_tensor_is_used(name, module):
-    official = stretched(SHAPES[name])
-    found, converted = convert_peer_release(official_file(name, official, module=module), SOURCE)
-    assert found == name
-    with torch.device("meta"):
-        model = build_localiser(name, {})
-    assert converted.keys() == model.state_dict().keys()
-    model.load_state_dict(converted, strict=True, assign=True)
-    used = {id(tensor) for tensor in converted.values()}
-    unused = {key for key, tensor in official.items() if id(tensor) not in used}
-    momentum = {key for key in SHAPES[name] if key.startswith("momentum_")}
-    assert unused == (IGNORED if name in ("lvs", "ssl_align") else momentum)
-    assert len(converted) == len(official) - len(unused)
-
-
-def test_the_projections_come_in_the_authors_order():
-    official = stretched(slavc_shapes())
-    _, converted = convert_peer_release(official_file("slavc", official), SOURCE)
-    for place, ending in enumerate(("1", "2")):
-        for kind in ("img_proj", "aud_proj"):
-            assert converted[f"{kind}.{place}.bias"] is official[f"{kind}{ending}.bias"]
-
-
-def test_the_audio_stem_is_the_one_of_a_single_channel():
-    official = stretched(SHAPES["lvs"])
-    _, converted = convert_peer_release(official_file("lvs", official), SOURCE)
-    assert converted["audnet.conv1.weight"] is official["audnet.conv1_a.weight"]
-    assert converted["imgnet.conv1.weight"] is official["imgnet.conv1.weight"]
-
-
-@EVERY_PEER
-def test_layers_of_no_use_may_be_absent_or_there(name):
-    shapes = dict(SHAPES[name])
-    if ENDINGS[name]:
-        shapes |= {key: (1000, 512) for key in CLASSIFIERS if key.endswith("weight")}
-        shapes |= {key: (1000,) for key in CLASSIFIERS if key.endswith("bias")}
-    else:
-        shapes = {key: shape for key, shape in shapes.items() if key not in IGNORED}
-    assert convert_peer_release(official_file(name, stretched(shapes)), SOURCE)[0] == name
-
-
-@EVERY_PEER
-@pytest.mark.parametrize("damage", ["missing", "unknown", "of another shape", "not tensors"])
-def test_whatever_does_not_fit_is_refused_by_name(name, damage):
-    official = stretched(SHAPES[name])
-    key = "imgnet.layer3.0.conv2.weight"
-    if damage == "missing":
-        del official[key]
-    elif damage == "unknown":
-        key = "flow_net.conv1.weight"
-        official[key] = torch.zeros(1)
-    else:
-        official[key] = official[key][0] if damage == "of another shape" else 3.0
-    with pytest.raises(ValueError, match=f"(?s){damage}.*{re.escape(key)}") as caught:
-        convert_peer_release(official_file(name, official), SOURCE)
-    assert str(SOURCE) in str(caught.value)
-    if damage != "not tensors":
-        assert f"the weights of {PEERS[name].title}" in str(caught.value)
-
-
-def mixed_prefixes():
-    content = official_file("lvs", stretched(SHAPES["lvs"]))["model_state_dict"]
-    first = next(iter(content))
-    return {"model_state_dict": {first.removeprefix("module."): content.pop(first), **content}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {},
-        {"weights": {"conv1": torch.zeros(1)}},
-        {"model": {"backbone.conv1.weight": torch.zeros(1)}},
-        {"model": {"img_proj1.weight": torch.zeros(1)}},
-        {"model": {}},
-        {"model": None},
-        {"model_state_dict": {3: 4}},
-        mixed_prefixes(),
-    ],
-    ids=["empty", "foreign", "another model", "half of SLAVC", "no tensors", "none", "numbers",
-         "module. on some"],
-)  # fmt: skip
-def test_an_unknown_file_is_told_what_was_looked_for(content):
-    with pytest.raises(ValueError, match=r"Looked for: SSL-TIE: state_dict") as caught:
-        convert_peer_release(content, SOURCE)
-    message = str(caught.value)
-    peers = ("LVS", "SSL-Align", "EZ-VSL or FNAC", "SLAVC")
-    marks = ("audnet.conv1_a.weight", "img_proj2.weight")
-    for part in (str(SOURCE), *peers, *marks, f"It holds: {next(iter(content), 'nothing')}"):
-        assert part in message
 
 
 # --------------------------------------------------------------------------------------------- maps
@@ -145,7 +30,7 @@ def test_an_unknown_file_is_told_what_was_looked_for(content):
 @torch.no_grad()
 def test_the_map_is_that_of_torchvision_s_networks_and_a_loop_over_positions(name):
     official = filled(SHAPES[name])
-    _, converted = convert_peer_release(official_file(name, official), SOURCE)
+    _, converted = convert_release(official_file(name, official), SOURCE)
     model = build_localiser(name, {}).eval()
     model.load_state_dict(converted)
     generator = torch.Generator().manual_seed(1)
@@ -188,11 +73,6 @@ def test_a_peer_s_map_has_the_published_size():
     assert visual.shape == (1, 512, 7, 7)
 
 
-def test_every_field_of_a_peer_is_told_apart():
-    for field in fields(PeerConfig):
-        assert len({getattr(config, field.name) for config in PEERS.values()}) > 1, field.name
-
-
 # -------------------------------------------------------------------------------------------- sound
 
 PUBLISHED = {
@@ -219,7 +99,7 @@ def by_scipy(samples, overlap):
 
 @EVERY_PEER
 def test_a_peer_hears_scipy_s_log_spectrogram(name):
-    config = AUDIO_CONFIGS[name]()
+    config = PEERS[name].audio()
     num_samples, centred, num_frames = PUBLISHED[name]
     assert (config.num_samples, config.centred) == (num_samples, centred)
     assert config.sample_rate == 16_000
@@ -249,28 +129,14 @@ def test_object_maps_are_the_mean_activation_of_torchvision_s_last_features():
     shapes = resnet18_shapes(3, classes=1000)
     official = filled(shapes)
     prior = ObjectPrior().eval()
-    prior.encoder.load_state_dict(convert_resnet18(official, SOURCE))
+    build = PRETRAINED["resnet18"].build
+    state = convert_strictly(official, SOURCE, build, title="ResNet-18", ignored=("fc.",))
+    prior.encoder.load_state_dict(state)
     frames = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
     own = {f"x.{name}": tensor for name, tensor in official.items()}
     features = torchvision_features(own, "x", last_stride=2)(frames)
     torch.testing.assert_close(prior.object_maps(frames), features.abs().mean(dim=1))
     assert prior.object_maps(torch.zeros(1, 3, 224, 224)).shape == (1, 7, 7)
-
-
-def test_torchvision_s_resnet18_is_read_strictly_with_and_without_counters():
-    official = stretched(resnet18_shapes(3, classes=1000))
-    with torch.device("meta"):
-        expected = ObjectPrior().encoder.state_dict().keys()
-    assert convert_resnet18(official, SOURCE).keys() == expected
-    old = {name: tensor for name, tensor in official.items() if "num_batches" not in name}
-    assert convert_resnet18(old, SOURCE).keys() == expected
-    for name in ("layer2.0.downsample.0.weight", "bn1.running_var"):
-        with pytest.raises(ValueError, match=f"ResNet-18 of torchvision: 1 tensors missing: {name}"):
-            convert_resnet18({k: v for k, v in official.items() if k != name}, SOURCE)
-    with pytest.raises(ValueError, match="unknown: layer5"):
-        convert_resnet18(official | {"layer5": torch.zeros(1)}, SOURCE)
-    with pytest.raises(ValueError, match="is a list"):
-        convert_resnet18([], SOURCE)
 
 
 def min_max(values):
@@ -362,7 +228,7 @@ def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, cap
     checkpoint, weights = tmp_path / "ez.pth", tmp_path / "resnet18.pth"
     torch.save(official_file("ez_vsl_or_fnac", filled(SHAPES["ez_vsl_or_fnac"])), checkpoint)
     torch.save(filled(resnet18_shapes(3, classes=1000)), weights)
-    monkeypatch.setattr("models.pretrained._verify", lambda *_: None)  # the sum is a real file's
+    monkeypatch.setattr("models.released.PretrainedFile.verify", lambda *_: None)  # the sum is a real file's
 
     def scored(folder, *options):
         assert score(checkpoint, tmp_path / folder, "--protocol", "ez_vsl", *options) == 0

@@ -3,19 +3,17 @@
 import copy
 import dataclasses
 import math
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from golden_inputs import FULL_GOLDENS, official_state_dict
+from golden_inputs import FULL_GOLDENS
 from torch import nn
 
 from datasets.geometric_transform import GeometricTransform
 from models import build_model
 from models.encoders import RepeatedBatchNorm2d
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
-from models.official_weights import IGNORED, RENAMED, convert_ssl_tie_release, is_ssl_tie_release
+from models.released import TWO_STEMS
 from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
@@ -54,11 +52,6 @@ def build(initial):
         return model
 
     return _build
-
-
-@pytest.fixture(scope="module")
-def official():
-    return official_state_dict()
 
 
 def gradients(model):
@@ -358,8 +351,8 @@ def test_initialisation_equals_the_recorded_statistics(initial):
     compared = 0
     for line in path.read_text().splitlines():
         _, official_name, _, mean, std, _ = line.split("\t")
-        name = RENAMED.get(official_name, official_name)
-        if official_name in IGNORED or name.endswith("num_batches_tracked"):
+        name = official_name.replace("conv1_a", "conv1")
+        if official_name.startswith(TWO_STEMS["ignored"]) or name.endswith("num_batches_tracked"):
             continue
         mean, std = (float(text.split("=")[1]) for text in (mean, std))
         tensor = ours[name].double()
@@ -368,84 +361,3 @@ def test_initialisation_equals_the_recorded_statistics(initial):
         assert tensor.std().item() == pytest.approx(std, abs=spread), name
         compared += 1
     assert compared == 200
-
-
-# ----------------------------------------------------------------------------- official weights
-
-
-def test_every_official_tensor_is_used_or_ignored_by_name(initial, official):
-    converted = convert_ssl_tie_release(official, Path("x.pth"))
-    assert converted.keys() == initial.state_dict().keys()
-    assert official.keys() >= IGNORED
-    assert len(converted) + len(IGNORED) == len(official) == 257
-    assert converted["audnet.conv1.weight"] is official["audnet.conv1_a.weight"]
-    for name in converted.keys() - set(RENAMED.values()):
-        assert converted[name] is official[name]
-    copy.deepcopy(initial).load_state_dict(converted, strict=True)
-
-
-def test_the_prefix_of_data_parallel_is_cut(initial, official):
-    prefixed = {f"module.{name}": tensor for name, tensor in official.items()}
-    plain = convert_ssl_tie_release(official, Path("x.pth"))
-    converted = convert_ssl_tie_release(prefixed, Path("x.pth"))
-    assert converted.keys() == plain.keys()
-    assert all(converted[name] is plain[name] for name in plain)
-
-
-def test_ignored_tensors_may_be_absent(initial, official):
-    without = {name: tensor for name, tensor in official.items() if name not in IGNORED}
-    converted = convert_ssl_tie_release(without, Path("x.pth"))
-    assert converted.keys() == initial.state_dict().keys()
-
-
-def drop(state, name):
-    del state[name]
-
-
-def put(state, name, shape):
-    state[name] = torch.zeros(shape)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            partial(drop, name="imgnet.layer2.0.bn1.running_var"),
-            r"1 tensors missing: imgnet\.layer2\.0\.bn1\.running_var$",
-        ),
-        (partial(drop, name="audnet.conv1_a.weight"), r"missing: audnet\.conv1\.weight$"),
-        (partial(put, name="imgnet.layer5.weight", shape=3), r"1 tensors unknown: imgnet\.layer5\.weight$"),
-        (
-            partial(put, name="imgnet.conv1.weight", shape=(64, 1, 7, 7)),
-            r"1 tensors of another shape: imgnet\.conv1\.weight \(64, 1, 7, 7\), "
-            r"not \(64, 3, 7, 7\)$",
-        ),
-    ],
-)
-def test_another_state_dict_is_refused_by_name(initial, official, change, message):
-    changed = dict(official)
-    change(changed)
-    with pytest.raises(ValueError, match=message):
-        convert_ssl_tie_release(changed, Path("x.pth"))
-
-
-def test_many_problems_are_counted_and_the_first_named(initial, official):
-    changed = {name: tensor for name, tensor in official.items() if "layer3" not in name}
-    changed["stranger"] = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"60 tensors missing: .* and 55 more; 1 .*: stranger"):
-        convert_ssl_tie_release(changed, Path("x.pth"))
-
-
-@pytest.mark.parametrize(
-    "value", [3, None, [1.0], torch.zeros(2).to_sparse(), torch.zeros(64, device="meta")], ids=str
-)
-def test_values_that_are_not_tensors_are_named(official, value):
-    changed = {**official, "imgnet.bn1.weight": value}
-    with pytest.raises(ValueError, match=r"x\.pth: .* 1 values that are not tensors .*bn1\.weight"):
-        convert_ssl_tie_release(changed, Path("x.pth"))
-
-
-def test_a_release_file_is_recognised():
-    assert is_ssl_tie_release({"epoch": 1, "state_dict": {}, "best_miou": 0.5})
-    assert not is_ssl_tie_release({"epoch": 1, "state_dict": {}})
-    assert not is_ssl_tie_release({"best_miou": 0.5})

@@ -8,8 +8,7 @@ import pytest
 import torch
 from command_line import assert_refused, run
 
-from models.sspl import SSPLConfig
-from models.sspl_weights import HEAD_FILE, official_prefixes
+from models.released import sspl_prefixes
 
 SMALL = (
     "--frame-size 96 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2 --seed 1234"
@@ -70,12 +69,12 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     assert any("random weights" in warning for warning in summary["warnings"])
 
     # The same weights as the authors' program would have saved them.
-    config = SSPLConfig(pcm=False)
     official: dict[str, dict[str, torch.Tensor]] = {}
-    for ours, (file, theirs) in official_prefixes(config).items():
-        for name, tensor in unbroken["state_dict"].items():
-            if name.startswith(ours):
-                official.setdefault(file, {})["module." + theirs + name[len(ours) :]] = tensor
+    for file, prefixes in sspl_prefixes(0).items():
+        for ours, theirs in prefixes.items():
+            for name, tensor in unbroken["state_dict"].items():
+                if name.startswith(ours):
+                    official.setdefault(file, {})["module." + theirs + name[len(ours) :]] = tensor
     folder = runs / "authors"
     folder.mkdir()
     for file, state_dict in official.items():
@@ -87,8 +86,8 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     summary = score(tiny_data, whole / "at_224.pth", tmp_path / "at_224")
     for name in ("cIoU@0.5", "AUC", "mean_cIoU", "num_clips"):
         assert released[name] == summary[name]
-    (folder / HEAD_FILE).unlink()
-    assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), HEAD_FILE)
+    (folder / "ssl_head_best.pth").unlink()
+    assert_refused(localisation(tiny_data, folder, tmp_path / "incomplete"), "ssl_head_best.pth")
 
 
 def localisation(tiny_data, checkpoint, output):

@@ -43,7 +43,6 @@ from scripts.localise_picture import run_image
 from scripts.localise_video import run_video
 from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
 from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
-from utils.checkpoint import file_sha256
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation.localisation import (
@@ -62,7 +61,7 @@ from utils.evaluation.negatives import (
     score_sounds,
 )
 from utils.evaluation.protocols import LocalisationProtocol, find_protocols
-from utils.files import write_atomically
+from utils.files import file_sha256, write_atomically
 from utils.negative_audio_results import NegativeResult, NegativeSetting, write_negative_results
 from utils.negative_audio_tables import render_table as render_negative_table
 from utils.negative_audio_tables import screen_table

@@ -13,7 +13,7 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.errors import BrokenFileError
+from utils.files import BrokenFileError
 
 FLICKR_CANVAS = 256
 """Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels."""

@@ -20,8 +20,8 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from datasets.errors import BrokenFileError
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
+from utils.files import BrokenFileError
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""

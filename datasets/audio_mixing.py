@@ -25,8 +25,8 @@ from torch import Tensor
 from datasets.audio import load_waveform, tile
 from datasets.clip_draws import uniform_draws
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, Sample
-from datasets.errors import BrokenFileError
 from datasets.loaders import SeededBatches
+from utils.files import BrokenFileError
 
 
 class MixedRequest(NamedTuple):

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from datasets.audio import check_sound_header
 from datasets.clip_files import ClipFiles
 from datasets.clips import Clip
-from datasets.errors import BrokenFileError
 from datasets.frames import read_frame_size
 from datasets.hdf5 import Source
 from datasets.layouts import BENCHMARKS, LAYOUTS, Layout
+from utils.files import BrokenFileError
 
 HEADER_READERS = 16
 """Threads that read file headers; the disk, not the CPU, is what they wait for."""

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from datasets.annotations import consensus_map
 from datasets.audio import AudioWindow, read_window
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
 from datasets.masks import mask_map
+from utils.files import BrokenFileError
 
 Content = Literal["both", "frames", "sounds"]
 """What of a clip is read."""

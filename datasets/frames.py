@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from datasets.errors import BrokenFileError
 from datasets.hdf5 import HDF5Row, Source, read_row
+from utils.files import BrokenFileError
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Formats that are read, in the order in which they are looked for."""

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.errors import BrokenFileError
+from utils.files import BrokenFileError
 
 FORMAT = "vssl-clips-1"
 FRAMES, SOUNDS = "frames", "sounds"

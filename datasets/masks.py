@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry
+from utils.files import BrokenFileError
 
 COLOUR_MODES = frozenset({"P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 """Pillow's modes in which a value is no brightness, or has an opacity beside it."""

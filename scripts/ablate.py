@@ -35,7 +35,7 @@ from scripts.ablation_runs import (
 )
 from utils.ablation import AblationRun, gather
 from utils.ablation_tables import render_scores, write_ablation
-from utils.files import lock_folder, remove_leftovers
+from utils.files import lock_folder
 from utils.interruption import Interruption
 from utils.reporting import configure_logging, run_command
 from utils.reproducibility import environment_report, pick_device
@@ -60,7 +60,6 @@ def ablate(grid: Grid, runs: Sequence[PlannedRun], folder: Path, command: str) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), Interruption() as stop:
-        remove_leftovers(folder)
         seen = {run.folder: look_at(run, read_checkpoint_of(run)) for run in runs}
 
         def write() -> dict[str, Any]:

@@ -16,7 +16,8 @@ from datasets.lists import find_list
 from scripts.ablation_grids import Grid, Variant
 from scripts.compare_models import is_scored
 from utils.ablation import READERS, AblationRun, read_last_epoch, read_summary
-from utils.checkpoint import Checkpoint, file_sha256, parse_checkpoint, read_checkpoint_file
+from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
+from utils.files import file_sha256
 from utils.interruption import SIGNALS, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.checkpoint import file_sha256
 from utils.comparison import write_comparison
+from utils.files import file_sha256
 from utils.reporting import configure_logging, run_command
 from utils.scored_models import distinct_names, read_scored_model
 

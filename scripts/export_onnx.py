@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, as_float, normalise
 from models.localiser import Localiser, load_localiser
-from utils.checkpoint import file_sha256
-from utils.files import write_atomically
+from utils.files import file_sha256, write_atomically
 from utils.options import parse_group
 from utils.reporting import configure_logging, run_command
 

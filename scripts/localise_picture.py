@@ -11,12 +11,11 @@ import numpy as np
 from PIL import ImageOps
 
 from datasets.audio import load_waveform
-from datasets.errors import BrokenFileError
 from datasets.frames import read_frame, read_frame_size
 from datasets.video_windows import is_silent
 from models.localiser import Localiser
 from scripts.video_localiser import PEAK_COLUMNS, check_output, draw_with_peak, load_for, peak_cells
-from utils.files import moved_when_whole
+from utils.files import BrokenFileError, moved_when_whole
 from utils.video_options import ImageOptions
 from utils.video_overlay import Peak, encode_png
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from datasets.audio import MIN_COMMON_RATE, read_sound
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import BrokenClip, Clip
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import FORMAT, FRAMES, read_row
 from datasets.layouts import LAYOUTS
+from utils.files import BrokenFileError
 from utils.reporting import configure_logging, run_command
 
 logger = logging.getLogger("pack_hdf5")

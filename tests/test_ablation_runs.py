@@ -25,7 +25,8 @@ from scripts.ablation_runs import (
     read_checkpoint_of,
     run_program,
 )
-from utils.checkpoint import Checkpoint, file_sha256, save_checkpoint
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.files import file_sha256
 from utils.interruption import Interruption
 
 GRID = Grid("mine", "ssl_tie", (Variant("full"), Variant("plain", ("--no-tri-map",))))

@@ -9,7 +9,7 @@ import pytest
 from golden_inputs import arrays, records
 
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_json, read_vgg_ss_xml
-from datasets.errors import BrokenFileError
+from utils.files import BrokenFileError
 
 FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
 NAMES = [str(name) for name in arrays("evaluation")["names"]]

@@ -9,7 +9,7 @@ import torch
 from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
 
 from datasets.audio import AudioConfig, LogMelSpectrogram, SegmentConfig, check_sound_header, load_waveform
-from datasets.errors import BrokenFileError
+from utils.files import BrokenFileError
 
 SHORT = AudioConfig(window_seconds=1.0)
 

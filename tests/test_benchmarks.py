@@ -24,11 +24,11 @@ from peer_inputs import SHAPES, filled, official_file
 
 from datasets.annotations import read_pixel_json
 from datasets.clip_sets import build_clips
-from datasets.errors import BrokenFileError
 from datasets.ground_truth import read_ground_truth
 from datasets.layouts import scene_of
 from datasets.verify_dataset import main as verify
 from scripts.pack_hdf5 import main as pack
+from utils.files import BrokenFileError
 
 # Copies of the published annotations that a developer may keep beside the repository.
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "metadata"

@@ -19,12 +19,12 @@ from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import (
     FORMAT,
     Checkpoint,
-    file_sha256,
     find_non_finite,
     parse_checkpoint,
     read_checkpoint_file,
     save_checkpoint,
 )
+from utils.files import file_sha256
 
 ROOT = Path(__file__).parents[1]
 

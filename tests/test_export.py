@@ -16,7 +16,8 @@ from conftest import RATE, draw_frame, tone
 from models import LOCALISERS, build_localiser
 from models.localiser import load_localiser
 from scripts import export_onnx
-from utils.checkpoint import Checkpoint, file_sha256, save_checkpoint
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.files import file_sha256
 
 for package in export_onnx.PACKAGES:
     pytest.importorskip(package, reason="requirements-export.txt is not installed")

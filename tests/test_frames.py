@@ -8,8 +8,8 @@ import torch
 from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
 from PIL import Image, ImageDraw
 
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, read_frame_size, to_tensor
+from utils.files import BrokenFileError
 
 GOLDEN_PICTURES = ("sq299", "land", "port", "gray", "small")
 MEAN = np.array([0.485, 0.456, 0.406])[:, None, None]

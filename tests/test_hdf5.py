@@ -16,10 +16,10 @@ import datasets.hdf5
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import HDF5Row, close_files, undo_levelling
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
+from utils.files import BrokenFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry
 from datasets.masks import mask_map, read_mask
+from utils.files import BrokenFileError
 
 OBJECT = np.zeros((5, 7), bool)
 OBJECT[1:3, 2:6] = True

@@ -16,10 +16,10 @@ from hdf5_inputs import real_sounds, write_authors_files
 from datasets.audio import AudioConfig, SegmentConfig, load_waveform
 from datasets.clip_sets import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest
-from datasets.errors import BrokenFileError
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import FRAMES, SOUNDS, HDF5Row, read_row
 from scripts.pack_hdf5 import main
+from utils.files import BrokenFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

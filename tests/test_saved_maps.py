@@ -16,9 +16,10 @@ from result_inputs import make_context
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
 from datasets.lists import read_clip_list
-from utils.checkpoint import file_sha256, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.evaluation.localisation import LocalisedBatch, score_maps
 from utils.evaluation.protocols import PROTOCOLS, ObjectMaps
+from utils.files import file_sha256
 from utils.saved_maps import MapsRecorder, SavedBatch, SavedBrokenClip, read_saved_maps
 
 METADATA = Path(__file__).parents[2] / "shared" / "metadata"

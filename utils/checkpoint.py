@@ -224,12 +224,3 @@ def _shown(value: object) -> str:
         return f"a {type(value).__name__}"
     kinds = sorted({type(entry).__name__ for entry in value.values()})
     return f"a dict of {', '.join(kinds) or 'nothing'}"
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal; of a folder, over its weight files' sums and names."""
-    if path.is_dir():
-        sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(path.glob("*.pth"))]
-        return hashlib.sha256("".join(sums).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.checkpoint import file_sha256
 from utils.distributed import gather_objects, is_main_process
 from utils.evaluation.localisation import EvaluationBatch, LocalisedBatch
 from utils.evaluation.protocols import ObjectMaps
-from utils.files import write_atomically
+from utils.files import file_sha256, write_atomically
 from utils.leaks import Leak
 from utils.published_lists import KnownLists
 from utils.results import EvaluationContext

@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
 from utils.distributed import all_reduce_mean, gather_objects, is_main_process
 from utils.evaluation.localisation import BrokenClipLike
-from utils.files import check_place, lock_folder, remove_leftovers, write_atomically
+from utils.files import check_place, lock_folder, write_atomically
 from utils.reporting import log_to_file
 from utils.scores import LocalisationResult
 from utils.video_overlay import Square, draw_localisation
@@ -171,7 +171,8 @@ class TrainingRun:
         if self._lock is None:  # the folder was not there, and others may have made it since
             self._take_lock()
             self._check_no_run()
-        remove_leftovers(self.folder)
+        for leftover in self.folder.glob(".*.[0-9]*.partial"):  # a killed process was writing it
+            leftover.unlink(missing_ok=True)
         self._log_handler = log_to_file(self.folder / "log.txt")
         write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
         if missing:

@@ -13,9 +13,8 @@ from PIL import Image
 
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.frames import FRAME_SUFFIXES
-from datasets.stamps.composer import compose_clip
-from datasets.stamps.material import SAMPLE_RATE
-from datasets.stamps.procedural import make_procedural_material
+from scripts.stamps.compose import compose_clip
+from scripts.stamps.material import SAMPLE_RATE, make_procedural_material
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 NUM_PAIRS = 4
@@ -64,10 +63,10 @@ def _draw(folder: Path) -> list[tuple[Path, Path]]:
     material = make_procedural_material(DRAWN_CLASSES, DRAWN_SIDE)
     pairs = []
     for index in range(NUM_PAIRS):
-        clip = compose_clip(material, "test", index, seed=SEED, frame_size=DRAWN_SIDE)
+        frame, waveform, _ = compose_clip(material, "test", index, seed=SEED, frame_size=DRAWN_SIDE)
         picture, sound = folder / f"drawn_{index + 1}.png", folder / f"drawn_{index + 1}.wav"
-        Image.fromarray(np.asarray(clip.frame)).save(picture)
-        soundfile.write(sound, clip.waveform, SAMPLE_RATE)
+        frame.save(picture)
+        soundfile.write(sound, waveform, SAMPLE_RATE)
         pairs.append((picture, sound))
     return pairs
 

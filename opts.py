@@ -23,7 +23,7 @@ from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
 from utils.options import Options, add_group, build, option
 from utils.retrieval_options import RetrievalOptions
-from utils.video_options import ImageOptions, VideoOptions
+from utils.visualisation import HEAT_OPACITY
 
 DROPPED = {
     "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",
@@ -230,6 +230,64 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
 def train_groups(method: str) -> dict[str, type]:
     """Option groups of main.py for a method, but its configuration and its recipe."""
     return _SHARED_GROUPS | _METHOD_GROUPS[method]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(Options):
+    """Which video to localise in, and how its heat maps are made and drawn."""
+
+    checkpoint: Path
+    """written by main.py, or a released file (ckpts/README.md)"""
+    input: Path
+    """video with sound, in any format that FFmpeg reads"""
+    output: Path
+    """MP4 to write; a contact sheet and the peaks go beside it"""
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    """how frames that are not square become so for the model"""
+    audio_step: float = option(0.2, at_least=0)
+    """seconds from one encoded sound to the next; a frame takes the nearest. 0: each frame has its own"""
+    smoothing: float = option(0.0, at_least=0)
+    """time constant of the exponential mean over past maps, seconds; 0: none"""
+    box: bool = False
+    """draw the box around the region of the peak where the map is at least half-way up to it"""
+    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
+    """of the hottest heat"""
+    batch_size: int = option(8, at_least=1)
+    """frames localised at once; does not change the maps but for rounding"""
+    max_seconds: float | None = option(None, above=0)
+    """stop after so many seconds of the video; none: at its end"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<number>"""
+    dry_run: bool = False
+    """print all options and stop"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(Options):
+    """Which picture and sound to localise, and how the heat map is drawn."""
+
+    checkpoint: Path
+    """written by main.py, or a released file (ckpts/README.md)"""
+    image: Path
+    """picture of any size, in any format that Pillow reads"""
+    sound: Path
+    """sound in any format that libsndfile reads: WAV, MP3, FLAC, Ogg …"""
+    output: Path
+    """PNG to write; the peak goes beside it as CSV"""
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    """how a picture that is not square becomes so for the model"""
+    box: bool = False
+    """draw the box around the region of the peak where the map is at least half-way up to it"""
+    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
+    """of the hottest heat"""
+    max_seconds: float = option(600.0, above=0)
+    """longest sound that is decoded whole, for a method that hears its middle"""
+    max_megapixels: float = option(64.0, above=0)
+    """largest picture that is taken, millions of pixels; drawing takes 28 bytes for each"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<number>"""
+    dry_run: bool = False
+    """print all options and stop"""
 
 
 TestOptions = (

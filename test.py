@@ -17,6 +17,7 @@ authors of SSL-TIE and results folders of SSPL's program are read as they are: c
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,18 +30,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import opts
-from datasets.audio import read_window
+from datasets.audio import load_waveform, read_window
 from datasets.clip_sets import ClipSet, build_clips
 from datasets.clips import Batch, Clip, Content, with_wrong_sounds
-from datasets.frames import FrameGeometry, read_frame
+from datasets.frames import FrameGeometry, read_frame, read_frame_size
 from datasets.ground_truth import read_ground_truth
 from datasets.labels import read_labels
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
-from models.localiser import Localiser, load_localiser
+from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
-from scripts.localise_picture import run_image
-from scripts.localise_video import run_video
 from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
 from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
@@ -61,7 +60,7 @@ from utils.evaluation.negatives import (
     score_sounds,
 )
 from utils.evaluation.protocols import LocalisationProtocol, find_protocols
-from utils.files import file_sha256, write_atomically
+from utils.files import BrokenFileError, check_place, file_sha256, moved_when_whole, write_atomically
 from utils.negative_audio_results import NegativeResult, NegativeSetting, write_negative_results
 from utils.negative_audio_tables import render_table as render_negative_table
 from utils.negative_audio_tables import screen_table
@@ -85,7 +84,7 @@ from utils.saved_maps import MapsRecorder, read_saved_maps
 from utils.scores import AREA_SIDE, ClipTruth, LocalisationResult
 from utils.sounds import encode_mp3
 from utils.tables import headline, render_table, score_table
-from utils.video_options import ImageOptions, VideoOptions
+from utils.video_overlay import encode_png, format_peak
 from utils.visualisation import encode_jpeg
 
 logger = logging.getLogger("test")
@@ -436,6 +435,111 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
     return 0
 
 
+def video(options: opts.VideoOptions) -> int:
+    """Draw where the sound comes from into a video; returns 0."""
+    source, output = options.input, options.output
+    beside = [output.with_name(f"{output.stem}_{name}") for name in ("contact_sheet.png", "peaks.csv")]
+    check_output([output, *beside], ".mp4", [source, options.checkpoint])
+    # SIGTERM removes what is half-written, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    use_full_float32()
+    localiser = load_localiser(options.checkpoint, options.device, frame_geometry=options.frame_geometry)
+    with tqdm(desc=source.name, unit="frame") as bar:
+
+        def count(done: int, expected: int | None) -> None:
+            bar.total = expected if expected is None else max(done, expected)
+            bar.update(done - bar.n)
+
+        result = localise_video(
+            localiser,
+            source,
+            output,
+            opacity=options.opacity,
+            box=options.box,
+            on_progress=count,
+            audio_step=options.audio_step,
+            smoothing=options.smoothing,
+            batch_size=options.batch_size,
+            max_seconds=options.max_seconds,
+        )
+    if result.silent_frames:
+        logger.warning(
+            "%s: the sound around %d of %d frames is silent; nothing is drawn on these.",
+            source,
+            result.silent_frames,
+            result.frames,
+        )
+    sys.stdout.write(
+        f"{result.frames} frames, {result.seconds:.2f} s: {output}\n"
+        f"Contact sheet: {result.contact_sheet}\nPeaks: {result.peaks}\n"
+    )
+    return 0
+
+
+def image(options: opts.ImageOptions) -> int:
+    """Draw where a sound comes from into a picture; returns 0."""
+    output = options.output
+    peak_file = output.with_name(f"{output.stem}_peak.csv")
+    check_output([output, peak_file], ".png", [options.image, options.sound, options.checkpoint])
+    for flag, path in (("--image", options.image), ("--sound", options.sound)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{flag}: there is no file {path}.")
+    use_full_float32()
+    localiser = load_localiser(options.checkpoint, options.device, frame_geometry=options.frame_geometry)
+    try:
+        width, height = read_frame_size(options.image)
+        if width * height > 1e6 * options.max_megapixels:
+            raise ValueError(
+                f"{options.image} has {width} x {height} pixels; at most {options.max_megapixels:g} million "
+                "are taken (--max-megapixels). Make it smaller: the model looks at a few hundred each way."
+            )
+        picture = read_frame(options.image)
+    except BrokenFileError as error:
+        expected = "a whole picture that Pillow reads; for a video there is test.py video"
+        raise ValueError(f"--image: {error}. Expected {expected}.") from error
+    try:
+        waveform = load_waveform(options.sound, localiser.audio, max_seconds=options.max_seconds)
+    except BrokenFileError as error:
+        expected = "a whole sound that libsndfile reads (WAV, MP3, FLAC, Ogg …), of at most --max-seconds"
+        raise ValueError(f"--sound: {error}. Expected {expected}; FFmpeg makes one of any other.") from error
+    heat = localiser(picture, waveform)
+    lines = f"x,y,similarity\n{format_peak(heat.peak)}\n"
+    with moved_when_whole(peak_file) as first, moved_when_whole(output) as second:
+        first.write_text(lines)
+        second.write_bytes(encode_png(heat.overlay(opacity=options.opacity, box=options.box)))
+    if heat.map is None:
+        logger.warning("%s is silent; nothing is drawn.", options.sound)
+    if heat.peak is None:
+        sys.stdout.write(f"No peak. {output}\n")
+    else:
+        x, y, similarity = format_peak(heat.peak).split(",")
+        sys.stdout.write(f"Peak: x {x}, y {y}, similarity {similarity}. {output}\n")
+    return 0
+
+
+def check_output(outputs: Sequence[Path], suffix: str, sources: Sequence[Path]) -> None:
+    """Refuse at once a result of `video` or `image` that could not be written at the end.
+
+    Args:
+        outputs: the result, and what is written beside it.
+        suffix: what the result's name must end in.
+        sources: files that are read.
+
+    Raises:
+        ValueError: the name ends otherwise, or one of the files is a folder, or one that is read.
+        OSError: nothing can be written there.
+    """
+    output = outputs[0]
+    if output.suffix.lower() != suffix:
+        raise ValueError(f"--output must end in {suffix}, got {output}. FFmpeg makes other formats from it.")
+    for path in outputs:
+        if path.is_dir():
+            raise ValueError(f"--output {output}: {path} is a folder; name another file.")
+        if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+            raise ValueError(f"--output {output}: {path} is what is read; name another file.")
+    check_place(output.parent, f"--output {output}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 for bad input."""
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -461,10 +565,10 @@ def _run_task(options: opts.TestOptions, words: str) -> int:
             return retrieval(options, words)
         case NegativeOptions():
             return negatives(options, words)
-        case VideoOptions():
-            return run_video(options)
-        case ImageOptions():
-            return run_image(options)
+        case opts.VideoOptions():
+            return video(options)
+        case opts.ImageOptions():
+            return image(options)
         case opts.LocalisationOptions():
             return localisation(options, words)
 

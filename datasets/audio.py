@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
 from utils.files import BrokenFileError
+from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
@@ -243,31 +244,25 @@ def is_silent(waveform: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioConfig:
+class AudioConfig(Options):
     """How sound becomes SSL-TIE's input; stored in the checkpoint."""
 
-    sample_rate: int = 16_000
+    sample_rate: int = option(16_000, at_least=1)
     """Hz; other files are resampled"""
-    window_seconds: float = 10.0
+    window_seconds: float = option(10.0, above=0)
     """sound given to the encoder, seconds: short clips are tiled, long ones cut"""
-    fft_size: int = 512
+    fft_size: int = option(512, at_least=1)
     """window of the spectrogram, samples"""
-    hop_length: int = 239
+    hop_length: int = option(239, at_least=1)
     """step of the spectrogram, samples"""
-    mel_bins: int = 257
+    mel_bins: int = option(257, at_least=1)
     """F, filters of the mel scale"""
 
     centred = False  # the window is the beginning of the file
 
     def __post_init__(self) -> None:
         """Refuse sizes that give no spectrogram."""
-        if min(self.sample_rate, self.fft_size, self.hop_length, self.mel_bins) < 1:
-            raise ValueError(
-                "--sample-rate, --fft-size, --hop-length and --mel-bins must be at least 1, got "
-                f"{self.sample_rate}, {self.fft_size}, {self.hop_length}, {self.mel_bins}"
-            )
-        if not math.isfinite(self.window_seconds):
-            raise ValueError(f"--window-seconds must be a number, got {self.window_seconds}")
+        super().__post_init__()
         if self.num_samples < self.fft_size:
             raise ValueError(
                 f"--window-seconds {self.window_seconds} is shorter than one --fft-size of "
@@ -336,22 +331,14 @@ SEGMENT_SAMPLES = VGGISH_WINDOW + (SEGMENT_FRAMES - 1) * VGGISH_HOP  # samples t
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(Options):
     """How sound becomes SSPL's input; stored in the checkpoint."""
 
-    segment_seconds: float = 3.0
+    segment_seconds: float = option(3.0, at_least=SEGMENT_SAMPLES / VGGISH_RATE)
     """middle of the sound given to VGGish, seconds: short clips are repeated, long ones cut"""
 
     sample_rate = VGGISH_RATE
     centred = True  # the window is the middle of the file
-
-    def __post_init__(self) -> None:
-        """Refuse a window without a segment."""
-        if not (math.isfinite(self.segment_seconds) and self.num_samples >= SEGMENT_SAMPLES):
-            raise ValueError(
-                f"--segment-seconds must be at least {SEGMENT_SAMPLES / VGGISH_RATE}, one segment of "
-                f"VGGish, got {self.segment_seconds}"
-            )
 
     @property
     def num_samples(self) -> int:

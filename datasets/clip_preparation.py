@@ -15,9 +15,9 @@ import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.audio import SILENCE
 from datasets.layouts import LAYOUTS
-from datasets.video import StoredGeometry, read_clip
-from datasets.video_tracks import FRAME_RATE, SAMPLE_RATE, UnusableVideoError
+from datasets.video import FRAME_RATE, UnusableVideoError, read_numbered_frames, read_sound
 
 CLIP_SECONDS = 10
 """Length of a clip of VGGSound and Flickr-SoundNet; what lies behind it in a video is not used."""
@@ -36,8 +36,8 @@ NUMBERED_LAYOUT, NUMBERED_FRAME = "vggsound", 125
 """The layout whose frame's name is its number at 25 frames per second. What Flickr-SoundNet's
 00000003 counts was not published: there, the frame that is used gets this name alone."""
 
-SILENCE = 1e-4
-"""A sound whose samples all lie below this (-80 dB of full scale, 3 steps of 16 bits) is silent."""
+SAMPLE_RATE = 16_000
+"""Hz of the sounds that are written."""
 
 MIN_SOUND_SECONDS = 1.0
 """A shorter sound is refused; training would have to repeat it ten times and more."""
@@ -149,36 +149,42 @@ def prepare_clip(task: ClipTask) -> Outcome:
     """Reads a video and writes the clip's files; all of them, or none."""
     config = task.config
     seconds = {name: SOUND_SECONDS[name] for name in map(config.sound_of, config.layouts)}
+    number, centre = config.frame_number, config.frame_number / FRAME_RATE
+    until = max(max(centre + length / 2, length) for length in seconds.values())
     try:
-        clip = read_clip(
+        pictures = read_numbered_frames(
             task.video,
-            frame_number=config.frame_number,
-            geometry=StoredGeometry(config.frame_size, config.frame_geometry),
-            sound_seconds=max(seconds.values()),
-            num_frames=CLIP_SECONDS * FRAME_RATE if config.frames == "all" else None,
+            range(1, CLIP_SECONDS * FRAME_RATE + 1) if config.frames == "all" else [number],
+            needed=number,
+            frame_size=config.frame_size,
+            squash=config.frame_geometry == "squash",
         )
-        centre = config.frame_number / FRAME_RATE
-        windows = {name: clip.sound.window(centre, length) for name, length in seconds.items()}
-        for name, window in windows.items():
-            _check_sound(name, window, keep_silent=config.keep_silent)
+        sound = read_sound(task.video, SAMPLE_RATE, until).numpy()
+        windows = {}
+        for name, length in seconds.items():
+            # Around the frame, moved as little as needed to lie inside the sound.
+            begin = round((centre - length / 2) * SAMPLE_RATE)
+            begin = max(0, min(begin, len(sound) - length * SAMPLE_RATE))
+            windows[name] = sound[begin : begin + length * SAMPLE_RATE]
+            _check_sound(task.video, name, windows[name], keep_silent=config.keep_silent)
     except UnusableVideoError as error:
-        return Outcome(task.clip_id, task.video, error.reason, error.detail)
-    pictures = {number: _jpeg(picture) for number, picture in clip.pictures.items()}
-    _write(task, pictures, {name: _wav(window) for name, window in windows.items()})
+        return Outcome(task.clip_id, task.video, error.kind, error.reason)
+    except FileNotFoundError as error:
+        return Outcome(task.clip_id, task.video, "unreadable", str(error))
+    jpegs = {number: _jpeg(Image.fromarray(picture)) for number, picture in pictures.items()}
+    _write(task, jpegs, {name: _wav(window) for name, window in windows.items()})
     return Outcome(task.clip_id, task.video)
 
 
-def _check_sound(name: str, samples: NDArray[np.float32], *, keep_silent: bool) -> None:
+def _check_sound(video: Path, name: str, samples: NDArray[np.float32], *, keep_silent: bool) -> None:
     seconds = len(samples) / SAMPLE_RATE
     if seconds < MIN_SOUND_SECONDS:
-        raise UnusableVideoError(
-            "too_short", f"it has {seconds:.2f} s of sound, at least {MIN_SOUND_SECONDS} s are used"
-        )
+        words = f"it has {seconds:.2f} s of sound, at least {MIN_SOUND_SECONDS} s are used"
+        raise UnusableVideoError(video, words, "too_short")
     loudest = float(np.abs(samples).max())
     if loudest < SILENCE and not keep_silent:
-        raise UnusableVideoError(
-            "silent", f"no sample of {name} reaches {SILENCE:g}, the loudest is {loudest:g}"
-        )
+        words = f"no sample of {name} reaches {SILENCE:g}, the loudest is {loudest:g}"
+        raise UnusableVideoError(video, words, "silent")
 
 
 def _jpeg(picture: Image.Image) -> bytes:

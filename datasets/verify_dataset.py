@@ -20,9 +20,9 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datasets.audio import check_sound_header
+from datasets.audio import SILENCE, check_sound_header
 from datasets.clip_files import ClipFiles
-from datasets.clip_preparation import SILENCE
+from datasets.clip_preparation import SAMPLE_RATE
 from datasets.file_finding import find_files
 from datasets.frames import read_frame
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
@@ -30,7 +30,6 @@ from datasets.layouts import LAYOUTS
 from datasets.lists import find_list
 from datasets.masks import read_mask
 from datasets.processes import Crash, num_cores, run_in_processes
-from datasets.video_tracks import SAMPLE_RATE
 from utils.files import BrokenFileError
 
 PROBLEMS = (

@@ -1,231 +1,523 @@
-"""From a video file to the frames and the sound of a clip, decoding no more than these need.
+"""Frames and sound of a video file on one time scale, and videos written anew.
 
-Convention. Clips are numbered as by the authors, who dumped every video at 25 frames per second:
-frame n, counted from 1, is what a player shows just before t = (n - 1/2) / 25 s, the middle of its
-slot. That is the rule of FFmpeg's filter `fps=25`, and frame 125 of a video at 25 frames per second
-is its 125th. Time 0 is where the file's first stream begins. The sound of frame n is centred on
-n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
+Time 0 is where the file's first stream begins. Frames are numbered as by the authors, who dumped every
+video at 25 frames per second: frame n, counted from 1, is what a player shows just before t = (n - 1/2) /
+25 s, the middle of its slot. That is the rule of FFmpeg's filter `fps=25`; frame 125 of a video at 25
+frames per second is its 125th. The sound of frame n is centred on n / 25 s; for frame 125 that is 5.0 s,
+the middle of 10 s.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import av
 import av.error
 import numpy as np
+import torch
+from av.audio.stream import AudioStream
 from av.container import InputContainer
-from PIL import Image
+from av.stream import Disposition
+from av.video.reformatter import Colorspace
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from torch import Tensor
 
-from datasets.video_tracks import (
-    FRAME_RATE,
-    ClipSound,
-    PictureTrack,
-    SoundTrack,
-    UnusableVideoError,
-    missing_bytes,
-    open_video,
-    read_packets,
-    words_of,
-)
+from datasets.audio import AudioWindow, SpectrogramConfig, centre_clip, tile
+from utils.files import BrokenFileError
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
 """Extensions by which videos are found in a folder."""
 
+FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm"
+"""FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
+out: they make FFmpeg read other files, so that an upload could show any video of the computer that a page
+runs on."""
+
+FRAME_RATE = 25
+"""Frames per second of the numbering."""
+
+HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
+"""Holes of that length in the sound's time stamps are filled with silence; less is rounding, more a jump of
+the clock."""
+
+CUT_OFF_SECONDS = 0.5
+"""A file that ends this much before its announced end was cut off; less is rounding."""
+
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-"""Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's
-mark holds within one temporal layer only; the other codecs have no such mark."""
+"""Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
+within one temporal layer only; the other codecs have no such mark."""
+
+BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
+CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
+
+Picture = NDArray[np.uint8]
+"""RGB, (H, W, 3)."""
 
 
-@dataclass(frozen=True)
-class StoredGeometry:
-    """Size of the frames that are written.
+class UnusableVideoError(BrokenFileError):
+    """A video that has no pictures, no sound, or cannot be decoded."""
 
-    squash resizes to the square, whatever the shape, as the authors' frames were; short_side keeps
-    the shape.
-    """
-
-    frame_size: int
-    """side of the square, or the shorter side; pixels"""
-    mode: Literal["squash", "short_side"] = "squash"
-
-    def render(self, frame: av.VideoFrame, sample_aspect_ratio: Fraction | None) -> Image.Image:
-        """Decoded frame -> upright RGB picture, bicubic.
+    def __init__(self, path: Path, reason: str, kind: str = "unreadable") -> None:
+        """Keep the words for the user and the kind for counting.
 
         Args:
-            frame: of any pixel format; a rotation in its metadata is applied.
-            sample_aspect_ratio: width / height of one pixel; None: square.
+            path: of the video.
+            reason: what was found and what was expected.
+            kind: no_video_stream, no_audio_stream, silent, truncated, too_short or unreadable.
         """
-        turns = round(frame.rotation / 90) % 4  # quarter turns, anticlockwise
-        width, height = self._size(frame.width * float(sample_aspect_ratio or 1), frame.height)
-        rgb = frame.reformat(
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation="BICUBIC",
-            threads=1,  # the clips are already worked on in parallel
-        )
-        return Image.fromarray(np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns)))
-
-    def _size(self, width: float, height: float) -> tuple[int, int]:
-        if self.mode == "squash":
-            return self.frame_size, self.frame_size
-        scale = self.frame_size / min(width, height)
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        super().__init__(path, reason)
+        self.kind = kind
 
 
-@dataclass(frozen=True)
-class VideoClip:
-    """What was read from one video."""
+class OpenVideo(NamedTuple):
+    """An open video with what is read of it."""
 
-    pictures: dict[int, Image.Image]
-    """by frame number"""
-    sound: ClipSound
-
-
-def shown_at(frame_number: int) -> Fraction:
-    """The moment just before which a frame of that number is on screen, seconds."""
-    return Fraction(2 * frame_number - 1, 2 * FRAME_RATE)
+    container: InputContainer
+    pictures: VideoStream
+    sound: AudioStream
+    tick: Fraction
+    """seconds that a time stamp of the pictures counts"""
+    begin: Fraction
+    """second of the file's own time scale at which the clip begins"""
 
 
-def read_clip(
-    path: Path,
-    *,
-    frame_number: int,
-    geometry: StoredGeometry,
-    sound_seconds: float,
-    num_frames: int | None = None,
-) -> VideoClip:
-    """Reads a frame, or the first frames, and the sound.
-
-    All packets are looked at, few are decoded: of the sound, those up to the end of its window; of
-    the pictures, those from the key frame before the first wanted frame to the last wanted frame,
-    and where the codec marks them, no others that no picture refers to.
-
-    Args:
-        path: any video that FFmpeg reads.
-        frame_number: frame that the clip must have, counted from 1 at FRAME_RATE.
-        geometry: size of the pictures.
-        sound_seconds: length of the longest window that will be taken around the frame.
-        num_frames: read frames 1 to this number instead, as far as the video goes.
-
-    Returns:
-        the pictures by number, and the sound.
+@contextmanager
+def open_video(path: Path) -> Iterator[OpenVideo]:
+    """Open a video that has pictures and sound; FFmpeg's errors become UnusableVideoError.
 
     Raises:
-        UnusableVideoError: a stream is missing, the file is damaged or cut off, or the pictures end
-            before the frame.
+        FileNotFoundError: there is no such file.
+        UnusableVideoError: it is no video, lacks pictures or sound, or breaks while it is read.
     """
-    wanted = [frame_number] if num_frames is None else range(1, num_frames + 1)
-    sound_until = max(frame_number / FRAME_RATE + sound_seconds / 2, sound_seconds)
+    if not path.is_file():
+        raise FileNotFoundError(f"No video at {path}: there is no such file.")
     try:
-        with open_video(path) as container:
-            pictures = PictureTrack(container, [shown_at(number) for number in wanted])
-            sound = SoundTrack(container, sound_until)
-            read_packets(container, pictures, sound)
-            _check_length(pictures, frame_number)
-            numbers = [number for number in wanted if shown_at(number) <= pictures.end]
-            times = [shown_at(number) for number in numbers]
-            frames = _decode_few(pictures, times, geometry) or _decode_all(path, times, geometry)
-            return VideoClip(dict(zip(numbers, frames, strict=True)), sound.sound())
-    except UnusableVideoError:
+        # A title in another encoding than UTF-8 is no reason to refuse a video.
+        options = {"format_whitelist": FORMATS}
+        with av.open(str(path), metadata_errors="replace", options=options) as container:
+            # The cover of a music file is a video stream too.
+            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            sounds = container.streams.audio
+            for kind, streams, words in (
+                ("no_video_stream", moving, "moving picture"),
+                ("no_audio_stream", sounds, "sound"),
+            ):
+                if not streams:
+                    advice = "for a picture and a sound there is test.py image"
+                    raise UnusableVideoError(path, f"the file has no {words}; {advice}", kind)
+                if streams[0].codec_context is None:
+                    raise UnusableVideoError(path, f"there is no decoder for its {words}")
+            tick = moving[0].time_base or Fraction(1, FRAME_RATE)
+            begin = Fraction(container.start_time or 0, av.time_base)
+            yield OpenVideo(container, moving[0], sounds[0], tick, begin)
+    except av.error.ArgumentError as error:
+        words = "MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, ASF, Ogg …"
+        raise UnusableVideoError(
+            path,
+            f"it is not of a format that is read here ({words}); what only names other files, as playlists "
+            "do, is not, and for a picture there is test.py image",
+        ) from error
+    except BrokenFileError:
         raise
     except (av.error.FFmpegError, ValueError) as error:
         # PyAV raises ValueError for what it has no name for, such as an odd pixel format.
-        missing = missing_bytes(path) if isinstance(error, av.error.InvalidDataError) else 0
-        if missing:
-            raise UnusableVideoError("truncated", f"{missing} bytes are missing") from error
-        raise UnusableVideoError("unreadable", words_of(error)) from error
+        words = getattr(error, "strerror", None) or str(error)
+        raise UnusableVideoError(path, f"{words}: it is damaged, was cut off, or is no video") from error
 
 
-def _check_length(pictures: PictureTrack, frame_number: int) -> None:
-    if pictures.end < shown_at(frame_number):
-        raise UnusableVideoError(
-            "too_short",
-            f"its pictures end at {float(pictures.end):.2f} s, frame {frame_number} is shown at "
-            f"{float(shown_at(frame_number)):.2f} s",
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the header of a video tells."""
+
+    rate: Fraction
+    """usual number of pictures a second"""
+    seconds: float | None
+    """where pictures and sound end; None: the file does not tell"""
+    is_bt709: bool
+    """its colours are stored as BT.709, as those of HD videos"""
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read the header of a video; errors as those of open_video."""
+    with open_video(path) as video:
+        container, rate = video.container, video.pictures.average_rate
+        seconds = None
+        if container.duration:
+            # Matroska counts its duration from stamp 0, wherever the content begins.
+            late = video.begin if container.format.name.startswith("matroska") else 0
+            seconds = float(Fraction(container.duration, av.time_base) - late)
+        return VideoInfo(
+            # Some formats have no rate; some files have one of many thousands.
+            rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE),
+            seconds,
+            video.pictures.codec_context.colorspace == Colorspace.ITU709,
         )
 
 
+# ---------------------------------------------------------------------------------------------------- frames
+
+
+def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[float, Picture]]:
+    """Yield each picture of a video with the second at which it is shown, in bounded memory.
+
+    A file that ends early, and pictures that the decoder marks as damaged, are warned of in the log.
+
+    Args:
+        path: of the video.
+        max_seconds: stop there; None: at the end.
+
+    Yields:
+        seconds, rising from 0 on, and uint8 RGB (H, W, 3): upright, with square pixels, all of one size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnusableVideoError: it breaks on the way, after the pictures before that, or has no picture.
+    """
+    announced, end = probe(path).seconds, 0.0
+    last, size, num_damaged = -1.0, None, 0
+    with open_video(path) as video:
+        stream = video.pictures
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", 0  # one video, all cores
+
+        def picture_packets() -> Iterator[av.Packet]:
+            nonlocal end
+            for packet in video.container.demux(stream, video.sound):
+                if packet.pts is not None:
+                    ends = (packet.pts + (packet.duration or 0)) * packet.time_base
+                    end = max(end, float(ends - video.begin))
+                if packet.stream_index == stream.index:
+                    yield packet
+
+        for moment, frame in _shown_frames(video, picture_packets()):
+            seconds = float(moment)
+            if max_seconds is not None and seconds >= max_seconds:
+                announced = None
+                break
+            if seconds < 0 or seconds <= last:
+                continue  # before the clip, or on screen for no time
+            last = seconds
+            num_damaged += frame.is_corrupt
+            size = size or _natural_size(frame, stream.sample_aspect_ratio)
+            yield seconds, _upright(frame, size)
+    if size is None:
+        raise UnusableVideoError(path, "no picture came out of the decoder")
+    if num_damaged:
+        logger.warning(
+            "%s: %d pictures are damaged, and shown as far as they are decoded.", path, num_damaged
+        )
+    if announced is not None and end < announced - CUT_OFF_SECONDS:
+        logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, end)
+
+
+def _shown_frames(video: OpenVideo, packets: Iterable[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Decode pictures in the order of showing, with the second at which each is shown."""
+    decoding_stamps: list[int] = []
+    num_frames = 0
+    for packet in packets:
+        if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
+            decoding_stamps.append(packet.dts)
+        for frame in packet.decode():
+            stamp = frame.pts
+            # AVI does not tell the order of showing: the k-th picture takes the k-th packet's stamp.
+            if stamp is None or video.container.format.name == "avi":
+                stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
+            num_frames += 1
+            yield stamp * video.tick - video.begin, frame
+
+
+def _natural_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Width and height with square pixels, before a rotation; `aspect` is width / height of a pixel."""
+    return max(1, round(frame.width * float(aspect or 1))), frame.height
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
+    """Scale a frame to (width, height), bicubic, and rotate it as its metadata say."""
+    rgb = frame.reformat(*size, format="rgb24", interpolation="BICUBIC", threads=1)
+    turns = round(frame.rotation / 90) % 4  # quarter turns, anticlockwise
+    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+
+
+# ---------------------------------------------------------------------- numbered frames, few pictures decoded
+
+
+def read_numbered_frames(
+    path: Path, numbers: Sequence[int], *, needed: int, frame_size: int, squash: bool = True
+) -> dict[int, Picture]:
+    """Read frames by their number, decoding as few pictures as possible.
+
+    Decoded are the pictures from the key frame before the first wanted frame to the last wanted frame and,
+    where the codec marks them, no others that no picture refers to. Files whose packets do not tell when
+    they are shown are decoded from the beginning.
+
+    Args:
+        path: of the video.
+        numbers: of frames, counted from 1 at FRAME_RATE, rising; those beyond the end are left out.
+        needed: the number without which the video is too short.
+        frame_size: side of the square, or the shorter side, in pixels.
+        squash: resize to a square, whatever the shape; otherwise keep the shape.
+
+    Returns:
+        number -> uint8 RGB (H, W, 3), upright.
+
+    Raises:
+        UnusableVideoError: it is too short, cannot be decoded, or a picture that is needed is damaged.
+    """
+
+    def render(frame: av.VideoFrame) -> Picture:
+        if frame.is_corrupt:
+            raise UnusableVideoError(path, "a picture that is needed is damaged")
+        if squash:
+            return _upright(frame, (frame_size, frame_size))
+        width, height = _natural_size(frame, video.pictures.sample_aspect_ratio)
+        scale = frame_size / min(width, height)
+        return _upright(frame, (max(1, round(width * scale)), max(1, round(height * scale))))
+
+    moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
+    with open_video(path) as video:
+        stream = video.pictures
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
+        # The last time stamp before each moment.
+        limits = [math.ceil((moment + video.begin) / video.tick) - 1 for moment in moments.values()]
+        packets, end = _packets_between(video, limits[0], limits[-1])
+        seconds = float(end * video.tick - video.begin)
+        if limits[list(numbers).index(needed)] >= end:
+            at = float(moments[needed])
+            words = f"its pictures end at {seconds:.2f} s, frame {needed} is shown at {at:.2f} s"
+            raise UnusableVideoError(path, words, "too_short")
+        limits = [limit for limit in limits if limit < end]
+        few = None if video.container.format.name == "avi" else _decode_few(stream, packets, limits, render)
+        if few is not None:
+            return dict(zip(numbers, few, strict=False))
+    waiting = list(numbers[: len(limits)])
+    pictures: dict[int, Picture] = {}
+    shown = None
+    with open_video(path) as video:
+        for moment, frame in _shown_frames(video, video.container.demux(video.pictures)):
+            # The first picture stands in for what precedes it.
+            while waiting and shown is not None and moment >= moments[waiting[0]]:
+                pictures[waiting.pop(0)] = render(shown)
+            if not waiting:
+                break
+            shown = frame
+        if shown is None:
+            raise UnusableVideoError(path, "no picture came out of the decoder")
+        return pictures | {number: render(shown) for number in waiting}
+
+
+def _packets_between(video: OpenVideo, first: int, final: int) -> tuple[list[av.Packet], int]:
+    """Read the packets from the key frame before a time stamp up to another one, and where they end."""
+    packets: list[av.Packet] = []
+    rate = video.pictures.average_rate
+    usual_duration = round(1 / (rate * video.tick)) if rate else 0
+    end = 0
+    for packet in video.container.demux(video.pictures):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if not packet.size or stamp is None:
+            continue
+        end = max(end, stamp + (packet.duration or usual_duration))
+        # Nothing is shown before it is decoded: all pictures from here on are too late.
+        if packet.dts is not None and packet.dts > final:
+            break
+        if packet.is_keyframe and packet.pts is not None and packet.pts <= first:
+            packets.clear()
+        packets.append(packet)
+    return packets, end
+
+
 def _decode_few(
-    track: PictureTrack, times: Sequence[Fraction], geometry: StoredGeometry
-) -> list[Image.Image] | None:
-    """Decodes the kept packets; None if a picture did not come out of them as expected."""
-    stamps = track.stamps_shown(times)
-    if stamps is None:
+    stream: VideoStream,
+    packets: list[av.Packet],
+    limits: list[int],
+    render: Callable[[av.VideoFrame], Picture],
+) -> list[Picture] | None:
+    """Decode the picture shown at each time stamp; None if it did not come out of the packets as expected."""
+    stamps = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
+    if not stamps or not packets[0].is_keyframe or any(packet.pts is None for packet in packets):
         return None
-    wanted = set(stamps)
-    context = track.stream.codec_context
+    wanted = [stamps[max(bisect_right(stamps, limit) - 1, 0)] for limit in limits]
+    final = max(place for place, packet in enumerate(packets) if packet.pts in wanted)
+    context = stream.codec_context
     context.open(strict=False)  # some decoders would take skip_frame for the whole stream
-    final = max(place for place, packet in enumerate(track.packets) if packet.pts in wanted)
-    skips = context.name in SKIPPING_CODECS
-    pictures = {}
-    for packet in [*track.packets[: final + 1], None]:
-        if skips and packet is not None:
+    pictures: dict[int, Picture] = {}
+    for packet in [*packets[: final + 1], None]:
+        if packet is not None and context.name in SKIPPING_CODECS:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         for frame in context.decode(packet):
             if frame.pts in wanted:
-                pictures[frame.pts] = _render(frame, track, geometry)
-    return [pictures[stamp] for stamp in stamps] if pictures.keys() == wanted else None
+                pictures[frame.pts] = render(frame)
+    return [pictures[stamp] for stamp in wanted] if pictures.keys() == set(wanted) else None
 
 
-def _render(frame: av.VideoFrame, track: PictureTrack, geometry: StoredGeometry) -> Image.Image:
-    if frame.is_corrupt:
-        raise UnusableVideoError("unreadable", "a picture that is needed is damaged")
-    return geometry.render(frame, track.stream.sample_aspect_ratio)
+# ----------------------------------------------------------------------------------------------------- sound
 
 
-def _decode_all(path: Path, times: Sequence[Fraction], geometry: StoredGeometry) -> list[Image.Image]:
-    """Decodes from the beginning, for files whose packets do not tell when they are shown."""
-    with open_video(path) as container:
-        track = PictureTrack(container, times)
-        limits = [track.stamp_before(time) for time in times]
-        frames = list(_on_screen(stamped_frames(container, track), limits, geometry, track))
-    if len(frames) < len(times):
-        raise UnusableVideoError("unreadable", "no picture came out of the decoder")
-    return frames
+def read_sound(path: Path, sample_rate: int, max_seconds: float | None = None) -> Tensor:
+    """Read the first sound of a video, mono: 10 minutes at 16 kHz take 38 MB.
+
+    Args:
+        path: of the video.
+        sample_rate: Hz of the result.
+        max_seconds: stop there; None: at the end.
+
+    Returns:
+        (L,) float32, the mean of the channels, nominally in [-1, 1]; sample 0 is heard at time 0. Holes in
+        the time stamps are silence.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnusableVideoError: it cannot be decoded, or holds no sample.
+    """
+    pieces = [piece.mean(axis=0, dtype=np.float32) for piece in _sound_pieces(path, sample_rate, max_seconds)]
+    if not pieces:
+        raise UnusableVideoError(path, "its sound holds no sample", "no_audio_stream")
+    return torch.from_numpy(np.concatenate(pieces))
 
 
-def stamped_frames(container: InputContainer, track: PictureTrack) -> Iterator[tuple[int, av.VideoFrame]]:
-    """All pictures in the order of showing; the k-th takes the k-th packet's stamp if need be."""
-    stamps: list[int] = []
-    num_frames = 0
-    for packet in _with_content(container, track):
-        if packet is not None:
-            stamps.append(len(stamps) if packet.dts is None else packet.dts)
-        for frame in track.stream.codec_context.decode(packet):
-            stamp = frame.pts if track.stamped else None
-            yield stamps[num_frames] if stamp is None else stamp, frame
-            num_frames += 1
+def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
+    """Cut the window that a method hears around a moment of a video.
+
+    The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
+    window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is
+    repeated as in a test, and is the same at each moment.
+
+    Args:
+        sound: (L',) at the method's rate, L' at least 1.
+        seconds: the moment.
+        audio: the method's audio configuration.
+
+    Returns:
+        (L,).
+    """
+    if len(sound) < audio.num_samples:
+        if audio.centred:
+            return centre_clip(sound, audio.num_samples)
+        return tile(sound[None], [len(sound)], audio.num_samples)[0]
+    first, length = 0, audio.num_samples
+    if isinstance(audio, SpectrogramConfig):
+        first = round(audio.excerpt_start * audio.sample_rate)
+        length = round(audio.excerpt_seconds * audio.sample_rate)
+    begin = round(seconds * audio.sample_rate) - length // 2
+    begin = max(0, min(begin, len(sound) - length))
+    window = torch.zeros(audio.num_samples)
+    window[first : first + length] = sound[begin : begin + length]
+    return window
 
 
-def _with_content(container: InputContainer, track: PictureTrack) -> Iterator[av.Packet | None]:
-    """The stream's packets, then None; without those that Ogg repeats a picture by."""
-    for packet in container.demux(track.stream):
-        if packet.size:
-            yield packet
-    yield None
+def _sound_pieces(
+    path: Path, sample_rate: int, max_seconds: float | None = None, layout: str | None = None
+) -> Generator[NDArray[np.float32], None, None]:
+    """Decode the first sound from time 0 on, without holes: (C, L) each, mixed to a layout if given."""
+    limit = math.inf if max_seconds is None else round(max_seconds * sample_rate)
+    place, end = 0, 0.0  # of the next sample that comes out; of what went in, in seconds
+    resampler, form = None, None
+    with open_video(path) as video:
+        for frame in chain(video.container.decode(video.sound), [None]):
+            due: list[NDArray[np.float32]] = []
+            seconds, new_form, is_hole = end, None, False
+            if frame is not None:
+                if frame.time is not None:
+                    seconds = frame.time - float(video.begin)
+                # Recordings that were joined may change from stereo to mono on the way.
+                new_form = (frame.format.name, frame.layout.name, frame.sample_rate)
+                is_hole = form is None or HOLE_SECONDS <= seconds - end < LONGEST_HOLE_SECONDS
+            if resampler is not None and (is_hole or new_form != form):
+                due += _arrays(resampler.resample(None))
+                resampler = None
+            if frame is not None:
+                if is_hole:
+                    place = round(seconds * sample_rate) if form is None and seconds < 0 else place
+                    silence = round(seconds * sample_rate) - place - sum(map(len, (d.T for d in due)))
+                    due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
+                    end = seconds
+                form = new_form
+                resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
+                end += frame.samples / frame.sample_rate
+                frame.pts = None  # the resampler is to count samples, not stamps that are rounded
+                due += _arrays(resampler.resample(frame))
+            for samples in due:
+                first, last = max(0, -place), min(samples.shape[1], limit - place)
+                place += samples.shape[1]
+                if first < last:
+                    yield samples[:, first:last]
+            if place >= limit:
+                return
 
 
-def _on_screen(
-    frames: Iterable[tuple[int, av.VideoFrame]],
-    limits: Sequence[int],
-    geometry: StoredGeometry,
-    track: PictureTrack,
-) -> Iterator[Image.Image]:
-    """For each limit the last picture not beyond it; the first one stands in for what precedes."""
-    remaining = deque(limits)
-    shown: av.VideoFrame | None = None
-    for stamp, frame in frames:
-        while shown is not None and remaining and stamp > remaining[0]:
-            remaining.popleft()
-            yield _render(shown, track, geometry)
-        if not remaining:
-            return
-        shown = frame
-    if shown is not None:
-        for _ in remaining:
-            yield _render(shown, track, geometry)
+def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]:
+    # Where nothing is to be resampled, flushing gives None.
+    return [np.asarray(frame.to_ndarray(), np.float32) for frame in frames if frame is not None]
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+def write_video(
+    path: Path, frames: Iterable[tuple[float, Picture]], source: Path, *, max_seconds: float | None = None
+) -> None:
+    """Write pictures with the sound of another video: H.264 and AAC in an MP4 file.
+
+    Args:
+        path: of the file, whatever its name ends in.
+        frames: seconds, rising, and uint8 RGB (H, W, 3), all of one size. An odd side grows by a copy of
+        its last
+            line, as H.264 stores colour at half the size.
+        source: the video whose sound, rate and colours are taken.
+        max_seconds: where the sound ends; None: at its own end.
+
+    Raises:
+        UnusableVideoError: the sound of `source` cannot be decoded.
+        OSError: the file cannot be written.
+    """
+    info, colours = probe(source), "ITU601"
+    # The index at the beginning lets browsers play before they have the whole file.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+        shown = out.add_stream("libx264", rate=info.rate)
+        shown.pix_fmt = "yuv420p"
+        # Without pictures between later ones (bf 0), no player has to start before time 0.
+        shown.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
+        context = shown.codec_context
+        context.time_base = Fraction(1, CLOCK)
+        if info.is_bt709:
+            colours = "ITU709"
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED_RANGE
+        heard = out.add_stream("aac", SOUND_RATE, layout="stereo")
+        sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, "stereo"), 0
+
+        def write_sound(until: float) -> None:
+            nonlocal place
+            while place < until * SOUND_RATE:
+                samples = next(sound, None)  # (2, l)
+                if samples is None:
+                    break
+                piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "stereo")
+                piece.sample_rate, piece.time_base, piece.pts = SOUND_RATE, Fraction(1, SOUND_RATE), place
+                place += samples.shape[1]
+                out.mux(heard.encode(piece))
+
+        with closing(sound):
+            for seconds, picture in frames:
+                odd = [(0, side % 2) for side in picture.shape[:2]]
+                even = np.pad(picture, (*odd, (0, 0)), "edge") if any(map(any, odd)) else picture
+                if not context.is_open:
+                    shown.height, shown.width = even.shape[:2]
+                frame = av.VideoFrame.from_ndarray(even, "rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=colours)
+                frame.pts, frame.time_base = round(seconds * CLOCK), Fraction(1, CLOCK)
+                out.mux(shown.encode(frame))
+                write_sound(seconds)
+            for packet in shown.encode(None):
+                packet.duration = round(CLOCK / info.rate)  # counts for the last one only
+                out.mux(packet)
+            write_sound(math.inf)
+            out.mux(heard.encode(None))

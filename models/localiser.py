@@ -8,9 +8,11 @@ heat.map, heat.score, heat.peak              # (h, w) float32; its largest value
 heat.save("dog_heat.png")
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,15 +34,25 @@ from datasets.audio import (
 )
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
 from datasets.transforms import as_float, normalise
+from datasets.video import probe, read_frames, read_sound, sound_around, write_video
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, build_localiser
 from models.peers import PEERS
 from models.released import read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.evaluation.localisation import ObjectPrior
-from utils.files import write_atomically
+from utils.files import moved_when_whole, write_atomically
 from utils.reproducibility import pick_device
-from utils.video_overlay import Peak, Square, draw_localisation, encode_png, find_peak
+from utils.video_overlay import (
+    HEAT_OPACITY,
+    ContactSheet,
+    Peak,
+    Square,
+    draw_localisation,
+    encode_png,
+    find_peak,
+    format_peak,
+)
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -151,6 +163,61 @@ class Localiser:
         visual = self.model.visual_features(normalise(as_float(squares.to(self.device))))
         return self.model.compare(visual, torch.stack(tuple(sounds))).float().cpu().numpy()
 
+    def video(
+        self,
+        path: str | Path,
+        *,
+        audio_step: float = 0.2,
+        smoothing: float = 0.0,
+        batch_size: int = 8,
+        max_seconds: float | None = None,
+    ) -> Iterator[tuple[float, NDArray[np.uint8], NDArray[np.float32] | None]]:
+        """Localise the sound of a video in each of its pictures.
+
+        At time t the model hears its window of sound around t; see `datasets.video.sound_around`.
+
+        Args:
+            path: of a video with sound.
+            audio_step: seconds between two moments whose sound is encoded; a picture takes the nearest of
+                these. 0: each picture has its own.
+            smoothing: time constant of an exponential mean over past maps, seconds; 0: none.
+            batch_size: pictures that are localised at once.
+            max_seconds: stop there; None: at the end.
+
+        Yields:
+            seconds, picture uint8 RGB (H, W, 3), similarity map (h, w) or None where the sound is silent.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UnusableVideoError: it is no video, lacks pictures or sound, or breaks on the way.
+        """
+        rate, path = self.audio.sample_rate, Path(path)
+        until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
+        sound = read_sound(path, rate, until)  # (L,)
+        rows: dict[
+            float, Tensor | None
+        ] = {}  # moment -> encoded sound, None: silent; those of the last batch
+        mean, last = None, 0.0
+        frames = read_frames(path, max_seconds)
+        while batch := list(islice(frames, batch_size)):
+            moments = [audio_step * round(s / audio_step) if audio_step else s for s, _ in batch]
+            new = {m: sound_around(sound, m, self.audio) for m in dict.fromkeys(moments) if m not in rows}
+            heard = [moment for moment, window in new.items() if not is_silent(window)]
+            rows = {moment: rows.get(moment) for moment in moments}
+            if heard:
+                rows |= zip(heard, self.sound_features([new[moment] for moment in heard]), strict=True)
+            pairs = [(Image.fromarray(p), rows[m]) for (_, p), m in zip(batch, moments, strict=True)]
+            pairs = [(picture, row) for picture, row in pairs if row is not None]
+            maps = iter(self.similarity_maps(*zip(*pairs, strict=True)) if pairs else ())
+            for (seconds, picture), moment in zip(batch, moments, strict=True):
+                current = None if rows[moment] is None else next(maps)
+                if mean is None or current is None or smoothing == 0:
+                    mean = current
+                else:
+                    mean = mean + np.float32(-math.expm1((last - seconds) / smoothing)) * (current - mean)
+                last = seconds
+                yield seconds, picture, mean
+
     def _as_waveform(self, sound: Any) -> Tensor:  # noqa: ANN401 - see __call__
         """Return the method's window of the sound, (L,)."""
         window = self.audio
@@ -171,6 +238,86 @@ class Localiser:
             return centre_clip(waveform, window.num_samples)
         waveform = waveform[: window.num_samples]
         return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What `localise_video` wrote."""
+
+    frames: int
+    """number of pictures"""
+    seconds: float
+    """when the last of them ends"""
+    silent_frames: int
+    """pictures around which the sound is silent: nothing is drawn on them"""
+    output: Path
+    """MP4"""
+    contact_sheet: Path
+    """PNG with a few of the pictures"""
+    peaks: Path
+    """CSV of time_seconds, x, y (pixels of the picture), similarity; only the time where there is no peak"""
+
+
+def localise_video(
+    localiser: Localiser,
+    source: Path,
+    output: Path,
+    *,
+    opacity: float = HEAT_OPACITY,
+    box: bool = False,
+    on_progress: Callable[[int, int | None], object] | None = None,
+    **options: Any,  # noqa: ANN401 - those of Localiser.video
+) -> VideoResult:
+    """Write a video with heat maps, its contact sheet and its peaks: all of them, or after an error none.
+
+    Args:
+        localiser: the model.
+        source: a video with sound.
+        output: of the MP4 file; contact sheet and peaks go beside it.
+        opacity: of the hottest heat, 0 to 1.
+        box: draw the box around the region of the peak.
+        on_progress: called after each picture with the number of those done, and of all as far as the file
+            tells; what it raises stops the work.
+        options: of `Localiser.video`.
+
+    Raises:
+        FileNotFoundError: there is no such video.
+        UnusableVideoError: it is no video, lacks pictures or sound, or breaks on the way.
+        OSError: the files cannot be written.
+    """
+    sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
+    peaks_path = output.with_name(f"{output.stem}_peaks.csv")
+    info, max_seconds = probe(source), options.get("max_seconds")
+    seconds = min(filter(None, (max_seconds, info.seconds)), default=None)
+    expected = None if seconds is None else round(seconds * info.rate)
+    sheet, lines, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], 0
+
+    def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        nonlocal seconds, num_silent
+        for seconds, picture, similarity_map in localiser.video(source, **options):
+            height, width = picture.shape[:2]
+            square, peak = localiser.square_in(width, height), None
+            if similarity_map is None:
+                num_silent += 1
+            else:
+                peak = find_peak(similarity_map, square, width, height)
+            drawing = draw_localisation(picture, similarity_map, square, opacity=opacity, box=box)
+            sheet.add(drawing, seconds)
+            lines.append(f"{seconds:.6f},{format_peak(peak)}")
+            if on_progress is not None:
+                on_progress(len(lines) - 1, expected)
+            yield seconds, drawing
+
+    with (
+        moved_when_whole(peaks_path) as peaks_file,
+        moved_when_whole(sheet_path) as sheet_file,
+        moved_when_whole(output) as video_file,
+    ):
+        write_video(video_file, drawn(), source, max_seconds=max_seconds)
+        sheet_file.write_bytes(encode_png(sheet.draw()))
+        peaks_file.write_text("\n".join(lines) + "\n")
+    end = (seconds or 0.0) + float(1 / info.rate)
+    return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
 
 
 def _as_picture(picture: Any) -> Image.Image:  # noqa: ANN401 - see Localiser.__call__

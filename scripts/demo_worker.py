@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from models.localiser import Localiser, load_localiser
+from datasets.frames import read_frame_size
+from models.localiser import Localiser, load_localiser, localise_video
 from models.released import PRETRAINED, SSPL_FILES
 from scripts.demo_examples import make_examples
-from scripts.localise_picture import localise_picture
-from scripts.localise_video import localise_video
+from utils.files import write_atomically
 from utils.reporting import configure_logging
 from utils.reproducibility import pick_device, use_full_float32
-from utils.video_options import ImageOptions, VideoOptions
+from utils.video_overlay import HEAT_OPACITY, encode_png, format_peak
 
 MODELS_KEPT = 2
 """As many as are compared side by side."""
@@ -56,10 +56,9 @@ class Worker:
             source = request["source"]
             return make_examples(Path(request["folder"]), Path(source) if source else None)
         paths = {name: Path(path) for name, path in request["paths"].items()}
-        options = {**paths, **request["options"]}
-        trained = self._load(paths["checkpoint"])
+        localiser, output, options = self._load(paths["checkpoint"]), paths["output"], request["options"]
         if task == "video":
-            result = localise_video(trained, VideoOptions(**options), on_progress)
+            result = localise_video(localiser, paths["input"], output, on_progress=on_progress, **options)
             return {
                 "frames": result.frames,
                 "seconds": result.seconds,
@@ -67,8 +66,19 @@ class Worker:
                 "output": str(result.output),
                 "peaks": str(result.peaks),
             }
-        picture = localise_picture(trained, ImageOptions(**options))
-        return {"silent": picture.silent, "output": str(picture.output), "peaks": str(picture.peaks)}
+        width, height = read_frame_size(paths["image"])
+        if width * height > 1e6 * options["max_megapixels"]:
+            raise ValueError(
+                f"The picture has {width} x {height} pixels; at most {options['max_megapixels']:g} million "
+                "are taken."
+            )
+        heat = localiser(paths["image"], paths["sound"])
+        write_atomically(
+            output, encode_png(heat.overlay(opacity=HEAT_OPACITY, box=options.get("box", False)))
+        )
+        peaks = output.with_name(f"{output.stem}_peak.csv")
+        peaks.write_text(f"x,y,similarity\n{format_peak(heat.peak)}\n")
+        return {"silent": heat.map is None, "output": str(output), "peaks": str(peaks)}
 
     def _load(self, path: Path) -> Localiser:
         """A model, anew if its file has changed."""

@@ -1,13 +1,11 @@
 """A localiser whose maps are known in advance, for tests of what surrounds one."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
-from datasets.video_sound import decode_sound
 from models.localiser import Localiser
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import Checkpoint
@@ -54,9 +52,3 @@ def small_ssl_tie():
     model = SSLTIE(SSLTIEConfig()).eval()
     checkpoint = checkpoint_of("ssl_tie", model.state_dict())
     return Localiser(model, AUDIO, FrameConfig(frame_size=64), checkpoint)
-
-
-def whole_sound(path, rate=16_000):
-    """Place of its first sample and all samples (L,), as they are decoded."""
-    pieces = list(decode_sound(path, rate))
-    return pieces[0].place, np.concatenate([p.samples.mean(axis=0) for p in pieces])

@@ -316,12 +316,12 @@ def test_a_higher_tone_lies_in_a_higher_filter(log_mel):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sample_rate": 0}, r"--sample-rate.* must be at least 1, got 0, 512"),
+        ({"sample_rate": 0}, "--sample-rate must be at least 1, got 0"),
         ({"fft_size": 0}, "--fft-size"),
         ({"hop_length": 0}, "--hop-length"),
         ({"mel_bins": -1}, "--mel-bins"),
         ({"window_seconds": 0.01}, r"--window-seconds 0.01 is shorter than one --fft-size of 512"),
-        ({"window_seconds": -1}, "--window-seconds -1"),
+        ({"window_seconds": -1}, "--window-seconds must be above 0, got -1"),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):

@@ -13,7 +13,6 @@ from models import METHODS
 from utils.negative_options import NegativeOptions
 from utils.options import Options, field_docstrings, option, parse_group
 from utils.retrieval_options import RetrievalOptions
-from utils.video_options import ImageOptions, VideoOptions
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {
@@ -27,8 +26,8 @@ CONFIGS = [
     opts.BaselineOptions,
     RetrievalOptions,
     NegativeOptions,
-    VideoOptions,
-    ImageOptions,
+    opts.VideoOptions,
+    opts.ImageOptions,
 ]
 MINIMAL = ["ssl_tie", "--train-set", "vggsound", "--data-root", "data", "--output", "run"]
 MINIMAL_SSPL = ["sspl", *MINIMAL[1:]]

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.frames import FrameGeometry
 from utils.files import write_atomically
+from utils.video_overlay import ContactSheet, Square, draw_localisation, find_peak, peak_box
 from utils.visualisation import BOX_COLOUR, HEAT_FLOOR, encode_jpeg, overlay_localisation_map, write_jpeg
 
 NO_BOXES = np.zeros((0, 4))
@@ -189,3 +191,109 @@ def test_overlay_is_fast():
         seconds.append(time.perf_counter() - start)
     # The budget is 3 ms; the fastest run and the factor of five allow for a busy machine.
     assert min(seconds) < 5 * 0.003
+
+
+# ------------------------------------------------------------------- maps in pictures of any size
+
+
+def test_the_peak_is_the_middle_of_the_strongest_cell():
+    values = np.zeros((4, 5), np.float32)
+    values[2, 3] = 0.8
+    assert find_peak(values, Square(), 100, 40) == (70.0, 25.0, pytest.approx(0.8))
+    middle = Square(0.25, 0.0, 0.75, 1.0)
+    assert find_peak(values, middle, 100, 40)[:2] == (60.0, 25.0)
+    assert find_peak(np.ones((3, 3), np.float32), Square(), 9, 9) is None
+    assert find_peak(np.full((3, 3), np.nan, np.float32), Square(), 9, 9) is None
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (64, 64)])
+def test_the_square_in_the_frame_is_what_the_geometry_cuts(size):
+    whole = Square.of(FrameGeometry(32).apply_to_boxes, *size)
+    assert whole == Square()
+    cut = FrameGeometry(32, "centre_crop")
+    square = Square.of(cut.apply_to_boxes, *size)
+    back = cut.apply_to_boxes(np.array([square]), *size)
+    np.testing.assert_allclose(back, [[0, 0, 1, 1]], atol=1e-12)
+
+
+def test_the_box_holds_the_region_of_the_peak_and_no_other():
+    values = np.zeros((7, 7), np.float32)
+    values[1, 1], values[5, 4:6] = 0.9, 1.0
+    (box,) = peak_box(values, Square())
+    left, top, right, bottom = box * 7
+    assert 3.4 < left < 4.6
+    assert 5.4 < right < 6.6
+    assert 4.4 < top < 5.6
+    assert 5.4 < bottom < 6.6
+    shifted = peak_box(values, Square(0.5, 0.0, 1.0, 1.0))
+    np.testing.assert_allclose(shifted[0, ::2], 0.5 + box[::2] / 2)
+    assert peak_box(np.ones((3, 3), np.float32), Square()).shape == (0, 4)
+
+
+def test_heat_lies_on_the_peak_inside_the_square_beside_a_colour_bar():
+    frame = np.full((90, 160, 3), 120, np.uint8)
+    values = np.zeros((4, 4), np.float32)
+    values[1, 0] = 1
+    drawn = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1))
+    changed = (drawn != frame).any(axis=2)
+    assert changed[34, 50]
+    assert not changed[:, :40].any()
+    assert changed[20:70, 150:].any()  # the colour bar
+    assert not changed[:, 100:140].any()
+    assert (frame == 120).all()
+    fainter = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), opacity=0.2)
+    assert abs(fainter[34, 50].astype(int) - 120).sum() < abs(drawn[34, 50].astype(int) - 120).sum()
+    boxed = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), box=True)
+    assert (boxed == (0, 235, 255)).all(axis=2).any()
+    assert not (drawn == (0, 235, 255)).all(axis=2).any()
+
+
+def test_the_numbers_at_the_colour_bar_can_be_read():
+    """White letters on ground much darker than the frame, with gaps between their strokes."""
+    frame = np.full((240, 320, 3), 120, np.uint8)
+    values = np.zeros((4, 4), np.float32)
+    values[0, 0] = 0.41
+    drawn = draw_localisation(frame, values, Square())
+    above_bar = drawn[50:68, 283:315].astype(int).sum(axis=2)
+    dark, white = (above_bar < 200).mean(), (above_bar > 600).mean()
+    assert dark > 0.4 and white > 0.05
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (47, 47), (48, 48), (200, 161)])
+def test_any_size_can_be_drawn_on(size):
+    values = np.arange(9, dtype=np.float32).reshape(3, 3)
+    frame = np.zeros((*size, 3), np.uint8)
+    for geometry in (FrameGeometry(32), FrameGeometry(32, "centre_crop")):
+        square = Square.of(geometry.apply_to_boxes, size[1], size[0])
+        assert draw_localisation(frame, values, square, box=True).shape == frame.shape
+
+
+def test_silence_and_flat_maps_give_no_heat():
+    frame = np.full((60, 160, 3), 90, np.uint8)
+    flat = draw_localisation(frame, np.ones((3, 3), np.float32), Square(), box=True)
+    np.testing.assert_array_equal(flat, frame)
+    silent = draw_localisation(frame, None, Square())
+    assert (silent[:25, :60] != frame[:25, :60]).any()  # the word
+    np.testing.assert_array_equal(silent[30:], frame[30:])
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 95, 96, 97, 1000])
+def test_a_contact_sheet_is_evenly_spaced_and_bounded(count, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "utils.video_overlay.overlay_localisation_map",
+        lambda picture, _heat, _boxes, caption: shown.append(caption) or picture,
+    )
+    sheet = ContactSheet()
+    for index in range(count):
+        sheet.add(np.full((36, 64, 3), index % 256, np.uint8), index / 25)
+        assert len(sheet._kept) < 96
+    drawn = sheet.draw()
+    times = [round(25 * float(words.split()[0])) for words in shown]
+    assert len(times) == min(count, 12)
+    assert times[0] == 0
+    assert times[-1] >= 0.97 * (count - 1) - 1
+    gaps = np.diff(times)
+    assert count < 13 or gaps.max() - gaps.min() <= max(2, count / 40)
+    columns = min(4, len(times))
+    assert drawn.shape == (40 * -(-len(times) // columns) - 4, 68 * columns - 4, 3)

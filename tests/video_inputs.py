@@ -69,6 +69,7 @@ def make_video(
     sound_rate=AUDIO_RATE,
     start=0.0,
     container_options=None,
+    aspect=None,
 ):
     """Writes a video; `sounds` are (channels, L) arrays at sound_rate, by default one tone."""
     times = [index / rate for index in range(round(seconds * rate))] if times is None else times
@@ -76,6 +77,8 @@ def make_video(
     with av.open(str(path), "w", options=container_options or {}) as container:
         size = (WIDTH, HEIGHT) if pictures is None else pictures[0].shape[1::-1]
         video = _add_picture_stream(container, codec, rate, options, size) if times else None
+        if aspect:
+            video.codec_context.sample_aspect_ratio = aspect
         if rotation:
             video.set_display_rotation(rotation)
         streams = [container.add_stream(sound_codec, sound_rate, layout=layout) for _ in sounds]

@@ -78,6 +78,11 @@ class Peak(NamedTuple):
     """its value, not normalised"""
 
 
+def format_peak(peak: Peak | None) -> str:
+    """Write a peak as the columns x, y, similarity of a CSV file; empty where there is none."""
+    return ",," if peak is None else f"{peak.x:.1f},{peak.y:.1f},{peak.similarity:.6f}"
+
+
 def find_peak(similarity_map: SimilarityMap, square: Square, width: int, height: int) -> Peak | None:
     """The strongest cell; the first in reading order among equals.
 

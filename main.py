@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import opts
 from datasets.audio_mixing import Mixing, MixingBatches
-from datasets.clip_sets import ClipSet, build_clips
+from datasets.benchmarks import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry
 from datasets.loaders import ClipLoader, build_test_loader, build_train_loader, hash_seed

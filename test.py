@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import opts
+from datasets.annotations import read_labels
 from datasets.audio import load_waveform, read_window
-from datasets.clip_sets import ClipSet, build_clips
+from datasets.benchmarks import ClipSet, build_clips, read_ground_truth
 from datasets.clips import Batch, Clip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
-from datasets.ground_truth import read_ground_truth
-from datasets.labels import read_labels
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
 from models.localiser import Localiser, load_localiser, localise_video

@@ -122,6 +122,7 @@ def read_sound(
             _check_rate(source, rate, sample_rate)
             limit = math.ceil(min(seconds, max_seconds) * min(rate, HIGHEST_RATE))
             samples = _decode_mono(file, limit if seconds <= max_seconds else limit + 1)
+        _check_not_cut_off(source)
         if seconds > max_seconds and len(samples) > limit:
             raise BrokenFileError(
                 source, f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
@@ -175,7 +176,11 @@ def check_sound_header(path: Path) -> None:
     with _opened(path) as file:
         if file.frames == 0:
             raise BrokenFileError(path, "it holds no audio sample")
-    # libsndfile reads a WAV file up to its end, without a word on what it announces beyond that.
+    _check_not_cut_off(path)
+
+
+def _check_not_cut_off(path: Path) -> None:
+    """Refuse a WAV file that was cut off: libsndfile reads it up to its end without a word."""
     with path.open("rb") as content:
         if content.read(12)[:4] != b"RIFF":
             return

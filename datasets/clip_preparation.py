@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.audio import SILENCE
-from datasets.layouts import LAYOUTS
+from datasets.benchmarks import DATA_SETS
 from datasets.video import FRAME_RATE, UnusableVideoError, read_numbered_frames, read_sound
 
 CLIP_SECONDS = 10
@@ -113,8 +113,8 @@ def clip_places(layout: str, destination: Path, clip_id: str) -> ClipPlaces:
         destination: the folder that --data-root is to name later.
         clip_id: of the clip.
     """
-    folders = LAYOUTS[layout].folders[0]
-    root = destination / LAYOUTS[layout].roots[-1]
+    folders = DATA_SETS[layout].folders[0]
+    root = destination / DATA_SETS[layout].roots[-1]
     # Flickr-SoundNet's first folder is named after another format than the one we write.
     sounds = next(name for name in folders.sounds if name != "mp3")
     sound = root / sounds / f"{clip_id}.wav"

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.annotations import consensus_map
+from datasets.annotations import consensus_map, mask_map
 from datasets.audio import AudioWindow, read_window
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
-from datasets.masks import mask_map
 from utils.files import BrokenFileError
 
 Content = Literal["both", "frames", "sounds"]

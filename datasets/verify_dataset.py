@@ -20,15 +20,13 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from datasets.annotations import read_mask
 from datasets.audio import SILENCE, check_sound_header
-from datasets.clip_files import ClipFiles
+from datasets.benchmarks import DATA_SETS, ClipFiles, find_files
 from datasets.clip_preparation import SAMPLE_RATE
-from datasets.file_finding import find_files
 from datasets.frames import read_frame
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from datasets.layouts import LAYOUTS
 from datasets.lists import find_list
-from datasets.masks import read_mask
 from datasets.processes import Crash, num_cores, run_in_processes
 from utils.files import BrokenFileError
 
@@ -234,14 +232,12 @@ def build_report(
     """Everything that is known about a data set, ready for JSON.
 
     Args:
-        dataset: a key of LAYOUTS.
+        dataset: a key of DATA_SETS.
         list_name: the clip list; None: every clip found.
         files: of the data set.
         facts: by clip id.
     """
-    known = files.annotations or files.masks or files.boxes
-    annotated = None if known is None else frozenset(known)
-    problems = find_problems(facts, annotated)
+    problems = find_problems(facts, files.annotated)
     frames = [clip.frame for clip in facts.values() if isinstance(clip.frame, FrameFacts)]
     sounds = [clip.sound for clip in facts.values() if isinstance(clip.sound, SoundFacts)]
     found = files.frames.keys() | files.sounds.keys()
@@ -316,7 +312,7 @@ def write_text(report: dict[str, Any], write: Callable[[str], Any]) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    layout = LAYOUTS[options.dataset]
+    layout = DATA_SETS[options.dataset]
     if layout.negatives is not None:
         base = options.dataset.removesuffix("_extended")
         raise ValueError(
@@ -356,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("dataset", choices=tuple(LAYOUTS), metavar="DATASET", help=", ".join(LAYOUTS))
+    add("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=", ".join(DATA_SETS))
     add("root", type=Path, metavar="ROOT", help="its folder, the --data-root of main.py")
     add("--clip-list", metavar="LIST", help="the clips to expect: a file or an official list")
     add("--workers", type=int, default=num_cores(), metavar="W", help="processes")

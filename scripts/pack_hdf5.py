@@ -21,11 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets.audio import MIN_COMMON_RATE, read_sound
-from datasets.clip_sets import ClipSet, build_clips
+from datasets.benchmarks import DATA_SETS, ClipSet, build_clips
 from datasets.clips import BrokenClip, Clip
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import FORMAT, FRAMES, read_row
-from datasets.layouts import LAYOUTS
 from utils.files import BrokenFileError
 from utils.reporting import configure_logging, run_command
 
@@ -138,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("dataset", choices=tuple(LAYOUTS), metavar="DATASET", help=f"one of {', '.join(LAYOUTS)}")
+    add("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=f"one of {', '.join(DATA_SETS)}")
     add("data_root", type=Path, metavar="ROOT", help="its folder, see docs/data.md")
     add("output", type=Path, metavar="OUT.h5", help="file to write")
     add("--clip-list", help="file of clip ids or name of an official list; none: every clip")
@@ -192,7 +191,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--seconds must be a length above 0, got {options.seconds}")
     if options.frame_size is not None and options.frame_size < 1:
         raise ValueError(f"--frame-size must be at least 1, got {options.frame_size}")
-    if why_not := LAYOUTS[options.dataset].why_not_packed:
+    if why_not := DATA_SETS[options.dataset].why_not_packed:
         raise ValueError(f"{options.dataset} cannot be packed: {why_not}.")
     if options.output.suffix != ".h5":
         raise ValueError(f"{options.output}: expected a name that ends in .h5")

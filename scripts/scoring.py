@@ -7,11 +7,10 @@ from typing import Literal, Protocol
 
 import torch
 
-from datasets.clip_sets import ClipSet
+from datasets.annotations import read_labels
+from datasets.benchmarks import DATA_SETS, ClipSet
 from datasets.clips import AudioVisualClips, Content
 from datasets.frames import FrameGeometry
-from datasets.labels import read_labels
-from datasets.layouts import LAYOUTS
 from datasets.lists import LISTS, ROWS, find_list, without_negatives
 from datasets.loaders import ClipLoader, build_test_loader
 from models.localiser import Localiser
@@ -139,7 +138,7 @@ def with_classes(context: EvaluationContext, path: Path, clip_ids: Sequence[str]
     The negatives of extended benchmarks take none: what sounds there is not in the picture.
     """
     labels = read_labels(path)
-    if LAYOUTS[context.benchmark].negatives:
+    if DATA_SETS[context.benchmark].negatives:
         clip_ids = without_negatives(clip_ids)
     classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
     source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}

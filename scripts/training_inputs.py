@@ -5,7 +5,7 @@ import torch
 import opts
 from datasets.audio import SegmentConfig
 from datasets.audio_mixing import MixingClips
-from datasets.clip_sets import ClipSet
+from datasets.benchmarks import ClipSet
 from datasets.clips import AudioVisualClips
 from datasets.frames import FrameGeometry
 from datasets.paired_views import enlarged_size

@@ -20,7 +20,7 @@ import main
 import opts
 from datasets.audio import AudioConfig
 from datasets.audio_mixing import MixedRequest, Mixing, MixingBatches, MixingClips
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.loaders import SeededBatches, build_train_loader

@@ -243,6 +243,7 @@ BOMB = f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><a>&l11;</a>'.encode()
 UNKNOWN_ENCODING = b'<?xml version="1.0" encoding="klingon"?><annotation/>'
 NOT_LOADED = "cannot be loaded as weights"
 BROKEN = ("test_3", "1 of 6 clips are missing or broken", "--allow-missing")
+UNREAD = "1 clips could not be decoded"
 LIST = "--clip-list {folder}/list.txt"
 JSON = "--annotations {folder}/boxes.json"
 FRAME = "total_video_frames/train_3/125.jpg"
@@ -292,12 +293,15 @@ FILES = [
     Row("zero-length frame", "test", replaced("frame", b""), (*BROKEN, "test_3.jpg")),
     Row("zero-length frame in training", "main", training_file(FRAME, b""),
         ("train_3", "1 of 8 clips", "--allow-missing")),
-    Row("truncated jpeg header", "test", cut("frame", 20), (*BROKEN, "test_3.jpg")),
-    Row("text as jpeg", "test", replaced("frame", b"<html>404</html>"), (*BROKEN, "test_3.jpg")),
+    Row("truncated jpeg header", "test", cut("frame", 20), (UNREAD, "test_3.jpg"), leaves_results=True),
+    Row("text as jpeg", "test", replaced("frame", b"<html>404</html>"), (UNREAD, "test_3.jpg"),
+        leaves_results=True),
     Row("zero-length wav", "test", replaced("audio", b""), (*BROKEN, "test_3.wav")),
-    Row("wav without a sample", "test", written_sound(np.zeros(0)), (*BROKEN, "no audio sample")),
-    Row("text as wav", "test", replaced("audio", b"HTTP 404\n" * 50), (*BROKEN, "test_3.wav")),
-    Row("truncated wav", "test", cut("audio", 900), (*BROKEN, "cut off", "bytes")),
+    Row("wav without a sample", "test", written_sound(np.zeros(0)), (UNREAD, "no audio sample"),
+        leaves_results=True),
+    Row("text as wav", "test", replaced("audio", b"HTTP 404\n" * 50), (UNREAD, "test_3.wav"),
+        leaves_results=True),
+    Row("truncated wav", "test", cut("audio", 900), (UNREAD, "cut off", "bytes"), leaves_results=True),
     Row("odd sample rate", "test", written_sound(tone(3), 15_999), ("test_3", "15999 Hz"),
         leaves_results=True),
     Row("XML cut off", "test", cut("boxes", 60), (*BROKEN, "not readable as XML")),

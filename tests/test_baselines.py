@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datasets.ground_truth import read_ground_truth
+from datasets.benchmarks import read_ground_truth
 from utils.evaluation.protocols import PROTOCOLS
 
 BOXES = {

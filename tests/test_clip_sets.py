@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from conftest import RATE, draw_frame, tone, vgg_ss_xml
 
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 
 
 def test_vggsound_training_layout(tiny_data):
@@ -104,8 +104,8 @@ def test_missing_files_are_counted_and_named(tiny_data, tmp_path, caplog):
     (test / "frame" / "test_0.jpg").unlink()
     (test / "audio" / "test_1.wav").unlink()
     (test / "anno" / "test_2.xml").unlink()
-    (test / "frame" / "test_3.jpg").write_bytes(b"")
-    (test / "audio" / "test_4.wav").write_text("no sound")
+    (test / "frame" / "test_3.jpg").unlink()
+    (test / "anno" / "test_4.xml").write_text("no XML")
     with pytest.raises(FileNotFoundError, match="6 of 7 clips") as refusal:
         build_clips("vgg_ss", tiny_data.root, clip_list=str(path))
     words = str(refusal.value)

@@ -6,7 +6,7 @@ import torch
 from benchmark_inputs import batch_of, make_extended, write_frame, write_sound
 from conftest import vgg_ss_xml
 
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 
 
 def test_negatives_borrow_frames_and_sounds(tiny_data, tmp_path):

@@ -14,7 +14,7 @@ from hdf5_inputs import level, real_sounds, write_authors_files
 
 import datasets.hdf5
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import HDF5Row, close_files, undo_levelling

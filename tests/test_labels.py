@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from datasets.labels import read_labels
+from datasets.annotations import read_labels
 
 
 def write(folder, content, name="labels.csv"):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets.audio import AudioConfig, load_waveform
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, ClipRequest, collate, with_wrong_sounds
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig, GeometricTransform

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.annotations import mask_map, read_mask
 from datasets.frames import FrameGeometry
-from datasets.masks import mask_map, read_mask
 from utils.files import BrokenFileError
 
 OBJECT = np.zeros((5, 7), bool)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import opts
 from datasets.audio import AudioConfig
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, ClipRequest, collate
 from datasets.frames import FrameGeometry
 from datasets.geometric_transform import GeometricConfig, GeometricTransform

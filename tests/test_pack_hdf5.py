@@ -14,7 +14,7 @@ from conftest import RATE, draw_frame
 from hdf5_inputs import real_sounds, write_authors_files
 
 from datasets.audio import AudioConfig, SegmentConfig, load_waveform
-from datasets.clip_sets import build_clips
+from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import FRAMES, SOUNDS, HDF5Row, read_row

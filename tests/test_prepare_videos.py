@@ -16,6 +16,7 @@ import soundfile
 from PIL import Image
 from video_inputs import make_video, number_on, tone
 
+from datasets.benchmarks import build_clips
 from datasets.clip_preparation import (
     AUTHORS_SOUNDS,
     STAGING,
@@ -25,7 +26,6 @@ from datasets.clip_preparation import (
     clip_places,
     prepare_clip,
 )
-from datasets.clip_sets import build_clips
 from datasets.prepare_videos import main, open_record, write_failures
 from datasets.processes import Crash, run_in_processes
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.labels import Labels
+from datasets.annotations import Labels
 from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
 from utils.evaluation.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED

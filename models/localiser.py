@@ -88,9 +88,9 @@ class HeatMap:
         """
         return draw_localisation(self.picture, self.map, self.square, opacity=opacity, box=box)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, opacity: float = 0.5, box: bool = False) -> None:
         """Write the overlay as PNG, whatever the name ends in."""
-        write_atomically(Path(path), encode_png(self.overlay()))
+        write_atomically(Path(path), encode_png(self.overlay(opacity=opacity, box=box)))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in .venv with the development requirements; those of the web demo also need .venv-demo.
+# Runs the tests in .venv with the development requirements.
 # Usage: bash scripts/run_tests.sh [options of pytest]      -m 'slow or not slow' adds the slow ones
 # One process per core, up to four, with one thread each: most tests are too small for more. -n 0 runs them in one.
 set -euo pipefail
@@ -7,6 +7,5 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 
 bash scripts/setup.sh requirements-dev.txt
-bash scripts/setup.sh requirements-demo.txt .venv-demo
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

@@ -31,17 +31,17 @@ from models import build_model
 from models.heads import collapse_warning
 from models.released import load_frozen_encoders
 from models.sspl import SSPL
-from models.synchronised import synchronise_batch_norms
 from scripts.training_inputs import build_training_clips, build_views
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.distributed import (
     barrier,
     is_main_process,
-    own_part,
+    local_slice,
     process_group,
     rank,
     shard,
     smallest,
+    synchronise_batch_norms,
     world_size,
 )
 from utils.embeddings import Embeddings, embed_clips
@@ -81,7 +81,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         len(training_set.clips),
         options.optimisation.batch_size,
         options.run.seed,
-        part=own_part(options.optimisation.batch_size),
+        part=local_slice(options.optimisation.batch_size),
     )
     trainer = build_trainer(options, device)
     curriculum = MixingCurriculum(options.mixing, training_set.clip_ids, options.run.seed)
@@ -217,7 +217,7 @@ def decoded_in_order(
     stop: Interruption,
 ) -> Iterator[Batch]:
     """Clips, as many at once as a training step has; ends early when stopped."""
-    own = own_part(options.optimisation.batch_size)
+    own = local_slice(options.optimisation.batch_size)
     loader = build_test_loader(
         clips,
         batch_size=own.stop - own.start,

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.gather import average_over_processes
 from models.similarity import own_maps, region_similarity
+from utils.distributed import average
 
 
 def trimap_contrastive_logits(
@@ -97,5 +97,5 @@ def equivariance_loss(similarity_map: Tensor, target: Tensor, coverage: Tensor) 
             f"{tuple(similarity_map.shape)}, {tuple(target.shape)}, {tuple(coverage.shape)}"
         )
     squared = coverage * (similarity_map - target).square()
-    covered = average_over_processes(coverage.sum())
+    covered = average(coverage.sum())
     return squared.sum() / covered.clamp_min(torch.finfo(coverage.dtype).tiny)

@@ -34,13 +34,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders import ResNet18Encoder, global_max_pool
-from models.gather import gather_rows
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
 from models.negative_sounds import mean_similarity, running_statistics
 from models.pooling import ImagePooling, pool_positions
 from models.precision import at_least_float32
 from models.similarity import own_maps, similarity_map, similarity_maps
 from models.training_output import TrainingOutput
+from utils.distributed import gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)

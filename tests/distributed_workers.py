@@ -16,12 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.geometric_transform import GeometricTransform
 from models.encoders import RepeatedBatchNorm2d
-from models.gather import gather_rows
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
-from models.synchronised import synchronise_batch_norms
 from models.vgg16 import VGG16Encoder
 from utils import distributed
+from utils.distributed import gather_rows, synchronise_batch_norms
 
 TIME_LIMIT = 60
 """Seconds after which a process that waits for another is taken to hang."""
@@ -263,7 +262,7 @@ def ssl_tie(rank, world_size):
 
 
 def helpers(rank, world_size):
-    mean = distributed.all_reduce_mean({"b": torch.tensor(float(rank)), "a": torch.tensor(1.0)})
+    mean = distributed.average(torch.tensor([float(rank), 1.0]))
     distributed.barrier()
     return {
         "rank": distributed.rank(),
@@ -271,7 +270,7 @@ def helpers(rank, world_size):
         "is_main_process": distributed.is_main_process(),
         "gathered": distributed.gather_objects([(rank, index) for index in range(rank)]),
         "sharded": distributed.gather_objects(distributed.shard("abcdefg", rank, world_size)),
-        "mean": [(name, value.item()) for name, value in mean.items()],
+        "mean": mean.tolist(),
         "nobody": distributed.largest(0),
         "the last": distributed.largest(rank),
         "smallest": distributed.smallest(10 - rank),

@@ -26,7 +26,7 @@ from datasets.views import SSLTIEViews
 from models.encoders import ResNet18Encoder
 from models.negative_sounds import running_statistics
 from models.ssl_tie import SSLTIE, SSLTIEConfig
-from models.synchronised import synchronise_batch_norms
+from utils.distributed import synchronise_batch_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -8,26 +8,23 @@ wait for what a GPU is doing, unless they are given tensors of a GPU.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.distributed.nn.functional as dnn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""What torchrun tells each process."""
-
-Item = TypeVar("Item")
-Indices = TypeVar("Indices", bound=Sequence)
+"""Set for each process by torchrun."""
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the other processes that torchrun started; does nothing without torchrun.
-
-    The group is left on the way out, also after an error.
+    """Join the other processes that torchrun started; do nothing without torchrun.
 
     Args:
         device: kind of device to train on.
@@ -56,50 +53,53 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    failed = True
     try:
         yield device
+        failed = False
     finally:
-        dist.destroy_process_group()
+        # After an error NCCL would wait here for processes that never come; the end of this one stops it.
+        if not (failed and device.type == "cuda"):
+            dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among all, from 0."""
+    """Return the number of this process among all, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Number of this process among those on its computer, from 0."""
+    """Return the number of this process among those on its computer, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and talks to the user."""
+    """Return whether this process is the one that writes files and talks to the user."""
     return rank() == 0
 
 
-def shard(items: Indices, rank: int, world_size: int) -> Indices:
-    """The part of a sequence that is a process's own.
+def shard(items: Any, rank: int, world_size: int) -> Any:  # noqa: ANN401 - the type of the sequence
+    """Return a process's own part of a sequence.
 
-    The parts are consecutive, in the order of the ranks, so that `gather_objects` of what is found
-    for each item has the sequence's order. Each item is in one part; nothing is padded, so that the
-    sizes may differ by one, and are 0 where there are more processes than items.
+    The parts are consecutive, in the order of the ranks, so that `gather_objects` of one result for each
+    item has the sequence's order. Each item is in one part; nothing is padded, so that the sizes may differ
+    by one, and are 0 where there are more processes than items.
 
     Args:
-        items: what is shared out.
+        items: the whole sequence.
         rank: number of the process, from 0.
         world_size: number of processes.
     """
-    start, end = (len(items) * number // world_size for number in (rank, rank + 1))
-    return items[start:end]  # type: ignore[return-value]  # a slice has the sequence's type
+    return items[len(items) * rank // world_size : len(items) * (rank + 1) // world_size]
 
 
-def own_part(batch_size: int) -> slice:
-    """Which clips of each batch this process takes: as many as each other one.
+def local_slice(batch_size: int) -> slice:
+    """Return which clips of each batch this process takes: as many as each other one.
 
     Args:
         batch_size: clips of all processes together.
@@ -116,49 +116,28 @@ def own_part(batch_size: int) -> slice:
     return slice(rank() * share, (rank() + 1) * share)
 
 
-def gather_objects(objects: Sequence[Item]) -> list[Item]:
-    """The objects of all processes, in the order of their ranks; they must be picklable."""
+def gather_objects(objects: Sequence[Any]) -> list[Any]:
+    """Return the objects of all processes, in the order of their ranks; they must be picklable."""
     if world_size() == 1:
         return list(objects)
-    parts: list[list[Item]] = [[] for _ in range(world_size())]
+    parts: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(parts, list(objects))
     return [item for part in parts for item in part]
 
 
-def all_reduce_mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Means over all processes of named scalars; the names must be the same in all of them."""
-    if world_size() == 1 or not values:
-        return dict(values)
-    names = sorted(values)
-    packed = torch.stack([values[name].detach() for name in names])
-    dist.all_reduce(packed)
-    means = dict(zip(names, packed / world_size(), strict=True))
-    return {name: means[name] for name in values}
-
-
 def largest(number: int) -> int:
-    """Largest number of all processes, e.g. of the signal that one of them got."""
+    """Return the largest number of all processes, e.g. of the signal that one of them got."""
     return _extreme(number, dist.ReduceOp.MAX)
 
 
 def smallest(number: int) -> int:
-    """Smallest number of all processes, so that all of them cut their batches to one size."""
+    """Return the smallest number of all processes, e.g. for all of them to cut their batches to."""
     return _extreme(number, dist.ReduceOp.MIN)
 
 
 def barrier() -> None:
-    """Waits until all processes are here; does not wait for what their GPUs are doing."""
+    """Wait until all processes are here, but not for what their GPUs are doing."""
     _extreme(0, dist.ReduceOp.MAX)
-
-
-@contextmanager
-def main_process_first() -> Iterator[None]:
-    """Lets the main process through alone, then the others: for files that one must make."""
-    if not is_main_process():
-        barrier()
-    yield
-    if is_main_process():
-        barrier()
 
 
 def _extreme(number: int, operation: dist.ReduceOp.RedOpType) -> int:
@@ -167,3 +146,95 @@ def _extreme(number: int, operation: dist.ReduceOp.RedOpType) -> int:
     shared = torch.tensor(number)
     dist.all_reduce(shared, operation)
     return int(shared.item())
+
+
+def average(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, without gradient; itself with one process."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all processes, in the order of their ranks, with gradient to each of them.
+
+    All processes must call this in the same order, in forward and in backward. The gradient of a row is the
+    sum over the losses of all processes, so that a data-parallel wrapper, which averages gradients, yields
+    that of the mean loss.
+
+    Args:
+        rows: (B, ...), the same shape in all processes.
+
+    Returns:
+        (processes * B, ...), and the index of this process's first row in it.
+
+    Raises:
+        ValueError: the processes have batches of different sizes; in all of them.
+    """
+    if world_size() == 1:
+        return rows, 0
+    extremes = torch.tensor([len(rows), -len(rows)])  # on the CPU: does not wait for a GPU
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    most, fewest = extremes[0].item(), -extremes[1].item()
+    if most != fewest:
+        raise ValueError(
+            "Every process must bring as many clips to a training step, but they brought from "
+            f"{fewest} to {most}. Cut all batches to the smallest, or leave the step out in all processes."
+        )
+    # A sum with zeros, not dnn.all_gather, whose gradient on gloo is wrong unless it arrives contiguous.
+    own_offset, padding = rank() * len(rows), torch.zeros_like(rows)
+    parts = [rows if number == rank() else padding for number in range(world_size())]
+    return dnn.all_reduce(torch.cat(parts)), own_offset
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """A batch norm over the batches of all processes, on CPUs, which nn.SyncBatchNorm refuses.
+
+    Forward and backward take collectives; all processes must call the layer in the same order. Local
+    batches may differ in size, but none may be empty.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (B, C, ...) to the same shape and precision."""
+        if not self.training or world_size() == 1:
+            return super().forward(features)
+        dims, per_channel = [0, *range(2, features.ndim)], (1, -1) + (1,) * (features.ndim - 2)
+        precise = features.to(torch.promote_types(features.dtype, torch.float32))
+        local_count = precise.new_full((1,), features.numel() // features.shape[1])
+        totals = dnn.all_reduce(torch.cat([precise.sum(dims), local_count]))  # (C + 1)
+        mean, count = totals[:-1] / totals[-1], totals[-1].detach()
+        # Squares of centred features: those of the features cancel where the mean is large.
+        centred = precise - mean.view(per_channel)
+        variance = dnn.all_reduce(centred.square().sum(dims)) / count  # (C)
+        if (
+            self.num_batches_tracked is not None
+            and self.running_mean is not None
+            and self.running_var is not None
+        ):
+            self.num_batches_tracked.add_(1)
+            # As in torch, no momentum stands for the mean of all batches so far.
+            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), share)
+            unbiased = variance.detach() * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_mean), share)
+        normalised = centred * (variance + self.eps).rsqrt().view(per_channel)
+        if self.affine:
+            normalised = normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
+        return normalised.to(features.dtype)
+
+
+def synchronise_batch_norms(module: nn.Module) -> None:
+    """Synchronise every batch norm in a module, in place, on the device where it is.
+
+    The layers stay the same objects and only change their class: names, parameters, buffers and all that
+    refers to them, such as an optimiser, are untouched. What a kind of batch norm adds to torch's stays.
+    """
+    on_gpu = any(parameter.is_cuda for parameter in module.parameters())
+    base: type[_BatchNorm] = nn.SyncBatchNorm if on_gpu else SynchronisedBatchNorm
+    for layer in module.modules():
+        kind = type(layer)
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, base):
+            layer.__class__ = type(f"Synchronised{kind.__name__}", (kind, base), {})
+            layer.process_group = None  # type: ignore[assignment]  # of nn.SyncBatchNorm: all processes

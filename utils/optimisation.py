@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import own_part
+from utils.distributed import local_slice
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -106,7 +106,7 @@ class Trainer:
             seed: of the step, the same in all processes.
             global_size: clips of all processes, had none of them been broken.
         """
-        device, first = self.stepper.device, own_part(global_size).start
+        device, first = self.stepper.device, local_slice(global_size).start
         inputs = views(batch.to(device), seed, first=first, global_size=global_size)
         with autocast(device, self.stepper.precision):
             output = self.wrapped(**inputs)

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
-from utils.distributed import all_reduce_mean, gather_objects, is_main_process
+from utils.distributed import average, gather_objects, is_main_process
 from utils.evaluation.localisation import BrokenClipLike
 from utils.files import check_place, lock_folder, write_atomically
 from utils.reporting import log_to_file
@@ -247,7 +247,7 @@ class TrainingRun:
         # Reading the values waits for the device, hence not at each step.
         names = list(recent[0].values)
         local = torch.stack([torch.stack([s.values[name] for name in names]) for s in recent])
-        rows = all_reduce_mean({"rows": local})["rows"].tolist()
+        rows = average(local).tolist()
         losses = {step.number: row[0] for step, row in zip(recent, rows, strict=True)}
         if not all(map(math.isfinite, losses.values())):
             self._stop_diverged(recent, losses, local[:, 0].tolist())

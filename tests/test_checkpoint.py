@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, broken and hostile files do not, released ones do."""
 
+import argparse
 import io
 import os
 import pickle
@@ -310,20 +311,11 @@ def test_missing_and_unknown_entries(tmp_path, removed, added, message):
         ("method", ["ssl_tie"]),
         ("method_config", [1]),
         ("audio_config", None),
-        ("frame_config", {1: 2}),
         ("state_dict", [1]),
-        ("state_dict", {"w": 1.0}),
-        ("state_dict", {0: torch.zeros(1)}),
-        ("state_dict", {"w": torch.zeros(2).to_sparse()}),
-        ("state_dict", {"w": torch.zeros(2, device="meta")}),
         ("training_clips", "clip_1"),
-        ("training_clips", ["clip_1", 2]),
         ("training_list", "mine"),
         ("epoch", "7"),
-        ("epoch", True),
-        ("step", -1),
         ("selection", ["best"]),
-        ("selection", {"clips": 5}),
         ("options", None),
         ("optimizer", [1]),
         ("progress", 3),
@@ -418,6 +410,21 @@ def with_old_numpy_name(content):
                 entry = entry.replace(new, old)
             target.writestr(name, entry)
     return rewritten.getvalue()
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True), np.arange(3.0)])
+def test_other_numpy_values_are_read(tmp_path, value):
+    path = tmp_path / "some.pth"
+    path.write_bytes(saved({"score": value, "w": torch.ones(2)}))
+    np.testing.assert_array_equal(read_checkpoint_file(path)["score"], value)
+
+
+def test_a_foreign_object_is_named(tmp_path):
+    path = tmp_path / "some.pth"
+    path.write_bytes(saved({"w": torch.ones(2), "args": argparse.Namespace(lr=1)}))
+    with pytest.raises(ValueError, match=r"some\.pth .*argparse\.Namespace") as caught:
+        read_checkpoint_file(path)
+    assert "download" not in str(caught.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -1,10 +1,8 @@
 """The one reader and the one writer of checkpoints."""
 
-import hashlib
 import io
-import pickle
-import struct
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,16 @@ from utils.files import write_atomically
 
 FORMAT = "vssl-checkpoint-1"
 
-# What torch.load raises for damaged or foreign bytes, found by feeding it thousands of such files.
-_UNREADABLE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-)
-
-_rebuild_scalar = np.float64().__reduce__()[0]
-_SAFE_GLOBALS: list[Any] = [
-    # The released files hold their best score as a NumPy scalar, pickled under NumPy 1's name.
-    (_rebuild_scalar, "numpy.core.multiarray.scalar"),
-    (_rebuild_scalar, "numpy._core.multiarray.scalar"),
+_rebuild_scalar, _rebuild_array = np.float64().__reduce__()[0], np.empty(0).__reduce__()[0]
+SAFE_GLOBALS: list[Any] = [
+    # Other programs keep scores as NumPy numbers and arrays, pickled under the name of NumPy 1 or 2.
+    *((_rebuild_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_rebuild_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
-    np.dtypes.Float64DType,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 ]
+"""Read from files beside tensors and plain values."""
 
 
 @dataclass(kw_only=True)
@@ -68,22 +52,30 @@ class Checkpoint:
     """running sums, best score and history, for resuming"""
 
 
+KINDS: dict[str, tuple[type, str]] = {
+    "format": (str, "a name"),
+    "method": (str, "a name"),
+    "training_clips": (list, "a list of clip ids"),
+    "epoch": (int, "a whole number"),
+    "step": (int, "a whole number"),
+}
+"""Types of a checkpoint's entries that are no dictionaries, and how messages call them."""
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint atomically: a crash leaves the old file or the new one.
+    """Write a checkpoint atomically: a crash leaves the old file or the new one.
 
     Args:
         path: of the file.
         checkpoint: what to write.
     """
-    content = {"format": FORMAT}
-    content.update({f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)})
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def read_checkpoint_file(path: Path) -> dict[str, Any]:
-    """Loads any checkpoint without running code from it.
+    """Load any checkpoint without running code from it.
 
     Args:
         path: of the file.
@@ -93,24 +85,30 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none; the message says which there are.
-        ValueError: it cannot be read, or holds more than tensors and plain values.
+        ValueError: it cannot be read, or holds more than tensors, numbers and plain values.
     """
     if not path.is_file():
         folder = path.parent
-        there = sorted(p.name for p in folder.glob("*.pth*")) if folder.is_dir() else []
+        existing = sorted(p.name for p in folder.glob("*.pth*")) if folder.is_dir() else []
         raise FileNotFoundError(
-            f"No checkpoint at {path}. In {folder}/ there are: {', '.join(there) or 'none'}. "
+            f"No checkpoint at {path}. In {folder}/ there are: {', '.join(existing) or 'none'}. "
             "See ckpts/README.md for the released files, or train one with scripts/train_*.sh."
         )
-    with path.open("rb") as file, torch.serialization.safe_globals(_SAFE_GLOBALS):
+    with path.open("rb") as file, torch.serialization.safe_globals(SAFE_GLOBALS):
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except _UNREADABLE as error:
+        except Exception as error:  # damaged and foreign bytes make torch.load raise errors of any type
+            foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+            reason = (
+                f"it holds more than tensors and plain values: {foreign[1]}, which could run code. Save the "
+                "file anew without it"
+                if foreign
+                else "it is cut off, no checkpoint at all, or holds more than tensors and plain values "
+                f"({type(error).__name__}); a broken download must be fetched anew"
+            )
             raise ValueError(
-                f"{path} cannot be loaded as weights: it is cut off, no checkpoint at all, or "
-                f"holds more than tensors and plain values ({type(error).__name__}). Expected a "
-                "file written by main.py or one of the released files of ckpts/README.md; a "
-                "broken download must be fetched anew."
+                f"{path} cannot be loaded as weights: {reason}. Expected a file written by main.py or one "
+                "of the released files of ckpts/README.md."
             ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
@@ -118,7 +116,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """The checkpoint in a file that this project wrote.
+    """Return the checkpoint in a file that this project wrote.
 
     Args:
         content: as read_checkpoint_file returns it.
@@ -132,95 +130,32 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path} is no checkpoint of this project (format {content.get('format')!r}, expected "
             f"{FORMAT!r}) nor a release it knows. It holds: {', '.join(map(str, content))}."
         )
-    expected = {f.name for f in fields(Checkpoint)}
-    found = set(content) - {"format"}
-    if found != expected:
+    expected, existing = {f.name for f in fields(Checkpoint)}, set(content) - {"format"}
+    if existing != expected:
         raise ValueError(
-            f"{path} lacks {sorted(expected - found)} and holds unknown {sorted(map(str, found - expected))}."
+            f"{path} lacks {sorted(expected - existing)} and holds unknown "
+            f"{sorted(map(str, existing - expected))}."
         )
-    for name in (f.name for f in fields(Checkpoint)):
-        kind, fits = _ENTRIES[name]
-        if not fits(content[name]):
+    for name, value in content.items():
+        kind, words = KINDS.get(name, (dict, "a dictionary"))
+        may_be_absent = value is None and name in ("training_clips", "optimizer")
+        if not isinstance(value, kind) and not may_be_absent:
             raise ValueError(
-                f"{path}: its entry '{name}' is not {kind}, but {_shown(content[name])}. The file "
-                "is damaged or was not written by main.py."
+                f"{path}: its entry '{name}' is not {words}, but {type(value).__name__} {str(value)[:40]!r}. "
+                "The file is damaged or was not written by main.py."
             )
+    others = [
+        type(weight).__name__ for weight in content["state_dict"].values() if not torch.is_tensor(weight)
+    ]
+    if others:
+        raise ValueError(f"{path}: its entry 'state_dict' holds a {others[0]} beside tensors.")
     return Checkpoint(**{name: content[name] for name in expected})
 
 
-def weights_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Hash of the names and values of weights, wherever they lie."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().numpy().data)
-    return total.hexdigest()
-
-
 def find_non_finite(state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the floating tensors that hold NaN or infinity.
-
-    Args:
-        state_dict: name -> tensor; integers and the like are passed over.
-    """
+    """Return the names of the floating-point tensors that hold NaN or infinity."""
     return [
         name
         for name, tensor in state_dict.items()
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
     ]
-
-
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_list_of_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_state_dict(value: Any) -> bool:  # noqa: ANN401
-    return _is_dict(value) and all(
-        isinstance(tensor, torch.Tensor)
-        and tensor.layout == torch.strided
-        and tensor.device.type != "meta"
-        and not tensor.is_quantized
-        for tensor in value.values()
-    )
-
-
-def _is_selection(value: Any) -> bool:  # noqa: ANN401
-    return _is_dict(value) and _is_list_of_ids(value.get("clips", []))
-
-
-_PLAIN = ("a dictionary with names as keys", _is_dict)
-_COUNT = ("a whole number, 0 or more", _is_count)
-_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "method": ("a name", lambda value: isinstance(value, str)),
-    "method_config": _PLAIN,
-    "audio_config": _PLAIN,
-    "frame_config": _PLAIN,
-    "state_dict": ("a dictionary of dense tensors by name", _is_state_dict),
-    "training_clips": ("a list of clip ids, or None", lambda value: value is None or _is_list_of_ids(value)),
-    "training_list": _PLAIN,
-    "epoch": _COUNT,
-    "step": _COUNT,
-    "selection": ("a dictionary, its 'clips' a list of clip ids", _is_selection),
-    "options": _PLAIN,
-    "optimizer": ("a dictionary with names as keys, or None", lambda value: value is None or _is_dict(value)),
-    "progress": _PLAIN,
-}
-"""What each entry of a checkpoint must be, in words and as a check."""
-
-
-def _shown(value: object) -> str:
-    """A value in a message: its type, and its beginning where that is short to write."""
-    if isinstance(value, (str, int, float)):
-        return f"{type(value).__name__} {str(value)[:40]!r}"
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
-    kinds = sorted({type(entry).__name__ for entry in value.values()})
-    return f"a dict of {', '.join(kinds) or 'nothing'}"

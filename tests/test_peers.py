@@ -130,8 +130,7 @@ def test_object_maps_are_the_mean_activation_of_torchvision_s_last_features():
     official = filled(shapes)
     prior = ObjectPrior().eval()
     build = PRETRAINED["resnet18"].build
-    state = convert_strictly(official, SOURCE, build, title="ResNet-18", ignored=("fc.",))
-    prior.encoder.load_state_dict(state)
+    prior.encoder.load_state_dict(convert_strictly(official, SOURCE, "ResNet-18", build, ignored=("fc.",)))
     frames = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
     own = {f"x.{name}": tensor for name, tensor in official.items()}
     features = torchvision_features(own, "x", last_stride=2)(frames)
@@ -228,7 +227,7 @@ def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, cap
     checkpoint, weights = tmp_path / "ez.pth", tmp_path / "resnet18.pth"
     torch.save(official_file("ez_vsl_or_fnac", filled(SHAPES["ez_vsl_or_fnac"])), checkpoint)
     torch.save(filled(resnet18_shapes(3, classes=1000)), weights)
-    monkeypatch.setattr("models.released.PretrainedFile.verify", lambda *_: None)  # the sum is a real file's
+    monkeypatch.setattr("models.released.verify", lambda *_: None)  # the sum is a real file's
 
     def scored(folder, *options):
         assert score(checkpoint, tmp_path / folder, "--protocol", "ez_vsl", *options) == 0

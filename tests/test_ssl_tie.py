@@ -13,7 +13,7 @@ from datasets.geometric_transform import GeometricTransform
 from models import build_model
 from models.encoders import RepeatedBatchNorm2d
 from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
-from models.released import TWO_STEMS
+from models.released import UNUSED
 from models.similarity import similarity_maps
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 
@@ -352,7 +352,7 @@ def test_initialisation_equals_the_recorded_statistics(initial):
     for line in path.read_text().splitlines():
         _, official_name, _, mean, std, _ = line.split("\t")
         name = official_name.replace("conv1_a", "conv1")
-        if official_name.startswith(TWO_STEMS["ignored"]) or name.endswith("num_batches_tracked"):
+        if official_name.startswith(UNUSED) or name.endswith("num_batches_tracked"):
             continue
         mean, std = (float(text.split("=")[1]) for text in (mean, std))
         tensor = ours[name].double()

@@ -361,13 +361,16 @@ def _decode_few(
 # ----------------------------------------------------------------------------------------------------- sound
 
 
-def read_sound(path: Path, sample_rate: int, max_seconds: float | None = None) -> Tensor:
+def read_sound(
+    path: Path, sample_rate: int, max_seconds: float | None = None, *, refuse_cut_off: bool = False
+) -> Tensor:
     """Read the first sound of a video, mono: 10 minutes at 16 kHz take 38 MB.
 
     Args:
         path: of the video.
         sample_rate: Hz of the result.
         max_seconds: stop there; None: at the end.
+        refuse_cut_off: refuse a sound that ends before its announced end.
 
     Returns:
         (L,) float32, the mean of the channels, nominally in [-1, 1]; sample 0 is heard at time 0. Holes in
@@ -377,7 +380,8 @@ def read_sound(path: Path, sample_rate: int, max_seconds: float | None = None) -
         FileNotFoundError: there is no such file.
         UnusableVideoError: it cannot be decoded, or holds no sample.
     """
-    pieces = [piece.mean(axis=0, dtype=np.float32) for piece in _sound_pieces(path, sample_rate, max_seconds)]
+    decoded = _sound_pieces(path, sample_rate, max_seconds, refuse_cut_off=refuse_cut_off)
+    pieces = [samples.mean(axis=0, dtype=np.float32) for samples in decoded]
     if not pieces:
         raise UnusableVideoError(path, "its sound holds no sample", "no_audio_stream")
     return torch.from_numpy(np.concatenate(pieces))
@@ -414,7 +418,12 @@ def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
 
 
 def _sound_pieces(
-    path: Path, sample_rate: int, max_seconds: float | None = None, layout: str | None = None
+    path: Path,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    *,
+    layout: str | None = None,
+    refuse_cut_off: bool = False,
 ) -> Generator[NDArray[np.float32], None, None]:
     """Decode the first sound from time 0 on, without holes: (C, L) each, mixed to a layout if given."""
     limit = math.inf if max_seconds is None else round(max_seconds * sample_rate)
@@ -451,6 +460,12 @@ def _sound_pieces(
                     yield samples[:, first:last]
             if place >= limit:
                 return
+        stream = video.sound
+        if refuse_cut_off and stream.duration and stream.time_base:
+            announced = float(((stream.start_time or 0) + stream.duration) * stream.time_base - video.begin)
+            if end < announced - CUT_OFF_SECONDS:
+                words = f"{announced:.2f} s of sound are announced, it ends at {end:.2f} s"
+                raise UnusableVideoError(path, words, "truncated")
 
 
 def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]:
@@ -492,7 +507,7 @@ def write_video(
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = LIMITED_RANGE
         heard = out.add_stream("aac", SOUND_RATE, layout="stereo")
-        sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, "stereo"), 0
+        sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, layout="stereo"), 0
 
         def write_sound(until: float) -> None:
             nonlocal place

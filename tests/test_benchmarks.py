@@ -24,8 +24,8 @@ from peer_inputs import SHAPES, filled, official_file
 
 from datasets.annotations import read_pixel_json
 from datasets.benchmarks import build_clips, read_ground_truth, scene_of
-from datasets.verify_dataset import main as verify
 from scripts.pack_hdf5 import main as pack
+from scripts.verify_dataset import main as verify
 from utils.files import BrokenFileError
 
 # Copies of the published annotations that a developer may keep beside the repository.
@@ -224,7 +224,7 @@ def test_what_hdf5_files_cannot_hold_is_refused(tiny_data, tmp_path, caplog, dat
         build_clips(dataset, alone, **lists)
 
 
-def test_verify_knows_what_is_shared_by_design(tmp_path, capsys):
+def test_verify_knows_what_is_shared_by_design(tmp_path, capsys, caplog):
     make_is3(tmp_path / "is3")
     make_s4(tmp_path / "s4")
     assert verify(["is3", str(tmp_path / "is3"), "--workers", "1"]) == 0
@@ -239,7 +239,7 @@ def test_verify_knows_what_is_shared_by_design(tmp_path, capsys):
     assert verify(["avsbench_s4", str(tmp_path / "s4"), "--workers", "1"]) == 1
     assert f"unreadable_mask: 1\n    {mask.stem}: " in capsys.readouterr().out
     assert verify(["vgg_ss_extended", str(tmp_path)]) == 2
-    assert "verify vgg_ss" in capsys.readouterr().err
+    assert "verify vgg_ss" in caplog.text
 
 
 def test_baselines_from_is3_s_json(tmp_path):

@@ -9,7 +9,7 @@ import soundfile
 from conftest import RATE, tone
 from PIL import Image
 
-from datasets.verify_dataset import PROBLEMS, main
+from scripts.verify_dataset import PROBLEMS, main
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ def test_every_fault_is_found(training, tmp_path, capsys):
         "unreadable_frame": ["train_2"],
         "unreadable_sound": ["train_3"],
         "unreadable_mask": [],
+        "unreadable_boxes": [],
         "silent": ["train_4"],
         "duplicate_frame": ["train_5", "train_6"],
         "duplicate_sound": ["train_5", "train_6"],
@@ -81,6 +82,17 @@ def test_every_fault_is_found(training, tmp_path, capsys):
     assert "train_5, train_6" in report["problems"]["duplicate_sound"]["train_6"]
     printed = capsys.readouterr().out
     assert "  silent: 1\n    train_4: its loudest sample is 0\n" in printed
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".wav"])
+def test_a_sound_that_was_cut_off_is_named(training, tmp_path, suffix):
+    path = sound_of(training, "train_1")
+    path.unlink()
+    soundfile.write(path.with_suffix(suffix), tone(1, 3.0), RATE)
+    content = path.with_suffix(suffix).read_bytes()
+    path.with_suffix(suffix).write_bytes(content[: len(content) // 2])
+    _, report = verify(training, tmp_path)
+    assert "cut off" in report["problems"]["unreadable_sound"]["train_1"]
 
 
 def test_silent_sounds_are_not_called_duplicates_too(training, tmp_path):
@@ -133,16 +145,17 @@ def test_a_benchmark_needs_its_boxes(tiny_data, tmp_path):
     status, report = verify(tiny_data.root, tmp_path, dataset="vgg_ss")
     assert status == 1
     assert list(report["problems"]["missing_annotation"]) == ["test_3"]
+    (folder / "anno" / "test_2.xml").write_text("<annotation><bbox>")
+    status, report = verify(tiny_data.root, tmp_path, dataset="vgg_ss")
+    assert list(report["problems"]["unreadable_boxes"]) == ["test_2"]
 
 
-def test_bad_input_is_refused_in_words(training, tmp_path, capsys):
+def test_bad_input_is_refused_in_words(training, tmp_path, caplog):
     assert main(["vggsound", str(tmp_path / "absent")]) == 2
     assert main(["vggsound", str(training), "--workers", "0"]) == 2
     assert main(["vggsound", str(training), "--clip-list", "no_such_list"]) == 2
-    words = capsys.readouterr().err
-    assert "does not exist" in words
-    assert "--workers" in words
-    assert "no_such_list" in words
+    for words in ("does not exist", "--workers", "no_such_list"):
+        assert words in caplog.text
     with pytest.raises(SystemExit) as stopped:
         main(["no_such_set", str(training)])
     assert stopped.value.code == 2

@@ -32,7 +32,6 @@ FORMAT = "vssl-clips-1"
 FRAMES, SOUNDS = "frames", "sounds"
 """Contents of packed files; any other name is one of the authors'."""
 PACKED_NAME = re.compile(r"clips(_.+)?\.h5")
-"""Packed files, when a folder is searched."""
 
 Split = Literal["train", "test"]
 AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d+))?\.h5")
@@ -41,7 +40,7 @@ AUTHORS_SAMPLE_RATE = 16_000  # Hz
 LEVEL_MARGIN = 1e-3
 """What the authors add to a sound's range before they divide by it."""
 
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
+READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, AttributeError)
 """What h5py raises for files that are damaged or of another form."""
 
 
@@ -69,50 +68,31 @@ class StoredClips:
 
     frames: dict[str, HDF5Row]
     sounds: dict[str, HDF5Row]
-    boxes: dict[str, NDArray[np.float64]] | None
+    boxes: dict[str, NDArray[np.float64]] | None = None
     """clip id -> (N, 4) fractions of the frame; None where the files hold none"""
-    ids_known: bool
+    ids_known: bool = True
     """False: the ids are row numbers"""
 
 
 # --------------------------------------------------------------------------------- reading a row
 
 
-class _File:
-    """An open HDF5 file that looks up each data set once, as h5py takes long over it."""
+class _File(dict[str, Any]):
+    """An open file's data sets by name, looked up once, as h5py takes long over it."""
 
     def __init__(self, path: Path) -> None:
         # Without locks: many file servers refuse them, and nobody writes to a finished file.
         self.file = h5py.File(path, "r", locking=False)
-        self._data_sets: dict[str, h5py.Dataset] = {}
-        self._tables: dict[str, NDArray[Any]] = {}
 
-    def data_set(self, key: str) -> h5py.Dataset:
-        """A data set, not read yet."""
-        if key not in self._data_sets:
-            self._data_sets[key] = self.file[key]
-        return self._data_sets[key]
-
-    def table(self, key: str) -> NDArray[Any]:
-        """A whole data set, read once."""
-        if key not in self._tables:
-            self._tables[key] = self.file[key][()]
-        return self._tables[key]
-
-    def read(self, key: str, row: int) -> NDArray[Any]:
-        if key not in (FRAMES, SOUNDS):
-            return self.data_set(key)[row]
-        start, end = self.table(f"{key}_offsets")[row : row + 2].tolist()
-        content = self.data_set(key)[start:end]
-        if zlib.crc32(content) != self.table(f"{key}_crc32")[row]:
-            raise ValueError("its checksum is wrong, the file is damaged")
-        return content
+    def __missing__(self, key: str) -> Any:  # noqa: ANN401 - a data set, or the whole array if it is small
+        small = key.endswith(("_offsets", "_crc32")) or key in ("clip_ids", "bounding_boxes")
+        self[key] = self.file[key][()] if small else self.file[key]
+        return self[key]
 
 
 _open = lru_cache(maxsize=32)(_File)  # the authors' 144k clips are 20 files of frames and sounds
 close_files = _open.cache_clear
-# An HDF5 handle must not be used on both sides of a fork.
-os.register_at_fork(before=close_files)
+os.register_at_fork(before=close_files)  # HDF5 handles must not be used on both sides of a fork
 
 
 def read_row(source: HDF5Row) -> NDArray[Any]:
@@ -124,10 +104,18 @@ def read_row(source: HDF5Row) -> NDArray[Any]:
     Raises:
         BrokenFileError: the file or the row cannot be read, or its checksum is wrong.
     """
+    key, row = source.key, source.row
     try:
-        return _open(source.path).read(source.key, source.row)
+        file = _open(source.path)
+        if key not in (FRAMES, SOUNDS):
+            return file[key][row]
+        start, end = file[f"{key}_offsets"][row : row + 2].tolist()
+        content = file[key][start:end]
+        if zlib.crc32(content) != file[f"{key}_crc32"][row]:
+            raise ValueError("its checksum is wrong, the file is damaged")
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
+    return content
 
 
 def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
@@ -142,12 +130,12 @@ def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
     """
     content = read_row(source)
     try:
-        if source.key == SOUNDS:
-            rate = int(_open(source.path).file.attrs["sample_rate"])
-            return (content / np.float32(32_768)).astype(np.float32, copy=False), rate  # 16-bit PCM
-        return undo_levelling(content), AUTHORS_SAMPLE_RATE
+        if source.key != SOUNDS:
+            return undo_levelling(content), AUTHORS_SAMPLE_RATE
+        rate = int(_open(source.path).file.attrs["sample_rate"])
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
+    return (content / np.float32(32_768)).astype(np.float32, copy=False), rate  # from 16-bit PCM
 
 
 def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -180,23 +168,20 @@ def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
     return (shifted - shifted.mean()).astype(np.float32)
 
 
-# ---------------------------------------------------------------------------- listing packed files
+# ----------------------------------------------------------------------------------- listing clips
 
 
 def packed_files(folder: Path) -> list[Path]:
-    """Packed files in a folder, by their names."""
+    """List the packed files in a folder, by their names."""
     return sorted(path for path in folder.glob("*.h5") if PACKED_NAME.fullmatch(path.name))
 
 
 def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
-    """List the clips of packed files.
-
-    Args:
-        paths: files of one data set.
-        dataset: which one.
+    """List the clips of packed files of one data set.
 
     Raises:
-        ValueError: a file is damaged, of another data set or format, or a part is missing.
+        ValueError: a file is damaged, of another data set or format, or two hold the same clip.
+        FileNotFoundError: a part is missing.
     """
     close_files()  # what lies there now counts
     frames: dict[str, HDF5Row] = {}
@@ -204,59 +189,52 @@ def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
     boxes: dict[str, NDArray[np.float64]] = {}
     ids_known = True
     for path in paths:
-        file = _checked_packed(path, dataset)
-        num_parts = int(file.file.attrs.get("num_parts", 1))
-        if num_parts > len(paths):
-            raise FileNotFoundError(
-                f"{path.parent}: of {num_parts} parts, {num_parts - len(paths)} are missing. Copy or "
-                "pack them again."
+        file = _open_whole(path)
+        attributes = file.file.attrs
+        if attributes.get("format") != FORMAT:
+            raise BrokenFileError(path, f"its format is {attributes.get('format')!r}, expected '{FORMAT}'")
+        if attributes.get("dataset") != dataset:
+            raise ValueError(
+                f"{path} holds clips of {attributes.get('dataset')}, expected {dataset}. Name the folder "
+                "of the right file."
             )
-        ids_known &= bool(file.file.attrs.get("ids_known", True))
-        text = file.table("clip_ids").tobytes()
-        for row, (start, end) in enumerate(pairwise(file.table("clip_ids_offsets").tolist())):
-            clip_id = text[start:end].decode()
-            if clip_id in frames:
-                raise ValueError(
-                    f"{path} and {frames[clip_id].path} both hold the clip {clip_id}. Keep "
-                    "one of the files in the folder."
-                )
-            frames[clip_id] = HDF5Row(path, FRAMES, row)
-            sounds[clip_id] = HDF5Row(path, SOUNDS, row)
-            if "bounding_boxes" in file.file:
-                first, last = file.table("bounding_boxes_offsets")[row : row + 2]
-                boxes[clip_id] = file.table("bounding_boxes")[first:last]
+        missing = int(attributes.get("num_parts", 1)) - len(paths)  # earlier versions wrote parts
+        if missing > 0:
+            raise FileNotFoundError(
+                f"{path.parent}: of {attributes['num_parts']} parts, {missing} are missing. Copy or pack "
+                "them again."
+            )
+        ids_known &= bool(attributes.get("ids_known", True))
+        try:
+            for key in (FRAMES, SOUNDS, "clip_ids"):
+                offsets = file[f"{key}_offsets"]
+                if (np.diff(offsets) <= 0).any() or offsets[-1] != len(file[key]):
+                    raise ValueError(f"{key}_offsets does not fit {key}")
+            text, ends = file["clip_ids"].tobytes(), file["clip_ids_offsets"].tolist()
+            for row, clip_id in enumerate(text[start:end].decode() for start, end in pairwise(ends)):
+                if clip_id in frames and frames[clip_id].path != path:
+                    raise FileExistsError(f"{frames[clip_id].path} holds the clip {clip_id} too. Keep one")
+                frames[clip_id] = HDF5Row(path, FRAMES, row)
+                sounds[clip_id] = HDF5Row(path, SOUNDS, row)
+                if "bounding_boxes" in file.file:
+                    first, last = file["bounding_boxes_offsets"][row : row + 2]
+                    boxes[clip_id] = file["bounding_boxes"][first:last]
+        except FileExistsError as error:
+            raise ValueError(f"{path}: {error} of the files in the folder.") from None
+        except READ_ERRORS as error:
+            raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
     return StoredClips(frames, sounds, boxes or None, ids_known)
 
 
-def _checked_packed(path: Path, dataset: str) -> _File:
-    """Open a packed file whose tables fit its content."""
+def _open_whole(path: Path) -> _File:
     try:
-        file = _open(path)
+        return _open(path)
     except READ_ERRORS as error:
         raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
-    form = file.file.attrs.get("format")
-    if form != FORMAT:
-        raise BrokenFileError(path, f"its format is {form!r}, expected '{FORMAT}'")
-    try:
-        if file.file.attrs["dataset"] != dataset:
-            raise ValueError(
-                f"{path} holds clips of {file.file.attrs['dataset']}, expected {dataset}. "
-                "Name the folder of the right file."
-            )
-        for key in (FRAMES, SOUNDS, "clip_ids"):
-            offsets = file.table(f"{key}_offsets")
-            if (np.diff(offsets) <= 0).any() or int(offsets[-1]) != len(file.data_set(key)):
-                raise BrokenFileError(path, "its list of clips is damaged; copy or pack it again")
-    except (KeyError, IndexError, OSError, RuntimeError, TypeError) as error:
-        raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
-    return file
-
-
-# ------------------------------------------------------------------------ listing the authors' files
 
 
 def authors_files(folder: Path, split: Split) -> list[Path]:
-    """Files of the SSPL authors' layout in a folder, by their names."""
+    """List the files of the SSPL authors' layout in a folder, by their names."""
     matches = ((path, AUTHORS_NAME.fullmatch(path.name)) for path in folder.glob("*.h5"))
     return sorted(path for path, match in matches if match and match[1] == split)
 
@@ -276,17 +254,36 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     """
     close_files()  # what lies there now counts
     folder = paths[0].parent
+    shards: dict[tuple[str, int], dict[str, Path]] = {}  # (size, number; 0: the only one) -> kind -> file
+    for path in paths:
+        match = AUTHORS_NAME.fullmatch(path.name)
+        assert match
+        shards.setdefault((match[3], int(match[4] or 0)), {})[match[2]] = path
+    numbers = sorted(number for _, number in shards)
+    if len({size for size, _ in shards}) > 1 or (len(numbers) > 1 and numbers[0] == 0):
+        raise ValueError(
+            f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
+            "move the others into folders of their own."
+        )
+    gaps = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
+    if gaps:
+        raise FileNotFoundError(
+            f"{folder}: of the files {paths[0].name} to {numbers[-1]}, the numbers {gaps} are missing."
+        )
     frames: list[HDF5Row] = []
     sounds: list[HDF5Row] = []
-    for shard in _group_shards(paths, split):
-        num_rows = {kind: _num_rows(path, split, kind) for kind, path in shard.items()}
+    for (size, number), shard in sorted(shards.items()):
+        for kind in {"frames", "audios"} - shard.keys():
+            name = f"h5py_{split}_{kind}{size}" + (f"_{number}.h5" if number else ".h5")
+            raise FileNotFoundError(f"{folder}: no {name} beside {next(iter(shard.values())).name}.")
+        num_rows = {path.name: _num_rows(path, f"{split}_{kind}") for kind, path in shard.items()}
         if len(set(num_rows.values())) > 1:
-            counts = ", ".join(f"{shard[kind].name} {count}" for kind, count in num_rows.items())
             raise ValueError(
-                f"{folder}: the files differ in their number of clips: {counts}. "
-                "Row i of each must be the same clip."
+                f"{folder}: the files differ in their number of clips: "
+                + ", ".join(f"{name} {count}" for name, count in num_rows.items())
+                + ". Row i of each must be the same clip."
             )
-        rows = range(num_rows["frames"])
+        rows = range(min(num_rows.values()))
         frames.extend(HDF5Row(shard["frames"], f"{split}_frames", row) for row in rows)
         sounds.extend(HDF5Row(shard["audios"], f"{split}_audios", row) for row in rows)
     if clip_ids is not None and len(clip_ids) != len(frames):
@@ -298,52 +295,16 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     return StoredClips(
         dict(zip(ids, frames, strict=True)),
         dict(zip(ids, sounds, strict=True)),
-        None,
         ids_known=clip_ids is not None,
     )
 
 
-def _group_shards(paths: Sequence[Path], split: Split) -> list[dict[str, Path]]:
-    """Return one mapping kind -> file for each shard, in the order of the shards' numbers."""
-    folder = paths[0].parent
-    by_shard: dict[tuple[str, int], dict[str, Path]] = {}  # number 0: the only one
-    for path in paths:
-        match = AUTHORS_NAME.fullmatch(path.name)
-        assert match
-        by_shard.setdefault((match[3], int(match[4] or 0)), {})[match[2]] = path
-    sizes = {size for size, _ in by_shard}
-    numbers = sorted(number for _, number in by_shard)
-    if len(sizes) > 1 or (len(numbers) > 1 and numbers[0] == 0):
-        raise ValueError(
-            f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
-            "move the others into folders of their own."
-        )
-    for (size, number), shard in by_shard.items():
-        for kind in ("frames", "audios"):
-            if kind not in shard:
-                suffix = size + (f"_{number}" if number else "")
-                raise FileNotFoundError(
-                    f"{folder}: no h5py_{split}_{kind}{suffix}.h5 beside {next(iter(shard.values())).name}."
-                )
-    gaps = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
-    if gaps:
-        raise FileNotFoundError(
-            f"{folder}: of the files h5py_{split}_frames{sizes.pop()}_1.h5 to _{numbers[-1]}.h5, the "
-            f"numbers {gaps} are missing."
-        )
-    return [by_shard[key] for key in sorted(by_shard)]
-
-
-def _num_rows(path: Path, split: Split, kind: str) -> int:
+def _num_rows(path: Path, key: str) -> int:
     """Return the number of clips, after a look at the data set's form."""
-    key = f"{split}_{kind}"
+    file = _open_whole(path)
     try:
-        file = _open(path)
-    except READ_ERRORS as error:
-        raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
-    try:
-        shape, dtype = file.data_set(key).shape, file.data_set(key).dtype
-    except (*READ_ERRORS, AttributeError):
+        shape, dtype = file[key].shape, file[key].dtype
+    except READ_ERRORS:
         raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file.file)}") from None
     fits, expected = {
         "frames": (
@@ -352,7 +313,7 @@ def _num_rows(path: Path, split: Split, kind: str) -> int:
         ),
         "audios": (len(shape) == 2 and dtype == np.float32, "(N, 48000), float32"),
         "spects": (shape[1:] == (3, 96, 64), "(N, 3, 96, 64), float32"),
-    }[kind]
+    }[key.partition("_")[2]]
     if not fits or 0 in shape:
         raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {expected}")
     return int(shape[0])

@@ -211,7 +211,7 @@ def test_files_packed_in_parts_are_one_set(tiny_data, tmp_path):
     clips = build_clips("vgg_ss", path.parent, clip_list=None)
     assert clips.clip_ids == sorted(tiny_data.test_ids)
     shutil.copy(path, path.with_name("clips_copy.h5"))
-    with pytest.raises(ValueError, match="both hold the clip test_4"):
+    with pytest.raises(ValueError, match="holds the clip test_4 too"):
         build_clips("vgg_ss", path.parent, clip_list=None)
     path.with_name("clips_copy.h5").unlink()
     path.unlink()

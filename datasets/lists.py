@@ -19,7 +19,6 @@ import os
 import re
 import shlex
 import sys
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -133,13 +132,13 @@ def without_negatives(clip_ids: Iterable[str]) -> list[str]:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Expected a clip list: a text, CSV or JSON file.")
     if not path.exists():
         raise FileNotFoundError(
             f"No clip list at {path}. Expected a text, CSV or VGG-SS JSON file. The official lists "
             "are fetched with: bash scripts/get_splits.sh"
         )
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder. Expected a clip list: a text, CSV or JSON file.")
     return path.read_bytes()
 
 
@@ -261,7 +260,7 @@ def find_list(name_or_path: str | Path, folder: str | Path | None = None, *, pai
     command = f"bash scripts/get_splits.sh {row.name}"
     if folder is not None:
         command += f" --folder {shlex.quote(str(Path(folder).resolve()))}"
-    path = (default_folder() if folder is None else Path(folder)) / row.file_name
+    path = Path(folder or default_folder()) / row.file_name
     if not path.is_file():
         raise FileNotFoundError(
             f"The official list {row.name} ({row.clips} clips) is not at {path}. Fetch it with: {command}"
@@ -289,7 +288,7 @@ def fetch_list(name: str, folder: str | Path | None = None, *, base_url: str = B
         OSError: the folder cannot be written to.
     """
     row = _official(name, "is not an official list. Expected")
-    target = (default_folder() if folder is None else Path(folder)) / row.file_name
+    target = Path(folder or default_folder()) / row.file_name
     if target.exists():
         _verify(row, _read_bytes(target), f"{target} is there but", "Move it away and fetch again.")
         return target
@@ -333,21 +332,15 @@ def _verify(row: ListRow, content: bytes, source: str, remedy: str) -> tuple[str
 
 
 def _download(row: ListRow, url: str, target: Path) -> bytes:
-    by_hand = f"or save the list by hand as {target}: it is verified whenever it is read."
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             return response.read()
-    except urllib.error.HTTPError as error:
-        raise ConnectionError(
-            f"{row.name}: HTTP {error.code} ({error.reason}) for {url}. Expected {row.path} of the "
-            f"repository {row.repository} at commit {row.commit}. Name a mirror with "
-            f"--base-url, {by_hand}"
-        ) from error
     except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise ConnectionError(
-            f"{row.name}: could not download {url}: {reason}. Check the network and the proxy "
-            f"(https_proxy), name a mirror with --base-url, {by_hand}"
+            f"{row.name}: could not download {url}: {error}. Expected {row.path} of the repository "
+            f"{row.repository} at commit {row.commit}. Check the network and the proxy (https_proxy), name "
+            f"a mirror with --base-url, or save the list by hand as {target}: it is verified whenever it "
+            "is read."
         ) from error
 
 
@@ -366,7 +359,7 @@ def name_cut(
     negatives: Collection[str] = (),
     num_missing: int = 0,
 ) -> str:
-    """Say which published cut of a benchmark is scored, or that it is none.
+    """Say which published cut of a benchmark is scored, e.g. "VGG-SS, 4,911 clips: SSL-TIE's cut".
 
     Args:
         benchmark: its name.
@@ -374,9 +367,6 @@ def name_cut(
         clip_ids: of the listed clips, those that are missing among them; without negatives.
         negatives: ids of the negatives, likewise.
         num_missing: clips among all of them that are left out.
-
-    Returns:
-        e.g. "VGG-SS, 4,911 clips: SSL-TIE's cut".
     """
     cuts = [row for row in ROWS if benchmark in row.benchmarks]
     if not cuts:
@@ -414,28 +404,21 @@ def published_list(
         cut: name of the published clips, None where no numbers are known; name and sha256 of their
         list's file, where there is one; is_scored: exactly they were scored; words.
     """
-    rows = [row for row in ROWS if benchmark in row.benchmarks and protocol in row.published_by]
-    has_negatives = any(row.pairs for row in ROWS if benchmark in row.benchmarks)
-    pairs = [row for row in rows if row.pairs]
-    rows = [row for row in rows if not row.pairs]
-    if not rows or (has_negatives and not pairs):
+    cuts = [row for row in ROWS if benchmark in row.benchmarks]
+    # Some publish on parts of the classes too; the first row is the main one.
+    rows = [row for row in cuts if protocol in row.published_by and not row.pairs]
+    pairs = next((row for row in cuts if row.pairs), None)  # the negatives of an extended benchmark
+    if not rows or (pairs is not None and protocol not in pairs.published_by):
         words = f"list: no numbers that {authors} published here by this rule are known"
         return {"cut": None, "name": None, "sha256": None, "is_scored": False, "words": words}
-    scored, negatives = ids_sha256(clip_ids), ids_sha256(negative_ids) if negative_ids else None
-    # Some publish on parts of the classes too; the first row is the main one.
+    scored, negatives = ids_sha256(clip_ids), ids_sha256(negative_ids)
     row = next((row for row in rows if row.ids_sha256 == scored), rows[0])
-    is_scored = row.ids_sha256 == scored and negatives == (pairs[0].ids_sha256 if pairs else None)
+    is_scored = row.ids_sha256 == scored and negatives == (pairs.ids_sha256 if pairs else ids_sha256([]))
     words = f"list: that of the published numbers ({row.cut})"
     if not is_scored:
         words = f"list: not that of the published numbers ({row.cut}); not comparable with those of {authors}"
-    file = pairs[0] if pairs else row
-    return {
-        "cut": row.cut,
-        "name": file.name or None,
-        "sha256": file.sha256 or None,
-        "is_scored": is_scored,
-        "words": words,
-    }
+    names = {"name": (pairs or row).name or None, "sha256": (pairs or row).sha256 or None}
+    return {"cut": row.cut, **names, "is_scored": is_scored, "words": words}
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -444,19 +427,14 @@ def published_list(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the lists named on the command line; return the exit status, 2 if one failed."""
     parser = argparse.ArgumentParser(
-        prog="get_splits",
-        description="Fetches official clip lists from their authors' repositories and verifies "
-        "count and sha256.",
+        "get_splits", description="Fetches official clip lists and verifies their count and sha256."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="lists to fetch; default: all")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=default_folder(),
-        help=f"where the lists go (default: ${FOLDER_VARIABLE}, else metadata/ in the repository)",
-    )
-    parser.add_argument("--base-url", default=BASE_URL, help="address of a mirror (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="show the official lists and stop")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="lists to fetch; default: all")
+    folder_help = f"where the lists go (default: ${FOLDER_VARIABLE}, else metadata/ in the repository)"
+    add("--folder", type=Path, default=default_folder(), help=folder_help)
+    add("--base-url", default=BASE_URL, help="address of a mirror (default: %(default)s)")
+    add("--list", action="store_true", help="show the official lists and stop")
     options = parser.parse_args(arguments)
     if options.list:
         for name, row in LISTS.items():
@@ -468,15 +446,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         try:
             path = fetch_list(name, options.folder, base_url=options.base_url)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-        else:
             sys.stdout.write(f"{name}: {LISTS[name].clips} clips, verified: {path}\n")
+        except (OSError, ValueError) as error:
+            failures.append(f"  {error}\n")
     if failures:
         sys.stderr.write(f"get_splits: {len(failures)} of {len(names)} lists failed.\n")
-        sys.stderr.writelines(f"  {failure}\n" for failure in failures)
-        return 2
-    return 0
+        sys.stderr.writelines(failures)
+    return 2 if failures else 0
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def test_a_changed_local_list_is_neither_used_nor_overwritten(tmp_path, toy, mir
 
 @pytest.mark.usefixtures("toy")
 def test_network_failures(tmp_path, mirror):
-    with pytest.raises(ConnectionError, match=r"HTTP 404.*metadata/toy\.txt.*someone/Lists"):
+    with pytest.raises(ConnectionError, match=r"HTTP Error 404.*metadata/toy\.txt.*someone/Lists"):
         fetch_list("toy", tmp_path / "lists", base_url=mirror[1])
     server = serve(TruncatingHandler)
     with pytest.raises(ConnectionError, match=r"could not download .*\b5\b"):
@@ -340,7 +340,7 @@ def test_cli_process_lists_and_fails_without_a_traceback(tmp_path, mirror):
     failed = run_cli("--base-url", mirror[1], VSSL_SPLITS=str(tmp_path / "lists"))
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
-    assert failed.stderr.count("HTTP 404") == len(LISTS) - 1
+    assert failed.stderr.count("HTTP Error 404") == len(LISTS) - 1
     assert failed.stderr.count("has sha256") == 1
     assert not (tmp_path / "lists").exists()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets.audio import AudioConfig, SegmentConfig
+from datasets.benchmarks import BOX_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
 from datasets.negative_sounds import NegativeSoundConfig
@@ -54,7 +55,7 @@ def refuse_dropped(arguments: Sequence[str]) -> None:
 class DataOptions(Options):
     """Which clips to train on."""
 
-    train_set: Literal["vggsound", "flickr"]
+    train_set: str = option(choices=TRAINING_SETS)
     """data set, see docs/data.md for its folders"""
     data_root: Path
     """folder of the data set"""
@@ -70,7 +71,7 @@ class DataOptions(Options):
 class ValidationOptions:
     """Scoring after each epoch; best.pth is only kept when a benchmark is named."""
 
-    validation_benchmark: Literal["vgg_ss", "flickr_soundnet", "stamps"] | None = None
+    validation_benchmark: str | None = option(None, choices=BOX_BENCHMARKS)
     """benchmark to choose the best epoch on; none: no best.pth"""
     validation_root: Path | None = None
     """folder of the benchmark"""

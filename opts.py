@@ -23,8 +23,8 @@ from utils.mixing_schedule import AudioMixingOptions
 from utils.negative_options import NegativeOptions
 from utils.optimisation import Precision
 from utils.options import Options, add_group, build, option
+from utils.reports.visualisation import HEAT_OPACITY
 from utils.retrieval_options import RetrievalOptions
-from utils.visualisation import HEAT_OPACITY
 
 DROPPED = {
     "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",

@@ -67,6 +67,7 @@ from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.report import Gallery
 from utils.reporting import configure_logging, run_command
+from utils.reports.visualisation import encode_jpeg, encode_mp3, encode_png, format_peak
 from utils.reproducibility import environment_report, pick_device, use_full_float32
 from utils.results import (
     EvaluationContext,
@@ -81,10 +82,7 @@ from utils.retrieval_report import Preview
 from utils.retrieval_results import retrieve
 from utils.saved_maps import MapsRecorder, read_saved_maps
 from utils.scores import AREA_SIDE, ClipTruth, LocalisationResult
-from utils.sounds import encode_mp3
 from utils.tables import headline, render_table, score_table
-from utils.video_overlay import encode_png, format_peak
-from utils.visualisation import encode_jpeg
 
 logger = logging.getLogger("test")
 

@@ -57,6 +57,18 @@ class FrameGeometry:
             return TF.resize(picture, size, interpolation)
         return TF.center_crop(TF.resize(picture, size[:1], interpolation), size)
 
+    def _crop(self, width: int, height: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Width and height to which centre_crop resizes a frame, and where it cuts; pixels."""
+        resized = np.array([int(self.frame_size * side / min(width, height)) for side in (width, height)])
+        return resized, np.array([round((side - self.frame_size) / 2) for side in resized])
+
+    def square_in(self, width: int, height: int) -> tuple[float, ...]:
+        """Return where the square lies in a frame: left, top, right, bottom as fractions of its sides."""
+        if self.mode == "squash":
+            return 0.0, 0.0, 1.0, 1.0
+        resized, offset = self._crop(width, height)
+        return tuple(np.concatenate([offset, offset + self.frame_size]) / np.tile(resized, 2))
+
     def apply_to_boxes(self, boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
         """Boxes of the frame on disk -> boxes of the square, both as fractions.
 
@@ -70,10 +82,8 @@ class FrameGeometry:
         """
         if self.mode == "squash" or width == height:
             return boxes
-        size, shorter = self.frame_size, min(width, height)
-        resized = np.array([int(size * width / shorter), int(size * height / shorter)])
-        offset = np.array([round((side - size) / 2) for side in resized])
-        return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / size
+        resized, offset = self._crop(width, height)
+        return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / self.frame_size
 
 
 def read_frame(source: Source) -> Image.Image:

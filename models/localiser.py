@@ -42,8 +42,7 @@ from models.released import read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.evaluation.localisation import ObjectPrior
 from utils.files import moved_when_whole, write_atomically
-from utils.reproducibility import pick_device
-from utils.video_overlay import (
+from utils.reports.visualisation import (
     HEAT_OPACITY,
     ContactSheet,
     Peak,
@@ -53,6 +52,7 @@ from utils.video_overlay import (
     find_peak,
     format_peak,
 )
+from utils.reproducibility import pick_device
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -124,7 +124,7 @@ class Localiser:
 
     def square_in(self, width: int, height: int) -> Square:
         """Return where the model looks in a picture of that size."""
-        return Square.of(self.geometry.apply_to_boxes, width, height)
+        return Square(*self.geometry.square_in(width, height))
 
     def __call__(
         self,

@@ -14,8 +14,8 @@ import pytest
 
 from utils.report import Gallery, GalleryClip, Report, render_report, write_report
 from utils.report_tables import ReportGroup, ReportGrouping, ReportRow, ReportTable
+from utils.reports.visualisation import encode_jpeg
 from utils.success_plot import PLOT_BOTTOM, PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, SuccessCurve
-from utils.visualisation import encode_jpeg
 
 VOID_TAGS = {"meta", "img", "link", "br", "hr", "input"}
 

@@ -21,13 +21,13 @@ from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
 from utils.evaluation.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED
 from utils.leaks import find_leak
+from utils.reports.visualisation import encode_jpeg
 from utils.results import EvaluationContext
 from utils.retrieval import DIRECTIONS, Metric, evaluate_retrieval
 from utils.retrieval_report import Preview
 from utils.retrieval_results import RetrievalSetting, score_intervals, write_retrieval
 from utils.retrieval_tables import COLUMNS, render_table, screen_table
 from utils.tables import TABLE_FILES
-from utils.visualisation import encode_jpeg
 
 COUNT = 12
 CLIP_IDS = tuple(f"clip_{index}" for index in range(COUNT))

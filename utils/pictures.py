@@ -12,9 +12,8 @@ from torch import Tensor
 
 from utils.evaluation.localisation import EvaluationBatch
 from utils.report import Gallery, GalleryClip
+from utils.reports.visualisation import encode_jpeg, encode_mp3, overlay_localisation_map, write_jpeg
 from utils.scores import ClipScore
-from utils.sounds import encode_mp3
-from utils.visualisation import encode_jpeg, overlay_localisation_map, write_jpeg
 
 
 class PictureBatch(EvaluationBatch, Protocol):

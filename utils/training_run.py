@@ -35,8 +35,8 @@ from utils.distributed import average, gather_objects, is_main_process
 from utils.evaluation.localisation import BrokenClipLike
 from utils.files import check_place, lock_folder, write_atomically
 from utils.reporting import log_to_file
+from utils.reports.visualisation import Square, draw_localisation
 from utils.scores import LocalisationResult
-from utils.video_overlay import Square, draw_localisation
 
 logger = logging.getLogger(__name__)
 

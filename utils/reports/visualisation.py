@@ -1,0 +1,301 @@
+"""Pictures and sounds for people: heat over a frame, boxes, colour bars, contact sheets, JPEG, PNG and MP3.
+
+Pictures are uint8 RGB arrays (H, W, 3).
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import scipy
+import soundfile
+from numpy.typing import NDArray
+
+from utils.files import write_atomically
+
+# Min-max normalised maps sit near 0.3 on background; heat starts above that, so that it marks a source
+# instead of tinting the whole frame.
+HEAT_FLOOR, HEAT_OPACITY = 0.3, 0.8
+BOX_COLOUR = (0, 235, 255)  # cyan: absent from the black-violet-orange-yellow of the heat
+OUTLINE_COLOUR, TEXT_COLOUR = (10, 20, 30), (255, 255, 255)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+BOX_LEVEL = 0.5  # a box's region begins there, on the way from the map's smallest to its largest value
+BOX_GRID = 224  # side of the up-sampled map in which the region is looked for, as the scoring rules', pixels
+BAR_GROUND = 70  # grey under the colour bar; like a frame, it shows where there is no heat
+SMALLEST_WITH_BAR, SMALLEST_WITH_LABELS = 48, 160  # shorter side of a frame, pixels
+THUMBNAIL_SIDE, GUTTER = 320, 4  # of a contact sheet: longer side of a picture, and what lies between two
+MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz
+
+Picture = NDArray[np.uint8]
+SimilarityMap = NDArray[np.float32]
+NO_BOXES = np.zeros((0, 4))
+
+
+class Square(NamedTuple):
+    """Where in the frame the square lies that the model saw; fractions of width and height."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def in_frame(self, x: float, y: float) -> tuple[float, float]:
+        """Fractions of the square -> fractions of the frame."""
+        return self.left + x * (self.right - self.left), self.top + y * (self.bottom - self.top)
+
+
+class Peak(NamedTuple):
+    """The strongest cell of a similarity map."""
+
+    x: float
+    """of its centre, pixels of the frame from the left edge"""
+    y: float
+    """likewise, from the upper edge"""
+    similarity: float
+    """its value, not normalised"""
+
+
+# ---------------------------------------------------------------------------------------------------- maps
+
+
+def find_peak(similarity_map: SimilarityMap, square: Square, width: int, height: int) -> Peak | None:
+    """Find the strongest cell of a map (h, w); the first in reading order among equals.
+
+    Args:
+        similarity_map: (h, w), not normalised.
+        square: where it lies in the frame.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
+
+    Returns:
+        None where the map is the same everywhere, or not a finite number somewhere.
+    """
+    lowest, highest = similarity_map.min(), similarity_map.max()
+    if not np.isfinite(lowest) or not np.isfinite(highest) or lowest == highest:
+        return None
+    rows, columns = similarity_map.shape
+    row, column = divmod(int(np.argmax(similarity_map)), columns)
+    x, y = square.in_frame((column + 0.5) / columns, (row + 0.5) / rows)
+    return Peak(x * width, y * height, float(highest))
+
+
+def format_peak(peak: Peak | None) -> str:
+    """Write a peak as the columns x, y, similarity of a CSV file; empty where there is none."""
+    return ",," if peak is None else f"{peak.x:.1f},{peak.y:.1f},{peak.similarity:.6f}"
+
+
+def peak_box(similarity_map: SimilarityMap, square: Square) -> NDArray[np.float64]:
+    """Box the region that hangs together with the peak, up-sampled, from BOX_LEVEL on.
+
+    Args:
+        similarity_map: (h, w), not normalised.
+        square: where it lies in the frame.
+
+    Returns:
+        (1, 4) fractions of the frame's width and height; (0, 4) where there is no peak.
+    """
+    if find_peak(similarity_map, square, 1, 1) is None:
+        return NO_BOXES
+    side = BOX_GRID
+    localisation_map = _upsample(similarity_map, side, side)
+    row, column = np.unravel_index(np.argmax(localisation_map), localisation_map.shape)
+    regions = cv2.connectedComponentsWithStats((localisation_map >= BOX_LEVEL).astype(np.uint8))
+    left, top, width, height = regions[2][regions[1][row, column], :4] / side
+    return np.array([[*square.in_frame(left, top), *square.in_frame(left + width, top + height)]])
+
+
+def _upsample(similarity_map: SimilarityMap, width: int, height: int) -> SimilarityMap:
+    """(h, w) with a peak -> (height, width), its cells' values brought to [0, 1]."""
+    lowest = similarity_map.min()
+    scaled = (similarity_map - lowest) / (similarity_map.max() - lowest)
+    return np.asarray(cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+# ------------------------------------------------------------------------------------------------- drawing
+
+
+def overlay_localisation_map(
+    frame: Picture,
+    localisation_map: NDArray[np.floating],
+    bounding_boxes: NDArray[np.floating],
+    caption: str = "",
+    *,
+    opacity: float = HEAT_OPACITY,
+) -> Picture:
+    """Draw a localisation map, bounding boxes and a caption over a copy of a frame.
+
+    Where the map is at most `HEAT_FLOOR` the frame stays as it is; from there the heat grows more opaque and
+    lighter with the map, in a colour map of even perceptual steps (inferno).
+
+    Args:
+        frame: (H, W, 3), any strides.
+        localisation_map: (H, W) in [0, 1]; NaN gives no heat.
+        bounding_boxes: (N, 4) x_min, y_min, x_max, y_max, fractions of width and height; what lies outside is
+            not drawn.
+        caption: short ASCII text for a strip in the upper left corner; empty for none.
+        opacity: of the hottest heat, 0 to 1.
+    """
+    strength = np.nan_to_num(localisation_map.astype(np.float32), nan=0.0)
+    ramp = np.clip((strength - HEAT_FLOOR) / (1 - HEAT_FLOOR), 0, 1)
+    # The darkest quarter of inferno is left out: nearly black, it would look like shadow.
+    levels = (64 + 191 * ramp).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    # The square root makes the rim of a source visible while the heat is still dark there.
+    weight = np.float32(opacity) * np.sqrt(ramp)
+    picture = np.asarray(cv2.blendLinear(np.ascontiguousarray(frame), heat, 1 - weight, weight), np.uint8)
+    height, width = picture.shape[:2]
+    edges = np.rint(bounding_boxes * (width, height, width, height)).astype(int).tolist()
+    thickness = max(1, round(min(height, width) / 120))
+    for colour, pen in ((OUTLINE_COLOUR, thickness + 2), (BOX_COLOUR, thickness)):
+        for left, top, right, bottom in edges:
+            # The last pixel inside the box, so that a box up to 1.0 stays within the frame.
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, pen)
+    if caption:
+        scale = max(0.4, min(height, width) / 500)
+        pen = max(1, round(scale))
+        (text_width, _), _ = cv2.getTextSize(caption, FONT, scale, pen)
+        scale *= min(1.0, 0.94 * width / max(text_width, 1))
+        (text_width, text_height), descent = cv2.getTextSize(caption, FONT, scale, pen)
+        padding = max(2, text_height // 2)
+        picture[: text_height + descent + padding, : text_width + 2 * padding] //= 4
+        corner = (padding, text_height + padding // 2 + 1)
+        cv2.putText(picture, caption, corner, FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
+    return picture
+
+
+def draw_localisation(
+    frame: Picture,
+    similarity_map: SimilarityMap | None,
+    square: Square,
+    *,
+    opacity: float = HEAT_OPACITY,
+    box: bool = False,
+) -> Picture:
+    """Draw heat, a colour bar with the map's smallest and largest value, and the peak's box.
+
+    Args:
+        frame: (H, W, 3).
+        similarity_map: (h, w), not normalised; None: the sound is silent, and only the word is drawn.
+        square: where the map lies in the frame.
+        opacity: of the hottest heat, 0 to 1.
+        box: draw the box of `peak_box`.
+
+    Returns:
+        A new picture of the same size. A map without a peak gives no heat.
+    """
+    height, width = frame.shape[:2]
+    heat = np.full((height, width), np.nan, np.float32)
+    if similarity_map is None or find_peak(similarity_map, square, width, height) is None:
+        return overlay_localisation_map(frame, heat, NO_BOXES, "silent" if similarity_map is None else "")
+    left, right = round(square.left * width), round(square.right * width)
+    top, bottom = round(square.top * height), round(square.bottom * height)
+    heat[top:bottom, left:right] = _upsample(similarity_map, right - left, bottom - top)
+    boxes = peak_box(similarity_map, square) if box else NO_BOXES
+    picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
+    _draw_colour_bar(picture, float(similarity_map.min()), float(similarity_map.max()), opacity)
+    return picture
+
+
+def _draw_colour_bar(picture: Picture, lowest: float, highest: float, opacity: float) -> None:
+    """At the right edge, what the heat looks like from the map's largest value to its smallest."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    if side < SMALLEST_WITH_BAR:
+        return
+    bar_height, bar_width, margin = round(0.4 * height), max(4, side // 32), max(3, side // 48)
+    right, top = width - margin, (height - bar_height) // 2
+    left, bottom = right - bar_width, top + bar_height
+    ground = np.full((bar_height, bar_width, 3), BAR_GROUND, np.uint8)
+    ramp = np.linspace(1, 0, bar_height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
+    picture[top:bottom, left:right] = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
+    cv2.rectangle(picture, (left - 1, top - 1), (right, bottom), OUTLINE_COLOUR, 1)
+    if side < SMALLEST_WITH_LABELS:
+        return
+    scale = max(0.4, side / 1000)
+    pen = max(1, round(scale))
+    for value, baseline in ((highest, top - margin), (lowest, bottom + margin)):
+        text = f"{value:.2f}"
+        (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, pen)
+        left, bottom = right - text_width, baseline + (value != highest) * text_height
+        # Darkened ground, not outlines: around letters this small these would fill the gaps.
+        picture[bottom - text_height - 2 : bottom + 3, left - 2 : right + 2] //= 4
+        cv2.putText(picture, text, (left, bottom), FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
+
+
+class ContactSheet:
+    """A few pictures of a video, evenly spaced, whose length need not be known before its end."""
+
+    def __init__(self, num_pictures: int = 12, num_columns: int = 4) -> None:
+        self._num_pictures, self._num_columns = num_pictures, num_columns
+        self._num_seen, self._stride = 0, 1
+        self._kept: list[tuple[Picture, float]] = []
+
+    def add(self, picture: Picture, seconds: float) -> None:
+        """Look at the next picture of the video, all of one size, and when it is shown."""
+        wanted = self._num_seen % self._stride == 0
+        self._num_seen += 1
+        if not wanted:
+            return
+        scale = min(1.0, THUMBNAIL_SIDE / max(picture.shape[:2]))
+        size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+        thumbnail = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+        self._kept.append((thumbnail, seconds))
+        if len(self._kept) == 8 * self._num_pictures:  # every other is dropped: memory is bounded
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+
+    def draw(self) -> Picture:
+        """Draw the sheet, of at least one picture; time runs along the rows."""
+        last = len(self._kept) - 1
+        places = np.unique(np.rint(np.linspace(0, last, min(self._num_pictures, last + 1))).astype(int))
+        height, width = self._kept[0][0].shape[:2]
+        columns = min(self._num_columns, len(places))
+        rows = -(-len(places) // columns)
+        sides = (rows * (height + GUTTER) - GUTTER, columns * (width + GUTTER) - GUTTER, 3)
+        sheet, blank = np.full(sides, 255, np.uint8), np.full((height, width), np.nan, np.float32)
+        for index, place in enumerate(places):
+            picture, seconds = self._kept[place]
+            row, column = divmod(index, columns)
+            top, left = row * (height + GUTTER), column * (width + GUTTER)
+            captioned = overlay_localisation_map(picture, blank, NO_BOXES, f"{seconds:.2f} s")
+            sheet[top : top + height, left : left + width] = captioned
+        return sheet
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def encode_jpeg(picture: Picture, quality: int = 85) -> bytes:
+    """Return the bytes of a JPEG file; quality from 1 to 100."""
+    return _encode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Return the bytes of a PNG file."""
+    return _encode(".png", picture, [])
+
+
+def _encode(suffix: str, picture: Picture, settings: list[int]) -> bytes:
+    return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
+
+
+def write_jpeg(path: Path, picture: Picture) -> None:
+    """Write a JPEG file that is never seen half-written; missing parent folders are made."""
+    write_atomically(path, encode_jpeg(picture), durable=False)
+
+
+def encode_mp3(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
+    """Encode a sound as MP3, which every browser plays: some 30 kB for 10 s at 16 kHz.
+
+    Args:
+        waveform: (L,), nominally in [-1, 1]; louder samples are cut.
+        sample_rate: Hz; one that MP3 does not know is brought to 16,000.
+    """
+    if sample_rate not in MP3_RATES:
+        # Not imported by name: scipy.signal takes a second, and few programs come here.
+        waveform, sample_rate = scipy.signal.resample_poly(waveform, 16_000, sample_rate), 16_000
+    file = io.BytesIO()
+    options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
+    soundfile.write(file, np.clip(waveform, -1, 1), sample_rate, compression_level=0.6, **options)
+    return file.getvalue()

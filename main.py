@@ -45,17 +45,25 @@ from utils.distributed import (
     world_size,
 )
 from utils.embeddings import Embeddings, embed_clips
-from utils.evaluation.localisation import LocalisationResult, evaluate_localisation
+from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.interruption import Interruption
 from utils.leaks import find_leak
 from utils.mixing_schedule import MixingCurriculum
-from utils.optimisation import Stepper, Trainer, autocast
-from utils.reporting import configure_logging, run_command
-from utils.reproducibility import environment_report, pick_device, seed_everything, use_full_float32
-from utils.training_run import TrainingRun
+from utils.optimisation import Stepper, Trainer
+from utils.training import (
+    Interruption,
+    TrainingRun,
+    autocast,
+    configure_logging,
+    environment_report,
+    pick_device,
+    run_command,
+    use_full_float32,
+)
 
 logger = logging.getLogger("main")
+
+VALIDATION_SCORES = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")
 
 
 def train(options: opts.TrainOptions) -> int:
@@ -142,7 +150,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
 
 def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
     """The model with its initial weights, ready to train on a device, alone or with others."""
-    seed_everything(options.run.seed)
+    torch.manual_seed(options.run.seed)
     model = build_model(options.method, options.model).train()
     frozen = options.frozen
     if frozen is not None and isinstance(model, SSPL) and not options.run.resume:  # else last.pth's
@@ -281,7 +289,7 @@ def validate(
     model: nn.Module,
     device: torch.device,
     stop: Interruption,
-) -> LocalisationResult | None:
+) -> dict[str, float] | None:
     """Scores the model on the validation benchmark, where one is named; on a part when stopped."""
     if validation_set is None:
         return None
@@ -299,7 +307,11 @@ def validate(
         shared=True,
     )
     model.train()
-    return result
+    for clip_id, reason in result.unreadable:
+        logger.warning("Validation clip %s is not scored: %s", clip_id, reason)
+    summary = result.model.summary()
+    scores = {name: float(summary[name] or 0.0) for name in VALIDATION_SCORES}
+    return {"clips": len(result.model.clips), **scores}
 
 
 def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> ClipSet | None:

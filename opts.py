@@ -21,10 +21,10 @@ from utils.evaluation.protocols import PROTOCOLS
 from utils.localisation_options import BaselineOptions, LocalisationOptions
 from utils.mixing_schedule import AudioMixingOptions
 from utils.negative_options import NegativeOptions
-from utils.optimisation import Precision
 from utils.options import Options, add_group, build, option
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.retrieval_options import RetrievalOptions
+from utils.training import Precision
 
 DROPPED = {
     "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",

@@ -66,9 +66,7 @@ from utils.negative_audio_tables import screen_table
 from utils.negative_options import NegativeOptions
 from utils.pictures import OverlayWriter, PictureCollector, choose_clips
 from utils.report import Gallery
-from utils.reporting import configure_logging, run_command
 from utils.reports.visualisation import encode_jpeg, encode_mp3, encode_png, format_peak
-from utils.reproducibility import environment_report, pick_device, use_full_float32
 from utils.results import (
     EvaluationContext,
     check_results_folder,
@@ -83,6 +81,7 @@ from utils.retrieval_results import retrieve
 from utils.saved_maps import MapsRecorder, read_saved_maps
 from utils.scores import AREA_SIDE, ClipTruth, LocalisationResult
 from utils.tables import headline, render_table, score_table
+from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
 
 logger = logging.getLogger("test")
 

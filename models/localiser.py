@@ -53,6 +53,7 @@ from utils.reports.visualisation import (
     format_peak,
 )
 from utils.reproducibility import pick_device
+from utils.training import pick_device
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -27,7 +27,7 @@ from models.peers import PEERS, ObjectPrior, PeerLocaliser
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
-from utils.reporting import configure_logging, run_command
+from utils.training import configure_logging, run_command
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and of torch.compile
 

@@ -36,9 +36,7 @@ from scripts.ablation_runs import (
 from utils.ablation import AblationRun, gather
 from utils.ablation_tables import render_scores, write_ablation
 from utils.files import lock_folder
-from utils.interruption import Interruption
-from utils.reporting import configure_logging, run_command
-from utils.reproducibility import environment_report, pick_device
+from utils.training import Interruption, configure_logging, environment_report, pick_device, run_command
 
 logger = logging.getLogger("ablate")
 

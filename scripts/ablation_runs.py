@@ -18,7 +18,7 @@ from scripts.compare_models import is_scored
 from utils.ablation import READERS, AblationRun, read_last_epoch, read_summary
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.files import file_sha256
-from utils.interruption import SIGNALS, Interruption
+from utils.training import SIGNALS, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_OPTIONS = ("--output", "--seed", "--resume", "--no-resume", "--dry-run")

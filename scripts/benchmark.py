@@ -28,8 +28,7 @@ from scripts.benchmark_steps import Sizes
 from scripts.benchmark_train import TrainBenchmark, benchmark_train
 from scripts.scaling_model import Machine, ScalingQuestion, TrainingCosts, predict_scaling
 from utils.options import add_group, build
-from utils.reporting import configure_logging, run_command
-from utils.reproducibility import pick_device
+from utils.training import configure_logging, pick_device, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from scripts.benchmark_measure import (
 )
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.reproducibility import use_full_float32
+from utils.training import use_full_float32
 
 BOX = np.array([[0.25, 0.25, 0.75, 0.75]])
 """Of each clip, as fractions of its frame."""

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.loading_speed import synchronise
-from utils.optimisation import Precision
+from utils.training import Precision
 
 SEED = 4
 PEAK_MATRIX_SIDE = {"cpu": 1536, "cuda": 8192}

@@ -14,8 +14,8 @@ from datasets.geometric_transform import GeometricConfig, GeometricTransform
 from models.recipes import SSLTIERecipe
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.benchmark_measure import SEED, arithmetic
-from utils.optimisation import Precision, Stepper, Trainer
-from utils.reproducibility import use_full_float32
+from utils.optimisation import Stepper, Trainer
+from utils.training import Precision, use_full_float32
 
 SCALES = (1.0, 0.5)
 STRIDE = 32

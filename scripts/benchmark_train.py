@@ -44,7 +44,7 @@ from scripts.benchmark_steps import (
     flops_per_sample,
     variants_for,
 )
-from utils.reproducibility import use_full_float32
+from utils.training import use_full_float32
 
 logger = logging.getLogger("benchmark")
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from utils.comparison import write_comparison
 from utils.files import file_sha256
-from utils.reporting import configure_logging, run_command
 from utils.scored_models import distinct_names, read_scored_model
+from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("compare_models")
 

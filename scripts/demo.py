@@ -26,8 +26,7 @@ from models.localiser import Localiser, load_localiser
 from models.localiser import localise_video as write_video_with_heat
 from models.released import PRETRAINED
 from utils.options import Options, option, parse_group
-from utils.reporting import configure_logging, run_command
-from utils.reproducibility import use_full_float32
+from utils.training import configure_logging, run_command, use_full_float32
 
 logger = logging.getLogger("demo")
 

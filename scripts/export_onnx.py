@@ -22,7 +22,7 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, as_float, normalise
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
 from utils.options import parse_group
-from utils.reporting import configure_logging, run_command
+from utils.training import configure_logging, run_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # the oldest that PyTorch's exporter writes without converting

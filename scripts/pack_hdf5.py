@@ -26,7 +26,7 @@ from datasets.clips import BrokenClip, Clip
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import FORMAT, FRAMES, read_row
 from utils.files import BrokenFileError
-from utils.reporting import configure_logging, run_command
+from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("pack_hdf5")
 

@@ -35,7 +35,7 @@ from datasets.lists import find_list
 from datasets.video import FRAME_RATE, VIDEO_SUFFIXES, UnusableVideoError, read_numbered_frames, read_sound
 from utils.files import lock_folder, write_atomically
 from utils.options import Options, add_group, build, option
-from utils.reporting import configure_logging, run_command
+from utils.training import configure_logging, run_command
 
 CLIP_SECONDS = 10  # of VGGSound and Flickr-SoundNet; what lies behind that in a video is not used
 SAMPLE_RATE = 16_000  # Hz

@@ -16,8 +16,8 @@ from datasets.loaders import ClipLoader, build_test_loader
 from models.localiser import Localiser
 from utils.leaks import Leak, find_leak
 from utils.published_lists import KnownLists
-from utils.reproducibility import environment_report
 from utils.results import EvaluationContext
+from utils.training import environment_report
 
 
 class ScoringOptions(Protocol):

@@ -28,7 +28,7 @@ from datasets.lists import find_list
 from scripts.prepare_videos import SAMPLE_RATE, run_in_processes
 from utils.files import BrokenFileError, write_atomically
 from utils.options import Options, add_group, build, option
-from utils.reporting import configure_logging, run_command
+from utils.training import configure_logging, run_command
 
 PROBLEMS = (
     "missing_frame", "missing_sound", "missing_annotation", "unreadable_frame", "unreadable_sound",

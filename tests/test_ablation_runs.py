@@ -27,7 +27,7 @@ from scripts.ablation_runs import (
 )
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.files import file_sha256
-from utils.interruption import Interruption
+from utils.training import Interruption
 
 GRID = Grid("mine", "ssl_tie", (Variant("full"), Variant("plain", ("--no-tri-map",))))
 SCORING = [["localisation", "--benchmark", "vgg_ss", "--data-root", "data"]]

@@ -13,7 +13,8 @@ import main
 import opts
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from scripts.benchmark_steps import Sizes, as_arguments, draw_inputs
-from utils.optimisation import Stepper, autocast
+from utils.optimisation import Stepper
+from utils.training import autocast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -26,10 +26,8 @@ from datasets.clips import AudioVisualClips
 from models.ssl_tie import SSLTIE
 from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
 from utils.files import lock_folder, write_atomically
-from utils.interruption import Interruption
 from utils.optimisation import Trainer
-from utils.reporting import run_command
-from utils.training_run import TrainingRun
+from utils.training import Interruption, TrainingRun, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -249,8 +247,8 @@ def test_a_kill_between_the_two_checkpoints_loses_no_best_epoch(tiny_data, tmp_p
             written.append(path)
             save(path, checkpoint)
 
-        save = sys.modules["utils.training_run"].save_checkpoint
-        patch.setattr("utils.training_run.save_checkpoint", write_one)
+        save = sys.modules["utils.training"].save_checkpoint
+        patch.setattr("utils.training.save_checkpoint", write_one)
         assert main.main(arguments(tiny_data, killed, *words)) == 130
     resume = ["--resume"] if (killed / "last.pth").exists() else []
     assert main.main(arguments(tiny_data, killed, *words, *resume)) == 0
@@ -348,7 +346,7 @@ def test_a_signal_in_the_middle_of_a_message_is_no_error(capfd):
 
 
 def test_ctrl_c_during_start_up(tiny_data, tmp_path, monkeypatch, caplog):
-    with signal_at(monkeypatch, sys.modules["datasets.clip_sets"], "find_files", 1, signal.SIGINT):
+    with signal_at(monkeypatch, sys.modules["datasets.benchmarks"], "find_files", 1, signal.SIGINT):
         assert main.main(arguments(tiny_data, tmp_path / "run")) == 130
     assert "Stopped." in caplog.text
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from models.recipes import SSPLRecipe
 from models.sspl import SSPL, SSPLConfig
 from utils.evaluation.metrics import TruthMaps, consensus_iou
 from utils.evaluation.protocols import PROTOCOLS, predict
-from utils.training_run import TrainingRun
+from utils.training import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,22 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from utils.distributed import local_slice
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-_AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Context in which networks compute in a precision; weights and losses stay float32."""
-    dtype = _AUTOCAST[precision]
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+from utils.training import Precision, autocast
 
 
 class Stepper:

@@ -1,0 +1,481 @@
+"""What surrounds a training: messages and exit statuses, signals, the device, and the folder of the run.
+
+A run's folder holds:
+
+last.pth       after each epoch, and when stopped; --resume goes on from it
+best.pth       the epoch with the best validation score; only when a benchmark is named
+options.json   all options
+missing_clips.txt  listed clips that are not trained on (--allow-missing)
+history.csv    a row per epoch: mean losses, validation scores
+log.txt        the program's messages
+events.*       TensorBoard
+diagnosis.json which clips the last steps saw, when the loss was no longer a number
+.lock          held while a process writes here
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NoReturn, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
+from utils.distributed import average, gather_objects, is_main_process, largest
+from utils.files import check_place, lock_folder, write_atomically
+from utils.reports.visualisation import Square, draw_localisation
+
+logger = logging.getLogger(__name__)
+
+# -------------------------------------------------------------------------- messages, exit statuses
+
+# RuntimeErrors of torch that are no bugs: a pattern in the text, exit status, words for the user.
+EXPLAINED = (
+    (r"DataLoader worker \(pid", 2,
+     "A decoding process died. If memory ran out, lower --workers or --batch-size; after a bus error "
+     "/dev/shm is too small; if a file breaks its decoder, scripts/verify_dataset.sh finds it"),
+    (r"out of memory|can't allocate memory|ALLOC_FAILED|shared memory", 2,
+     "Memory ran out. Lower --batch-size or --workers, or train with --precision bf16"),
+    (r"Connection (closed|reset) by peer", 1,
+     "Another process of this run has ended; its own message says why"),
+)  # fmt: skip
+
+
+class _ProgressBarHandler(logging.Handler):
+    """Writes to standard error without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: the checkpoint that does not fit either says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        del record
+
+
+def configure_logging() -> None:
+    """Send the program's messages to standard error."""
+    handler = _ProgressBarHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; what the user can mend becomes one message and exit status 2.
+
+    Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
+    VSSL_DEBUG=1 shows the other tracebacks as well.
+
+    Args:
+        command: returns an exit status.
+    """
+    debug = bool(os.environ.get("VSSL_DEBUG"))
+    try:
+        return command()
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        logger.error("%s", error, exc_info=debug)
+        return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        logger.error("%s%s", error.strerror or error, where, exc_info=debug)
+        return 2
+    except FloatingPointError as error:
+        logger.error("%s", error)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        kind = "out of memory " if isinstance(error, MemoryError) else ""
+        # Of a worker's death, the cause knows the signal.
+        for line in f"{error.__cause__ or ''}\n{kind}{error}".splitlines():
+            for pattern, status, words in EXPLAINED:
+                if re.search(pattern, line):
+                    logger.error("%s. (%s)", words, line.strip(), exc_info=debug)
+                    return status
+        raise
+    except KeyboardInterrupt:
+        logger.error("Stopped.")
+        return 130
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interruption:
+    """Context in which SIGTERM, SIGUSR1 and Ctrl-C are only noted; a second Ctrl-C stops at once.
+
+    Cluster managers send SIGTERM or SIGUSR1 some time before they end a job. Look at `agreed` after a step.
+    """
+
+    signal_number: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> int | None:
+        """Return the signal that this or another process got, if any; all processes must call it."""
+        return largest(self.signal_number or 0) or None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        message = f"\n{signal.Signals(number).name}: finishing the step, then saving and stopping.\n"
+        # Neither logging nor sys.stderr: the signal may have come in the middle of writing to it, which
+        # then raises an error.
+        with suppress(OSError):
+            os.write(2, message.encode())
+
+
+# ------------------------------------------------------------------------------------------- device
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return a context in which networks compute in a precision; weights and losses stay float32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def use_full_float32(full: bool = True) -> None:
+    """Keep GPUs from rounding float32 products to TF32, which moves scores and losses; False lets them."""
+    torch.backends.cuda.matmul.allow_tf32 = not full
+    torch.backends.cudnn.allow_tf32 = not full
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a device by name; `auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: unknown name, or a GPU is asked for where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: use auto, cpu, cuda or cuda:<number>.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
+            "Use --device cpu, or --device auto to take what is there."
+        )
+    return device
+
+
+def environment_report(device: torch.device) -> dict[str, str]:
+    """Return the versions of all that can move a score, and the device, for result files."""
+    packages = "torch torchvision torchaudio numpy opencv-python-headless pillow soundfile".split()
+    report = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    if device.type == "cuda":
+        return {**report, "device": torch.cuda.get_device_name(device)}
+    return {**report, "device": f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"}
+
+
+# ------------------------------------------------------------------------------------------- folder
+
+
+class TrainingRun:
+    """Where a run stands, and what it leaves on disk.
+
+    Among several processes only the main one writes; the others keep the same account. Use as a context
+    manager from `start` on, which closes the logs and frees the folder.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        """Lock the folder if it is there; nothing is written before `start`.
+
+        Raises:
+            FileExistsError: it holds a run, and resume is not set.
+            FileNotFoundError: it holds none, and resume is set.
+            OSError, ValueError: see `check_place`, `lock_folder`.
+        """
+        self.folder, self.last_path, self.best_path = folder, folder / "last.pth", folder / "best.pth"
+        check_place(folder, f"--output {folder}")
+        self._lock: TextIO | None = None
+        if folder.exists():
+            self._take_folder(resume)
+        elif resume:
+            raise FileNotFoundError(f"Nothing to resume: there is no {self.last_path}.")
+        self.epoch = 0  # finished epochs
+        self.step = 0  # finished steps of the current epoch
+        self.best_score = -1.0  # best validation cIoU@0.5 so far, percent
+        self.history: list[dict[str, float]] = []  # a row per finished epoch
+        self.broken: dict[str, str] = {}  # clip id -> reason, of training clips that cannot be decoded
+        self._sums: dict[str, float] = {}  # of this epoch's losses, by name
+        self._num_summed = 0
+        self._recent: list[
+            tuple[int, tuple[str, ...], dict[str, Tensor]]
+        ] = []  # not read from the device yet
+        self._warned = False  # whether this epoch's diagnosis has been told
+        self._writer: Any = None
+        self._log: logging.Handler | None = None
+        self._thread_hook = threading.excepthook
+
+    def _take_folder(self, resume: bool) -> None:
+        if is_main_process() and self._lock is None:
+            self._lock = lock_folder(self.folder)  # before a look at last.pth, which another might be writing
+        if self.last_path.exists() and not resume:
+            raise FileExistsError(
+                f"{self.last_path} exists: a run lives in this folder. Go on with it "
+                "(--resume), or name another --output."
+            )
+        if resume and not self.last_path.exists():
+            raise FileNotFoundError(
+                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to start anew."
+            )
+
+    def progress(self) -> dict[str, Any]:
+        """Return what resuming needs beside the weights; all processes must call it."""
+        self._log_recent()
+        return {
+            "best_score": self.best_score,
+            "history": self.history,
+            "broken": self.broken,
+            "sums": self._sums,
+            "num_summed": self._num_summed,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where a checkpoint stood."""
+        self.epoch, self.step, progress = checkpoint.epoch, checkpoint.step, checkpoint.progress
+        self.best_score, self.history = progress["best_score"], progress["history"]
+        self.broken, self._sums, self._num_summed = (
+            progress[name] for name in ("broken", "sums", "num_summed")
+        )
+
+    def start(
+        self,
+        options: Mapping[str, Any],
+        *,
+        missing: Sequence[str],
+        steps_per_epoch: int,
+        log_every: int,
+        diagnose: Callable[[Mapping[str, float]], str | None],
+    ) -> None:
+        """Make the folder and open the logs.
+
+        Args:
+            options: of the run, as plain values.
+            missing: listed training clips that are not trained on, with the reason.
+            steps_per_epoch: full batches in an epoch.
+            log_every: steps between two TensorBoard entries.
+            diagnose: mean terms of some steps -> a warning about them, or None.
+        """
+        self.diagnose, self.steps_per_epoch, self.log_every = diagnose, steps_per_epoch, log_every
+        if not is_main_process():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:  # the folder was not there, and others may have made it since
+            self._take_folder(resume=False)
+        for leftover in self.folder.glob(".*.[0-9]*.partial"):  # a killed process was writing it
+            leftover.unlink(missing_ok=True)
+        self._log = _LogFile(self.folder / "log.txt")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log)
+        write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
+        if missing:
+            write_atomically(self.folder / "missing_clips.txt", "\n".join([*missing, ""]).encode())
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - takes a second
+
+        # What TensorBoard's thread cannot write comes up again in this one: no traceback of the thread.
+        threading.excepthook = lambda failure: logger.error("A thread failed: %s", failure.exc_value)
+        self._writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+
+    def __enter__(self) -> "TrainingRun":
+        """Itself."""
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Note in log.txt what ended the run; close the logs and free the folder."""
+        if self._log is not None:
+            if error is not None:
+                words = ("Ended by %s: %s", (type(error).__name__, error))
+                self._log.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, *words, None))
+            logging.getLogger().removeHandler(self._log)
+        for part in (self._writer, self._log, self._lock):
+            try:
+                if part is not None:
+                    part.close()
+            except OSError as failure:
+                logger.warning("The logs in %s are not complete: %s", self.folder, failure)
+        threading.excepthook = self._thread_hook
+
+    @property
+    def global_step(self) -> int:
+        """Steps since the beginning."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def note_broken(self, broken: Sequence[Any]) -> None:
+        """List clips that were skipped because their files could not be decoded: clip_id, reason."""
+        for clip in broken:
+            if clip.clip_id not in self.broken:
+                logger.warning("Skipped %s: %s", clip.clip_id, clip.reason)
+            self.broken[clip.clip_id] = clip.reason
+
+    def note_step(self, loss: Tensor, terms: Mapping[str, Tensor], clip_ids: tuple[str, ...]) -> None:
+        """Count a finished step of these clips: its loss and its terms, scalars by name.
+
+        Raises:
+            FloatingPointError: a loss is not finite; nothing is saved from there on.
+        """
+        self.step += 1
+        self._recent.append((self.step, clip_ids, {"loss": loss.detach(), **terms}))
+        if self.step % self.log_every == 0 or self.step == self.steps_per_epoch:
+            self._log_recent()
+
+    def _log_recent(self) -> None:
+        """Read the values of the steps since the last time; all processes must call it."""
+        recent, self._recent = self._recent, []
+        if not recent:
+            return
+        # Reading the values waits for the device, hence not at each step.
+        names = list(recent[0][2])
+        local = torch.stack([torch.stack([values[name] for name in names]) for _, _, values in recent])
+        rows = average(local).tolist()  # (steps, names)
+        if not all(math.isfinite(row[0]) for row in rows):
+            self._stop_diverged(recent, [row[0] for row in rows], local[:, 0].tolist())
+        totals = {name: sum(row[index] for row in rows) for index, name in enumerate(names)}
+        for name, total in totals.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._num_summed += len(rows)
+        warning = self.diagnose({name: total / len(rows) for name, total in totals.items()})
+        if warning is not None and not self._warned:
+            logger.warning("Epoch %d, step %d: %s", self.epoch + 1, self.step, warning)
+            self._warned = True
+        for name, last in zip(names, rows[-1], strict=True):
+            self._add("scalar", f"train/{name}", last)
+
+    def _stop_diverged(self, recent: Sequence[Any], means: list[float], own_losses: list[float]) -> NoReturn:
+        """Write diagnosis.json with the losses and clips of the steps up to the first bad one, and raise."""
+        bad = next(index for index, loss in enumerate(means) if not math.isfinite(loss))
+        first, clips = recent[bad][:2]
+        own = [
+            {"step": number, "loss": repr(loss), "clips": clip_ids}
+            for (number, clip_ids, _), loss in zip(recent[: bad + 1], own_losses, strict=False)
+        ]
+        diagnosis = {
+            "epoch": self.epoch + 1,
+            "first_bad_step": first,
+            "mean_losses": {step[0]: repr(loss) for step, loss in zip(recent, means, strict=True)},
+            "steps_by_process": gather_objects([own]),
+        }
+        path = self.folder / "diagnosis.json"
+        if is_main_process():
+            write_atomically(path, json.dumps(diagnosis, indent=2).encode() + b"\n")
+        raise FloatingPointError(
+            f"The loss is no longer a finite number: epoch {self.epoch + 1}, step {first}, clips "
+            f"{', '.join(clips[:5])}{' …' if len(clips) > 5 else ''}; all of them, and the steps before, are "
+            f"in {path}. {self._last_good_state()}"
+        )
+
+    def _last_good_state(self) -> str:
+        return f"{self.last_path} holds the last good state, if one was saved; try a lower learning rate."
+
+    def _add(self, kind: str, name: str, value: Any, **settings: Any) -> None:  # noqa: ANN401 - as TensorBoard
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, f"add_{kind}")(name, value, self.global_step, **settings)
+        except OSError as error:  # of its thread, some time ago; names no file
+            words = f"TensorBoard's log cannot be written: {error.strerror}"
+            raise OSError(error.errno, words, str(self.folder)) from error
+
+    def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
+        """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
+        for index, (frame, similarity_map) in enumerate(zip(frames, maps, strict=True)):
+            picture = draw_localisation(frame, similarity_map, Square())
+            self._add("image", f"train/overlay_{index}", picture, dataformats="HWC")
+
+    def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
+        """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far.
+
+        Args:
+            scores: of the validation, by name; None without one.
+
+        Raises:
+            ValueError: no step could be made, as no clip can be decoded.
+        """
+        self._log_recent()
+        for broken in gather_objects([self.broken]):
+            self.broken |= broken
+        if self._num_summed == 0:
+            raise ValueError(
+                f"No step of epoch {self.epoch + 1} could be made: {len(self.broken)} clips cannot "
+                f"be decoded, first: {next(iter(self.broken.values()), 'none')}"
+            )
+        row: dict[str, float] = {"epoch": self.epoch + 1}
+        row |= {name: total / self._num_summed for name, total in self._sums.items()}
+        row["broken_clips"] = len(self.broken)
+        for name, score in (scores or {}).items():
+            row[f"validation_{name}"] = score
+            self._add("scalar", f"validation/{name}", score)
+        is_best = row.get("validation_ciou_at_0.5", -1.0) > self.best_score
+        if is_best:
+            self.best_score = row["validation_ciou_at_0.5"]
+        self.history.append(row)
+        logger.info("Finished %s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums, self._num_summed, self._warned = {}, 0, False
+        if is_main_process():
+            import pandas as pd  # noqa: PLC0415 - takes a second
+
+            table = pd.DataFrame(self.history).to_csv(index=False)
+            write_atomically(self.folder / "history.csv", table.encode())
+        return is_best
+
+    def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Refuse weights that no run can go on from, before they are scored or saved.
+
+        A step's loss is that before the step, so that it does not show what the step has done.
+
+        Raises:
+            FloatingPointError: a number is not finite.
+        """
+        self._log_recent()  # a loss that is not finite is found here, and says more
+        broken = find_non_finite(state_dict)
+        if broken:
+            raise FloatingPointError(
+                f"The weights are no longer finite numbers after {self.epoch} epochs and "
+                f"{self.step} steps: {len(broken)} tensors, first {broken[0]}. Nothing is saved. "
+                f"{self._last_good_state()}"
+            )
+
+    def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
+        """Write last.pth, and best.pth where the epoch is the best on a benchmark's clips.
+
+        Args:
+            checkpoint: of now.
+            best_on: the benchmark and its clips; None if the epoch is not the best.
+        """
+        if best_on is not None:
+            checkpoint.selection = {"kind": "best", **best_on}
+            # First: last.pth knows the best score, so that after a crash between the two best.pth would
+            # never catch up.
+            save_checkpoint(self.best_path, checkpoint)
+        checkpoint.selection = {"kind": "last"}
+        save_checkpoint(self.last_path, checkpoint)

@@ -52,7 +52,6 @@ from utils.reports.visualisation import (
     find_peak,
     format_peak,
 )
-from utils.reproducibility import pick_device
 from utils.training import pick_device
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

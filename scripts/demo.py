@@ -17,13 +17,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.frames import FRAME_SUFFIXES, read_frame_size
 from models.localiser import Localiser, load_localiser
-from models.localiser import localise_video as write_video_with_heat
+from models.localiser import localise_video as write_heat_video
 from models.released import PRETRAINED
 from utils.options import Options, option, parse_group
 from utils.training import configure_logging, run_command, use_full_float32
@@ -35,12 +36,14 @@ TITLE = "Visual sound source localisation"
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 MAX_MEGAPIXELS = 25  # of a picture
 HOUR = 3600  # seconds after which uploads and results are removed
+WEIGHTS = (".pth", ".pt", ".tar")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Nothing is reported, fetched or shared, whatever the user's own settings of the libraries are.
 SETTINGS = {
     "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "GRADIO_ALLOWED_PATHS": "",
     "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
 }  # fmt: skip
+CLOSED = ("share", "inbrowser", "enable_monitoring", "run_history", "mcp_server", "ssr_mode", "pwa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +74,10 @@ class DemoOptions(Options):
     def models(self) -> dict[str, Path]:
         """Files that may hold a localiser, and SSPL's results folders, by the name to show."""
         encoders = {row.file_name for row in PRETRAINED.values()}
-        models = {}
-        for path in sorted(self.checkpoints.glob("*")):
-            is_file = path.is_file() and path.name.endswith((".pth", ".pt", ".tar"))
-            if (is_file and path.name not in encoders) or (path / "sound_best.pth").is_file():
-                models[path.name] = path.resolve()
+        files = [path for path in sorted(self.checkpoints.glob("*")) if path.name not in encoders]
+        files = [path for path in files if path.name.endswith(WEIGHTS) or (path / "sound_best.pth").is_file()]
         of_runs = sorted(path for path in self.runs.glob("*/*") if path.name in ("best.pth", "last.pth"))
-        return models | {f"{path.parent.name}/{path.name}": path.resolve() for path in of_runs}
+        return {path.name: path for path in files} | {f"{p.parent.name}/{p.name}": p for p in of_runs}
 
 
 def copy_examples(source: Path | None, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -86,28 +86,28 @@ def copy_examples(source: Path | None, folder: Path) -> tuple[list[list[str]], l
     Raises:
         ValueError: a folder was named, and holds neither.
     """
-    if source is None:
-        sets = (ROOT / "data" / name for name in ("stamps-small", "stamps-full"))
-        source = next((path for path in sets if (path / "stamps.json").is_file()), None)
-        if source is None:
-            return [], []
+    quickstart = ROOT / "data" / "stamps-small"
+    if source is None and not (quickstart / "stamps.json").is_file():
+        return [], []
+    source = source or quickstart
+    patterns = ["*"]
     if (source / "stamps.json").is_file():
-        test, clips = source / "VGGSound_test", (source / "test.txt").read_text().split()[:4]
-        pairs = [(test / "frame" / f"{clip}.jpg", test / "audio" / f"{clip}.wav") for clip in clips]
-        videos = []
-    else:
-        files = sorted(path for path in source.glob("*") if path.is_file())
-        sounds = {path.stem: path for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
-        pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
-        pairs = [(path, sounds[path.stem]) for path in pictures if path.stem in sounds]
-        videos = [(path,) for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos and not pairs:
+        clips = (source / "test.txt").read_text().split()[:4]
+        patterns = [f"VGGSound_test/*/{clip}.*" for clip in clips]
+    files = [path for pattern in patterns for path in sorted(source.glob(pattern)) if path.is_file()]
+    sounds = {path.stem: path for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
+    pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES and path.stem in sounds]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos and not pictures:
         raise ValueError(
             f"--examples: {source} holds neither a video ({', '.join(VIDEO_SUFFIXES)}), nor a picture and a "
             "sound of the same name, nor a stamps set."
         )
-    copies = [[[str(shutil.copy(path, folder)) for path in one] for one in kind] for kind in (videos, pairs)]
-    return copies[0], copies[1]
+
+    def copy(*paths: Path) -> list[str]:
+        return [str(shutil.copy(path, folder)) for path in paths]
+
+    return [copy(video) for video in videos], [copy(p, sounds[p.stem]) for p in pictures]
 
 
 @lru_cache(maxsize=2)  # as many as are compared
@@ -125,9 +125,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         uploads: folder of uploads and results.
         examples: folder to copy the examples into.
     """
-    import gradio as gr  # noqa: PLC0415 - it reads its settings from the environment now
+    gr: Any = import_module("gradio")  # not above: it reads its settings from the environment now
 
-    def refusal(words: str) -> gr.Error:
+    def refusal(words: str) -> Exception:
         return gr.Error(words, print_exception=False)
 
     def uploads_only(component: Any) -> Any:  # noqa: ANN401 - a component of Gradio
@@ -142,14 +142,12 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         component.async_move_resource_to_block_cache = checked
         return component
 
-    def localise(
-        first: str, second: str, files: list[str], work: Callable[..., str], suffix: str
-    ) -> list[Any]:
+    def localise(names: list[str], files: list[str], suffix: str, work: Callable[..., str]) -> list[Any]:
         """Let `work` write one result a model; return the words, two outputs and the CSV files."""
-        words: list[str] = []
-        outputs: list[Any] = []
+        if None in files or not names:
+            raise refusal("Upload or record first, or take one of the examples, and choose a model.")
+        words, shown = [], []
         peaks: list[str] = []
-        names = [first] if second in ("none", first) else [first, second]
         for place, name in enumerate(names):
             if name not in options.models:
                 raise refusal(f"There is no model {name!r} any more. Choose another one.")
@@ -165,52 +163,35 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 for path in (*map(Path, files), model, output):
                     reason = reason.replace(f"{path.parent}{os.sep}", "")
                 raise refusal(reason) from error
-            outputs.append(gr.update(value=str(output), label=name, visible=True))
+            shown.append(gr.update(value=str(output), label=name, visible=True))
             peaks += map(str, output.parent.glob("*.csv"))
-        outputs += [gr.update(value=None, visible=False)] * (2 - len(outputs))
-        return ["\n\n".join(words), *outputs, peaks]
+        shown += [gr.update(value=None, visible=False)] * (2 - len(names))
+        return ["\n\n".join(words), *shown, peaks]
 
-    def localise_video(
-        video: str | None, first: str, second: str, box: bool, smoothing: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for this default
-    ) -> list[Any]:  # fmt: skip
-        if video is None:
-            raise refusal("Upload or record a video first, or take one of the examples.")
-
+    # Gradio looks for progress among the defaults.
+    def localise_video(names, box, video, smoothing, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
         def work(localiser: Localiser, output: Path, begin: float, share: float) -> str:
             def show(done: int, expected: int | None) -> None:
                 progress(begin + share * (min(1.0, done / expected) if expected else 0.5))
 
-            limit = options.max_seconds
-            result = write_video_with_heat(
-                localiser,
-                Path(video),
-                output,
-                box=box,
-                on_progress=show,
-                smoothing=smoothing,
-                max_seconds=limit,
-            )
+            drawing = {"box": box, "smoothing": smoothing, "max_seconds": options.max_seconds}
+            result = write_heat_video(localiser, Path(video), output, on_progress=show, **drawing)
+            result.contact_sheet.unlink()
             words = f"{result.frames} frames, {result.seconds:.1f} s"
-            if result.seconds > limit - 1:
-                words += f"; the demo localises the first {limit:g} s"
+            if result.seconds > options.max_seconds - 1:
+                words += f"; the demo localises the first {options.max_seconds:g} s"
             if result.silent_frames:
                 words += f"; {result.silent_frames} frames without sound, on which nothing is drawn"
             return words
 
-        return localise(first, second, [video], work, ".mp4")
+        return localise(names, [video], ".mp4", work)
 
-    def localise_picture(
-        picture: str | None, sound: str | None, first: str, second: str, box: bool
-    ) -> list[Any]:
-        if picture is None or sound is None:
-            raise refusal("Give a picture and a sound first, or take one of the examples.")
-
+    def localise_picture(names, box, picture, sound):  # noqa: ANN001, ANN202
         def work(localiser: Localiser, output: Path, *_: float) -> str:
             width, height = read_frame_size(Path(picture))
             if width * height > MAX_MEGAPIXELS * 10**6:
                 raise ValueError(
-                    f"The picture has {width} x {height} pixels; at most {MAX_MEGAPIXELS} million."
+                    f"It has {width} x {height} pixels; at most {MAX_MEGAPIXELS} million are taken."
                 )
             heat = localiser(picture, sound)
             heat.save(output, box=box)
@@ -218,28 +199,22 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 return "the sound is silent, nothing is drawn" if heat.map is None else "no peak"
             return f"peak at x {heat.peak.x:.0f}, y {heat.peak.y:.0f}, similarity {heat.peak.similarity:.3f}"
 
-        return localise(first, second, [picture, sound], work, ".png")[:-1]
-
-    def refresh() -> list[Any]:
-        return [gr.update(choices=[*options.models]), gr.update(choices=["none", *options.models])]
+        return localise(names, [picture, sound], ".png", work)[:-1]
 
     videos, pairs = copy_examples(options.examples, examples)
-    names = [*options.models]
-    camera: dict[str, Any] = {"webcam_options": gr.WebcamOptions(mirror=False)}
-    drawn: dict[str, Any] = {"label": "Heat map", "interactive": False, "height": 380}
-    shown: list[Any]
+    camera = {"sources": ["upload", "webcam"], "webcam_options": gr.WebcamOptions(mirror=False)}
+    heat: dict[str, Any] = {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
         gr.Markdown(f"# {TITLE}\nWhere in the picture does the sound come from?")
         with gr.Row():
-            first = gr.Dropdown(names, value=names[0], label="Model", elem_id="first_model")
-            second = gr.Dropdown(["none", *names], value="none", label="Compare with", elem_id="second_model")
+            names = [*options.models]
+            two = {"multiselect": True, "max_choices": 2, "label": "Model, or two to compare"}
+            models = gr.Dropdown(names, value=names[:1], elem_id="models", **two)
             box = gr.Checkbox(label="Box around the hottest region")
+        page.load(lambda: gr.update(choices=[*options.models]), outputs=models, api_name=False)
         with gr.Tab("Video"), gr.Row():
             with gr.Column():
-                camera |= {"sources": ["upload", "webcam"]}
-                video = gr.Video(
-                    label="Video with sound", include_audio=True, elem_id="video_input", **camera
-                )
+                video = uploads_only(gr.Video(label="Video with sound", elem_id="video_input", **camera))
                 smoothing = gr.Slider(0, 2, value=0, step=0.1, label="Smoothing over time, seconds")
                 button = gr.Button("Localise", variant="primary", elem_id="localise_video")
                 if videos:
@@ -247,29 +222,23 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
             with gr.Column():
                 words = gr.Markdown(elem_id="video_words")
                 with gr.Row():
-                    drawn |= {"buttons": ["download"]}
-                    shown = [gr.Video(elem_id="video_first", **drawn)]
-                    shown += [gr.Video(elem_id="video_second", visible=False, **drawn)]
-                peaks = gr.Files(label="Positions of the peak (CSV)", elem_id="video_peaks")
-        inputs = [uploads_only(video), first, second, box, smoothing]
-        button.click(localise_video, inputs, [words, *shown, peaks], api_name="localise_video")
+                    first = gr.Video(elem_id="video_first", **heat)
+                    second = gr.Video(elem_id="video_second", visible=False, **heat)
+                peaks = gr.Files(label="Positions of the peak (CSV)")
+            button.click(localise_video, [models, box, video, smoothing], [words, first, second, peaks])
         with gr.Tab("Picture and sound"), gr.Row():
             with gr.Column():
-                camera |= {"sources": ["upload", "webcam", "clipboard"]}
-                picture = gr.Image(label="Picture", type="filepath", elem_id="picture_input", **camera)
-                sound = gr.Audio(label="Sound", type="filepath", elem_id="sound_input")
-                button = gr.Button("Localise", variant="primary", elem_id="localise_picture")
+                picture = uploads_only(gr.Image(type="filepath", elem_id="picture_input", **camera))
+                sound = uploads_only(gr.Audio(label="Sound", type="filepath"))
+                button = gr.Button("Localise", variant="primary")
                 if pairs:
                     gr.Examples(pairs, [picture, sound], cache_examples=False)
             with gr.Column():
-                words = gr.Markdown(elem_id="picture_words")
+                words = gr.Markdown()
                 with gr.Row():
-                    drawn |= {"type": "filepath", "format": "png", "buttons": ["download", "fullscreen"]}
-                    shown = [gr.Image(elem_id="picture_first", **drawn)]
-                    shown += [gr.Image(elem_id="picture_second", visible=False, **drawn)]
-        inputs = [uploads_only(picture), uploads_only(sound), first, second, box]
-        button.click(localise_picture, inputs, [words, *shown], api_name="localise_picture")
-        page.load(refresh, outputs=[first, second], api_name=False)  # type: ignore[arg-type]
+                    first = gr.Image(type="filepath", format="png", **heat)
+                    second = gr.Image(type="filepath", format="png", visible=False, **heat)
+            button.click(localise_picture, [models, box, picture, sound], [words, first, second])
     page.queue(max_size=options.max_waiting, default_concurrency_limit=1)
     _, address, _ = page.launch(
         server_name=options.host,
@@ -282,9 +251,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         footer_links=[],
         css="#video_input video, #picture_input img { max-height: 380px; }",
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        **dict.fromkeys(
-            ("share", "inbrowser", "enable_monitoring", "run_history", "mcp_server", "ssr_mode", "pwa"), False
-        ),
+        **dict.fromkeys(CLOSED, False),
     )
     return page, address
 
@@ -306,11 +273,9 @@ def serve(options: DemoOptions) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     if options.host not in LOOPBACK:
-        logger.warning(
-            "%s: everyone who reaches this computer can use the page without a password.", options.host
-        )
-    paths = ("checkpoints", "runs", "examples")
-    absolute = {name: path.resolve() for name in paths if (path := getattr(options, name)) is not None}
+        logger.warning("%s: who reaches this computer can use the page, without password.", options.host)
+    folders = [name for name in ("checkpoints", "runs", "examples") if getattr(options, name) is not None]
+    paths = {name: getattr(options, name).resolve() for name in folders}
     use_full_float32()
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
         uploads, examples = Path(name).resolve() / "uploads", Path(name).resolve() / "examples"
@@ -320,7 +285,7 @@ def serve(options: DemoOptions) -> int:
         no_proxy = ",".join(filter(None, [own_proxy, *LOOPBACK]))
         os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(uploads), NO_PROXY=no_proxy, no_proxy=no_proxy)
         os.chdir(name)  # Gradio may read from the working folder
-        page, address = launch_page(replace(options, **absolute), uploads, examples)
+        page, address = launch_page(replace(options, **paths), uploads, examples)
         sys.stdout.write(f"Open {address}  (Ctrl-C ends it)\n")
         sys.stdout.flush()
         stopped.wait()

@@ -11,14 +11,13 @@ from torch import nn
 
 import main
 import opts
+from datasets.geometric_transform import GeometricTransform
 from models.ssl_tie import SSLTIE, SSLTIEConfig
-from scripts.benchmark_steps import Sizes, as_arguments, draw_inputs
 from utils.optimisation import Stepper
 from utils.training import autocast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-SIZES = Sizes(batch_size=6, frame_size=64, mel_bins=33, spectrogram_frames=48)
 TINY = (
     "--frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 --time-mask 2 "
     "--frequency-mask 2 --batch-size 4 --workers 0 --device cpu --pictures 0 --log-every 1"
@@ -35,13 +34,21 @@ def build_model():
 
 @pytest.fixture(scope="module")
 def inputs():
-    return draw_inputs(SIZES, 1.0, CPU)
+    generator = torch.Generator().manual_seed(4)
+    frames = torch.randn(6, 3, 64, 64, generator=generator)
+    transform = GeometricTransform(tuple(range(-15, 15, 5)), scale=1.0, flip=True, frame_size=64)
+    return {
+        "frames": frames,
+        "log_mel_spectrogram": torch.randn(6, 1, 33, 48, generator=generator),
+        "transformed_frames": transform.warp_frames(frames),
+        "transform": transform.warp_maps,
+    }
 
 
 def loss_and_state(model, inputs, precision="fp32"):
     """Loss, gradients and running statistics of one forward and backward."""
     with autocast(CPU, precision):
-        loss = model(**as_arguments(inputs)).loss
+        loss = model(**inputs).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return loss.detach(), gradients, dict(model.named_buffers())

@@ -5,10 +5,11 @@ To add a data set, add a row to DATA_SETS: the choices of the programs' options 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datasets.annotations import (
+    Boxes,
     SoundedFrame,
     consensus_map,
     read_flickr_xml,
@@ -27,14 +29,11 @@ from datasets.annotations import (
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
-from datasets.hdf5 import Source, Split, authors_files, packed_files, read_authors, read_packed
+from datasets.hdf5 import Source, Split, StoredClips, authors_files, packed_files, read_authors, read_packed
 from datasets.lists import ClipList, find_list, ids_sha256, name_cut, split_pair
 from utils.files import BrokenFileError
 
 logger = logging.getLogger(__name__)
-
-Boxes = NDArray[np.float64]
-"""(N, 4) fractions of the frame."""
 
 # ------------------------------------------------------------------------------- one row a data set
 
@@ -252,27 +251,10 @@ class ClipFiles:
     """False: HDF5 files without ids; they are row numbers"""
 
     @property
-    def annotated(self) -> frozenset[str] | None:
+    def annotated(self) -> Set[str] | None:
         """Ids of the clips with boxes or a mask; None: the data set has neither."""
         annotations = self.masks if self.boxes is None else self.boxes
-        return None if annotations is None else frozenset(annotations)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """One way in which a data set is there: folders, a packed file, or the SSPL authors' files."""
-
-    root: Path
-    folders: Folders | None = None
-    packed: Sequence[Path] = ()
-    authors: Sequence[Path] = ()
-
-    def __str__(self) -> str:
-        """For messages."""
-        if self.folders:
-            return f"the folders {self.folders.frames}/ and so on in {self.root}"
-        files = self.packed or self.authors
-        return f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
+        return None if annotations is None else annotations.keys()
 
 
 def find_files(
@@ -295,33 +277,27 @@ def find_files(
     if annotations is not None and row.read_json is None:
         taking = [name for name in BENCHMARKS if DATA_SETS[name].read_json]
         raise ValueError(f"--annotations takes the JSON of {', '.join(taking)}; {dataset} has no such file.")
-    place = _find_place(row, data_root)
-    root, folders = place.root, place.folders
-    if folders is not None and folders.masks:
-        return _list_video_frames(root, folders, folders.masks)
-    boxes: Mapping[str, Callable[[], Boxes]] | None = None
-    ids_known = True
+    place, root, content = _find_place(dataset, row, data_root, listed)
+    if isinstance(content, Folders) and content.masks:
+        return _list_video_frames(root, content, content.masks)
     frames: Mapping[str, Source]
     sounds: Mapping[str, Source]
-    if folders is not None:
-        frames, sounds, expected = _list_folders(root, folders)
+    boxes: Mapping[str, Callable[[], Boxes]] | None = None
+    ids_known, box_folders = True, [folders.boxes for folders in row.folders if folders.boxes]
+    if isinstance(content, Folders):
+        frames, sounds, expected = _list_folders(root, content)
+        box_folders = [content.boxes] if content.boxes else []
     else:
         if row.why_not_packed:
             raise ValueError(f"{row.title}: {place} is there, but {row.why_not_packed}.")
-        if place.packed:
-            stored = read_packed(place.packed, dataset)
-        else:
-            assert row.split is not None, "only then are the authors' files looked for"
-            stored = read_authors(place.authors, row.split, listed)
+        stored = content()
         frames, sounds, ids_known = stored.frames, stored.sounds, stored.ids_known
         boxes = _as_readers(stored.boxes)
         expected = dict.fromkeys(("frame", "audio", "annotation"), f"a row for <id> in {place}")
-
     if boxes is None and row.read_xml is not None:
-        names = [f.boxes for f in (row.folders if folders is None else (folders,)) if f.boxes]
-        expected["annotation"] = str(root / names[0] / "<id>.xml")
-        for xml in (_xml_readers(row, root / name) for name in names):
-            boxes = boxes or xml
+        expected["annotation"] = str(root / box_folders[0] / "<id>.xml")
+        for name in box_folders:
+            boxes = boxes or _xml_readers(row, root / name)
     in_place = root / row.boxes_json if row.boxes_json and boxes is None else None
     if annotations is None and in_place is not None and (in_place.is_file() or row.read_xml is None):
         annotations = in_place
@@ -329,10 +305,53 @@ def find_files(
         items = _read_json(row, annotations)
         boxes = _as_readers({i: item.bounding_boxes for i, item in items.items()})
         expected["annotation"] = f"{annotations} with an entry <id>"
-        if folders is not None:  # an item's frame and sound may have names of their own
+        if isinstance(content, Folders):  # an item's frame and sound may have names of their own
             frames = {i: frames[item.frame_name] for i, item in items.items() if item.frame_name in frames}
             sounds = {i: sounds[item.sound_name] for i, item in items.items() if item.sound_name in sounds}
     return ClipFiles(frames, sounds, expected, boxes, ids_known=ids_known)
+
+
+def _find_place(
+    dataset: str, row: DataSet, data_root: Path, listed: Sequence[str] | None
+) -> tuple[str, Path, Folders | Callable[[], StoredClips]]:
+    """Return the one way in which a data set is there: in words, its root, and what is in it."""
+    ways: list[tuple[str, Path, Folders | Callable[[], StoredClips]]] = []
+    roots = [data_root / name for name in row.roots]
+    for root, folders in product(roots, row.folders):
+        if (root / folders.frames).is_dir() and any((root / name).is_dir() for name in folders.sounds):
+            ways.append((f"the folders {folders.frames}/ and so on in {root}", root, folders))
+            break
+    for root in roots:
+        if files := [data_root] if data_root.is_file() else packed_files(root):
+            ways.append((_words(files), files[0].parent, partial(read_packed, files, dataset)))
+            break
+    deeper = ["", SSPL_TEST_FOLDER] if row.split == "test" else [""]
+    for root, name in product(roots, deeper):
+        if row.split and (files := authors_files(root / name, row.split)):
+            ways.append((_words(files), root, partial(read_authors, files, row.split, listed)))
+            break
+    if len(ways) > 1:
+        raise ValueError(
+            f"{row.title}: {data_root} holds them in several ways: {'; '.join(way[0] for way in ways)}. "
+            "Expected one; name a folder that holds only what you want to use."
+        )
+    if ways:
+        return ways[0]
+    content = "it does not exist"
+    if data_root.is_dir():
+        names = sorted(path.name for path in data_root.iterdir())
+        content = f"it holds: {', '.join(names[:10]) or 'nothing'}"
+    first = row.folders[0]
+    no_packed = "" if row.why_not_packed else ", no clips.h5"
+    no_authors = f" and no h5py_{row.split}_frames.h5" if row.split else ""
+    raise FileNotFoundError(
+        f"{row.title}: no folders {first.frames}/ and {'|'.join(first.sounds)}/{no_packed}{no_authors}"
+        f" in {data_root} or its sub-folder {row.roots[-1]}/ ({content}). See docs/data.md for the layouts."
+    )
+
+
+def _words(files: Sequence[Path]) -> str:
+    return f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
 
 
 def _as_readers(boxes: Mapping[str, Boxes] | None) -> dict[str, Callable[[], Boxes]] | None:
@@ -346,61 +365,20 @@ def _xml_readers(row: DataSet, folder: Path) -> dict[str, Callable[[], Boxes]] |
     return {i: partial(row.read_xml, path) for i, path in files.items()} or None
 
 
-def _find_place(row: DataSet, data_root: Path) -> _Place:
-    if data_root.is_file():
-        return _Place(data_root.parent, packed=(data_root,))
-    roots = [data_root / name for name in row.roots]
-    folders = [_Place(root, f) for root in roots for f in row.folders if _are_there(root, f)]
-    packed = [_Place(root, packed=files) for root in roots if (files := packed_files(root))]
-    authors = []
-    if row.split:
-        deeper = [root / SSPL_TEST_FOLDER for root in roots] if row.split == "test" else []
-        for folder in (*roots, *deeper):
-            if files := authors_files(folder, row.split):
-                root = folder if folder in roots else folder.parents[1]
-                authors.append(_Place(root, authors=files))
-    places = [way[0] for way in (folders, packed, authors) if way]
-    if len(places) > 1:
-        raise ValueError(
-            f"{row.title}: {data_root} holds them in several ways: "
-            f"{'; '.join(map(str, places))}. Expected one; name a folder that holds only what you "
-            "want to use."
-        )
-    if places:
-        return places[0]
-    existing = sorted(path.name for path in data_root.iterdir()) if data_root.is_dir() else None
-    content = "it does not exist"
-    if existing is not None:
-        content = f"it holds: {', '.join(existing[:10]) or 'nothing'}"
-    first = row.folders[0]
-    no_packed = "" if row.why_not_packed else ", no clips.h5"
-    no_authors = f" and no h5py_{row.split}_frames.h5" if row.split else ""
-    raise FileNotFoundError(
-        f"{row.title}: no folders {first.frames}/ and {'|'.join(first.sounds)}/{no_packed}{no_authors}"
-        f" in {data_root} or its sub-folder {row.roots[-1]}/ ({content}). See docs/data.md for "
-        "the layouts."
-    )
-
-
-def _are_there(root: Path, folders: Folders) -> bool:
-    return (root / folders.frames).is_dir() and any((root / name).is_dir() for name in folders.sounds)
-
-
 def _list_folders(root: Path, folders: Folders) -> tuple[dict[str, Path], dict[str, Path], dict[str, str]]:
     """Return frames, sounds, and the patterns of their places."""
-    audio_folders = [root / name for name in folders.sounds if (root / name).is_dir()]
+    pattern = f"<id>/{folders.frame_name}" if folders.frame_name else "<id>.jpg"
     if folders.frame_name:
-        pattern = f"<id>/{folders.frame_name}"
         frames = {entry.name: entry / folders.frame_name for entry in (root / folders.frames).iterdir()}
     else:
-        pattern = "<id>.jpg"
         frames = files_by_id([root / folders.frames], FRAME_SUFFIXES)
+    sound_folders = [root / name for name in folders.sounds if (root / name).is_dir()]
     suffixes = ",".join(suffix[1:] for suffix in AUDIO_SUFFIXES)
     expected = {
         "frame": str(root / folders.frames / pattern),
-        "audio": str(audio_folders[0] / f"<id>.{{{suffixes}}}"),
+        "audio": str(sound_folders[0] / f"<id>.{{{suffixes}}}"),
     }
-    return frames, files_by_id(audio_folders, AUDIO_SUFFIXES), expected
+    return frames, files_by_id(sound_folders, AUDIO_SUFFIXES), expected
 
 
 def files_by_id(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
-"""Boxes from XML and JSON, and the ground-truth maps that they make."""
+"""Boxes, masks and classes from files, and the ground-truth maps that they make."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -7,8 +8,18 @@ import warnings
 import numpy as np
 import pytest
 from golden_inputs import arrays, records
+from PIL import Image
 
-from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_json, read_vgg_ss_xml
+from datasets.annotations import (
+    consensus_map,
+    mask_map,
+    read_flickr_xml,
+    read_labels,
+    read_mask,
+    read_vgg_ss_json,
+    read_vgg_ss_xml,
+)
+from datasets.frames import FrameGeometry
 from utils.files import BrokenFileError
 
 FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
@@ -48,12 +59,6 @@ def test_golden_ground_truth(tmp_path, benchmark, name):
     assert ours.dtype == np.float32 and ours.shape == (224, 224)
     assert np.array_equal(ours, theirs) == (name not in WRAPPED[benchmark])
     assert (224 * boxes <= -1).any() == (name in WRAPPED[benchmark])
-
-
-def test_golden_names_are_the_files():
-    assert len(NAMES) == 60
-    for benchmark in FORMATS:
-        assert set(records("evaluation")["xml"][benchmark]) == set(NAMES)
 
 
 # ---------------------------------------------------------------------------------- XML shapes
@@ -291,20 +296,6 @@ def test_consensus_map_equals_a_slow_loop(annotators_needed, size):
             assert actual.dtype == np.float32
 
 
-def test_rows_are_y_and_the_upper_end_is_excluded():
-    ground_truth = consensus_map(np.array([[0.25, 0.5, 0.75, 0.625]]), annotators_needed=1, size=8)
-    expected = np.zeros((8, 8))
-    expected[4, 2:6] = 1
-    np.testing.assert_array_equal(ground_truth, expected)
-
-
-def test_boxes_beyond_the_frame_are_cut():
-    beyond = consensus_map(np.array([[-5.0, 0.5, 1e9, 2.0]]), annotators_needed=1)
-    within = consensus_map(np.array([[0.0, 0.5, 1.0, 1.0]]), annotators_needed=1)
-    np.testing.assert_array_equal(beyond, within)
-    assert beyond.sum() == 112 * 224
-
-
 def test_votes_count_up_to_a_full_one():
     boxes = np.array([[0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.25, 0, 0.5, 1]])
     row = consensus_map(boxes, annotators_needed=2, size=8)[3]
@@ -313,8 +304,189 @@ def test_votes_count_up_to_a_full_one():
     assert row.tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_the_callers_boxes_are_left_alone():
-    boxes = np.array([[-0.5, 0.0, 2.0, 1.0]])
-    before = boxes.copy()
-    consensus_map(boxes, annotators_needed=1)
-    np.testing.assert_array_equal(boxes, before)
+# ------------------------------------------------------------------------------------------ masks
+
+OBJECT = np.zeros((5, 7), bool)
+OBJECT[1:3, 2:6] = True
+OBJECT[4, 0] = True
+
+
+def palette_picture():
+    """Index 0 is white and 1 is black: what counts is the colour."""
+    picture = Image.fromarray(np.where(OBJECT, 0, 1).astype(np.uint8))
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    return picture
+
+
+def one_channel(channel, mode="RGB"):
+    values = np.zeros((*OBJECT.shape, len(mode)), np.uint8)
+    values[..., channel] = 9 * OBJECT
+    if mode[-1] == "A":
+        values[..., -1] = 255
+    return Image.fromarray(values, mode)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(OBJECT),
+        Image.fromarray(OBJECT.astype(np.uint8)),
+        Image.fromarray(255 * OBJECT.astype(np.uint8)),
+        Image.fromarray(300 * OBJECT.astype(np.uint16)),
+        palette_picture(),
+        one_channel(0),
+        one_channel(2),
+        one_channel(1, "RGBA"),
+        one_channel(0, "LA"),
+    ],
+    ids=["1", "L of 1", "L of 255", "16 bits", "palette", "red", "blue", "opaque", "grey, opaque"],
+)
+def test_all_that_is_not_black_is_the_object(picture, tmp_path):
+    picture.save(tmp_path / "mask.png")
+    found = read_mask(tmp_path / "mask.png")
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, OBJECT)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_broken_mask_is_named(tmp_path, content):
+    path = tmp_path / "mask.png"
+    path.write_bytes(content)
+    with pytest.raises(BrokenFileError, match=r"mask\.png"):
+        read_mask(path)
+
+
+def test_a_mask_that_breaks_off_is_named(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(BrokenFileError, match=r"mask\.png"):
+        read_mask(path)
+
+
+def nearest(mask, height, width):
+    """The slow way: the pixel below the centre of each new one."""
+    rows, columns = mask.shape
+    return np.array(
+        [
+            [mask[int((y + 0.5) * rows / height), int((x + 0.5) * columns / width)]
+             for x in range(width)]
+            for y in range(height)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("map_size", [8, 16, 48])
+def test_a_squashed_mask_takes_the_nearest_pixels(tmp_path, map_size):
+    mask = np.random.default_rng(3).integers(0, 2, (30, 50)).astype(bool)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    found = mask_map(tmp_path / "mask.png", FrameGeometry(16), (50, 30), map_size)
+    assert found.dtype == np.float32 and set(np.unique(found)) <= {0, 1}
+    np.testing.assert_array_equal(found, nearest(nearest(mask, 16, 16), map_size, map_size))
+
+
+@pytest.mark.parametrize("mode", ["squash", "centre_crop"])
+@pytest.mark.parametrize("size", [(192, 96), (384, 192), (96, 96)])
+def test_mask_and_frame_stay_together(tmp_path, mode, size):
+    """A frame that is its own mask, also where the mask has another size or shape."""
+    picture = np.zeros((96, 192), np.uint8)
+    picture[16:64, 64:112] = 255
+    frame = Image.fromarray(picture)
+    frame.resize(size, Image.Resampling.NEAREST).save(tmp_path / "mask.png")
+    geometry = FrameGeometry(32, mode)
+    square = np.asarray(geometry.apply_to_frame(frame.convert("RGB")))[..., 0] > 127
+    found = mask_map(tmp_path / "mask.png", geometry, frame.size, 32)
+    assert 0 < found.sum() < 32 * 32
+    assert (found != square).mean() < 0.03
+
+
+def test_an_empty_mask_is_an_empty_truth(tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "mask.png")
+    assert mask_map(tmp_path / "mask.png", FrameGeometry(32), (9, 9), 224).sum() == 0
+
+
+# ---------------------------------------------------------------------------------------- classes
+
+
+def write_labels(folder, content, name="labels.csv"):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+CONTENTS = {
+    "plain": ("labels.csv", 'a_000001,dog\nb_000030,"speech, woman"\n', "CSV of id,label"),
+    "header": (
+        "labels.txt",
+        '\ufeffclip_id,label\r\n"a_000001","dog"\r\n\r\nb_000030, "speech, woman"\r\n',
+        "CSV of id,label",
+    ),
+    "vggsound": ("vggsound.csv", 'a,1,dog,train\nb,30,"speech, woman",test\n', "VGGSound's CSV"),
+    "vgg_ss": (
+        "vggss.json",
+        [
+            {"file": "a_000001", "class": "dog", "bbox": []},
+            {"file": "b_000030", "class": "speech, woman", "bbox": []},
+        ],
+        "VGG-SS JSON",
+    ),
+    "stamps": (
+        "stamps.json",
+        {"clips": {"a_000001": {"class": "dog"}, "b_000030": {"class": "speech, woman"}}},
+        "stamps.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_every_published_form_gives_the_same_classes(case, tmp_path):
+    name, content, form = CONTENTS[case]
+    path = write_labels(tmp_path, content, name)
+    labels = read_labels(path)
+    assert labels.classes == {"a_000001": "dog", "b_000030": "speech, woman"}
+    assert labels.form == form
+    assert labels.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert labels.of(["b_000030", "a_000001", "b_000030"]) == ["speech, woman", "dog", "speech, woman"]
+
+
+def test_ids_that_begin_with_dashes_and_starts_of_six_digits(tmp_path):
+    labels = read_labels(write_labels(tmp_path, "---g-f_I2yQ,1,people marching,test\n-x,123456,a,train\n"))
+    assert list(labels.classes) == ["---g-f_I2yQ_000001", "-x_123456"]
+
+
+def test_clips_without_a_class_are_counted_and_named(tmp_path):
+    labels = read_labels(write_labels(tmp_path, "a,dog\nb,cat\n"))
+    with pytest.raises(ValueError, match=r"2 of 3 clips have no class, first: c, d\..*2 clips"):
+        labels.of(["a", "c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("l.csv", "", "names no clips"),
+        ("l.csv", "id,label\n", "names no clips"),
+        ("l.csv", "a\nb\n", r"lines of \[1\] fields.*id,label"),
+        ("l.csv", "a,dog\nb,speech, woman\n", r"lines of \[2, 3\] fields.*double quotes"),
+        ("l.csv", "a,first,dog,test\n", r"lines of \[4\] fields"),
+        ("l.csv", 'a,"dog\n', "not a CSV"),
+        ("l.csv", "a,dog\nb,\n", "entry 2 lacks its id or its class"),
+        ("l.csv", "a,dog\nb,cat\na,cat\n", "names a twice, as 'dog' and 'cat'"),
+        ("l.json", "{", "not valid JSON"),
+        ("l.json", "3", "of another form"),
+        ("l.json", {"classes": {}}, "of another form"),
+        ("l.json", [{"file": "a", "bbox": []}], 'entry 1 has no text under "file" or "class"'),
+        ("l.json", {"clips": {"a": {"class": 3}}}, "entry 1 has no text"),
+        ("l.json", {"clips": {"a": "dog"}}, "entry 1 has no text"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused_in_words(name, content, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        read_labels(write_labels(tmp_path, content, name))
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No labels at .*stamps\.json"):
+        read_labels(tmp_path / "none.csv")
+    (tmp_path / "binary.csv").write_bytes(b"a,\xff\xfe")
+    with pytest.raises(ValueError, match="not text in UTF-8"):
+        read_labels(tmp_path / "binary.csv")

@@ -58,6 +58,7 @@ def write_sounds(folder, samples, rate=RATE, suffix="wav", **options):
 
 def test_a_packed_benchmark_needs_nothing_else(packed, tiny_data):
     folders = build_clips("vgg_ss", tiny_data.root, clip_list=None)
+    frames = {clip.clip_id: clip.frame_source.read_bytes() for clip in folders.clips}
     shutil.rmtree(tiny_data.root)
     for data_root in (packed, packed.parent):
         clip_set = build_clips("vgg_ss", data_root, clip_list=None)
@@ -67,6 +68,7 @@ def test_a_packed_benchmark_needs_nothing_else(packed, tiny_data):
         for stored, original in zip(clip_set.clips, folders.clips, strict=True):
             assert np.array_equal(stored.bounding_boxes, original.bounding_boxes)
             assert stored.annotators_needed == original.annotators_needed
+            assert read_row(stored.frame_source).tobytes() == frames[stored.clip_id]
 
 
 def test_samples_are_the_same_as_from_folders(packed, tiny_data):
@@ -88,27 +90,20 @@ def test_samples_are_the_same_as_from_folders(packed, tiny_data):
                 assert np.array_equal(actual.ground_truth_map, expected.ground_truth_map)
 
 
-def test_frames_are_the_bytes_on_disk(packed, tiny_data):
-    for clip in build_clips("vgg_ss", packed, clip_list=None).clips:
-        original = tiny_data.root / "VGGSound_test" / "frame" / f"{clip.clip_id}.jpg"
-        assert read_row(clip.frame_source).tobytes() == original.read_bytes()
-
-
 def test_the_full_range_of_16_bits_comes_back(training_folder, tmp_path):
     samples = np.arange(-32768, 32768).astype(np.int16)
     write_sounds(training_folder[1], samples)
+    soundfile.write(training_folder[1] / "clip_00.wav", [1.5, -1.5, 0.25] * 400, RATE, subtype="FLOAT")
     assert pack("flickr", training_folder[0].parent, tmp_path / "clips.h5") == 0
-    clip = build_clips("flickr", tmp_path / "clips.h5", clip_list=None).clips[3]
+    loud, _, _, clip = build_clips("flickr", tmp_path / "clips.h5", clip_list=None).clips
+    assert read_row(loud.audio_source)[:3].tolist() == [32767, -32768, 8192]  # cut, not wrapped
     assert np.array_equal(read_row(clip.audio_source), samples)
     window = AudioConfig(window_seconds=65_536 / RATE)
     original = training_folder[1] / "clip_03.wav"
     assert torch.equal(load_waveform(clip.audio_source, window), load_waveform(original, window))
 
 
-@pytest.mark.parametrize(
-    ("rate", "channels", "suffix"),
-    [(RATE, 2, "wav"), (44_100, 1, "wav"), (22_050, 2, "mp3"), (48_000, 1, "flac")],
-)
+@pytest.mark.parametrize(("rate", "channels", "suffix"), [(RATE, 2, "wav"), (22_050, 2, "mp3")])
 def test_other_sounds_differ_by_the_rounding_alone(training_folder, tmp_path, rate, channels, suffix):
     samples = np.repeat(0.4 * np.sin(np.arange(rate) / 9)[:, None], channels, axis=1)
     write_sounds(training_folder[1], samples, rate, suffix)
@@ -120,15 +115,7 @@ def test_other_sounds_differ_by_the_rounding_alone(training_folder, tmp_path, ra
     assert difference <= 0.5 / 32768 + 1e-7
 
 
-def test_sounds_beyond_full_scale_are_cut_not_wrapped(training_folder, tmp_path):
-    write_sounds(training_folder[1], np.array([1.5, -1.5, 0.25] * 400), subtype="FLOAT")
-    assert pack("flickr", training_folder[0].parent, tmp_path / "clips.h5") == 0
-    clip = build_clips("flickr", tmp_path / "clips.h5", clip_list=None).clips[0]
-    assert read_row(clip.audio_source)[:3].tolist() == [32767, -32768, 8192]
-
-
-@pytest.mark.parametrize("length", [47_999, 48_001, 20_000])
-@pytest.mark.parametrize("seconds", [3.0, 4.00004])
+@pytest.mark.parametrize(("length", "seconds"), [(47_999, 3.0), (48_001, 3.0), (80_001, 4.00004)])
 def test_the_middle_that_is_kept_is_what_sspl_hears(training_folder, tmp_path, length, seconds):
     samples = np.random.default_rng(length).integers(-9000, 9000, length, dtype=np.int16)
     write_sounds(training_folder[1], samples)
@@ -137,15 +124,6 @@ def test_the_middle_that_is_kept_is_what_sspl_hears(training_folder, tmp_path, l
     assert len(read_row(stored)) == min(length, 2 * round(seconds * RATE / 2))
     original = training_folder[1] / "clip_00.wav"
     assert torch.equal(load_waveform(stored, SegmentConfig()), load_waveform(original, SegmentConfig()))
-
-
-def test_a_clip_list_chooses_from_a_packed_set(packed, tmp_path):
-    (tmp_path / "list.txt").write_text("test_4\ntest_1\n")
-    clips = build_clips("vgg_ss", packed, clip_list=str(tmp_path / "list.txt"))
-    assert clips.clip_ids == ["test_4", "test_1"]
-    (tmp_path / "list.txt").write_text("test_4\nabsent\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 clips.*absent"):
-        build_clips("vgg_ss", packed, clip_list=str(tmp_path / "list.txt"))
 
 
 def test_the_list_and_the_boxes_named_are_what_is_packed(tiny_data, tmp_path):
@@ -177,14 +155,6 @@ def test_the_authors_files_can_be_packed(tmp_path):
         assert read_row(stored.frame_source).tobytes() == encoded.getvalue()
         heard = [load_waveform(clip.audio_source, SegmentConfig()) for clip in (stored, original)]
         assert (heard[0] - heard[1]).abs().max() <= 0.5 / 32768 + 1e-7
-
-
-def test_a_packed_set_can_be_packed_again(packed, tmp_path):
-    assert pack("vgg_ss", packed, tmp_path / "again.h5") == 0
-    first, again = (build_clips("vgg_ss", p, clip_list=None).clips for p in (packed, tmp_path / "again.h5"))
-    for one, other in zip(first, again, strict=True):
-        for source in ("frame_source", "audio_source"):
-            assert np.array_equal(read_row(getattr(one, source)), read_row(getattr(other, source)))
 
 
 def test_frames_can_be_squashed(tiny_data, tmp_path):
@@ -264,12 +234,6 @@ def test_what_cannot_be_decoded_is_named_and_left_out_when_allowed(tiny_data, tm
 
 
 # ---------------------------------------------------------------------------------------- damage
-
-
-def flip(path, offset):
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x10
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("key", [FRAMES, SOUNDS])

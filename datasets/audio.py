@@ -26,22 +26,14 @@ from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
-
 SILENCE = 1e-4
 """A sound whose samples all lie below this (-80 dB of full scale, 3 steps of 16 bits) is silent."""
-
 MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target). Usual rates share 25 Hz or more with
 16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
-
-HIGHEST_RATE = 192_000
-"""Hz that sounds are stored at; more is a damaged or a malicious header."""
-
-MAX_SECONDS = 3600.0
-"""Longest sound that is decoded whole to find its middle."""
-
-BLOCK = 2**20
-"""Samples of each channel that are decoded at once."""
+HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
+MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
+BLOCK = 2**20  # samples of each channel that are decoded at once
 
 
 # ---------------------------------------------------------------------------------------- files to waveforms
@@ -49,7 +41,7 @@ BLOCK = 2**20
 
 def load_waveform(
     source: Source,
-    window: "AudioConfig | SegmentConfig | SpectrogramConfig",
+    window: "AudioWindow",
     *,
     excerpt_seconds: float | None = None,
     max_seconds: float = MAX_SECONDS,
@@ -69,29 +61,26 @@ def load_waveform(
         BrokenFileError: the sound cannot be decoded, holds no sample, or is too long.
     """
     waveform = read_window(source, window, excerpt_seconds=excerpt_seconds, max_seconds=max_seconds)
-    return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+    return fit_window(waveform, window)
 
 
 def read_window(
     source: Source,
-    window: "AudioConfig | SegmentConfig | SpectrogramConfig",
+    window: "AudioWindow",
     *,
     excerpt_seconds: float | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> Tensor:
-    """Read what `load_waveform` tiles: at most (L,).
+    """Read what `load_waveform` repeats: at most (L,).
 
     A centred window is always full: the middle of a short sound depends on how often it is repeated.
     """
+    rate, seconds = window.sample_rate, excerpt_seconds or math.inf
     if window.centred:
-        waveform = read_sound(
-            source, window.sample_rate, seconds=excerpt_seconds or math.inf, max_seconds=max_seconds
-        )
-        return centre_clip(waveform, window.num_samples)
+        return fit_window(read_sound(source, rate, seconds=seconds, max_seconds=max_seconds), window)
     # A little more than the window, so that its last samples are resampled as those of the whole sound.
-    needed = window.num_samples / window.sample_rate + 0.01
-    waveform = read_sound(source, window.sample_rate, seconds=min(excerpt_seconds or math.inf, needed))
-    return waveform[: window.num_samples]
+    needed = window.num_samples / rate + 0.01
+    return read_sound(source, rate, seconds=min(seconds, needed))[: window.num_samples]
 
 
 def read_sound(
@@ -222,22 +211,18 @@ def tile(waveforms: Tensor, lengths: list[int] | tuple[int, ...], num_samples: i
     return waveforms.gather(1, places % periods[:, None])  # (B, L)
 
 
-def centre_clip(waveforms: Tensor, num_samples: int) -> Tensor:
-    """Take the middle of each waveform (..., L) -> (..., num_samples), as SSPL's authors do.
+def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
+    """Cut a sound (L',) to a method's window (L,): its beginning or its middle; repeat it if it is too short.
 
-    A shorter waveform is repeated floor(num_samples / L) + 1 times first. The clip starts num_samples / 2
-    before the middle; num_samples is even.
-
-    Raises:
-        ValueError: the waveforms hold no sample.
+    For the middle, a sound is repeated floor(L / L') + 1 times if it is shorter than the window, which then
+    begins L / 2 before the middle, as SSPL's authors do; L is even.
     """
-    length = waveforms.shape[-1]
-    if length == 0:
-        raise ValueError("a waveform must hold at least one sample, got none")
-    copies = num_samples // length + 1 if length < num_samples else 1
-    start = length * copies // 2 - num_samples // 2
-    places = torch.arange(start, start + num_samples, device=waveforms.device)
-    return waveforms[..., places % length]
+    length, wanted = len(waveform), window.num_samples
+    start = 0
+    if window.centred:
+        copies = wanted // length + 1 if length < wanted else 1
+        start = length * copies // 2 - wanted // 2
+    return waveform[torch.arange(start, start + wanted) % length]
 
 
 def is_silent(waveform: Tensor) -> bool:
@@ -505,7 +490,7 @@ class LogSpectrogram(nn.Module):
 
     1. Every sound is resampled to 16 kHz; theirs keep a file's own rate. Published sizes are those of 16 kHz.
     2. Sounds are decoded by libsndfile to [-1, 1]. EZ-VSL, SLAVC and FNAC decode to 16 bits by PyAV.
-    3. How these three repeat a sound that is too short is not known: it is done as by `centre_clip`.
+    3. How these three repeat a sound that is too short is not known: it is done as by `fit_window`.
     """
 
     window: Tensor

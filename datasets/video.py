@@ -1,10 +1,9 @@
 """Frames and sound of a video file on one time scale, and videos written anew.
 
-Time 0 is where the file's first stream begins. Frames are numbered as by the authors, who dumped every
-video at 25 frames per second: frame n, counted from 1, is what a player shows just before t = (n - 1/2) /
-25 s, the middle of its slot. That is the rule of FFmpeg's filter `fps=25`; frame 125 of a video at 25
-frames per second is its 125th. The sound of frame n is centred on n / 25 s; for frame 125 that is 5.0 s,
-the middle of 10 s.
+Time 0 is where the file's first stream begins. Frames are numbered as by the authors, who dumped every video
+at 25 frames per second: frame n, counted from 1, is what a player shows just before t = (n - 1/2) / 25 s, the
+middle of its slot, which is the rule of FFmpeg's filter `fps=25`. The sound of frame n is centred on
+n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
 """
 
 import logging
@@ -12,7 +11,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -30,33 +28,22 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.audio import AudioWindow, SpectrogramConfig, centre_clip, tile
+from datasets.audio import AudioWindow, SpectrogramConfig, fit_window
 from utils.files import BrokenFileError
 
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
-"""Extensions by which videos are found in a folder."""
-
+# FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
+# out: they make FFmpeg read other files, so that an upload could show any video of the demo's computer.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm"
-"""FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
-out: they make FFmpeg read other files, so that an upload could show any video of the computer that a page
-runs on."""
-
-FRAME_RATE = 25
-"""Frames per second of the numbering."""
-
+FRAME_RATE = 25  # frames per second of the numbering
+# Holes in the sound's time stamps are filled with silence; less is rounding, more is a jump of the clock.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
-"""Holes of that length in the sound's time stamps are filled with silence; less is rounding, more a jump of
-the clock."""
-
-CUT_OFF_SECONDS = 0.5
-"""A file that ends this much before its announced end was cut off; less is rounding."""
-
+CUT_OFF_SECONDS = 0.5  # a file that ends this much before its announced end was cut off; less is rounding
+# Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
+# within one temporal layer only; the other codecs have no such mark.
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-"""Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
-within one temporal layer only; the other codecs have no such mark."""
-
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
 
@@ -68,7 +55,7 @@ class UnusableVideoError(BrokenFileError):
     """A video that has no pictures, no sound, or cannot be decoded."""
 
     def __init__(self, path: Path, reason: str, kind: str = "unreadable") -> None:
-        """Keep the words for the user and the kind for counting.
+        """Keep words for the user, and for counting a kind.
 
         Args:
             path: of the video.
@@ -79,8 +66,8 @@ class UnusableVideoError(BrokenFileError):
         self.kind = kind
 
 
-class OpenVideo(NamedTuple):
-    """An open video with what is read of it."""
+class Video(NamedTuple):
+    """An open video."""
 
     container: InputContainer
     pictures: VideoStream
@@ -89,10 +76,14 @@ class OpenVideo(NamedTuple):
     """seconds that a time stamp of the pictures counts"""
     begin: Fraction
     """second of the file's own time scale at which the clip begins"""
+    rate: Fraction
+    """usual number of pictures a second"""
+    seconds: float | None
+    """where pictures and sound end; None: the file does not tell"""
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[OpenVideo]:
+def open_video(path: Path) -> Iterator[Video]:
     """Open a video that has pictures and sound; FFmpeg's errors become UnusableVideoError.
 
     Raises:
@@ -103,23 +94,30 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         raise FileNotFoundError(f"No video at {path}: there is no such file.")
     try:
         # A title in another encoding than UTF-8 is no reason to refuse a video.
-        options = {"format_whitelist": FORMATS}
-        with av.open(str(path), metadata_errors="replace", options=options) as container:
+        with av.open(
+            str(path), metadata_errors="replace", options={"format_whitelist": FORMATS}
+        ) as container:
             # The cover of a music file is a video stream too.
             moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            sounds = container.streams.audio
-            for kind, streams, words in (
-                ("no_video_stream", moving, "moving picture"),
-                ("no_audio_stream", sounds, "sound"),
+            sounds, kinds = container.streams.audio, ("no_video_stream", "no_audio_stream")
+            for kind, streams, words in zip(
+                kinds, (moving, sounds), ("moving picture", "sound"), strict=True
             ):
                 if not streams:
                     advice = "for a picture and a sound there is test.py image"
                     raise UnusableVideoError(path, f"the file has no {words}; {advice}", kind)
                 if streams[0].codec_context is None:
                     raise UnusableVideoError(path, f"there is no decoder for its {words}")
+            begin, seconds = Fraction(container.start_time or 0, av.time_base), None
+            if container.duration:
+                # Matroska counts its duration from stamp 0, wherever the content begins.
+                late = begin if container.format.name.startswith("matroska") else 0
+                seconds = float(Fraction(container.duration, av.time_base) - late)
+            # Some formats have no rate; some files have one of many thousands.
+            rate = moving[0].average_rate
+            rate = rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
             tick = moving[0].time_base or Fraction(1, FRAME_RATE)
-            begin = Fraction(container.start_time or 0, av.time_base)
-            yield OpenVideo(container, moving[0], sounds[0], tick, begin)
+            yield Video(container, moving[0], sounds[0], tick, begin, rate, seconds)
     except av.error.ArgumentError as error:
         words = "MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, ASF, Ogg …"
         raise UnusableVideoError(
@@ -135,36 +133,7 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         raise UnusableVideoError(path, f"{words}: it is damaged, was cut off, or is no video") from error
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What the header of a video tells."""
-
-    rate: Fraction
-    """usual number of pictures a second"""
-    seconds: float | None
-    """where pictures and sound end; None: the file does not tell"""
-    is_bt709: bool
-    """its colours are stored as BT.709, as those of HD videos"""
-
-
-def probe(path: Path) -> VideoInfo:
-    """Read the header of a video; errors as those of open_video."""
-    with open_video(path) as video:
-        container, rate = video.container, video.pictures.average_rate
-        seconds = None
-        if container.duration:
-            # Matroska counts its duration from stamp 0, wherever the content begins.
-            late = video.begin if container.format.name.startswith("matroska") else 0
-            seconds = float(Fraction(container.duration, av.time_base) - late)
-        return VideoInfo(
-            # Some formats have no rate; some files have one of many thousands.
-            rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE),
-            seconds,
-            video.pictures.codec_context.colorspace == Colorspace.ITU709,
-        )
-
-
-# ---------------------------------------------------------------------------------------------------- frames
+# --------------------------------------------------------------------------------------------------- frames
 
 
 def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[float, Picture]]:
@@ -183,18 +152,17 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
         FileNotFoundError: there is no such file.
         UnusableVideoError: it breaks on the way, after the pictures before that, or has no picture.
     """
-    announced, end = probe(path).seconds, 0.0
-    last, size, num_damaged = -1.0, None, 0
+    last, end, size, num_damaged = -1.0, 0.0, None, 0
     with open_video(path) as video:
-        stream = video.pictures
+        announced, stream = video.seconds, video.pictures
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 0  # one video, all cores
 
         def picture_packets() -> Iterator[av.Packet]:
             nonlocal end
             for packet in video.container.demux(stream, video.sound):
                 if packet.pts is not None:
-                    ends = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    end = max(end, float(ends - video.begin))
+                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                    end = max(end, float(packet_end - video.begin))
                 if packet.stream_index == stream.index:
                     yield packet
 
@@ -207,7 +175,7 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
                 continue  # before the clip, or on screen for no time
             last = seconds
             num_damaged += frame.is_corrupt
-            size = size or _natural_size(frame, stream.sample_aspect_ratio)
+            size = size or _natural_size(frame, stream)
             yield seconds, _upright(frame, size)
     if size is None:
         raise UnusableVideoError(path, "no picture came out of the decoder")
@@ -219,7 +187,7 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
         logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, end)
 
 
-def _shown_frames(video: OpenVideo, packets: Iterable[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _shown_frames(video: Video, packets: Iterable[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Decode pictures in the order of showing, with the second at which each is shown."""
     decoding_stamps: list[int] = []
     num_frames = 0
@@ -235,9 +203,9 @@ def _shown_frames(video: OpenVideo, packets: Iterable[av.Packet]) -> Iterator[tu
             yield stamp * video.tick - video.begin, frame
 
 
-def _natural_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
-    """Width and height with square pixels, before a rotation; `aspect` is width / height of a pixel."""
-    return max(1, round(frame.width * float(aspect or 1))), frame.height
+def _natural_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """Width and height with square pixels, before a rotation."""
+    return max(1, round(frame.width * float(stream.sample_aspect_ratio or 1))), frame.height
 
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
@@ -256,8 +224,8 @@ def read_numbered_frames(
     """Read frames by their number, decoding as few pictures as possible.
 
     Decoded are the pictures from the key frame before the first wanted frame to the last wanted frame and,
-    where the codec marks them, no others that no picture refers to. Files whose packets do not tell when
-    they are shown are decoded from the beginning.
+    where the codec marks them, no others that no picture refers to. Files whose packets do not tell when they
+    are shown are decoded from the beginning.
 
     Args:
         path: of the video.
@@ -276,62 +244,61 @@ def read_numbered_frames(
     def render(frame: av.VideoFrame) -> Picture:
         if frame.is_corrupt:
             raise UnusableVideoError(path, "a picture that is needed is damaged")
-        if squash:
-            return _upright(frame, (frame_size, frame_size))
-        width, height = _natural_size(frame, video.pictures.sample_aspect_ratio)
+        width, height = _natural_size(frame, video.pictures)
         scale = frame_size / min(width, height)
-        return _upright(frame, (max(1, round(width * scale)), max(1, round(height * scale))))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return _upright(frame, (frame_size, frame_size) if squash else size)
 
-    moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
     with open_video(path) as video:
         stream = video.pictures
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
         # The last time stamp before each moment.
+        moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
         limits = [math.ceil((moment + video.begin) / video.tick) - 1 for moment in moments.values()]
-        packets, end = _packets_between(video, limits[0], limits[-1])
-        seconds = float(end * video.tick - video.begin)
+        packets: list[av.Packet] = []
+        end = 0
+        for packet in video.container.demux(stream):
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if not packet.size or stamp is None:
+                continue
+            end = max(end, stamp + (packet.duration or round(1 / (video.rate * video.tick))))
+            # Nothing is shown before it is decoded: all pictures from here on are too late.
+            if packet.dts is not None and packet.dts > limits[-1]:
+                break
+            if packet.is_keyframe and packet.pts is not None and packet.pts <= limits[0]:
+                packets.clear()
+            packets.append(packet)
         if limits[list(numbers).index(needed)] >= end:
-            at = float(moments[needed])
+            seconds, at = float(end * video.tick - video.begin), float(moments[needed])
             words = f"its pictures end at {seconds:.2f} s, frame {needed} is shown at {at:.2f} s"
             raise UnusableVideoError(path, words, "too_short")
         limits = [limit for limit in limits if limit < end]
-        few = None if video.container.format.name == "avi" else _decode_few(stream, packets, limits, render)
-        if few is not None:
-            return dict(zip(numbers, few, strict=False))
-    waiting = list(numbers[: len(limits)])
-    pictures: dict[int, Picture] = {}
-    shown = None
+        if video.container.format.name != "avi":
+            few = _decode_few(stream, packets, limits, render)
+            if few is not None:
+                return dict(zip(numbers, few, strict=False))
     with open_video(path) as video:
-        for moment, frame in _shown_frames(video, video.container.demux(video.pictures)):
-            # The first picture stands in for what precedes it.
-            while waiting and shown is not None and moment >= moments[waiting[0]]:
-                pictures[waiting.pop(0)] = render(shown)
-            if not waiting:
-                break
-            shown = frame
-        if shown is None:
-            raise UnusableVideoError(path, "no picture came out of the decoder")
-        return pictures | {number: render(shown) for number in waiting}
+        frames = _shown_frames(video, video.container.demux(video.pictures))
+        pictures = _choose_frames(frames, {n: moments[n] for n in numbers[: len(limits)]}, render)
+    if needed not in pictures:
+        raise UnusableVideoError(path, "no picture came out of the decoder")
+    return pictures
 
 
-def _packets_between(video: OpenVideo, first: int, final: int) -> tuple[list[av.Packet], int]:
-    """Read the packets from the key frame before a time stamp up to another one, and where they end."""
-    packets: list[av.Packet] = []
-    rate = video.pictures.average_rate
-    usual_duration = round(1 / (rate * video.tick)) if rate else 0
-    end = 0
-    for packet in video.container.demux(video.pictures):
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if not packet.size or stamp is None:
-            continue
-        end = max(end, stamp + (packet.duration or usual_duration))
-        # Nothing is shown before it is decoded: all pictures from here on are too late.
-        if packet.dts is not None and packet.dts > final:
+def _choose_frames(
+    frames: Iterable[tuple[Fraction, av.VideoFrame]],
+    moments: dict[int, Fraction],
+    render: Callable[[av.VideoFrame], Picture],
+) -> dict[int, Picture]:
+    """Render the frame that is shown just before each moment; the first stands in for what precedes it."""
+    waiting, pictures, shown = list(moments), {}, None
+    for moment, frame in chain(frames, [(Fraction(10**9), None)]):
+        while waiting and shown is not None and moment >= moments[waiting[0]]:
+            pictures[waiting.pop(0)] = render(shown)
+        if not waiting:
             break
-        if packet.is_keyframe and packet.pts is not None and packet.pts <= first:
-            packets.clear()
-        packets.append(packet)
-    return packets, end
+        shown = frame
+    return pictures
 
 
 def _decode_few(
@@ -358,7 +325,7 @@ def _decode_few(
     return [pictures[stamp] for stamp in wanted] if pictures.keys() == set(wanted) else None
 
 
-# ----------------------------------------------------------------------------------------------------- sound
+# ---------------------------------------------------------------------------------------------------- sound
 
 
 def read_sound(
@@ -391,8 +358,8 @@ def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
     """Cut the window that a method hears around a moment of a video.
 
     The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
-    window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is
-    repeated as in a test, and is the same at each moment.
+    window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is repeated
+    as in a test, and is the same at each moment.
 
     Args:
         sound: (L',) at the method's rate, L' at least 1.
@@ -403,9 +370,7 @@ def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
         (L,).
     """
     if len(sound) < audio.num_samples:
-        if audio.centred:
-            return centre_clip(sound, audio.num_samples)
-        return tile(sound[None], [len(sound)], audio.num_samples)[0]
+        return fit_window(sound, audio)
     first, length = 0, audio.num_samples
     if isinstance(audio, SpectrogramConfig):
         first = round(audio.excerpt_start * audio.sample_rate)
@@ -445,7 +410,7 @@ def _sound_pieces(
             if frame is not None:
                 if is_hole:
                     place = round(seconds * sample_rate) if form is None and seconds < 0 else place
-                    silence = round(seconds * sample_rate) - place - sum(map(len, (d.T for d in due)))
+                    silence = round(seconds * sample_rate) - place - sum(d.shape[1] for d in due)
                     due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
                     end = seconds
                 form = new_form
@@ -473,7 +438,7 @@ def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]
     return [np.asarray(frame.to_ndarray(), np.float32) for frame in frames if frame is not None]
 
 
-# --------------------------------------------------------------------------------------------------- writing
+# -------------------------------------------------------------------------------------------------- writing
 
 
 def write_video(
@@ -483,9 +448,8 @@ def write_video(
 
     Args:
         path: of the file, whatever its name ends in.
-        frames: seconds, rising, and uint8 RGB (H, W, 3), all of one size. An odd side grows by a copy of
-        its last
-            line, as H.264 stores colour at half the size.
+        frames: seconds, rising, and uint8 RGB (H, W, 3), all of one size. An odd side grows by a copy of its
+            last line, as H.264 stores colour at half the size.
         source: the video whose sound, rate and colours are taken.
         max_seconds: where the sound ends; None: at its own end.
 
@@ -493,17 +457,17 @@ def write_video(
         UnusableVideoError: the sound of `source` cannot be decoded.
         OSError: the file cannot be written.
     """
-    info, colours = probe(source), "ITU601"
+    with open_video(source) as video:
+        rate, is_bt709 = video.rate, video.pictures.codec_context.colorspace == Colorspace.ITU709
     # The index at the beginning lets browsers play before they have the whole file.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        shown = out.add_stream("libx264", rate=info.rate)
+        shown = out.add_stream("libx264", rate=rate)
         shown.pix_fmt = "yuv420p"
         # Without pictures between later ones (bf 0), no player has to start before time 0.
         shown.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
         context = shown.codec_context
         context.time_base = Fraction(1, CLOCK)
-        if info.is_bt709:
-            colours = "ITU709"
+        if is_bt709:  # as those of HD videos; others are BT.601, without a word
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = LIMITED_RANGE
         heard = out.add_stream("aac", SOUND_RATE, layout="stereo")
@@ -511,10 +475,7 @@ def write_video(
 
         def write_sound(until: float) -> None:
             nonlocal place
-            while place < until * SOUND_RATE:
-                samples = next(sound, None)  # (2, l)
-                if samples is None:
-                    break
+            while place < until * SOUND_RATE and (samples := next(sound, None)) is not None:  # (2, l)
                 piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "stereo")
                 piece.sample_rate, piece.time_base, piece.pts = SOUND_RATE, Fraction(1, SOUND_RATE), place
                 place += samples.shape[1]
@@ -527,12 +488,12 @@ def write_video(
                 if not context.is_open:
                     shown.height, shown.width = even.shape[:2]
                 frame = av.VideoFrame.from_ndarray(even, "rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace=colours)
+                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709" if is_bt709 else "ITU601")
                 frame.pts, frame.time_base = round(seconds * CLOCK), Fraction(1, CLOCK)
                 out.mux(shown.encode(frame))
                 write_sound(seconds)
             for packet in shown.encode(None):
-                packet.duration = round(CLOCK / info.rate)  # counts for the last one only
+                packet.duration = round(CLOCK / rate)  # counts for the last one only
                 out.mux(packet)
             write_sound(math.inf)
             out.mux(heard.encode(None))

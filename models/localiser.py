@@ -26,15 +26,14 @@ from datasets.audio import (
     AudioConfig,
     SegmentConfig,
     SpectrogramConfig,
-    centre_clip,
+    fit_window,
     is_silent,
     load_waveform,
     resample,
-    tile,
 )
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
 from datasets.transforms import as_float, normalise
-from datasets.video import probe, read_frames, read_sound, sound_around, write_video
+from datasets.video import open_video, read_frames, read_sound, sound_around, write_video
 from datasets.views import AUDIO_CONFIGS
 from models import LOCALISERS, build_localiser
 from models.peers import PEERS
@@ -234,10 +233,7 @@ class Localiser:
         if not mono.isfinite().all():
             raise ValueError("The samples of the sound are not finite numbers everywhere.")
         waveform = resample(mono, rate, window.sample_rate)
-        if window.centred:
-            return centre_clip(waveform, window.num_samples)
-        waveform = waveform[: window.num_samples]
-        return tile(waveform[None], [len(waveform)], window.num_samples)[0]
+        return fit_window(waveform, window)
 
 
 @dataclass(frozen=True)
@@ -287,9 +283,11 @@ def localise_video(
     """
     sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
     peaks_path = output.with_name(f"{output.stem}_peaks.csv")
-    info, max_seconds = probe(source), options.get("max_seconds")
-    seconds = min(filter(None, (max_seconds, info.seconds)), default=None)
-    expected = None if seconds is None else round(seconds * info.rate)
+    with open_video(source) as video:
+        rate, announced = video.rate, video.seconds
+    max_seconds = options.get("max_seconds")
+    seconds = min(filter(None, (max_seconds, announced)), default=None)
+    expected = None if seconds is None else round(seconds * rate)
     sheet, lines, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], 0
 
     def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
@@ -316,7 +314,7 @@ def localise_video(
         write_video(video_file, drawn(), source, max_seconds=max_seconds)
         sheet_file.write_bytes(encode_png(sheet.draw()))
         peaks_file.write_text("\n".join(lines) + "\n")
-    end = (seconds or 0.0) + float(1 / info.rate)
+    end = (seconds or 0.0) + float(1 / rate)
     return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
 
 

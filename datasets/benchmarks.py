@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # ------------------------------------------------------------------------------- one row a data set
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Folders:
     """Names of the folders in which each clip has files of its own."""
 
@@ -109,7 +109,7 @@ class DataSet:
         return None
 
 
-SSPL_TEST_FOLDER = "5k_labeled/Data"
+SSPL_DATA = "5k_labeled/Data"
 """Where SSPL's authors keep what a benchmark consists of."""
 
 
@@ -118,22 +118,19 @@ def scene_of(clip_id: str) -> str:
     return clip_id.rpartition("_")[0] or clip_id
 
 
-_SOUNDED_FRAMES = (Folders(frames="visual_frames", sounds=("audio_wav",)),)
-_VGG_SS_FOLDERS = (Folders(frames="frame", sounds=("audio",), boxes="anno"),)
+_VGG_SS_FOLDERS = (Folders("frame", ("audio",), "anno"),)
 
 DATA_SETS: dict[str, DataSet] = {
     "vggsound": DataSet(
         title="VGGSound training clips",
         roots=(".", "VGGSound"),
-        folders=(
-            Folders(frames="total_video_frames", sounds=("total_video_3s_audio",), frame_name="125.jpg"),
-        ),
+        folders=(Folders("total_video_frames", ("total_video_3s_audio",), frame_name="125.jpg"),),
         split="train",
     ),
     "flickr": DataSet(
         title="Flickr-SoundNet training clips",
         roots=(".", "Flickr"),
-        folders=(Folders(frames="frames", sounds=("mp3", "wav", "audio"), frame_name="00000003.jpg"),),
+        folders=(Folders("frames", ("mp3", "wav", "audio"), frame_name="00000003.jpg"),),
         split="train",
     ),
     "vgg_ss": DataSet(
@@ -149,12 +146,8 @@ DATA_SETS: dict[str, DataSet] = {
         title="Flickr-SoundNet",
         roots=(".", "SoundNet_Flickr", "Flickr_test"),
         folders=(
-            Folders(frames="frame", sounds=("audio", "wav", "mp3"), boxes="anno"),
-            Folders(
-                frames=f"{SSPL_TEST_FOLDER}/frames",
-                sounds=(f"{SSPL_TEST_FOLDER}/audio",),
-                boxes="5k_labeled/Annotations",
-            ),
+            Folders("frame", ("audio", "wav", "mp3"), "anno"),
+            Folders(f"{SSPL_DATA}/frames", (f"{SSPL_DATA}/audio",), "5k_labeled/Annotations"),
         ),
         split="test",
         read_xml=read_flickr_xml,
@@ -170,7 +163,7 @@ DATA_SETS: dict[str, DataSet] = {
     "is3": DataSet(
         title="IS3",
         roots=(".", "IS3"),
-        folders=_SOUNDED_FRAMES,
+        folders=(Folders("visual_frames", ("audio_wav",)),),
         boxes_json="synthetic3240_bbox.json",
         read_json=read_pixel_json,
         pair_key=scene_of,
@@ -181,7 +174,7 @@ DATA_SETS: dict[str, DataSet] = {
     "vpo_ss": DataSet(
         title="VPO-SS",
         roots=(".", "VPO-SS"),
-        folders=_SOUNDED_FRAMES,
+        folders=(Folders("visual_frames", ("audio_wav",)),),
         boxes_json="vpo_ss_bbox.json",
         read_json=read_pixel_json,
         ids_of_training=False,
@@ -190,12 +183,7 @@ DATA_SETS: dict[str, DataSet] = {
         title="AVSBench S4",
         roots=(".", "Single-source/s4_data", "s4_data"),
         folders=(
-            Folders(
-                frames="visual_frames/test",
-                sounds=("audio_wav/test",),
-                masks="gt_masks/test",
-                by_category=True,
-            ),
+            Folders("visual_frames/test", ("audio_wav/test",), masks="gt_masks/test", by_category=True),
         ),
         ids_of_training=False,
         metrics="masks",
@@ -212,11 +200,7 @@ DATA_SETS["avsbench_ms3"] = replace(
     DATA_SETS["avsbench_s4"],
     title="AVSBench MS3",
     roots=(".", "Multi-sources/ms3_data", "ms3_data"),
-    folders=(
-        Folders(
-            frames="visual_frames", sounds=("audio_wav/test",), masks="gt_masks/test", frame_infix=".mp4"
-        ),
-    ),
+    folders=(Folders("visual_frames", ("audio_wav/test",), masks="gt_masks/test", frame_infix=".mp4"),),
 )
 for _name, _title, _negatives in (
     ("vgg_ss", "Extended VGG-SS", "slavc_vgg_ss_negatives"),
@@ -325,7 +309,7 @@ def _find_place(
         if files := [data_root] if data_root.is_file() else packed_files(root):
             ways.append((_words(files), files[0].parent, partial(read_packed, files, dataset)))
             break
-    deeper = ["", SSPL_TEST_FOLDER] if row.split == "test" else [""]
+    deeper = ["", SSPL_DATA] if row.split == "test" else [""]
     for root, name in product(roots, deeper):
         if row.split and (files := authors_files(root / name, row.split)):
             ways.append((_words(files), root, partial(read_authors, files, row.split, listed)))

@@ -277,7 +277,7 @@ CHECKPOINTS = [
         changed_checkpoint(lambda c: c.update(audio_config={"colour": 1})), ("'colour'",)),
     Row("release with a stranger", "test", changed_release(stranger=torch.zeros(2)),
         ("1 tensors unknown: stranger",)),
-    Row("release with a number", "test", changed_release(stranger=3), ("not tensors", "stranger")),
+    Row("release with a number", "test", changed_release(stranger=3), ("unknown", "stranger")),
 ]  # fmt: skip
 
 FILES = [

@@ -52,36 +52,24 @@ class Checkpoint:
     """running sums, best score and history, for resuming"""
 
 
+# Of a checkpoint's entries that are no dictionaries, with the words of messages.
 KINDS: dict[str, tuple[type, str]] = {
-    "format": (str, "a name"),
     "method": (str, "a name"),
     "training_clips": (list, "a list of clip ids"),
     "epoch": (int, "a whole number"),
     "step": (int, "a whole number"),
 }
-"""Types of a checkpoint's entries that are no dictionaries, and how messages call them."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically: a crash leaves the old file or the new one.
-
-    Args:
-        path: of the file.
-        checkpoint: what to write.
-    """
+    """Write a checkpoint atomically: a crash leaves the old file or the new one."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **vars(checkpoint)}, buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def read_checkpoint_file(path: Path) -> dict[str, Any]:
-    """Load any checkpoint without running code from it.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        the file's dictionary, tensors on the CPU.
+    """Load any checkpoint, its tensors on the CPU, without running code from it.
 
     Raises:
         FileNotFoundError: there is none; the message says which there are.
@@ -116,11 +104,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """Return the checkpoint in a file that this project wrote.
-
-    Args:
-        content: as read_checkpoint_file returns it.
-        path: of the file, for messages.
+    """Return the checkpoint in what `read_checkpoint_file` read; messages name its path.
 
     Raises:
         ValueError: another format, or entries are missing, unknown or of another type.
@@ -130,13 +114,12 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path} is no checkpoint of this project (format {content.get('format')!r}, expected "
             f"{FORMAT!r}) nor a release it knows. It holds: {', '.join(map(str, content))}."
         )
-    expected, existing = {f.name for f in fields(Checkpoint)}, set(content) - {"format"}
-    if existing != expected:
-        raise ValueError(
-            f"{path} lacks {sorted(expected - existing)} and holds unknown "
-            f"{sorted(map(str, existing - expected))}."
-        )
-    for name, value in content.items():
+    expected, entries = {f.name for f in fields(Checkpoint)}, dict(content)
+    del entries["format"]
+    if entries.keys() != expected:
+        lacking, unknown = sorted(expected - entries.keys()), sorted(map(str, entries.keys() - expected))
+        raise ValueError(f"{path} lacks {lacking} and holds unknown {unknown}.")
+    for name, value in entries.items():
         kind, words = KINDS.get(name, (dict, "a dictionary"))
         may_be_absent = value is None and name in ("training_clips", "optimizer")
         if not isinstance(value, kind) and not may_be_absent:
@@ -144,12 +127,10 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
                 f"{path}: its entry '{name}' is not {words}, but {type(value).__name__} {str(value)[:40]!r}. "
                 "The file is damaged or was not written by main.py."
             )
-    others = [
-        type(weight).__name__ for weight in content["state_dict"].values() if not torch.is_tensor(weight)
-    ]
-    if others:
-        raise ValueError(f"{path}: its entry 'state_dict' holds a {others[0]} beside tensors.")
-    return Checkpoint(**{name: content[name] for name in expected})
+    for name, weight in entries["state_dict"].items():
+        if not isinstance(weight, torch.Tensor):
+            raise ValueError(f"{path}: '{name}' of its entry 'state_dict' is a {type(weight).__name__}.")
+    return Checkpoint(**entries)
 
 
 def find_non_finite(state_dict: Mapping[str, torch.Tensor]) -> list[str]:

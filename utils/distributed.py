@@ -24,13 +24,9 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes that torchrun started; do nothing without torchrun.
+    """Join the other processes that torchrun started; yield this one's device.
 
-    Args:
-        device: kind of device to train on.
-
-    Yields:
-        device of this process: with torchrun and GPUs, the one of its local rank.
+    Without torchrun that is the given device; with it and GPUs, the GPU of the local rank.
 
     Raises:
         ValueError: the launcher's variables are set in part, or there are too few GPUs.
@@ -84,25 +80,16 @@ def is_main_process() -> bool:
 
 
 def shard(items: Any, rank: int, world_size: int) -> Any:  # noqa: ANN401 - the type of the sequence
-    """Return a process's own part of a sequence.
+    """Return a process's own part of a sequence: consecutive, in the order of the ranks, nothing padded.
 
-    The parts are consecutive, in the order of the ranks, so that `gather_objects` of one result for each
-    item has the sequence's order. Each item is in one part; nothing is padded, so that the sizes may differ
-    by one, and are 0 where there are more processes than items.
-
-    Args:
-        items: the whole sequence.
-        rank: number of the process, from 0.
-        world_size: number of processes.
+    `gather_objects` of one result for each item has the sequence's order. Sizes may differ by one, and are 0
+    where there are more processes than items.
     """
     return items[len(items) * rank // world_size : len(items) * (rank + 1) // world_size]
 
 
 def local_slice(batch_size: int) -> slice:
-    """Return which clips of each batch this process takes: as many as each other one.
-
-    Args:
-        batch_size: clips of all processes together.
+    """Return which clips of each batch, of all processes together, this process takes.
 
     Raises:
         ValueError: the processes cannot all take as many, or would take fewer than 2.
@@ -158,17 +145,10 @@ def average(value: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes, in the order of their ranks, with gradient to each of them.
+    """Return the rows (B, ...) of all processes as (processes * B, ...), and the index of the own first one.
 
-    All processes must call this in the same order, in forward and in backward. The gradient of a row is the
-    sum over the losses of all processes, so that a data-parallel wrapper, which averages gradients, yields
-    that of the mean loss.
-
-    Args:
-        rows: (B, ...), the same shape in all processes.
-
-    Returns:
-        (processes * B, ...), and the index of this process's first row in it.
+    The gradient of a row is the sum over the losses of all processes, so that a data-parallel wrapper, which
+    averages gradients, yields that of the mean loss. All processes must call this in the same order.
 
     Raises:
         ValueError: the processes have batches of different sizes; in all of them.
@@ -228,8 +208,8 @@ class SynchronisedBatchNorm(_BatchNorm):
 def synchronise_batch_norms(module: nn.Module) -> None:
     """Synchronise every batch norm in a module, in place, on the device where it is.
 
-    The layers stay the same objects and only change their class: names, parameters, buffers and all that
-    refers to them, such as an optimiser, are untouched. What a kind of batch norm adds to torch's stays.
+    The layers only change their class: names, parameters, buffers and the optimiser's view of them stay, and
+    what a subclass adds to torch's batch norm.
     """
     on_gpu = any(parameter.is_cuda for parameter in module.parameters())
     base: type[_BatchNorm] = nn.SyncBatchNorm if on_gpu else SynchronisedBatchNorm

@@ -2,8 +2,8 @@
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-workers: int = option(4, at_least=0)
-'''decoding processes; 0 decodes in the main process'''
+    workers: int = option(4, at_least=0)
+    '''decoding processes; 0 decodes in the main process'''
 """
 
 import argparse
@@ -25,34 +25,24 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     choices: Iterable[str] | None = None,
+    hidden: bool = False,
 ) -> Any:  # noqa: ANN401
-    """Make a field of Options with bounds, which NaN and infinity never meet.
+    """Make a field with bounds, which NaN and infinity never meet; required where it has no default.
 
-    Args:
-        default: without one, the option is required.
-        at_least: smallest value.
-        above: the value must be larger than this.
-        at_most: largest value.
-        choices: the values of a text, where they are not known as a Literal.
+    A hidden one is no option of the command line: old checkpoints and Python set it.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"bounds": bounds, "choices": choices and tuple(choices)})
+    metadata = {"bounds": bounds, "choices": choices and tuple(choices), "hidden": hidden}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of groups of options: checks the bounds of its fields.
-
-    A class that checks more than single numbers begins its __post_init__ with that of this class.
-    """
+    """Base of groups of options; one that checks more than single numbers calls super().__post_init__()."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds.
-
-        Raises:
-            ValueError: names the option, the bounds and the value.
-        """
+        """Refuse values out of bounds with a ValueError that names the option, the bounds and the value."""
         for described in fields(self):
             bounds, value = described.metadata.get("bounds"), getattr(self, described.name)
             if not bounds or value is None:
@@ -70,30 +60,16 @@ def flag(name: str) -> str:
 
 
 def build(config_class: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of the class
-    """Make a group from parsed values; it checks them itself."""
-    return config_class(**{described.name: values[described.name] for described in fields(config_class)})
+    """Make a group from parsed values."""
+    names = [described.name for described in fields(config_class)]
+    return config_class(**{name: values[name] for name in names if name in values})
 
 
 def parse_group(config_class: type, program: str, summary: str, arguments: Sequence[str] | None) -> Any:  # noqa: ANN401
-    """Parse the command line of a program with one group of options.
-
-    Args:
-        config_class: of the group.
-        program: its name.
-        summary: what it does.
-        arguments: of the command line; None: those of this process.
-
-    Returns:
-        an instance of config_class.
-
-    Raises:
-        ValueError: a value is out of bounds, or values contradict each other.
-    """
+    """Parse the command line (None: of this process) of a program with one group; return the group."""
+    help_format = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        program,
-        description=summary,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        program, description=summary, formatter_class=help_format, allow_abbrev=False
     )
     add_group(parser, config_class)
     return build(config_class, vars(parser.parse_args(arguments)))
@@ -105,8 +81,10 @@ def add_group(parser: argparse.ArgumentParser, config_class: type) -> None:
     group = parser.add_argument_group(config_class.__name__, summary)
     help_texts, annotations = field_docstrings(config_class), typing.get_type_hints(config_class)
     for described in fields(config_class):
-        settings: dict[str, Any] = {"help": help_texts[described.name].replace("%", "%%")}
-        settings |= _argument_type(annotations[described.name])
+        if described.metadata.get("hidden"):
+            continue
+        settings = _argument_type(annotations[described.name])
+        settings["help"] = help_texts[described.name].replace("%", "%%")
         if described.metadata.get("choices"):
             settings |= {"choices": described.metadata["choices"], "metavar": None}
         if described.default is MISSING:
@@ -129,11 +107,10 @@ def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type 
 
 def field_docstrings(config_class: type) -> dict[str, str]:
     """Read the text under each field of a class, and of those that it inherits."""
-    names = {described.name for described in fields(config_class)}
     documented = {}
     for base in reversed(config_class.__mro__[:-1]):
         body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(base)).body[0]).body
         for statement, follower in pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(follower, ast.Expr):
                 documented[ast.unparse(statement.target)] = ast.literal_eval(follower.value)
-    return {name: text for name, text in documented.items() if name in names}
+    return {described.name: documented[described.name] for described in fields(config_class)}

@@ -55,17 +55,24 @@ def read(path):
     return parse_checkpoint(read_checkpoint_file(path), path)
 
 
+build_wide = SSLTIE.__init__
+
+
+def build_narrow(model, *given, **named):
+    """SSL-TIE with narrow networks, whose checkpoints are small."""
+    build_wide(model, *given, **named)
+    model.imgnet = narrow_encoder(3)
+    model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
+
+
 @pytest.fixture
 def narrow(monkeypatch):
-    """SSL-TIE with narrow networks in this process, whose checkpoints are small."""
-
-    def build_narrow(model, config):
-        build_really(model, config)
-        model.imgnet = narrow_encoder(3)
-        model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
-
-    build_really = SSLTIE.__init__
     monkeypatch.setattr(SSLTIE, "__init__", build_narrow)
+
+
+def with_narrow_networks():
+    """For ever, in a process of its own."""
+    SSLTIE.__init__ = build_narrow
 
 
 def leftovers(folder):
@@ -149,12 +156,11 @@ def stamp(path):
     return status and (status.st_ino, status.st_mtime_ns)
 
 
-@pytest.mark.parametrize(("seed", "num_kills"), [(0, 4), pytest.param(1, 20, marks=pytest.mark.slow)])
-def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tiny_data, tmp_path, start, seed, num_kills):
-    output, rng = tmp_path / "run", random.Random(seed)
+def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tiny_data, tmp_path, start):
+    output, rng = tmp_path / "run", random.Random(0)
     words = arguments(tiny_data, output, "--epochs", 500)
     last, epoch, torn = output / "last.pth", 0, 0
-    for number in range(num_kills):
+    for number in range(4):
         before, found = stamp(last), leftovers(output)
         process = start([*words, "--resume"] if before else words)
         wait_for(lambda: stamp(last) != before, process)  # noqa: B023 - called at once
@@ -169,14 +175,32 @@ def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tiny_data, tmp_path, 
         checkpoint = read(last)
         assert checkpoint.epoch > epoch
         epoch = checkpoint.epoch
-    assert torn >= num_kills // 4, "the writing was never hit"
-    resumed = arguments(tiny_data, output, "--epochs", epoch + 1, "--resume")
-    process = start(resumed)
+    assert torn, "the writing was never hit"
+    process = start(arguments(tiny_data, output, "--epochs", epoch + 1, "--resume"))
     process.join(DEADLINE)
     assert process.exitcode == 0, (tmp_path / "messages").read_text()
     assert not leftovers(output)
     history = [int(row["epoch"]) for row in csv.DictReader((output / "history.csv").open())]
     assert history == list(range(1, epoch + 2))
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_with_the_weights_of_an_undisturbed_one(tiny_data, tmp_path, start):
+    killed, whole, rng = tmp_path / "killed", tmp_path / "whole", random.Random(0)
+    last, more = killed / "last.pth", ("--batch-size", 2, *validation(tiny_data))
+    for _ in range(3):
+        before = stamp(last)
+        resume = ["--resume"] if before else []
+        process = start(arguments(tiny_data, killed, *more, "--epochs", 10**6, *resume), with_narrow_networks)
+        wait_for(lambda: stamp(last) != before, process)  # noqa: B023 - called at once
+        time.sleep(3 * rng.random())
+        kill(process)
+    epochs = ("--epochs", read(last).epoch + 1)
+    for words in ((killed, *more, *epochs, "--resume"), (whole, *more, *epochs)):
+        process = start(arguments(tiny_data, *words), with_narrow_networks)
+        process.join(5 * DEADLINE)
+        assert process.exitcode == 0, (tmp_path / "messages").read_text()
+    assert_same_state(whole, killed)
 
 
 def sizes(output):

@@ -63,13 +63,6 @@ class _ProgressBarHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short: the checkpoint that does not fit either says so."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        del record
-
-
 def configure_logging() -> None:
     """Send the program's messages to standard error."""
     handler = _ProgressBarHandler()
@@ -78,13 +71,10 @@ def configure_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command; what the user can mend becomes one message and exit status 2.
+    """Run a command and return its exit status; what the user can mend becomes one message and status 2.
 
     Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
     VSSL_DEBUG=1 shows the other tracebacks as well.
-
-    Args:
-        command: returns an exit status.
     """
     debug = bool(os.environ.get("VSSL_DEBUG"))
     try:
@@ -199,6 +189,10 @@ def environment_report(device: torch.device) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------- folder
 
 
+PROGRESS = ("best_score", "history", "broken", "sums", "num_summed")
+"""Attributes of TrainingRun that are kept in checkpoints."""
+
+
 class TrainingRun:
     """Where a run stands, and what it leaves on disk.
 
@@ -217,27 +211,23 @@ class TrainingRun:
         self.folder, self.last_path, self.best_path = folder, folder / "last.pth", folder / "best.pth"
         check_place(folder, f"--output {folder}")
         self._lock: TextIO | None = None
-        if folder.exists():
-            self._take_folder(resume)
-        elif resume:
-            raise FileNotFoundError(f"Nothing to resume: there is no {self.last_path}.")
+        self._take_folder(resume)
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the current epoch
         self.best_score = -1.0  # best validation cIoU@0.5 so far, percent
         self.history: list[dict[str, float]] = []  # a row per finished epoch
         self.broken: dict[str, str] = {}  # clip id -> reason, of training clips that cannot be decoded
-        self._sums: dict[str, float] = {}  # of this epoch's losses, by name
-        self._num_summed = 0
-        self._recent: list[
-            tuple[int, tuple[str, ...], dict[str, Tensor]]
-        ] = []  # not read from the device yet
+        self.sums: dict[str, float] = {}  # of this epoch's losses, by name
+        self.num_summed = 0
+        # Steps whose values have not been read from the device yet: number, clip ids, values by name.
+        self._recent: list[tuple[int, tuple[str, ...], dict[str, Tensor]]] = []
         self._warned = False  # whether this epoch's diagnosis has been told
         self._writer: Any = None
         self._log: logging.Handler | None = None
         self._thread_hook = threading.excepthook
 
     def _take_folder(self, resume: bool) -> None:
-        if is_main_process() and self._lock is None:
+        if is_main_process() and self.folder.exists():
             self._lock = lock_folder(self.folder)  # before a look at last.pth, which another might be writing
         if self.last_path.exists() and not resume:
             raise FileExistsError(
@@ -252,21 +242,12 @@ class TrainingRun:
     def progress(self) -> dict[str, Any]:
         """Return what resuming needs beside the weights; all processes must call it."""
         self._log_recent()
-        return {
-            "best_score": self.best_score,
-            "history": self.history,
-            "broken": self.broken,
-            "sums": self._sums,
-            "num_summed": self._num_summed,
-        }
+        return {name: getattr(self, name) for name in PROGRESS}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where a checkpoint stood."""
-        self.epoch, self.step, progress = checkpoint.epoch, checkpoint.step, checkpoint.progress
-        self.best_score, self.history = progress["best_score"], progress["history"]
-        self.broken, self._sums, self._num_summed = (
-            progress[name] for name in ("broken", "sums", "num_summed")
-        )
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        vars(self).update({name: checkpoint.progress[name] for name in PROGRESS})
 
     def start(
         self,
@@ -294,7 +275,9 @@ class TrainingRun:
             self._take_folder(resume=False)
         for leftover in self.folder.glob(".*.[0-9]*.partial"):  # a killed process was writing it
             leftover.unlink(missing_ok=True)
-        self._log = _LogFile(self.folder / "log.txt")
+        self._log = logging.FileHandler(self.folder / "log.txt")
+        # A full disk cuts the log short: the checkpoint, which does not fit either, says so.
+        self._log.handleError = lambda record: None  # type: ignore[method-assign]
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log)
         write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
@@ -361,8 +344,8 @@ class TrainingRun:
             self._stop_diverged(recent, [row[0] for row in rows], local[:, 0].tolist())
         totals = {name: sum(row[index] for row in rows) for index, name in enumerate(names)}
         for name, total in totals.items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-        self._num_summed += len(rows)
+            self.sums[name] = self.sums.get(name, 0.0) + total
+        self.num_summed += len(rows)
         warning = self.diagnose({name: total / len(rows) for name, total in totals.items()})
         if warning is not None and not self._warned:
             logger.warning("Epoch %d, step %d: %s", self.epoch + 1, self.step, warning)
@@ -423,13 +406,13 @@ class TrainingRun:
         self._log_recent()
         for broken in gather_objects([self.broken]):
             self.broken |= broken
-        if self._num_summed == 0:
+        if self.num_summed == 0:
             raise ValueError(
                 f"No step of epoch {self.epoch + 1} could be made: {len(self.broken)} clips cannot "
                 f"be decoded, first: {next(iter(self.broken.values()), 'none')}"
             )
         row: dict[str, float] = {"epoch": self.epoch + 1}
-        row |= {name: total / self._num_summed for name, total in self._sums.items()}
+        row |= {name: total / self.num_summed for name, total in self.sums.items()}
         row["broken_clips"] = len(self.broken)
         for name, score in (scores or {}).items():
             row[f"validation_{name}"] = score
@@ -440,7 +423,7 @@ class TrainingRun:
         self.history.append(row)
         logger.info("Finished %s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         self.epoch, self.step = self.epoch + 1, 0
-        self._sums, self._num_summed, self._warned = {}, 0, False
+        self.sums, self.num_summed, self._warned = {}, 0, False
         if is_main_process():
             import pandas as pd  # noqa: PLC0415 - takes a second
 

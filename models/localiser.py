@@ -6,6 +6,7 @@ localiser = load_localiser("ckpts/x.pth")    # of main.py, or released by a meth
 heat = localiser("dog.jpg", "dog.wav")       # or a PIL picture, arrays, tensors
 heat.map, heat.score, heat.peak              # (h, w) float32; its largest value; where that is
 heat.save("dog_heat.png")
+for seconds, frame, similarity_map in localiser.video("clip.mp4"): ...
 """
 
 import math
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,8 +54,6 @@ from utils.reports.visualisation import (
 )
 from utils.training import pick_device
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
-
 
 @dataclass(frozen=True)
 class HeatMap:
@@ -78,16 +77,11 @@ class HeatMap:
         height, width = self.picture.shape[:2]
         return None if self.map is None else find_peak(self.map, self.square, width, height)
 
-    def overlay(self, *, opacity: float = 0.5, box: bool = False) -> NDArray[np.uint8]:
-        """Draw the map into a copy of the picture, (H, W, 3) RGB.
-
-        Args:
-            opacity: of the hottest heat, 0 to 1.
-            box: also draw a box around the region of the peak.
-        """
+    def overlay(self, *, opacity: float = HEAT_OPACITY, box: bool = False) -> NDArray[np.uint8]:
+        """Draw the heat, at most as opaque as given (0 to 1), and a box around its peak: (H, W, 3) RGB."""
         return draw_localisation(self.picture, self.map, self.square, opacity=opacity, box=box)
 
-    def save(self, path: str | Path, *, opacity: float = 0.5, box: bool = False) -> None:
+    def save(self, path: str | Path, *, opacity: float = HEAT_OPACITY, box: bool = False) -> None:
         """Write the overlay as PNG, whatever the name ends in."""
         write_atomically(Path(path), encode_png(self.overlay(opacity=opacity, box=box)))
 
@@ -173,10 +167,8 @@ class Localiser:
     ) -> Iterator[tuple[float, NDArray[np.uint8], NDArray[np.float32] | None]]:
         """Localise the sound of a video in each of its pictures.
 
-        At time t the model hears its window of sound around t; see `datasets.video.sound_around`.
-
         Args:
-            path: of a video with sound.
+            path: of a video with sound; at time t the model hears `datasets.video.sound_around` t.
             audio_step: seconds between two moments whose sound is encoded; a picture takes the nearest of
                 these. 0: each picture has its own.
             smoothing: time constant of an exponential mean over past maps, seconds; 0: none.
@@ -192,12 +184,9 @@ class Localiser:
         """
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
-        sound = read_sound(path, rate, until)  # (L,)
-        rows: dict[
-            float, Tensor | None
-        ] = {}  # moment -> encoded sound, None: silent; those of the last batch
+        sound, frames = read_sound(path, rate, until), read_frames(path, max_seconds)
+        rows: dict[float, Tensor | None] = {}  # encoded sounds of the last batch by moment; None: silent
         mean, last = None, 0.0
-        frames = read_frames(path, max_seconds)
         while batch := list(islice(frames, batch_size)):
             moments = [audio_step * round(s / audio_step) if audio_step else s for s, _ in batch]
             new = {m: sound_around(sound, m, self.audio) for m in dict.fromkeys(moments) if m not in rows}
@@ -219,39 +208,30 @@ class Localiser:
 
     def _as_waveform(self, sound: Any) -> Tensor:  # noqa: ANN401 - see __call__
         """Return the method's window of the sound, (L,)."""
-        window = self.audio
         if isinstance(sound, str | Path):
-            return load_waveform(_existing(sound), window)
-        samples, rate = sound if isinstance(sound, tuple) else (sound, window.sample_rate)
-        samples = torch.as_tensor(samples)
+            return load_waveform(_existing(sound), self.audio)
+        samples, rate = sound if isinstance(sound, tuple) else (sound, self.audio.sample_rate)
+        samples = torch.as_tensor(samples).cpu()
         if not samples.is_floating_point() or samples.ndim not in (1, 2) or not samples.numel():
             raise ValueError(
                 "Expected floating-point samples in [-1, 1], (L,) or (L, channels), got "
                 f"{samples.dtype} {tuple(samples.shape)}. Whole numbers of 16 bits: divide by 32768."
             )
-        mono = samples.float().cpu() if samples.ndim == 1 else samples.float().cpu().mean(dim=1)
-        if not mono.isfinite().all():
+        if not samples.isfinite().all():
             raise ValueError("The samples of the sound are not finite numbers everywhere.")
-        waveform = resample(mono, rate, window.sample_rate)
-        return fit_window(waveform, window)
+        waveform = samples.float() if samples.ndim == 1 else samples.float().mean(dim=1)
+        return fit_window(resample(waveform, rate, self.audio.sample_rate), self.audio)
 
 
-@dataclass(frozen=True)
-class VideoResult:
+class VideoResult(NamedTuple):
     """What `localise_video` wrote."""
 
     frames: int
-    """number of pictures"""
-    seconds: float
-    """when the last of them ends"""
-    silent_frames: int
-    """pictures around which the sound is silent: nothing is drawn on them"""
+    seconds: float  # when the last picture ends
+    silent_frames: int  # pictures around which the sound is silent: nothing is drawn on them
     output: Path
-    """MP4"""
     contact_sheet: Path
-    """PNG with a few of the pictures"""
     peaks: Path
-    """CSV of time_seconds, x, y (pixels of the picture), similarity; only the time where there is no peak"""
 
 
 def localise_video(
@@ -261,7 +241,7 @@ def localise_video(
     *,
     opacity: float = HEAT_OPACITY,
     box: bool = False,
-    on_progress: Callable[[int, int | None], object] | None = None,
+    on_progress: Callable[[int, int | None], object] = lambda done, expected: None,
     **options: Any,  # noqa: ANN401 - those of Localiser.video
 ) -> VideoResult:
     """Write a video with heat maps, its contact sheet and its peaks: all of them, or after an error none.
@@ -269,41 +249,33 @@ def localise_video(
     Args:
         localiser: the model.
         source: a video with sound.
-        output: of the MP4 file; contact sheet and peaks go beside it.
+        output: MP4 file. Beside it go *_contact_sheet.png, and *_peaks.csv with x, y (pixels) and similarity
+            at each time, empty where there is no peak.
         opacity: of the hottest heat, 0 to 1.
         box: draw the box around the region of the peak.
-        on_progress: called after each picture with the number of those done, and of all as far as the file
-            tells; what it raises stops the work.
-        options: of `Localiser.video`.
-
-    Raises:
-        FileNotFoundError: there is no such video.
-        UnusableVideoError: it is no video, lacks pictures or sound, or breaks on the way.
-        OSError: the files cannot be written.
+        on_progress: called with the number of pictures that are done, and of all as far as the file tells;
+            what it raises stops the work.
+        options: of `Localiser.video`, which says what is raised.
     """
     sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
     peaks_path = output.with_name(f"{output.stem}_peaks.csv")
     with open_video(source) as video:
         rate, announced = video.rate, video.seconds
     max_seconds = options.get("max_seconds")
-    seconds = min(filter(None, (max_seconds, announced)), default=None)
-    expected = None if seconds is None else round(seconds * rate)
-    sheet, lines, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], 0
+    until = min(filter(None, (max_seconds, announced)), default=None)
+    expected = None if until is None else round(until * rate)
+    sheet, lines, times, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], [0.0], 0
 
     def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        nonlocal seconds, num_silent
+        nonlocal num_silent
         for seconds, picture, similarity_map in localiser.video(source, **options):
-            height, width = picture.shape[:2]
-            square, peak = localiser.square_in(width, height), None
-            if similarity_map is None:
-                num_silent += 1
-            else:
-                peak = find_peak(similarity_map, square, width, height)
-            drawing = draw_localisation(picture, similarity_map, square, opacity=opacity, box=box)
+            heat = HeatMap(picture, similarity_map, localiser.square_in(picture.shape[1], picture.shape[0]))
+            drawing = heat.overlay(opacity=opacity, box=box)
             sheet.add(drawing, seconds)
-            lines.append(f"{seconds:.6f},{format_peak(peak)}")
-            if on_progress is not None:
-                on_progress(len(lines) - 1, expected)
+            lines.append(f"{seconds:.6f},{format_peak(heat.peak)}")
+            times.append(seconds)
+            num_silent += similarity_map is None
+            on_progress(len(lines) - 1, expected)
             yield seconds, drawing
 
     with (
@@ -314,7 +286,7 @@ def localise_video(
         write_video(video_file, drawn(), source, max_seconds=max_seconds)
         sheet_file.write_bytes(encode_png(sheet.draw()))
         peaks_file.write_text("\n".join(lines) + "\n")
-    end = (seconds or 0.0) + float(1 / rate)
+    end = times[-1] + float(1 / rate)
     return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
 
 
@@ -376,8 +348,8 @@ def load_localiser(
     )
 
 
-def ready_to_localise(model: ModelT, device: torch.device) -> ModelT:
-    """The model itself, on the device, in eval mode and in the layout that is fast there."""
+def ready_to_localise(model: nn.Module, device: torch.device) -> Any:  # noqa: ANN401 - the model itself
+    """Move a model to the device, in eval mode and in the layout that is fast there."""
     model = model.to(device).eval()
     # A CPU's convolutions are 1.2 x as fast with the channels innermost: docs/performance.md.
     if device.type == "cpu":

@@ -38,7 +38,7 @@ PROBLEMS = (
 
 COLUMNS = (
     "clip_id", "frame", "sound", "frame_error", "sound_error", "mask_error", "boxes_error", "width", "height",
-    "rate", "channels", "seconds", "loudest", "annotated", "frame_place", "sound_place",
+    "sample_rate", "channels", "seconds", "loudest", "annotated", "frame_place", "sound_place",
 )  # fmt: skip
 NUM_EXAMPLES = 5
 CRASHED = "the process that worked on it died: a fault in a decoder, or no memory was left"
@@ -72,15 +72,10 @@ def look_at(clip: ClipSources) -> dict[str, Any]:
     `frame_error`, `sound_error` and `mask_error` say why a file cannot be read.
     """
     row: dict[str, Any] = {"clip_id": clip.clip_id}
-    readers = {
-        "frame": _look_at_frame,
-        "sound": _look_at_sound,
-        "mask": lambda mask: {"mask": bool(read_mask(mask).any())},
-    }
-    for kind, reader in readers.items():
+    for kind, look in (("frame", _look_at_frame), ("sound", _look_at_sound), ("mask", _look_at_mask)):
         source = getattr(clip, kind)
         try:
-            row |= {} if source is None else reader(source)
+            row |= {} if source is None else look(source)
         except BrokenFileError as error:
             row[f"{kind}_error"] = str(error)
     return row
@@ -102,14 +97,13 @@ def _look_at_sound(source: Source) -> dict[str, Any]:
     missing = announced - len(samples)
     if rate / 10 < missing < 2**40:  # beyond that the header does not know
         raise BrokenFileError(source, f"it is cut off: {missing / rate:.1f} s of its sound are missing")
-    loudest, seconds = float(np.abs(samples).max()), len(samples) / rate
-    return {
-        "sound": _digest(samples),
-        "rate": rate,
-        "channels": channels,
-        "seconds": seconds,
-        "loudest": loudest,
-    }
+    row = {"sound": _digest(samples), "sample_rate": rate, "channels": channels}
+    return row | {"seconds": len(samples) / rate, "loudest": float(np.abs(samples).max())}
+
+
+def _look_at_mask(source: Path) -> dict[str, Any]:
+    read_mask(source)
+    return {}
 
 
 def _digest(content: np.ndarray) -> str:
@@ -120,23 +114,25 @@ def find_problems(table: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Judge the clips: for each of PROBLEMS clip id -> detail.
 
     Args:
-        table: rows of look_at by clip id, with `annotated`, and `frame_place` and `sound_place`: what clips
-        have in
-            common whose frames, or sounds, are equal by design, as the frames of a video share its sound.
+        table: rows of look_at by clip id, with `boxes_error`, `annotated`, and `frame_place` and
+        `sound_place`:
+            what clips have in common whose frames, or sounds, are equal by design, as the frames of a video
+            share its sound.
     """
     problems: dict[str, dict[str, str]] = {name: {} for name in PROBLEMS}
     is_silent = table.loudest < SILENCE
-    problems["silent"] = {i: f"its loudest sample is {table.loudest[i]:g}" for i in table.index[is_silent]}
+    silent = table.loudest[is_silent]
+    problems["silent"] = {i: f"its loudest sample is {loudest:g}" for i, loudest in silent.items()}
     missing = table.index[~table.annotated]
     problems["missing_annotation"] = dict.fromkeys(missing, "nothing says where its object is")
     for kind in ("frame", "sound", "mask", "boxes"):
         problems[f"unreadable_{kind}"] = table[f"{kind}_error"].dropna().to_dict()
     for kind in ("frame", "sound"):
-        is_missing = table[kind].isna() & table[f"{kind}_error"].isna()
-        problems[f"missing_{kind}"] = dict.fromkeys(table.index[is_missing], "there is no file")
+        missing = table.index[table[kind].isna() & table[f"{kind}_error"].isna()]
+        problems[f"missing_{kind}"] = dict.fromkeys(missing, "there is no file")
         # All silent sounds of one length are equal: they have been named already.
-        read = table[table[kind].notna() & ~(is_silent & (kind == "sound"))]
-        for _, group in read.groupby(kind, sort=False):
+        rest = table[~is_silent] if kind == "sound" else table
+        for _, group in rest.groupby(kind, sort=False):
             if group[f"{kind}_place"].nunique() > 1:
                 words = f"one of {len(group)} that are equal, first: {', '.join(group.index[:NUM_EXAMPLES])}"
                 problems[f"duplicate_{kind}"] |= dict.fromkeys(group.index, words)
@@ -146,11 +142,18 @@ def find_problems(table: pd.DataFrame) -> dict[str, dict[str, str]]:
 def build_report(
     dataset: str, list_name: str | None, table: pd.DataFrame, num_unlisted: int
 ) -> dict[str, Any]:
-    """Collect everything that is known about a data set, ready for JSON."""
+    """Collect everything that is known, ready for JSON; `table` as for find_problems."""
     problems = find_problems(table)
     bad = {clip_id for clips in problems.values() for clip_id in clips}
     sizes = table.groupby(["width", "height"]).size().sort_values(ascending=False)
-    sounds = table.groupby(["rate", "channels"]).seconds.agg(["size", "min", "median", "max"])
+    sounds = table.groupby(["sample_rate", "channels"]).seconds.agg(
+        clips="size", shortest_seconds="min", median_seconds="median", longest_seconds="max"
+    )
+
+    def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+        whole = rows.columns.intersection(["width", "height", "sample_rate", "channels"])
+        return rows.astype(dict.fromkeys(whole, int)).to_dict("records")
+
     return {
         "dataset": dataset,
         "clip_list": list_name,
@@ -163,29 +166,16 @@ def build_report(
         },
         "problems": problems,
         "non_square": sorted(table.index[table.width.notna() & (table.width != table.height)]),
-        "frame_sizes": [
-            {"width": int(width), "height": int(height), "clips": int(clips)}
-            for (width, height), clips in sizes.items()
-        ],
-        "sounds": [
-            {
-                "sample_rate": int(rate),
-                "channels": int(channels),
-                "clips": int(row["size"]),
-                "shortest_seconds": row["min"],
-                "median_seconds": row["median"],
-                "longest_seconds": row["max"],
-            }
-            for (rate, channels), row in sounds.iterrows()
-        ],
+        "frame_sizes": records(sizes.rename("clips").reset_index()),
+        "sounds": records(sounds.reset_index()),
     }
 
 
 def print_report(report: dict[str, Any]) -> None:
     """Write the report for reading."""
     counts, say = report["counts"], sys.stdout.write
-    say(f"{report['dataset']} ({report['clip_list'] or 'every clip found'}): {counts['clips']} clips, ")
-    say(f"{counts['without_problem']} without a problem\n")
+    title = f"{report['dataset']} ({report['clip_list'] or 'every clip found'})"
+    say(f"{title}: {counts['clips']} clips, {counts['without_problem']} without a problem\n")
     say(f"  frames read: {counts['frames_read']}, sounds read: {counts['sounds_read']}, ")
     say(f"found but not listed: {counts['found_but_not_listed']}\n")
     for problem, clips in report["problems"].items():
@@ -193,15 +183,11 @@ def print_report(report: dict[str, Any]) -> None:
         for clip_id, detail in list(clips.items())[:NUM_EXAMPLES]:
             say(f"    {clip_id}: {detail}\n")
     say(f"  frames that are not square: {len(report['non_square'])}\n")
-    for size in report["frame_sizes"][:NUM_EXAMPLES]:
-        say(f"    {size['width']} x {size['height']}: {size['clips']}\n")
-    say("  sounds: rate, channels, clips, seconds (shortest, median, longest)\n")
-    for row in report["sounds"]:
-        seconds = (row["shortest_seconds"], row["median_seconds"], row["longest_seconds"])
-        say(f"    {row['sample_rate']} Hz, {row['channels']}, {row['clips']}, ")
-        say("{:.2f}, {:.2f}, {:.2f}\n".format(*seconds))
-        if row["sample_rate"] != SAMPLE_RATE or row["channels"] != 1:
-            say("      (mixed to mono and resampled whenever it is read)\n")
+    for table in (report["frame_sizes"][:NUM_EXAMPLES], report["sounds"]):
+        if table:
+            say(pd.DataFrame(table).to_string(index=False, float_format="%.2f") + "\n")
+    if any((row["sample_rate"], row["channels"]) != (SAMPLE_RATE, 1) for row in report["sounds"]):
+        say("  (other sounds than 16 kHz mono are mixed and resampled whenever they are read)\n")
 
 
 def verify(dataset: str, root: Path, options: VerifyOptions) -> int:

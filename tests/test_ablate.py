@@ -1,0 +1,162 @@
+"""Ablations: planned, refused, stopped, continued, failed; and once for real."""
+
+import json
+import shlex
+import signal
+import time
+
+import pytest
+from shell_scripts import run
+
+from scripts import ablate
+
+AFTER = "-- --train-set vggsound --data-root d -- localisation --benchmark vgg_ss --data-root d".split()
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Stands in for main.py and test.py: leaves what they leave, and keeps account."""
+    calls, statuses = [], []
+
+    def run_program(command):
+        calls.append(command)
+        status = statuses.pop(0) if statuses else 0
+        if not status:
+            output = ablate.Path(command[command.index("--output") + 1])
+            if command[0] == "main.py":
+                (output / "last.pth").touch()
+            else:
+                output.mkdir()
+                seed = int(output.parent.name.removeprefix("seed-"))
+                row = {"ciou_at_0.5": 10 * seed, "auc": 1.0, "mean_ciou": 1.0, "pointing_accuracy": None}
+                summary = {"scored_clips_sha256": "a", "protocols": [{"name": "ssl_tie", "rows": [row]}]}
+                (output / "summary.json").write_text(json.dumps(summary))
+        return status
+
+    monkeypatch.setattr(ablate, "run_program", run_program)
+    return calls, statuses
+
+
+def start(folder, *options, seeds="4,5", after=AFTER):
+    grid = ["negative_sounds", "--variants", "without,silence"]
+    return ablate.main([*grid, "--output", str(folder), "--seeds", seeds, *options, *after])
+
+
+def test_finished_runs_are_skipped_and_the_table_has_mean_and_deviation(tmp_path, programs, capsys):
+    calls, _ = programs
+    assert start(tmp_path) == 0
+    assert [command[0] for command in calls] == ["main.py", "test.py"] * 4
+    assert calls[2][-6:] == [
+        "--negative-sounds",
+        "silence",
+        "--seed",
+        "4",
+        "--output",
+        str(tmp_path / "silence" / "seed-4"),
+    ]
+    assert "45.00 ± 7.07" in capsys.readouterr().out
+    assert "silence" in (tmp_path / "table.md").read_text()
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
+
+    calls.clear()
+    assert start(tmp_path) == 0
+    assert not calls
+    (tmp_path / "silence" / "seed-5" / "localisation" / "summary.json").unlink()
+    (tmp_path / "silence" / "seed-5" / "localisation").rmdir()
+    assert start(tmp_path, seeds="4,5,6") == 0
+    assert len(calls) == 2 + 4
+    assert calls[0][-1] == "--resume"
+
+
+def test_a_stopped_run_is_resumed(tmp_path, programs):
+    calls, statuses = programs
+    statuses += [0, 0, 130]
+    assert start(tmp_path) == 130
+    assert len(calls) == 3
+    assert start(tmp_path) == 0
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, programs, caplog):
+    _, statuses = programs
+    statuses.append(2)
+    assert start(tmp_path) == 1
+    assert "Failed: without, seed 4" in caplog.text
+    assert "**Failed: without, seed 4.**" in (tmp_path / "table.md").read_text()
+    assert start(tmp_path) == 0
+
+
+def test_a_folder_of_other_commands_is_refused(tmp_path, programs, caplog):
+    calls, _ = programs
+    assert start(tmp_path, seeds="4") == 0
+    calls.clear()
+    other = [*AFTER[:2], "vggsound", "--epochs", "3", *AFTER[3:]]
+    assert start(tmp_path, seeds="4", after=other) == 2
+    assert "other commands" in caplog.text
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing", *AFTER], "no grid 'nothing'"),
+        (["sspl", "--variants", "with_pcm,x", *AFTER], "not x"),
+        (["sspl", *AFTER[: AFTER.index("localisation") - 1]], "localisation"),
+        (
+            ["sspl", "--", "--train-set", "vggsound", "--data-root", "d", "--pcm-cycles", "0", *AFTER[5:]],
+            "--pcm-cycles",
+        ),
+        (["BAD.json", *AFTER], "must hold"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    tmp_path, programs, caplog, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "BAD.json").write_text('{"method": "sspl", "variants": {}}')
+    assert ablate.main([arguments[0], "--output", "out", *arguments[1:]]) == 2
+    assert words in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_the_commands_of_a_grid_of_one_s_own(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text(
+        '{"method": "ssl_tie", "options": "--epochs 2", "variants": {"warm": "--temperature 0.1"}}'
+    )
+    assert ablate.main([str(path), "--output", str(tmp_path / "o"), "--dry-run", *AFTER]) == 0
+    train, test = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert train[:5] == ["python", "main.py", "ssl_tie", "--epochs", "2"]
+    assert train[train.index("--temperature") + 1] == "0.1"
+    assert test[test.index("--checkpoint") + 1] == str(tmp_path / "o" / "warm" / "seed-4" / "last.pth")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], 'w').write('saved'), sys.exit(143)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(ablate, "ROOT", tmp_path)
+    began = time.monotonic()
+    assert ablate.run_program(["program.py", str(tmp_path / "note")]) == 143
+    assert (tmp_path / "note").read_text() == "saved"
+    assert time.monotonic() - began < 50
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_real_run_ends_in_a_table(tiny_data, tmp_path):
+    data = ["--data-root", tiny_data.root, "--workers", 0, "--device", "cpu"]
+    small = (
+        "--epochs 1 --batch-size 4 --frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 "
+        "--time-mask 2 --frequency-mask 2"
+    ).split()
+    finished = run(
+        ablate.ROOT / "scripts" / "ablate.sh",
+        *("ssl_tie", "--output", tmp_path / "out", "--variants", "no_tri_map"),
+        *("--", "--train-set", "vggsound", *data, *small),
+        *("--", "localisation", "--benchmark", "vgg_ss", *data, "--gallery", 0),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "no_tri_map" in finished.stdout

@@ -125,7 +125,7 @@ def test_onnx_runtime_gives_the_same_maps(method, config, inputs, tmp_path):
     [
         (lambda maps: maps + 2e-4, "differ from PyTorch's by 0.0002, more than 0.0001"),
         (lambda maps: maps * np.nan, "by nan"),
-        (lambda maps: maps[:, 1:], "have the shape"),
+        (lambda maps: maps[:, 1:], "by inf"),
     ],
     ids=["another map", "NaN", "another shape"],
 )

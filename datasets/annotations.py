@@ -73,8 +73,10 @@ def read_vgg_ss_json(path: Path) -> dict[str, Boxes]:
         BrokenFileError: no JSON, not of this form, or a box that is not in fractions.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         boxes_by_id = {entry["file"]: _as_boxes(entry["bbox"]) for entry in entries}
+        if len(boxes_by_id) < len(entries):
+            raise ValueError(f"{len(entries) - len(boxes_by_id)} clips come twice")
     except JSON_ERRORS as error:
         raise BrokenFileError(path, f"not a list of {{'file': …, 'bbox': [[…]]}} ({error!r})") from error
     for boxes in boxes_by_id.values():
@@ -108,7 +110,7 @@ def read_pixel_json(path: Path) -> dict[str, SoundedFrame]:
     """
     items: dict[str, SoundedFrame] = {}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8")):
+        for entry in json.loads(path.read_text(encoding="utf-8-sig")):
             frame, sound = PurePosixPath(entry["image"]).stem, PurePosixPath(entry["audio"]).stem
             clip_id = frame if frame == sound else f"{frame}+{sound}"
             if clip_id in items:

@@ -374,7 +374,8 @@ def files_by_id(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str,
     """
     by_id: dict[str, Path] = {}
     for folder in folders:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+        # Not what a Mac leaves beside each file, ._<name>.
+        files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
         for path in sorted(files, key=lambda path: suffixes.index(path.suffix.lower())):
             by_id.setdefault(path.stem, path)
     return by_id

@@ -102,8 +102,9 @@ def read_clip_list(path: str | Path, *, pairs: bool = False) -> ClipList:
     """Read a list in any of the forms that are in use.
 
     Clips may be one id per line, CSV with the id in the first column (with or without a header line),
-    file names or paths with a media suffix, or the VGG-SS JSON. Ids in SSL-Align's form,
-    <YouTube id>_<start>_<end> in milliseconds, become <YouTube id>_<start, six digits of seconds>.
+    VGGSound's CSV of youtube_id,start,label,split, file names or paths with a media suffix, or the
+    VGG-SS JSON. Ids in SSL-Align's form, <YouTube id>_<start>_<end> in milliseconds, become
+    <YouTube id>_<start, six digits of seconds>.
 
     Args:
         path: `.json` is read as VGG-SS JSON, everything else as text in UTF-8.
@@ -186,6 +187,8 @@ def _parse_text(text: str, source: str) -> list[str]:
                 f"clip, first: {foreign[0][0]} with {foreign[0][column]}. Expected a list of clips "
                 "that keep their own audio; remove these lines."
             )
+    if rows and all(len(row) >= 4 and row[1].isdecimal() and row[-1] in ("train", "test") for row in rows):
+        return [f"{video}_{int(start):06d}" for video, start, *_ in rows]  # VGGSound's own CSV
     return [row[0] for row in rows]
 
 

@@ -213,7 +213,7 @@ def test_json(tmp_path):
         {"file": "c_000003", "class": "rain", "bbox": [slip, BOX]},
         {"file": "d_000004", "class": "hail", "bbox": [slip]},
     ]
-    boxes = read_vgg_ss_json(write(tmp_path, json.dumps(entries), "boxes.json"))
+    boxes = read_vgg_ss_json(write(tmp_path, "\ufeff" + json.dumps(entries), "boxes.json"))
     assert list(boxes) == ["a_000001", "b_000002", "c_000003", "d_000004"]
     assert [array.shape for array in boxes.values()] == [(2, 4), (0, 4), (2, 4), (1, 4)]
     assert boxes["a_000001"].tolist() == [BOX, [0, 0, 1, 1]]
@@ -237,6 +237,7 @@ def test_json(tmp_path):
         '{"file": "a", "bbox": []}',
         '[{"file": "a"}]',
         '[{"bbox": [[0, 0, 1, 1]]}]',
+        '[{"file": "a", "bbox": []}, {"file": "a", "bbox": []}]',
         '[{"file": "a", "bbox": null}]',
         '[{"file": "a", "bbox": [[0, 0, 1]]}]',
         '[{"file": "a", "bbox": [[0, 0, 1, 1], [0, 0, 1]]}]',

@@ -108,6 +108,7 @@ def test_layouts(tmp_path, dataset, folders, sounds, below):
     frame = f"10/{folders.frame_name}" if folders.frame_name else "10.JPG"
     write_frame(root / folders.frames / frame)
     write_sound(root / sounds / "10.flac")
+    (root / sounds / "._10.flac").write_bytes(b"left by a Mac")
     if folders.boxes:
         (root / folders.boxes).mkdir(parents=True)
         xml = FLICKR_XML if row.annotators_needed == 2 else vgg_ss_xml("10", (0.25, 0, 1, 0.5))

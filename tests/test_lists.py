@@ -143,6 +143,7 @@ def run_cli(*arguments, **environment):
         ("numbers.csv", "10000130166,202\r\n10007936344,0\r\n", ("10000130166", "10007936344")),
         ("header.csv", "video,audio,label\r\na,a,sounding\r\nb,b,sounding\r\n", ("a", "b")),
         ("header_id.csv", "Clip_ID,class\na,dog\n", ("a",)),
+        ("vggsound.csv", 'a,1,"heart, beat",test\na,30,dog,train\n', ("a_000001", "a_000030")),
         ("quoted.csv", '"a","dog bark"\n', ("a",)),
         ("jpg.txt", "10000130166.jpg\n10007936344.JPG\n", ("10000130166", "10007936344")),
         ("paths.txt", "videos/0/0/0/2615133000.mp4\n0\\1\\33.wav\n", ("2615133000", "33")),

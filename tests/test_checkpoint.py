@@ -98,16 +98,6 @@ def test_what_is_written_comes_back(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
 
 
-def test_defaults_come_back(tmp_path):
-    path = tmp_path / "last.pth"
-    checkpoint = Checkpoint(
-        method="ssl_tie", method_config={}, audio_config={}, frame_config={}, state_dict={}
-    )
-    save_checkpoint(path, checkpoint)
-    assert read_back(path) == checkpoint
-    assert checkpoint.training_clips is None and checkpoint.optimizer is None
-
-
 def test_adam_goes_on_as_if_it_had_not_stopped(tmp_path):
     path = tmp_path / "last.pth"
     network, optimizer = build_trained()
@@ -121,15 +111,6 @@ def test_adam_goes_on_as_if_it_had_not_stopped(tmp_path):
     take_step(resumed, resumed_optimizer)
     assert_same(resumed.state_dict(), network.state_dict())
     assert_same(resumed_optimizer.state_dict(), optimizer.state_dict())
-
-
-def test_tensors_come_back_on_the_cpu_and_own_their_memory(tmp_path):
-    path = tmp_path / "last.pth"
-    save_checkpoint(path, make_checkpoint())
-    found = read_back(path).state_dict["0.weight"]
-    found.fill_(9)
-    assert found.device.type == "cpu"
-    assert not (read_back(path).state_dict["0.weight"] == 9).any()
 
 
 @pytest.mark.parametrize("moment", ["torch.save", "fsync", "replace"])
@@ -174,13 +155,6 @@ def test_missing_file_says_which_there_are(tmp_path):
     assert "ckpts/README.md" in message and "scripts/train_" in message
 
 
-@pytest.mark.parametrize("name", ["empty/c.pth", "nowhere/c.pth", "empty"])
-def test_missing_file_where_there_is_none(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="there are: none"):
-        read_checkpoint_file(tmp_path / name)
-
-
 def saved(content, **options):
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
@@ -223,29 +197,24 @@ def test_code_in_a_file_is_not_run(tmp_path, form):
     assert marker.is_dir()
 
 
-TEXTS = {
-    "empty": b"",
-    "web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
-    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n",
-    "log": b"epoch 1 loss 2.5\n",
-    "word": b"resnet\n",
-    "bracket": b"(1, 2)\n",
-    "json": b'{"format": 1}\n',
-    "picture": b"\xff\xd8\xff\xe0\x00\x10JFIF",
-    "half a zip header": b"PK\x03\x04",
-    "protocol byte": b"\x80",
-}
-
-
-@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
-def test_files_that_are_no_weights(tmp_path, text):
-    with pytest.raises(ValueError, match=r"some\.pth cannot be loaded as weights") as caught:
-        read_bytes(tmp_path, text)
-    message = str(caught.value)
-    assert "ckpts/README.md" in message
-    # torch itself recommends to switch the protection off.
-    assert "weights_only" not in message
-    assert "\n" not in message
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html><html>Quota exceeded</html>",
+        b"word\n",
+        b'{"a": 1}',
+        b"\xff\xd8",
+        b"PK\x03\x04",
+        b"\x80",
+    ],
+)
+def test_files_that_are_no_weights(tmp_path, content):
+    with pytest.raises(
+        ValueError, match=r"some\.pth cannot be loaded as weights.*ckpts/README\.md"
+    ) as caught:
+        read_bytes(tmp_path, content)
+    assert "weights_only" not in str(caught.value)  # torch recommends to switch the protection off
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -264,13 +233,6 @@ def test_every_truncated_file_is_a_value_error(tmp_path, zipped):
     assert not others
 
 
-def test_truncated_file_of_ours(tmp_path):
-    content = saved({"format": FORMAT, **asdict(make_checkpoint())})
-    assert read_bytes(tmp_path, content).epoch == 7
-    with pytest.raises(ValueError, match="broken download must be fetched anew"):
-        read_bytes(tmp_path, content[: len(content) // 2])
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -280,28 +242,11 @@ def test_truncated_file_of_ours(tmp_path):
         ({"format": "other-1"}, f"format 'other-1', expected '{FORMAT}'"),
         ({0: 1, "a": 2}, "It holds: 0, a"),
         ({"format": FORMAT}, r"lacks \['audio_config', .*'training_list'\]"),
-        ({"format": FORMAT, 0: 1, "a": 2}, "lacks .*holds unknown"),
+        ({"format": FORMAT, 0: 1, "a": 2}, r"lacks .*holds unknown \['0', 'a'\]"),
     ],
 )
 def test_wrong_format(tmp_path, content, message):
     with pytest.raises(ValueError, match=r"some\.pth .*" + message):
-        read_bytes(tmp_path, saved(content))
-
-
-@pytest.mark.parametrize(
-    ("removed", "added", "message"),
-    [
-        ("optimizer", None, r"lacks \['optimizer'\] and holds unknown \[\]"),
-        (None, "weights", r"lacks \[\] and holds unknown \['weights'\]"),
-        ("state_dict", "weights", r"lacks \['state_dict'\] and holds unknown \['weights'\]"),
-    ],
-)
-def test_missing_and_unknown_entries(tmp_path, removed, added, message):
-    content = {"format": FORMAT, **asdict(make_checkpoint())}
-    content.pop(removed, None)
-    if added:
-        content[added] = {}
-    with pytest.raises(ValueError, match=message):
         read_bytes(tmp_path, saved(content))
 
 
@@ -341,36 +286,6 @@ def test_numbers_that_are_not_finite_are_found():
 
 
 # ------------------------------------------------------------------------------ rebuilding models
-
-
-PLAIN: dict[str, dict] = {"method_config": {}, "audio_config": {}, "frame_config": {}}
-SMALL_STATE = {"imgnet.conv1.weight": torch.zeros(2)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "other"}, r"some\.pth: unknown method 'other'; there are \['ssl_tie'"),
-        ({"method_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
-        ({"method_config": {"sharpness": "high"}}, r"some\.pth does not fit "),
-        ({"audio_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
-        ({"frame_config": {"colour": 1}}, r"some\.pth does not fit .*'colour'"),
-        ({"frame_config": {"frame_size": 33}}, "multiple of 32"),
-    ],
-)
-def test_checkpoint_that_fits_no_model(tmp_path, changes, message):
-    path = tmp_path / "some.pth"
-    save_checkpoint(path, make_checkpoint(**(PLAIN | {"state_dict": SMALL_STATE} | changes)))
-    with pytest.raises(ValueError, match=message):
-        load_localiser(path, "cpu")
-
-
-def test_weights_of_another_model(tmp_path):
-    path = tmp_path / "some.pth"
-    save_checkpoint(path, make_checkpoint(**PLAIN, state_dict=SMALL_STATE))
-    with pytest.raises(ValueError, match=r"(?s)does not fit .*Missing key.*size mismatch") as caught:
-        load_localiser(path, "cpu")
-    assert str(path) in str(caught.value)
 
 
 def test_trained_model_comes_back_ready_to_localise(tmp_path):
@@ -475,11 +390,3 @@ def test_released_file_gives_the_right_weights(tmp_path, official, prefix):
     assert trained.checkpoint.training_clips is None
     assert trained.checkpoint.selection == {"kind": "released file"}
     assert trained.frame.frame_size == 224
-
-
-@pytest.mark.parametrize("state_dict", [[1], None])
-def test_released_layout_without_weights(tmp_path, state_dict):
-    path = tmp_path / "released.pth.tar"
-    write_release(path, state_dict)
-    with pytest.raises(ValueError, match=r"released\.pth\.tar"):
-        load_localiser(path, "cpu")

@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import distributed_workers as workers
 import pytest
@@ -89,26 +85,6 @@ class _Rounded(nn.Module):
     def forward(self, features):
         rounded = features + (features.to(self.dtype).to(features) - features).detach()
         return self.layer(rounded)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_without_a_group_it_is_torch_s_to_the_last_bit(name):
-    build, shape = LAYERS[name]
-    torch.manual_seed(0)
-    plain = build()
-    synchronised = copy.deepcopy(plain)
-    synchronise_batch_norms(synchronised)
-    assert isinstance(synchronised, SynchronisedBatchNorm)
-    expected, ours = (
-        workers.batch_norm_steps(layer, shape, torch.float32, 0, 1) for layer in (plain, synchronised)
-    )
-    assert ours.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(ours[key], value), key
-    assert synchronised.state_dict().keys() == plain.state_dict().keys()
-    synchronised.train()
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        synchronised(torch.zeros(1, shape[1], *[1] * (len(shape) - 2)))
 
 
 def test_all_batch_norms_of_a_network_are_synchronised_and_nothing_else_changes():
@@ -288,36 +264,3 @@ def test_a_launched_process_has_a_group_until_an_error(monkeypatch):
         assert gather_rows(torch.ones(2, 3))[1] == 0
         raise ZeroDivisionError
     assert not torch.distributed.is_initialized()
-
-
-PROGRAM = """
-import sys, torch
-from pathlib import Path
-from utils import distributed
-from utils.distributed import SynchronisedBatchNorm, average, gather_rows, synchronise_batch_norms
-
-try:
-    with distributed.process_group(torch.device("cpu")) as device:
-        seen = [device.type, distributed.rank(), distributed.world_size()]
-        seen.append(distributed.gather_objects([distributed.local_rank()]))
-        raise ValueError("within the group")
-except ValueError:
-    seen += [torch.distributed.is_initialized(), distributed.world_size()]
-torch.save(seen, Path(sys.argv[1]) / f"{distributed.local_rank()}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_torchrun_makes_a_group_which_is_left_after_an_error(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
-    root = str(Path(__file__).parents[1])
-    subprocess.run(
-        [sys.executable, *launcher, str(program), str(tmp_path)],
-        check=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        timeout=workers.LAST_RESORT,
-    )
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == ["cpu", rank, 2, [0, 1], False, 1]

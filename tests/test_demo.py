@@ -1,6 +1,5 @@
 """The demo: visitors get their heat maps, and nothing else of the computer."""
 
-import contextlib
 import http.server
 import json
 import os
@@ -290,14 +289,7 @@ def test_no_other_file_can_be_read(server):
 @needs_page
 def test_an_upload_that_names_a_file_does_not_show_it(server):
     secret = server.checkpoints / "secret.ts"
-    with av.open(str(server.video)) as source, av.open(str(secret), "w") as target:
-        streams = {stream: target.add_stream_from_template(stream) for stream in source.streams}
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream]
-                target.mux(packet)
-    with av.open(str(secret)) as container:
-        assert container.streams.video
+    make_video(secret, seconds=1.0)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\n{secret}\n#EXT-X-ENDLIST\n"
     for name, content in (
         ("a.m3u8", playlist),
@@ -354,12 +346,6 @@ def test_visitors_queue(server):
 
 @needs_page
 def test_only_this_computer_can_open_the_page(server):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses the address to send from
-        own = probe.getsockname()[0]
-        if not own.startswith("127."):
-            with pytest.raises(OSError, match=r"refused|timed out"):
-                socket.create_connection((own, server.port), timeout=5)
     listening = Path("/proc/net/tcp").read_text().split("\n")[1:-1]
     at_port = [line.split()[1] for line in listening if line.split()[3] == "0A"]
     places = [place for place in at_port if int(place.split(":")[1], 16) == server.port]

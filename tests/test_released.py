@@ -171,11 +171,6 @@ def with_module(content):
     return {f"module.{name}": tensor for name, tensor in content.items()}
 
 
-def test_the_folder_has_the_authors_sizes():
-    assert [len(content) for content in sspl_files().values()] == [26, 22, 140, 24]
-    assert set(sspl_files()) == set(released.sspl_prefixes(4))
-
-
 @pytest.mark.parametrize("module", [True, False], ids=["with module.", "without"])
 @pytest.mark.parametrize("num_cycles", [0, 1, 4, 11], ids=lambda n: f"{n} cycles")
 def test_every_tensor_of_the_folder_is_used_and_every_one_of_ours_filled(num_cycles, module):
@@ -187,6 +182,7 @@ def test_every_tensor_of_the_folder_is_used_and_every_one_of_ours_filled(num_cyc
     officials = [id(tensor) for tensors in files.values() for tensor in tensors.values()]
     assert sorted(officials) == sorted(id(tensor) for tensor in converted.values())
     if num_cycles == 4:
+        assert [len(content) for content in files.values()] == [26, 22, 140, 24]  # as the authors'
         pcm, ours = files["pcm_best.pth"], "predictive_coding."
         assert converted[f"{ours}prediction_norms.3.1.weight"] is pcm["BNPred_step.7.weight"]
         assert converted[f"{ours}correction_norms.3.0.weight"] is pcm["BNError_step.9.weight"]
@@ -288,10 +284,6 @@ def test_a_named_file_wins_and_folders_are_looked_through_in_turn(tmp_path):
     mine.unlink()
     with pytest.raises(FileNotFoundError, match=f"is not at {mine}"):  # never replaced by another
         find_pretrained("vgg16", mine, folders)
-
-
-def test_a_missing_file_is_named_with_all_that_helps(tmp_path):
-    folders = (tmp_path / "ckpts", tmp_path / "hub")
     with pytest.raises(FileNotFoundError) as caught:
         find_pretrained("vggish", None, folders)
     for part in ("vggish-10086976.pth", *map(str, folders), "https://github.com/harritaylor", "--vggish",

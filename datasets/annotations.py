@@ -218,9 +218,10 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         with Image.open(path) as picture:
             picture.load()
             values = np.asarray(picture.convert("RGB") if picture.mode in COLOUR_MODES else picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise SyntaxError and ValueError for damaged files, not only OSError.
-        raise BrokenFileError(path, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any type
+        raise BrokenFileError(path, str(error) or type(error).__name__) from error
     return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))  # (H, W[, channels]) -> (H, W)
 
 

@@ -129,8 +129,10 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         with soundfile.SoundFile(path) as file:
             yield file
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise BrokenFileError(path, str(error)) from error
+    except (BrokenFileError, MemoryError):
+        raise
+    except Exception as error:  # whatever a decoder raises for a damaged file
+        raise BrokenFileError(path, str(error) or type(error).__name__) from error
 
 
 def _decode_mono(file: soundfile.SoundFile, limit: int) -> NDArray[np.float32]:

@@ -93,14 +93,16 @@ def test_a_broken_file_is_named_and_never_replaced(test_clips):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cut off"), NotImplementedError(), AssertionError()])
-def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monkeypatch, error):
-    def load(picture):
+@pytest.mark.parametrize("decoder", ["PIL.JpegImagePlugin.JpegImageFile.load", "soundfile.SoundFile.read"])
+def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monkeypatch, decoder, error):
+    def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", load)
+    monkeypatch.setattr(decoder, fail)
     broken = test_clips[ClipRequest(1, 0)]
     assert broken.clip_id == "test_1"
-    assert (str(error) or type(error).__name__) in broken.reason and "test_1.jpg" in broken.reason
+    assert (str(error) or type(error).__name__) in broken.reason
+    assert ("test_1.jpg" if "PIL" in decoder else "test_1.wav") in broken.reason
 
 
 def test_a_batch_of_broken_clips_is_empty(test_clips):

@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -62,8 +63,6 @@ from utils.training import (
 )
 
 logger = logging.getLogger("main")
-
-VALIDATION_SCORES = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")
 
 
 def train(options: opts.TrainOptions) -> int:
@@ -299,19 +298,17 @@ def validate(
         audio=options.audio,
     )
     model.eval()
+    views, localiser = TestViews(options.audio, device), cast(Any, model)
     result = evaluate_localisation(
-        model,  # type: ignore[arg-type]  # every method of METHODS offers localise
+        lambda batch: localiser.localise(*views(batch)),
         decoded_in_order(options, clips, "validation", device, stop),
-        TestViews(options.audio, device),
         [PROTOCOLS[options.validation.validation_protocol or options.method]],
         shared=True,
     )
     model.train()
     for clip_id, reason in result.unreadable:
         logger.warning("Validation clip %s is not scored: %s", clip_id, reason)
-    summary = result.model.summary()
-    scores = {name: float(summary[name] or 0.0) for name in VALIDATION_SCORES}
-    return {"clips": len(result.model.clips), **scores}
+    return {"clips": len(result.headline), **result.scores()}
 
 
 def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> ClipSet | None:

@@ -19,36 +19,41 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 import opts
 from datasets.annotations import read_labels
-from datasets.audio import load_waveform, read_window
-from datasets.benchmarks import ClipSet, build_clips, read_ground_truth
-from datasets.clips import Batch, Clip, Content, with_wrong_sounds
+from datasets.audio import AudioConfig, load_waveform, read_window
+from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
+from datasets.clips import AudioVisualClips, Batch, BrokenClip, Clip, ClipRequest, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
+from datasets.lists import find_list, published_list, without_negatives
+from datasets.loaders import ClipLoader, build_test_loader
 from datasets.transforms import as_float, normalise
 from datasets.views import TestViews
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
-from scripts.scoring import ScoringOptions, build_loader, describe, known_lists_of, with_classes
-from utils.benchmark_metrics import default_protocols, describe_extra_metrics, extra_scores, with_object_only
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
 from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation.localisation import (
-    ObjectPrior,
-    OnBatch,
-    evaluate_baselines,
-    localise_batches,
-    score_maps,
+    LocalisationResult,
+    evaluate_localisation,
+    headline_map,
+    read_maps,
+    save_maps,
+    score_table,
 )
 from utils.evaluation.negatives import (
     MEDIAN_RULE,
@@ -58,29 +63,42 @@ from utils.evaluation.negatives import (
     scenes_of,
     score_sounds,
 )
-from utils.evaluation.protocols import LocalisationProtocol, find_protocols
+from utils.evaluation.protocols import ObjectMaps, default_protocols, find_protocols
 from utils.files import BrokenFileError, check_place, file_sha256, moved_when_whole, write_atomically
+from utils.leaks import find_leak
 from utils.negative_audio_results import NegativeResult, NegativeSetting, write_negative_results
 from utils.negative_audio_tables import render_table as render_negative_table
-from utils.negative_audio_tables import screen_table
+from utils.negative_audio_tables import screen_table as screen_negative_table
 from utils.negative_options import NegativeOptions
-from utils.pictures import OverlayWriter, PictureCollector, choose_clips
-from utils.report import Gallery
-from utils.reports.visualisation import encode_jpeg, encode_mp3, encode_png, format_peak
-from utils.results import (
+from utils.reports.localisation import (
+    choose_clips,
+    describe_extra_metrics,
+    localisation_report,
+    plain_protocols,
+    rule_words,
+    score_tables,
+)
+from utils.reports.report import (
+    Card,
     EvaluationContext,
+    Gallery,
+    Report,
     check_results_folder,
-    name_lists,
-    summarise_protocols,
-    warnings_of,
-    write_results,
+    render_table,
+    screen_table,
+    write_report,
+)
+from utils.reports.visualisation import (
+    encode_jpeg,
+    encode_mp3,
+    encode_png,
+    format_peak,
+    overlay_localisation_map,
+    write_jpeg,
 )
 from utils.retrieval_options import RetrievalOptions
 from utils.retrieval_report import Preview
 from utils.retrieval_results import retrieve
-from utils.saved_maps import MapsRecorder, read_saved_maps
-from utils.scores import AREA_SIDE, ClipTruth, LocalisationResult
-from utils.tables import headline, render_table, score_table
 from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
 
 logger = logging.getLogger("test")
@@ -94,7 +112,7 @@ THUMBNAIL_SIDE = 144
 
 
 def localisation(options: opts.LocalisationOptions, command: str) -> int:
-    """Scores a checkpoint on a benchmark; returns 0, or 2 when clips broke on the way."""
+    """Score a checkpoint, or maps that it left; return 0, or 2 when clips broke on the way."""
     use_full_float32()
     with process_group(pick_device(options.device)) as device:
         if not is_main_process():
@@ -103,151 +121,345 @@ def localisation(options: opts.LocalisationOptions, command: str) -> int:
 
 
 def localise_on(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
-    """Scores in this process its part of the clips; the main one writes the results of all."""
-    if options.from_maps is not None:
-        return score_saved_maps(options.from_maps, device, options, command)
-    given = cast(ScoringOptions, options)  # what it must have is there, without --from-maps
-    trained = load_localiser(given.checkpoint, device)
-    if options.object_prior is not None:
-        network = load_object_prior(options.object_prior_weights).to(device)
-        trained = replace(trained, prior=ObjectPrior(network.object_maps, options.object_prior))
-    sha256 = file_sha256(given.checkpoint)
-    logger.info(
-        "%s, %d epochs, from %s (sha256 %s)",
-        trained.checkpoint.method,
-        trained.checkpoint.epoch,
-        given.checkpoint,
-        sha256,
-    )
+    """Score in this process its part of the clips; the main one writes the results of all."""
     clip_set = build_clips(
-        given.benchmark,
-        given.data_root,
+        options.benchmark,
+        options.data_root,
         clip_list=options.clip_list,
         annotations=options.annotations,
         negatives=options.negatives,
         allow_missing=options.allow_missing,
     )
-    if options.audio == "shuffled":
-        clip_set = replace(clip_set, clips=tuple(with_wrong_sounds(clip_set.clips)))
-    context = describe(given, trained, clip_set, device, sha256, command)
+    source = from_model if options.from_maps is None else from_saved_maps
+    context, clips, localise, objects, unreadable = source(device, options, clip_set, command)
     if options.labels is not None:
         context = with_classes(context, options.labels, clip_set.clip_ids)
-    protocols = find_protocols(options.protocol or default_protocols(context.benchmark))
-    check_results_folder(options.output, protocols, context)
-    overlays = OverlayWriter(options.output / "overlays", options.max_overlays / world_size())
-    own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
-    recorder = None if options.save_maps is None else MapsRecorder()
-    result = score(given, trained, own, protocols, overlays, recorder, shared=True)
-    galleries: list[Gallery] = []
-    if is_main_process():
-        located = with_object_only(given.benchmark, result)
-        galleries = draw_galleries(options, trained, clip_set, located)
-    status = report(options, result, context, galleries)
-    # After the results: a disk that is full by now costs no more than the maps.
-    if recorder is not None and options.save_maps is not None:
-        recorder.write(options.save_maps, context, protocols[0].map_size)
-    return status
+    benchmark, alpha = DATA_SETS[options.benchmark], context.object_prior
+    protocols = find_protocols(options.protocol or default_protocols(benchmark.headline))
+    identity = {
+        "task": "localisation",
+        "benchmark": context.benchmark,
+        "protocol": [protocol.name for protocol in protocols],
+        "checkpoint": context.checkpoint["sha256"],
+        "clip list": context.clip_list_sha256,
+        "frame geometry": context.frame_geometry,
+        "audio": context.audio,
+        "object prior": alpha,
+    }
+    check_results_folder(options.output, identity)
 
+    own = copy(clips)
+    own.clips = shard(clips.clips, rank(), world_size())
+    loader = build_test_loader(
+        own, batch_size=options.batch_size, num_workers=options.workers, pin_memory=device.type == "cuda"
+    )
+    bar = tqdm(total=len(own), desc=options.benchmark, unit="clip", disable=not is_main_process())
+    overlays_left = options.max_overlays / world_size()
 
-def score_saved_maps(
-    path: Path, device: torch.device, options: opts.LocalisationOptions, command: str
-) -> int:
-    """Scores maps of a file as localise_on scores those of a model."""
-    saved = read_saved_maps(path)
-    context = replace(saved.context, command=command, environment=environment_report(device))
-    context = replace(context, note=options.note or context.note)
-    clip_ids = saved.clips.clip_ids
-    if options.labels is not None:
-        context = with_classes(context, options.labels, clip_ids)
-    protocols = find_protocols(options.protocol or default_protocols(context.benchmark))
-    if {protocol.map_size for protocol in protocols} != {saved.map_size}:
-        raise ValueError(f"{path} holds ground truth for maps of {saved.map_size} pixels a side.")
-    check_results_folder(options.output, protocols, context)
-    own = shard(range(len(clip_ids)), rank(), world_size())
-    with tqdm(total=len(own), desc=path.name, unit="clip", disable=not is_main_process()) as bar:
-        result = score_maps(
-            saved.batches(own, options.batch_size, device),
+    def on_batch(batch: Batch, maps: Tensor, cious: Sequence[float]) -> None:
+        nonlocal overlays_left
+        bar.update(len(cious))
+        for place in range(int(min(overlays_left, len(cious)))):
+            boxes = batch.bounding_boxes[place]
+            _, overlay = draw_clip(batch.frames[place], maps[place], boxes, cious[place])
+            write_jpeg(options.output / "overlays" / f"{batch.clip_ids[place]}.jpg", overlay)
+            overlays_left -= 1
+
+    with loader, bar:
+        result = evaluate_localisation(
+            localise,
+            (batch.to(device) for batch in loader),
             protocols,
-            lambda batch, maps, scores: bar.update(len(scores)),
-            alpha=context.object_prior,
+            objects=objects,
+            model_name="model" if alpha is None else f"model + object prior (alpha {alpha:g})",
+            negatives=benchmark.negatives is not None,
+            on_batch=on_batch,
             shared=True,
         )
-    return report(options, result, context, galleries=[])
-
-
-def report(
-    options: opts.LocalisationOptions,
-    result: LocalisationResult,
-    context: EvaluationContext,
-    galleries: Sequence[Gallery],
-) -> int:
-    """Writes and shows results in the main process; returns 0, or 2 when clips broke."""
+    result = replace(result, unreadable=(*result.unreadable, *unreadable))
     status = 2 if result.unreadable and not options.allow_missing else 0
     if not is_main_process():
         return status
-    for warning in warnings_of(result, context):
-        logger.warning("%s", warning)
-    summary = write_results(options.output, result, context, galleries)
-    path = f"Report: {options.output / 'report.html'}"
-    if options.table is not None:
-        sys.stdout.write(render_table(summary, options.table))
-        logger.info("%s", path)
-    else:
-        extra = summary["extra_metrics"]
-        table = score_table(summary["protocols"], headline(summary), extra)
-        sys.stdout.write(f"{table}\n{path}\n")
+
+    if not result.headline["has_object"].any():
+        raise ValueError(
+            f"{options.benchmark}: none of the {len(result.headline)} scored clips has a box, so that there "
+            "is nothing to be localised. Score clips with and without an object (--clip-list)."
+        )
+    if context.classes is not None:
+        result.clips["class"] = result.clips["clip_id"].map(context.classes)
+    # Saved maps come without their frames.
+    galleries = draw_galleries(result, clips, options.gallery) if options.from_maps is None else []
+    published = published_lists(result, options.benchmark)
+    report = localisation_report(result, context, benchmark, published, identity, galleries)
+    write_and_show(options.output, report, options.table)
+    # After the results: a disk that is full by now costs no more than the maps.
+    if options.save_maps is not None:
+        save_maps(options.save_maps, result, asdict(context))
     return status
 
 
-def score(
-    options: ScoringOptions,
-    trained: Localiser,
+Source = tuple[
+    EvaluationContext,
+    AudioVisualClips,
+    Callable[[Batch], Tensor],
+    Callable[[Batch], ObjectMaps] | None,
+    Sequence[tuple[str, str]],
+]
+"""what stands beside the scores, the clips, their similarity maps, maps of objects to be mixed in,
+and clips that could not be decoded when the maps were made"""
+
+
+def from_model(
+    device: torch.device, options: opts.LocalisationOptions, clip_set: ClipSet, command: str
+) -> Source:
+    """Localise with a checkpoint."""
+    assert options.checkpoint is not None, "LocalisationOptions asks for it"
+    localiser = load_localiser(options.checkpoint, device)
+    sha256 = file_sha256(options.checkpoint)
+    context = describe(options, localiser, clip_set, device, sha256, command)
+    method, epoch = localiser.checkpoint.method, localiser.checkpoint.epoch
+    logger.info("%s, %d epochs, from %s (sha256 %s)", method, epoch, options.checkpoint, sha256)
+    clips = clip_set.clips
+    if options.audio == "shuffled":
+        clips = tuple(with_wrong_sounds(clips))
+    geometry = FrameGeometry(localiser.frame.frame_size, options.frame_geometry)
+    decoded = AudioVisualClips(clips, geometry=geometry, audio=localiser.audio)
+    views = TestViews(localiser.audio, device)
+    objects = None
+    if options.object_prior is not None:
+        alpha, network = options.object_prior, load_object_prior(options.object_prior_weights).to(device)
+
+        def objects(batch: Batch) -> ObjectMaps:
+            return ObjectMaps(network.object_maps(normalise(as_float(batch.frames))).float(), alpha)
+
+    return context, decoded, lambda batch: localiser.model.localise(*views(batch)), objects, ()
+
+
+def from_saved_maps(
+    device: torch.device, options: opts.LocalisationOptions, clip_set: ClipSet, command: str
+) -> Source:
+    """Take the maps of --from-maps; of the clips only their boxes or masks are read."""
+    path = options.from_maps
+    assert path is not None, "the caller has looked"
+    header, places, maps, object_maps = read_maps(path)
+    context = EvaluationContext(**header["context"])
+    unreadable = [(clip_id, reason) for clip_id, reason in header["unreadable"]]
+    different = {*places, *(clip_id for clip_id, _ in unreadable)} ^ set(clip_set.clip_ids)
+    if context.benchmark != options.benchmark or different:
+        raise ValueError(
+            f"{path} holds maps of {len(places)} clips of {context.benchmark} ({context.clip_list}); those "
+            f"of {options.benchmark} ({clip_set.list_name}) are others, {len(different)} differ. Name the "
+            "same --benchmark, --data-root and --clip-list."
+        )
+    made = {"made_by": context.command, "made_with": context.environment}
+    context = replace(
+        context,
+        command=command,
+        environment=environment_report(device),
+        note=options.note or context.note,
+        saved_maps={"path": str(path), "sha256": file_sha256(path), **made},
+    )
+    clips = tuple(clip for clip in clip_set.clips if clip.clip_id in places)
+    geometry = FrameGeometry(1, context.frame_geometry)  # type: ignore[arg-type]  # one of its two words
+    annotated = AudioVisualClips(clips, geometry=geometry, audio=AudioConfig(), content="truth")
+
+    def stored(batch: Batch, array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(array[[places[clip_id] for clip_id in batch.clip_ids]]).to(device)
+
+    objects, alpha = None, context.object_prior
+    if object_maps is not None and alpha is not None:
+
+        def objects(batch: Batch) -> ObjectMaps:
+            return ObjectMaps(stored(batch, object_maps), alpha)
+
+    return context, annotated, lambda batch: stored(batch, maps), objects, unreadable
+
+
+def draw_clip(
+    frame: Tensor, heat: Tensor, boxes: NDArray[np.float64] | None, ciou: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw heat map, boxes and score on a frame.
+
+    Args:
+        frame: uint8 (3, S, S).
+        heat: (M, M) localisation map.
+        boxes: (N, 4) fractions of the frame, where there are any.
+        ciou: of the clip.
+
+    Returns:
+        the frame and its overlay, both (M, M, 3) uint8 RGB.
+    """
+    picture = frame.permute(1, 2, 0).cpu().numpy()
+    if picture.shape[:2] != heat.shape:
+        picture = cv2.resize(picture, heat.shape[::-1])
+    annotated = np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1)
+    visible = (annotated[:, 2:] > annotated[:, :2]).all(axis=1)  # VGG-SS holds inverted boxes: nothing
+    # Constant maps lie outside [0, 1] under the median rule, see utils/evaluation/protocols.py.
+    shown = heat.clamp(0, 1).cpu().numpy()
+    return picture, overlay_localisation_map(picture, shown, annotated[visible], f"cIoU {ciou:.2f}")
+
+
+def draw_galleries(result: LocalisationResult, clips: AudioVisualClips, count: int) -> list[Gallery]:
+    """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
+    places = {clip.clip_id: place for place, clip in enumerate(clips.clips)}
+    table = result.headline.reset_index(drop=True)
+    galleries = []
+    for title, rows in choose_clips(table[table["has_object"]], count).items():
+        cards = []
+        for row in rows.itertuples():
+            sample = clips[ClipRequest(places[row.clip_id], 0)]
+            if isinstance(sample, BrokenClip):
+                continue  # broken between its two readings: left out of the pictures
+            heat = headline_map(result, row.Index)
+            pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
+            sound = encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
+            cards.append(Card(row.clip_id, f"cIoU {row.ciou:.2f}", [*map(encode_jpeg, pictures)], sound))
+        galleries.append(Gallery(cards, title))
+    return galleries
+
+
+def published_lists(result: LocalisationResult, benchmark: str) -> dict[str, dict[str, Any]]:
+    """Say of each rule whether its authors scored these clips."""
+    clips = result.headline
+    ids = [set(clips["clip_id"][clips["has_object"] == has]) for has in (True, False)]
+    return {rule.name: published_list(rule.name, rule.authors, benchmark, *ids) for rule in result.protocols}
+
+
+def write_and_show(folder: Path, report: Report, form: str | None) -> None:
+    """Write the results; print the scores for reading, or as --table asks, and log the warnings."""
+    for warning in report.summary["warnings"]:
+        logger.warning("%s", warning)
+    write_report(folder, report)
+    path = f"Report: {folder / 'report.html'}"
+    if form is not None:
+        sys.stdout.write(render_table(report, form))
+        logger.info("%s", path)
+    else:
+        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{path}\n")
+
+
+def build_loader(
+    options: opts.LocalisationOptions | RetrievalOptions | NegativeOptions,
+    localiser: Localiser,
     clip_set: ClipSet,
-    protocols: Sequence[LocalisationProtocol],
-    on_batch: OnBatch,
-    recorder: MapsRecorder | None = None,
-    *,
-    shared: bool = False,
-) -> LocalisationResult:
-    """Runs the evaluation over a clip set, or over this process's share of it."""
-    device = next(trained.model.parameters()).device
-    loader = build_loader(options, trained, clip_set, device, protocols[0].map_size)
-    name, quiet = options.benchmark, not is_main_process()
-    with loader, tqdm(total=len(clip_set.clips), desc=name, unit="clip", disable=quiet) as bar:
+    device: torch.device,
+    map_size: int = 1,
+    content: Content = "both",
+) -> ClipLoader:
+    """Decode the clips as the model wants them, with ground-truth maps of a size."""
+    geometry = FrameGeometry(localiser.frame.frame_size, options.frame_geometry)
+    clips = AudioVisualClips(
+        clip_set.clips, geometry=geometry, audio=localiser.audio, map_size=map_size, content=content
+    )
+    return build_test_loader(
+        clips, batch_size=options.batch_size, num_workers=options.workers, pin_memory=device.type == "cuda"
+    )
 
-        def count(batch, maps, scores) -> None:  # noqa: ANN001 - as OnBatch
-            on_batch(batch, maps, scores)
-            bar.update(len(scores))
 
-        localised = localise_batches(
-            trained.model,  # type: ignore[arg-type]  # all of LOCALISERS offer localise
-            (batch.to(device) for batch in loader),
-            TestViews(trained.audio, device),
-            trained.prior,
+def describe(
+    options: opts.LocalisationOptions | RetrievalOptions | NegativeOptions,
+    localiser: Localiser,
+    clip_set: ClipSet,
+    device: torch.device,
+    sha256: str,
+    command: str,
+) -> EvaluationContext:
+    """Say what stands beside the scores: clips, checkpoint, leak check, environment."""
+    checkpoint = localiser.checkpoint
+    trained_on: Sequence[str] | None = checkpoint.training_clips
+    if options.training_list is not None:
+        trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
+    if clip_set.source_ids is not None:
+        leak = find_leak(trained_on, clip_set.source_ids, purpose="test").as_dict()
+    else:
+        message = (
+            f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap with "
+            "the training list could not be looked for."
         )
-        return score_maps(
-            localised if recorder is None else recorder.watched(localised),
-            protocols,
-            count,
-            alpha=None if trained.prior is None else trained.prior.alpha,
-            shared=shared,
-        )
+        leak = {"checked": False, "num_clips": None, "first": [], "message": message}
+    chosen_on = checkpoint.selection.get("clips", ())
+    return EvaluationContext(
+        benchmark=clip_set.dataset,
+        data_root=str(options.data_root),
+        clip_list=clip_set.list_name,
+        clip_list_sha256=clip_set.list_sha256,
+        num_listed=clip_set.num_listed,
+        missing=clip_set.missing,
+        cut=clip_set.cut,
+        frame_geometry=options.frame_geometry,
+        audio=options.audio,
+        note=options.note,
+        checkpoint={
+            "path": str(options.checkpoint),
+            "sha256": sha256,
+            "method": checkpoint.method,
+            "method_config": checkpoint.method_config,
+            "audio_config": checkpoint.audio_config,
+            "frame_config": checkpoint.frame_config,
+            "epoch": checkpoint.epoch,
+            "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
+            "training_list": checkpoint.training_list,
+            "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
+        },
+        leak=leak,
+        num_chosen_on=len(set(chosen_on) & set(clip_set.clip_ids)),
+        object_prior=options.object_prior,
+        environment=environment_report(device),
+        command=command,
+    )
 
 
-def draw_galleries(
-    options: opts.LocalisationOptions, trained: Localiser, clip_set: ClipSet, result: LocalisationResult
-) -> list[Gallery]:
-    """Best, median and worst clips; decoded once more, as they are known only at the end."""
-    chosen = choose_clips(result.model.clips, options.gallery)
-    wanted = {clip_id for clip_ids in chosen.values() for clip_id in clip_ids}
-    if not wanted:
-        return []
-    few = replace(clip_set, clips=tuple(c for c in clip_set.clips if c.clip_id in wanted))
-    collector = PictureCollector(trained.audio.sample_rate)
-    headline_only = [result.by_protocol[0].protocol]
-    given = cast(ScoringOptions, replace(options, workers=0))
-    score(given, trained, few, headline_only, collector)
-    return collector.galleries(chosen)
+def with_classes(context: EvaluationContext, path: Path, clip_ids: Sequence[str]) -> EvaluationContext:
+    """Add the class of each clip from a file.
+
+    The negatives of extended benchmarks take none: what sounds there is not in the picture.
+    """
+    labels = read_labels(path)
+    if DATA_SETS[context.benchmark].negatives:
+        clip_ids = without_negatives(clip_ids)
+    classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
+    source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
+    return replace(context, classes=classes, labels=source)
+
+
+def baselines(options: opts.BaselineOptions, command: str) -> int:
+    """Score blind predictors and ceilings on a benchmark's boxes; return 0."""
+    truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
+    benchmark = DATA_SETS[options.benchmark]
+    protocols = find_protocols(options.protocol or default_protocols(benchmark.headline))
+
+    def batches() -> Iterator[SimpleNamespace]:
+        with tqdm(total=len(truth.boxes), desc=options.benchmark, unit="clip") as bar:
+            for clip_ids, maps in truth.maps(map_size=protocols[0].map_size, batch_size=BASELINE_BATCH):
+                yield SimpleNamespace(
+                    clip_ids=clip_ids,
+                    ground_truth_maps=maps,
+                    bounding_boxes=[truth.boxes[clip_id] for clip_id in clip_ids],
+                    pair_keys=[truth.pair_keys[clip_id] for clip_id in clip_ids],
+                    broken=(),
+                )
+                bar.update(len(clip_ids))
+
+    result = evaluate_localisation(None, batches(), protocols)
+    scores, extra = score_table(result.clips, benchmark.metrics), describe_extra_metrics(benchmark)
+    rules = plain_protocols(result.protocols, scores, extra, published_lists(result, options.benchmark))
+    heading = f"{options.benchmark}, {len(truth.boxes)} clips of {truth.list_name}, no model"
+    notes = [(f"protocol {rule['name']}", rule_words(rule)) for rule in rules]
+    sys.stdout.write(f"{screen_table(heading, score_tables(scores, extra), notes)}\n{truth.cut}\n")
+    if options.output is not None:
+        content = {
+            "benchmark": options.benchmark,
+            "annotations": str(options.annotations),
+            "clip_list": {"name": truth.list_name, "sha256": truth.list_sha256},
+            "cut": truth.cut,
+            "num_clips": len(truth.boxes),
+            "protocols": rules,
+            "extra_metrics": extra,
+            "command": command,
+        }
+        write_atomically(options.output, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    return 0
 
 
 def retrieval(options: RetrievalOptions, command: str) -> int:
@@ -387,48 +599,8 @@ def negatives_on(device: torch.device, options: NegativeOptions, command: str) -
         sys.stdout.write(render_negative_table(summary, options.table))
         logger.info("%s", path)
     else:
-        sys.stdout.write(f"{screen_table(summary)}\n{path}\n")
+        sys.stdout.write(f"{screen_negative_table(summary)}\n{path}\n")
     return status
-
-
-def baselines(options: opts.BaselineOptions, command: str) -> int:
-    """Scores blind predictors and ceilings on a benchmark's boxes; returns 0."""
-    truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
-    protocols = find_protocols(options.protocol or default_protocols(options.benchmark))
-    truths: list[ClipTruth] = []
-    maps = truth.maps(map_size=protocols[0].map_size, batch_size=BASELINE_BATCH)
-    with tqdm(total=len(truth.boxes), desc=options.benchmark, unit="clip") as bar:
-
-        def counted() -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-            for clip_ids, of_clips in maps:
-                yield clip_ids, of_clips
-                for clip_id, one in zip(clip_ids, of_clips, strict=True):
-                    area = AREA_SIDE**2 * float(one.mean(dtype=np.float64))
-                    boxes, key = truth.boxes[clip_id], truth.pair_keys[clip_id]
-                    truths.append(ClipTruth(area, len(boxes), key))
-                bar.update(len(clip_ids))
-
-        scores = evaluate_baselines(counted(), protocols)
-    result = LocalisationResult(scores, (), truths=tuple(truths))
-    by_protocol = summarise_protocols(scores, extra=extra_scores(options.benchmark, result))
-    name_lists(by_protocol, result, options.benchmark, known_lists_of(options.benchmark))
-    extra = describe_extra_metrics(options.benchmark)
-    heading = f"{options.benchmark}, {len(truth.boxes)} clips of {truth.list_name}, no model"
-    sys.stdout.write(f"{score_table(by_protocol, heading, extra)}\n{truth.cut}\n")
-    if options.output is not None:
-        content = {
-            "benchmark": options.benchmark,
-            "annotations": str(options.annotations),
-            "clip_list": {"name": truth.list_name, "sha256": truth.list_sha256},
-            "cut": truth.cut,
-            "num_clips": len(truth.boxes),
-            "protocols": by_protocol,
-            "extra_metrics": extra,
-            "command": command,
-        }
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomically(options.output, text.encode())
-    return 0
 
 
 def video(options: opts.VideoOptions) -> int:

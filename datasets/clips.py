@@ -18,8 +18,8 @@ from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
 from utils.files import BrokenFileError
 
-Content = Literal["both", "frames", "sounds"]
-"""What of a clip is read."""
+Content = Literal["both", "frames", "sounds", "truth"]
+"""What of a clip is read; truth: its boxes or its mask alone."""
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,15 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         clip = self.clips[request.position]
         try:
             waveform = torch.empty(0)
-            if self.content != "frames":
+            if self.content in ("both", "sounds"):
                 waveform = read_window(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
             if self.content == "sounds":
                 nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
                 return Sample(clip.clip_id, nothing, waveform, None, None, request.crop_seed)
-            picture = read_frame(clip.frame_source)
+            if self.content == "truth" and self.geometry.mode == "squash" and clip.mask_source is None:
+                picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
+            else:
+                picture = read_frame(clip.frame_source)
             boxes, ground_truth_map = self._truth_of(clip, picture)
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))

@@ -40,7 +40,6 @@ from models import LOCALISERS, build_localiser
 from models.peers import PEERS
 from models.released import read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
-from utils.evaluation.localisation import ObjectPrior
 from utils.files import moved_when_whole, write_atomically
 from utils.reports.visualisation import (
     HEAT_OPACITY,
@@ -96,8 +95,6 @@ class Localiser:
     frame: FrameConfig
     checkpoint: Checkpoint
     """what the file says of the model"""
-    prior: ObjectPrior | None = None
-    """test.py's --object-prior; not part of the maps here"""
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
     """how pictures become square"""
 

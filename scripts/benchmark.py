@@ -184,7 +184,9 @@ def benchmark_evaluate(options: BenchmarkOptions, device: torch.device, clips: l
     def score(batch_size: int, names: Sequence[str]) -> None:
         protocols = [PROTOCOLS[name] for name in names]
         with build_test_loader(decoded, batch_size=batch_size, num_workers=0, pin_memory=False) as loader:
-            evaluate_localisation(model, (batch.to(device) for batch in loader), views, protocols)
+            evaluate_localisation(
+                lambda batch: model.localise(*views(batch)), (batch.to(device) for batch in loader), protocols
+            )
 
     ways: Ways = {
         "one_by_one": partial(score, 1, ["ssl_tie"]),

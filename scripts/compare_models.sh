@@ -3,4 +3,4 @@
 # Usage: bash scripts/compare_models.sh A.pth B.pth … -- --benchmark … --data-root … --output DIR [options of test.py localisation]
 # What has been scored already is not scored again: stop it and call again.
 set -euo pipefail
-exec bash "$(dirname "$0")/run.sh" scripts/compare_models.py "$@"
+exec bash "$(dirname "$0")/run.sh" scripts/collect.py "$@"

@@ -1,46 +1,80 @@
-"""A made-up evaluation of a few clips under two rules."""
+"""Made-up evaluations: batches, a model that replays maps, and what stands beside their scores."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+
+from datasets.clips import Batch
+from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
 from utils.leaks import find_leak
-from utils.results import EvaluationContext
-from utils.scores import ClipScore, ClipTruth, LocalisationResult, ProtocolScores, Scores
+from utils.reports.report import EvaluationContext
 
 SHA256 = "0123456789abcdef" * 4
 
 
-def make_scores(name, kind, cious, pointing=None):
-    pointing = pointing or [None] * len(cious)
-    clips = [
-        ClipScore(f"clip_{index}", *score) for index, score in enumerate(zip(cious, pointing, strict=True))
-    ]
-    return Scores(name, kind, tuple(clips))
+@dataclass(frozen=True)
+class Replay:
+    """Gives each clip the map with the number that stands in its frame."""
+
+    similarity_maps: object
+
+    def __call__(self, batch):
+        assert torch.is_inference_mode_enabled()
+        return torch.as_tensor(self.similarity_maps)[batch.frames[:, 0, 0, 0]]
 
 
-def make_protocol_scores(name, cious):
-    count = len(cious)
-    rows = (
-        make_scores("model", "model", cious, [index % 2 == 0 for index in range(count)]),
-        make_scores("centre disc (blind)", "baseline", [0.25] * count),
-        make_scores("centre Gaussian (blind)", "baseline", [0.5] * count, [True] * count),
-        make_scores(f"best possible under {name}", "ceiling", [1.0] * count),
+def make_batch(numbers, truths, clip_ids, broken=()):
+    numbers = torch.as_tensor(list(numbers), dtype=torch.long)
+    return Batch(
+        clip_ids=tuple(clip_ids),
+        frames=numbers[:, None, None, None].expand(-1, 3, 2, 2),
+        waveforms=torch.zeros(len(numbers), 4),
+        bounding_boxes=(np.array([[0.2, 0.2, 0.6, 0.6]]),) * len(numbers),
+        ground_truth_maps=truths,
+        crop_seeds=(0,) * len(numbers),
+        broken=tuple(broken),
+        pair_keys=(None,) * len(numbers),
     )
-    return ProtocolScores(PROTOCOLS[name], rows)
+
+
+def batches_of(truths, clip_ids, batch_size):
+    for start in range(0, len(truths), batch_size):
+        part = slice(start, start + batch_size)
+        yield make_batch(range(start, start + len(truths[part])), truths[part], clip_ids[part])
+
+
+def evaluate(batches, similarity_maps, *protocols, on_batch=None):
+    rules = protocols or [PROTOCOLS["ssl_tie"]]
+    return evaluate_localisation(Replay(similarity_maps), batches, rules, on_batch=on_batch)
 
 
 def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
-    under_sspl = [0.6] * len(cious)
-    return LocalisationResult(
-        (make_protocol_scores("ssl_tie", cious), make_protocol_scores("sspl", under_sspl)),
-        tuple(unreadable),
-        truths=tuple(ClipTruth(1000.5 * 4**index, index + 1) for index in range(len(cious))),
-    )
-
-
-def with_rows(result, rows):
-    first, *others = result.by_protocol
-    return replace(result, by_protocol=(replace(first, rows=tuple(rows)), *others))
+    """Four clips under two rules, their consensus IoUs and pointing set by hand."""
+    count = len(cious)
+    truths = np.zeros((count, 224, 224), np.float32)
+    for place in range(count):
+        truths[place, : 32 * 2**place, : 32 * 2**place] = 1
+    boxes = tuple(np.zeros((place + 1, 4)) for place in range(count))
+    whole = make_batch(range(count), truths, [f"clip_{place}" for place in range(count)])
+    maps = np.random.default_rng(0).random((count, 14, 14), dtype=np.float32)
+    result = evaluate([replace(whole, bounding_boxes=boxes)], maps, PROTOCOLS["ssl_tie"], PROTOCOLS["sspl"])
+    by_hand = {
+        ("ssl_tie", "model"): cious,
+        ("sspl", "model"): [0.6] * count,
+        **{(rule, "ceiling"): [1.0] * count for rule in ("ssl_tie", "sspl")},
+    }
+    clips = result.clips
+    for (rule, kind), values in by_hand.items():
+        rows = (clips["protocol"] == rule) & (clips["kind"] == kind)
+        clips.loc[rows, "ciou"] = values
+        if kind == "model":
+            clips.loc[rows, "pointing"] = [float(place % 2 == 0) for place in range(count)]
+    disc = clips["predictor"] == "centre disc (blind)"
+    clips.loc[disc, "ciou"] = 0.25
+    clips.loc[clips["predictor"] == "centre Gaussian (blind)", ["ciou", "pointing"]] = [0.5, 1.0]
+    return replace(result, unreadable=tuple(unreadable))
 
 
 def make_context(**changes):
@@ -51,9 +85,8 @@ def make_context(**changes):
         clip_list_sha256="cd" * 32,
         num_listed=4,
         missing=(),
+        cut="VGG-SS, 4 clips: none of the published cuts",
         frame_geometry="squash",
-        audio="own",
-        note="",
         checkpoint={
             "path": "runs/last.pth",
             "sha256": SHA256,
@@ -61,7 +94,7 @@ def make_context(**changes):
             "epoch": 80,
             "selection": {"kind": "last"},
         },
-        leak=find_leak(["other"], ["clip_0"], purpose="test"),
+        leak=find_leak(["other"], ["clip_0"], purpose="test").as_dict(),
         num_chosen_on=0,
         environment={"torch": "2.11", "device": "cpu"},
         command="python test.py localisation --output 'results/<a>'",

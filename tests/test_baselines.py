@@ -58,7 +58,7 @@ def test_scores_of_made_up_boxes(baselines, tmp_path, capsys):
     assert rows["ez_vsl"]["ceiling"]["ciou_at_0.5"] == 75
     assert rows["sspl"]["ceiling"]["auc"] == 100
     shown = capsys.readouterr().out
-    assert shown.startswith("vgg_ss, 4 clips of every clip annotated, no model\nprotocol")
+    assert shown.startswith("vgg_ss, 4 clips of every clip annotated, no model, in percent")
     for name, protocol in PROTOCOLS.items():
         assert f"\n{name}: {protocol.description}; list: " in shown
 

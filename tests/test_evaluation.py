@@ -1,67 +1,44 @@
-"""The evaluation: the authors' scores on their maps, and every clip exactly once."""
+"""The evaluation: the authors' scores on their maps, every clip exactly once, tables and groups of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from golden_inputs import arrays, records
+from pandas.testing import assert_frame_equal
+from result_inputs import Replay, batches_of, evaluate, make_batch
 
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
-from datasets.clips import Batch, BrokenClip
+from datasets.clips import BrokenClip
 from utils.evaluation.baselines import centre_disc, centre_gaussian, centre_square, oracle_cious
-from utils.evaluation.localisation import evaluate_baselines, evaluate_localisation
+from utils.evaluation.localisation import (
+    FEW_CLIPS,
+    LocalisationResult,
+    clip_groups,
+    evaluate_localisation,
+    group_tables,
+    headline_map,
+    score_table,
+)
 from utils.evaluation.metrics import TruthMaps, consensus_iou, pointing_hits
 from utils.evaluation.protocols import PROTOCOLS, normalise, predict, upsample
-from utils.scores import ClipScore, ClipTruth, Scores
+from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, clip_values
 
 MEDIAN = PROTOCOLS["ssl_tie"]
+EVERY_RULE = list(PROTOCOLS.values())
+EVERY = pytest.mark.parametrize("protocol", EVERY_RULE, ids=list(PROTOCOLS))
 FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
 WRAPPED = {"vggss": {"smooth_21", "smooth_23"}, "flickr": {"smooth_23"}}
 """Boxes with negative coordinates: the authors' slices wrap round, ours are cut to the frame."""
 
 
-@dataclass(frozen=True)
-class Replay:
-    """Gives each clip the map with the number that stands in its frame."""
-
-    similarity_maps: torch.Tensor
-
-    def localise(self, frames, log_mel_spectrogram):
-        assert torch.is_inference_mode_enabled()
-        assert len(frames) == len(log_mel_spectrogram)
-        return self.similarity_maps[frames[:, 0, 0, 0]]
-
-
-def look(batch):
-    """The views of a replayed batch."""
-    return batch.frames, batch.waveforms
-
-
-def make_batch(numbers, truths, clip_ids, broken=()):
-    numbers = torch.as_tensor(list(numbers), dtype=torch.long)
-    return Batch(
-        clip_ids=tuple(clip_ids),
-        frames=numbers[:, None, None, None].expand(-1, 3, 2, 2),
-        waveforms=torch.zeros(len(numbers), 4),
-        bounding_boxes=(np.array([[0.2, 0.2, 0.6, 0.6]]),) * len(numbers),
-        ground_truth_maps=truths,
-        crop_seeds=(0,) * len(numbers),
-        broken=tuple(broken),
-        pair_keys=(None,) * len(numbers),
-    )
-
-
-def batches_of(truths, clip_ids, batch_size):
-    for start in range(0, len(truths), batch_size):
-        part = slice(start, start + batch_size)
-        yield make_batch(range(start, start + len(truths[part])), truths[part], clip_ids[part])
-
-
-def evaluate(batches, similarity_maps, *protocols, on_batch=None):
-    return evaluate_localisation(
-        Replay(torch.as_tensor(similarity_maps)), batches, look, protocols or [MEDIAN], on_batch
-    )
+def row_of(result, kind, protocol=None):
+    """The clips of the first predictor of a kind under a rule."""
+    rows = result.clips[result.clips["protocol"] == (protocol or result.protocols[0]).name]
+    rows = rows[rows["kind"] == kind]
+    return rows[rows["predictor"] == rows["predictor"].iloc[0]].reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------ golden data sets
@@ -94,43 +71,31 @@ def golden_truths(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def golden_results(golden_truths):
-    names = arrays("evaluation")["names"].tolist()
-    heat = arrays("evaluation")["heat"]
+    names, heat = arrays("evaluation")["names"].tolist(), arrays("evaluation")["heat"]
     return {
         benchmark: evaluate(batches_of(truths, names, 7), heat) for benchmark, truths in golden_truths.items()
     }
 
 
-@pytest.mark.parametrize("benchmark", FORMATS)
-def test_each_clip_scores_as_in_the_authors_program(golden_results, benchmark):
-    golden = arrays("evaluation")
-    result = golden_results[benchmark]
-    assert [clip.clip_id for clip in result.model.clips] == golden["names"].tolist()
-    np.testing.assert_allclose(
-        result.model.cious, golden[f"{benchmark}/ciou"], rtol=0, atol=1e-12, equal_nan=True
-    )
-
-
 @pytest.mark.parametrize(("benchmark", "ciou", "auc"), [("vggss", 25.0, 32.125), ("flickr", 10.0, 30.375)])
-def test_data_set_scores_as_in_the_authors_program(golden_results, benchmark, ciou, auc):
-    summary = golden_results[benchmark].model.summary()
-    assert summary["ciou_at_0.5"] == pytest.approx(ciou, abs=1e-7)
-    assert summary["auc"] == pytest.approx(auc, abs=1e-7)
-    assert summary["name"] == summary["kind"] == "model"
-
-
-@pytest.mark.parametrize("benchmark", FORMATS)
-def test_pointing_of_each_clip(golden_results, golden_truths, benchmark):
-    maps = upsample(torch.from_numpy(arrays("evaluation")["heat"]), MEDIAN).numpy()
+def test_scores_are_those_of_the_authors_program(golden_results, golden_truths, benchmark, ciou, auc):
+    golden, result = arrays("evaluation"), golden_results[benchmark]
+    model = row_of(result, "model")
+    assert model["clip_id"].tolist() == golden["names"].tolist()
+    np.testing.assert_allclose(model["ciou"], golden[f"{benchmark}/ciou"], rtol=0, atol=1e-12)
+    assert result.scores()["ciou_at_0.5"] == pytest.approx(ciou, abs=1e-7)
+    assert result.scores()["auc"] == pytest.approx(auc, abs=1e-7)
+    maps = upsample(torch.from_numpy(golden["heat"]), MEDIAN).numpy()
     expected = [
         bool(truth.ravel()[np.argmax(similarity)] > 0 and not np.isnan(similarity).any())
         for similarity, truth in zip(maps, golden_truths[benchmark], strict=True)
     ]
-    found = [clip.pointing for clip in golden_results[benchmark].model.clips]
-    assert found == expected
-    accuracy = golden_results[benchmark].model.summary()["pointing_accuracy"]
-    assert accuracy == pytest.approx(100 * np.mean(expected))
-    assert 0 < sum(expected) < 60
+    assert model["pointing"].tolist() == expected and 0 < sum(expected) < 60
+    assert result.scores()["pointing_accuracy"] == pytest.approx(100 * np.mean(expected))
+    # Maps without ties stay below the ceiling.
+    without_ties = golden[f"{benchmark}/pred_area"] == 25_087
+    best = row_of(result, "ceiling")["ciou"]
+    assert without_ties.sum() > 40 and (model["ciou"] <= best)[without_ties].all()
 
 
 # -------------------------------------------------------------------------------- made-up clips
@@ -148,57 +113,37 @@ def made_up():
     return tuple(f"clip_{index}" for index in range(10)), truths, maps
 
 
-def all_rows(result):
-    return result.by_protocol[0].rows
-
-
-def ceiling_of(result):
-    return result.by_protocol[0].rows[-1].cious
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
-def test_batch_size_does_not_matter(made_up, protocol, batch_size):
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_does_not_matter(made_up, batch_size):
     clip_ids, truths, maps = made_up
-    whole = evaluate(batches_of(truths, clip_ids, 10), maps, protocol)
-    parts = evaluate(batches_of(truths, clip_ids, batch_size), maps, protocol)
-    assert parts == whole
-    if protocol.name != "slavc_fixed":  # it predicts the whole frame for these maps
-        assert len({clip.ciou for clip in whole.model.clips}) == 10
+    whole = evaluate(batches_of(truths, clip_ids, 10), maps, *EVERY_RULE)
+    parts = evaluate(batches_of(truths, clip_ids, batch_size), maps, *EVERY_RULE)
+    assert_frame_equal(parts.clips, whole.clips, check_exact=True)
+    np.testing.assert_array_equal(parts.maps, maps)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
-def test_rows_are_of_the_same_clips_in_the_same_order(made_up, protocol):
+@EVERY
+def test_every_predictor_is_scored_as_alone(made_up, protocol):
     clip_ids, truths, maps = made_up
     result = evaluate(batches_of(truths, clip_ids, 4), maps, protocol)
-    for row in all_rows(result):
-        assert tuple(clip.clip_id for clip in row.clips) == clip_ids
-    assert [row.kind for row in all_rows(result)] == ["model", "baseline", "baseline", "ceiling"]
-    assert len({row.name for row in all_rows(result)}) == 4
-    assert [one.protocol for one in result.by_protocol] == [protocol]
+    names = ["model", "centre disc (blind)", "centre Gaussian (blind)"]
+    names.append(f"ceiling of {protocol.name} (maps without ties)")
+    groups = dict(iter(result.clips.groupby("predictor", sort=False)))
+    assert list(groups) == names
+    assert [one["kind"].iloc[0] for one in groups.values()] == ["model", "baseline", "baseline", "ceiling"]
+    for one in groups.values():
+        assert one["clip_id"].tolist() == list(clip_ids)
+    model, disc, gaussian, ceiling = groups.values()
     given = TruthMaps(torch.from_numpy(truths))
-    (prediction,) = predict(torch.from_numpy(maps), [protocol], given.num_annotated)
-    normalised = prediction.localisation_maps
-    model, disc, gaussian, ceiling = all_rows(result)
-    assert result.model is model
-    repeated = centre_disc(224).expand(10, -1, -1)
-    assert result.model.cious == consensus_iou(prediction.masks, given).tolist()
-    assert [c.pointing for c in result.model.clips] == pointing_hits(normalised, given).tolist()
-    assert [c.confidence for c in result.model.clips] == prediction.confidences.tolist()
-    assert disc.cious == consensus_iou(repeated, given).tolist()
-    assert ceiling.cious == oracle_cious(given, protocol).tolist()
-    assert {clip.confidence for clip in (*disc.clips, *ceiling.clips)} == {None}
-    assert {clip.pointing for clip in (*disc.clips, *ceiling.clips)} == {None}
-    repeated = centre_gaussian().repeat(10, 1, 1)
-    (middle,) = predict(repeated, [protocol], given.num_annotated)
-    assert gaussian.cious == consensus_iou(middle.masks, given).tolist()
-    hits = pointing_hits(middle.localisation_maps, given).tolist()
-    assert [clip.pointing for clip in gaussian.clips] == hits
-    assert [clip.confidence for clip in gaussian.clips] == middle.confidences.tolist()
-    assert gaussian.cious != disc.cious or protocol.threshold == "median"
-
-
-EVERY_RULE = list(PROTOCOLS.values())
+    middle = centre_gaussian().repeat(10, 1, 1)
+    for table, similarity in ((model, torch.from_numpy(maps)), (gaussian, middle)):
+        (alone,) = predict(similarity, [protocol], given.num_annotated)
+        assert table["ciou"].tolist() == consensus_iou(alone.masks, given).tolist()
+        assert table["pointing"].tolist() == pointing_hits(alone.localisation_maps, given).tolist()
+        assert table["confidence"].tolist() == alone.confidences.tolist()
+    assert disc["ciou"].tolist() == consensus_iou(centre_disc(224)[None], given).tolist()
+    assert ceiling["ciou"].tolist() == oracle_cious(given, protocol).tolist()
+    assert pd.concat([disc, ceiling])[["pointing", "confidence"]].isna().all(axis=None)
 
 
 def test_many_rules_in_one_pass_equal_a_pass_for_each(made_up):
@@ -206,100 +151,59 @@ def test_many_rules_in_one_pass_equal_a_pass_for_each(made_up):
     calls = []
 
     class Counting(Replay):
-        def localise(self, frames, log_mel_spectrogram):
-            calls.append(len(frames))
-            return super().localise(frames, log_mel_spectrogram)
+        def __call__(self, batch):
+            calls.append(len(batch.clip_ids))
+            return super().__call__(batch)
 
-    together = evaluate_localisation(
-        Counting(torch.as_tensor(maps)), batches_of(truths, clip_ids, 4), look, EVERY_RULE
-    )
+    together = evaluate_localisation(Counting(maps), batches_of(truths, clip_ids, 4), EVERY_RULE)
     assert calls == [4, 4, 2]
-    assert [one.protocol for one in together.by_protocol] == EVERY_RULE
-    for found in together.by_protocol:
-        alone = evaluate(batches_of(truths, clip_ids, 4), maps, found.protocol)
-        assert alone.by_protocol == (found,)
-        assert found.rows[-1].name == f"ceiling of {found.protocol.name} (maps without ties)"
+    for protocol in EVERY_RULE:
+        alone = evaluate(batches_of(truths, clip_ids, 4), maps, protocol)
+        found = together.clips[together.clips["protocol"] == protocol.name].reset_index(drop=True)
+        assert_frame_equal(found, alone.clips, check_exact=True)
 
 
-def test_the_first_rule_is_the_headline(made_up):
+def test_the_first_rule_is_the_headline_and_is_seen_batch_by_batch(made_up):
     clip_ids, truths, maps = made_up
     seen = []
     rules = [PROTOCOLS["sspl"], MEDIAN, PROTOCOLS["slavc"]]
     result = evaluate(
         batches_of(truths, clip_ids, 4), maps, *rules, on_batch=lambda *given: seen.append(given)
     )
-    assert result.model.clips == result.by_protocol[0].rows[0].clips
-    assert tuple(score for _, _, scores in seen for score in scores) == result.model.clips
-    drawn = torch.cat([shown for _, shown, _ in seen])
-    assert torch.equal(drawn, normalise(upsample(torch.from_numpy(maps), rules[0]), rules[0]))
-    assert result.model.cious != result.by_protocol[1].rows[0].cious
+    assert [len(batch.clip_ids) for batch, _, _ in seen] == [4, 4, 2]
+    assert result.headline["protocol"].unique().tolist() == ["sspl"]
+    assert [score for _, _, scores in seen for score in scores] == result.headline["ciou"].tolist()
+    expected = normalise(upsample(torch.from_numpy(maps), rules[0]), rules[0])
+    assert torch.equal(torch.cat([shown for _, shown, _ in seen]), expected)
+    assert torch.equal(torch.stack([headline_map(result, place) for place in range(10)]), expected)
 
 
 @pytest.mark.parametrize("rules", [[], [MEDIAN, MEDIAN], [MEDIAN, replace(PROTOCOLS["sspl"], map_size=112)]])
 def test_rules_that_cannot_be_scored_together_are_refused(made_up, rules):
     clip_ids, truths, maps = made_up
-    model = Replay(torch.as_tensor(maps))
     with pytest.raises(ValueError, match="one protocol or more, each once and all of one map size"):
-        evaluate_localisation(model, batches_of(truths, clip_ids, 4), look, rules)
+        evaluate_localisation(Replay(maps), batches_of(truths, clip_ids, 4), rules)
 
 
 def test_baselines_without_a_model_are_those_beside_a_model(made_up):
     clip_ids, truths, maps = made_up
-    beside = evaluate(batches_of(truths, clip_ids, 10), maps, *EVERY_RULE)
-    parts = [(clip_ids[:7], truths[:7]), (clip_ids[7:], truths[7:])]
-    alone = evaluate_baselines(parts, EVERY_RULE)
-    for with_model, without in zip(beside.by_protocol, alone, strict=True):
-        assert without.protocol == with_model.protocol
-        frame, square, *others = without.rows
-        assert tuple(others) == with_model.rows[1:]
-        assert frame.cious == pytest.approx(truths.mean(axis=(1, 2)).tolist())
-        given = TruthMaps(torch.from_numpy(truths))
-        assert square.cious == consensus_iou(centre_square(224)[None], given).tolist()
-        assert {row.kind for row in without.rows} == {"baseline", "ceiling"}
-
-
-def test_baselines_of_no_clips_and_of_a_clip_twice_are_refused(made_up):
-    clip_ids, truths, _ = made_up
-    with pytest.raises(ValueError, match="No clip could be scored"):
-        evaluate_baselines([], [MEDIAN])
-    with pytest.raises(ValueError, match="came twice"):
-        evaluate_baselines([(clip_ids, truths), (clip_ids[:1], truths[:1])], [MEDIAN])
-
-
-def test_no_model_without_ties_beats_the_ceiling(made_up):
-    clip_ids, truths, maps = made_up
-    result = evaluate(batches_of(truths, clip_ids, 10), maps)
-    ceiling = ceiling_of(result)
-    assert all(found <= best for found, best in zip(result.model.cious, ceiling, strict=True))
-    assert result.model.cious != ceiling
-
-
-@pytest.mark.parametrize("benchmark", FORMATS)
-def test_authors_maps_without_ties_stay_below_the_ceiling(golden_results, benchmark):
-    without_ties = arrays("evaluation")[f"{benchmark}/pred_area"] == 25_087
-    result = golden_results[benchmark]
-    model, ceiling = np.array(result.model.cious), np.array(ceiling_of(result))
-    assert without_ties.sum() > 40
-    assert (model <= ceiling)[without_ties].all()
-    assert (model < ceiling)[without_ties].any()
-
-
-def test_on_batch_sees_every_clip_once_with_its_map_and_score(made_up):
-    clip_ids, truths, maps = made_up
-    seen = []
-    result = evaluate(batches_of(truths, clip_ids, 4), maps, on_batch=lambda *given: seen.append(given))
-    assert [len(batch.clip_ids) for batch, _, _ in seen] == [4, 4, 2]
-    assert sum((batch.clip_ids for batch, _, _ in seen), ()) == clip_ids
-    assert tuple(score for _, _, scores in seen for score in scores) == result.model.clips
-    drawn = torch.cat([normalised for _, normalised, _ in seen])
-    assert torch.equal(drawn, normalise(upsample(torch.from_numpy(maps), MEDIAN), MEDIAN))
+    beside = evaluate(batches_of(truths, clip_ids, 10), maps, *EVERY_RULE).clips
+    alone = evaluate_localisation(None, batches_of(truths, clip_ids, 7), EVERY_RULE)
+    more = alone.clips["predictor"].isin(["whole frame (blind)", "centre square (blind)"])
+    beside = beside[beside["kind"] != "model"].reset_index(drop=True)
+    assert_frame_equal(alone.clips[~more].reset_index(drop=True), beside, check_exact=True)
+    frame = alone.clips[alone.clips["predictor"] == "whole frame (blind)"]
+    assert frame["ciou"].tolist() == pytest.approx(14 * truths.mean(axis=(1, 2)).tolist())
+    square = consensus_iou(centre_square(224)[None], TruthMaps(torch.from_numpy(truths))).tolist()
+    assert alone.clips[alone.clips["predictor"] == "centre square (blind)"]["ciou"].tolist() == 14 * square
+    assert alone.maps is None
 
 
 def test_half_precision_maps_are_scored(made_up):
     clip_ids, truths, maps = made_up
     halves = torch.as_tensor(maps).bfloat16()
-    result = evaluate(batches_of(truths, clip_ids, 4), halves)
-    assert result == evaluate(batches_of(truths, clip_ids, 4), halves.float())
+    found = evaluate(batches_of(truths, clip_ids, 4), halves)
+    assert_frame_equal(found.clips, evaluate(batches_of(truths, clip_ids, 4), halves.float()).clips)
 
 
 def test_broken_clips_are_listed_and_not_scored(made_up):
@@ -309,82 +213,139 @@ def test_broken_clips_are_listed_and_not_scored(made_up):
         make_batch([], None, (), [BrokenClip("silent", "no sound"), BrokenClip("gone", "empty")]),
         make_batch([5], truths[[5]], ("clip_5",)),
     ]
-    seen = []
-    result = evaluate(batches, maps, on_batch=lambda batch, *_: seen.append(batch.clip_ids))
+    result = evaluate(batches, maps)
     assert result.unreadable == (("torn", "no JPEG"), ("silent", "no sound"), ("gone", "empty"))
-    assert seen == [("clip_0", "clip_2"), ("clip_5",)]
-    whole = evaluate(batches_of(truths, clip_ids, 10), maps)
-    for row, full_row in zip(all_rows(result), all_rows(whole), strict=True):
-        assert row.clips == tuple(full_row.clips[index] for index in (0, 2, 5))
+    whole = evaluate(batches_of(truths, clip_ids, 10), maps).clips
+    chosen = whole[whole["clip_id"].isin(["clip_0", "clip_2", "clip_5"])]
+    assert_frame_equal(result.clips, chosen.reset_index(drop=True), check_exact=True)
 
 
-def test_what_is_annotated_in_each_clip_is_known(made_up):
+def test_annotation_and_maps_without_sense_are_counted(made_up):
     clip_ids, truths, maps = made_up
-    whole = make_batch(range(10), truths, clip_ids)
     counts = [None, 0, 1, 2, 3, 7, 1, 1, 1, 1]
     boxes = tuple(None if count is None else np.zeros((count, 4)) for count in counts)
-    whole = replace(whole, bounding_boxes=boxes)
+    truths, maps = truths.copy(), maps.copy()
+    truths[3] = 0
+    maps[[4, 6], 1, 2] = np.nan
+    whole = replace(make_batch(range(10), truths, clip_ids), bounding_boxes=boxes)
     result = evaluate([whole.part(slice(0, 3)), whole.part(slice(3, 10))], maps)
-    areas = truths.sum(axis=(1, 2)).tolist()
-    assert result.truths == tuple(map(ClipTruth, areas, counts))
+    assert result.headline["area"].tolist() == truths.sum(axis=(1, 2)).tolist()
+    assert result.headline["num_boxes"].fillna(-1).tolist() == [-1, *counts[1:]]
+    assert (result.num_empty, result.num_non_finite) == (1, 2)
+    assert result.headline["has_object"].all()
+    extended = evaluate_localisation(Replay(maps), [whole], [MEDIAN], negatives=True)
+    assert extended.headline["has_object"].tolist() == [bool(count) for count in counts]
     small = replace(whole, ground_truth_maps=truths[:, ::2, ::2])
     at_half_size = evaluate([small], maps, replace(MEDIAN, map_size=112))
-    expected = (4 * truths[:, ::2, ::2].sum(axis=(1, 2))).tolist()
-    assert [truth.area for truth in at_half_size.truths] == expected
-
-
-def test_clip_that_comes_twice_is_refused(made_up):
-    _, truths, maps = made_up
-    batches = [make_batch([0, 1], truths[:2], ("a", "b")), make_batch([2, 3], truths[2:4], ("c", "a"))]
-    with pytest.raises(ValueError, match="came twice"):
-        evaluate(batches, maps)
+    assert at_half_size.headline["area"].tolist() == (4 * truths[:, ::2, ::2].sum(axis=(1, 2))).tolist()
 
 
 @pytest.mark.parametrize(
-    ("batches", "message"),
+    ("clips", "message"),
     [
         ([], r"No clip could be scored \(0 unreadable\)"),
-        (
-            [make_batch([], None, (), [BrokenClip("torn", "no JPEG in torn.jpg")])],
-            r"No clip could be scored \(1 unreadable, first: no JPEG in torn.jpg\)",
-        ),
+        ([("", "torn")], r"No clip could be scored \(1 unreadable, first: no JPEG in torn.jpg\)"),
+        ([("ab", ""), ("ca", "")], "came twice"),
+        ([("no boxes", "")], r"without boxes cannot be scored, e\.g\. n"),
     ],
 )
-def test_no_clips_are_refused(made_up, batches, message):
+def test_what_cannot_be_scored_is_refused(made_up, clips, message):
+    _, truths, maps = made_up
+    batches = []
+    for ids, torn in clips:
+        given = None if ids in ("", "no boxes") else truths[: len(ids)]
+        broken = [BrokenClip(torn, f"no JPEG in {torn}.jpg")] if torn else []
+        batches.append(make_batch(range(len(ids)), given, tuple(ids), broken))
     with pytest.raises(ValueError, match=message):
-        evaluate(batches, made_up[2])
+        evaluate(batches, maps)
 
 
-@pytest.mark.parametrize("num_truths", [None, 1])
-def test_clips_without_boxes_are_refused(made_up, num_truths):
-    _, truths, maps = made_up
-    given = None if num_truths is None else truths[:num_truths]
-    with pytest.raises(ValueError, match=r"without boxes cannot be scored, e\.g\. first"):
-        evaluate([make_batch([0, 1], given, ("first", "second"))], maps)
+# ------------------------------------------------------------------------------ tables and groups
 
 
-def test_model_that_gives_too_few_maps_is_not_scored(made_up):
-    _, truths, maps = made_up
+def made_up_clips(count=90, areas=None):
+    """Clips of four predictors under two rules, as an evaluation gives them."""
+    tables = []
+    for seed, protocol in enumerate(("ssl_tie", "sspl")):
+        rng = np.random.default_rng(seed)
+        for predictor, kind in (
+            ("model", "model"),
+            ("disc", "baseline"),
+            ("gaussian", "baseline"),
+            ("c", "ceiling"),
+        ):
+            ciou = rng.random(count) if kind != "ceiling" else rng.uniform(0.4, 1, count)
+            pointing = rng.random(count) < 0.4 if predictor in ("model", "gaussian") else np.nan
+            tables.append(
+                pd.DataFrame({"protocol": protocol, "predictor": predictor, "kind": kind,
+                              "clip_id": [f"clip_{place}" for place in range(count)], "ciou": ciou,
+                              "pointing": np.asarray(pointing, float), "num_boxes": np.arange(count) % 5.0,
+                              "area": 2000.0 if areas is None else areas, "has_object": True})
+            )  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
 
-    class FirstOnly:
-        def localise(self, frames, log_mel_spectrogram):
-            return torch.as_tensor(maps[:1])
 
-    batch = make_batch([0, 1, 2], truths[:3], ("a", "b", "c"))
-    with pytest.raises((ValueError, AssertionError)):
-        evaluate_localisation(FirstOnly(), [batch], look, [MEDIAN])
-
-
-def test_summary_in_percent():
-    clips = [(0.5, True), (0.2, False), (float("nan"), False), (1.0, True)]
-    scores = Scores("a name", "model", tuple(ClipScore(str(i), *clip) for i, clip in enumerate(clips)))
-    summary = scores.summary()
-    assert summary["ciou_at_0.5"] == 50
-    assert summary["mean_ciou"] == pytest.approx(100 * 1.7 / 4)
-    assert summary["pointing_accuracy"] == 50
+def test_score_table_by_hand():
+    clips = made_up_clips(4).query("protocol == 'ssl_tie' and predictor in ['model', 'disc']").copy()
+    clips["ciou"] = [0.5, 0.2, np.nan, 1.0] * 2
+    clips.loc[clips["kind"] == "model", "pointing"] = [1, 0, 0, 1]
+    model, disc = score_table(clips).to_dict("records")
+    assert model["ciou_at_0.5"] == 50 and model["pointing_accuracy"] == 50
+    assert model["mean_ciou"] == pytest.approx(100 * 1.7 / 4)
     # Thresholds 0 ... .2: three of four clips; up to .5: two; above: one.
     rates = [3] * 5 + [2] * 6 + [1] * 10
     area = 0.05 * (sum(rates) - (rates[0] + rates[-1]) / 2) / 4
-    assert summary["auc"] == pytest.approx(100 * area)
-    blind = Scores("blind", "baseline", (ClipScore("0", 0.5, None),))
-    assert blind.summary()["pointing_accuracy"] is None
+    assert model["auc"] == pytest.approx(100 * area)
+    assert np.isnan([disc["pointing_accuracy"], disc["pointing_accuracy_low"]]).all()
+    result = LocalisationResult((MEDIAN,), clips)
+    assert result.scores() == pytest.approx({key: model[key] for key in SCORE_KEYS})
+
+
+def test_each_row_has_the_interval_of_its_clips():
+    clips = made_up_clips()
+    for row in score_table(clips).to_dict("records"):
+        chosen = clips[(clips["protocol"] == row["protocol"]) & (clips["predictor"] == row["predictor"])]
+        ends = 100 * bootstrap_intervals(clip_values(chosen["ciou"], chosen["pointing"]))
+        found = [[row[f"{key}_low"], row[f"{key}_high"]] for key in SCORE_KEYS]
+        np.testing.assert_allclose(found, ends, rtol=0, atol=1e-9)
+
+
+def test_clips_without_an_object_count_in_no_score_and_no_group():
+    clips = made_up_clips()
+    clips["has_object"] = np.tile(np.arange(90) % 3 > 0, 8)
+    located = clips[clips["has_object"]]
+    assert_frame_equal(score_table(clips), score_table(located))
+    for name, table in group_tables(clips).items():
+        assert_frame_equal(table, group_tables(located)[name])
+
+
+def test_groups_are_cut_at_the_published_areas():
+    areas = [0, 0.5, 32**2 - 0.5, 32**2, 96**2 - 0.5, 96**2, 144**2 - 0.5, 144**2, 224**2]
+    clips = made_up_clips(9, areas).query("protocol == 'sspl' and kind == 'model'")
+    clips = clips.assign(**{"class": list("bacabcbac")})
+    groups = clip_groups(clips)
+    words, sizes = groups["box_size"]
+    expected = ["nothing annotated"] + [name for name in ("small", "medium", "large", "huge") for _ in "12"]
+    assert sizes.tolist() == expected
+    assert "small < 32²" in words and "large < 144²" in words
+    counts = ["0", "1", "2", "3 or more", "3 or more"]
+    assert groups["number_of_boxes"][1].tolist() == [*counts, *counts[:4]]
+    assert groups["class"][1].cat.categories.tolist() == ["a", "b", "c"]
+    clips.loc[clips.index[0], "num_boxes"] = np.nan
+    assert list(clip_groups(clips)) == ["box_size", "class"]
+
+
+def test_a_group_scores_as_its_clips_do_alone():
+    clips = made_up_clips()
+    clips["class"] = np.tile(np.where(np.arange(90) < 20, "few", "many"), 8)
+    table = group_tables(clips)["class"]
+    assert table["name"].tolist() == ["few", "few", "many", "many"]
+    for group in table.to_dict("records"):
+        alone = clips[(clips["class"] == group["name"]) & (clips["protocol"] == group["protocol"])]
+        scores = score_table(alone)
+        for key in (*SCORE_KEYS, *(f"{key}_{end}" for key in SCORE_KEYS for end in ("low", "high"))):
+            assert group[key] == pytest.approx(scores[key][0])
+        assert group["best_blind"] == pytest.approx(scores["ciou_at_0.5"][1:3].max())
+        assert group["ceiling"] == pytest.approx(scores["ciou_at_0.5"][3])
+        assert group["num_clips"] == len(alone) / 4
+        assert group["few_clips"] == (group["num_clips"] < FEW_CLIPS)

@@ -471,7 +471,7 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
 
 
 def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
-    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test")
+    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test").as_dict()
     context = replace(make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
     result = evaluate(Listener())
     torn = (("y", "torn"), ("z", "torn"))
@@ -483,7 +483,7 @@ def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
         text = render_table(summary, form)
         for words in ("LEAK: 1 of 2 test clips", "1 without files, 2 unreadable", "VGG-SS, 4,911 clips"):
             assert words in text, (form, words)
-    unknown = replace(context, leak=find_leak(None, [], purpose="test"), cut="")
+    unknown = replace(context, leak=find_leak(None, [], purpose="test").as_dict(), cut="")
     text = render_table(summarise(make_setting(context=unknown), result), "csv")
     line = next(csv.DictReader(text.splitlines()))
     assert (line["leak_checked"], line["num_leaked"], line["cut"]) == ("0", "", "")

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from datasets.annotations import Labels
 from models.ssl_tie import SSLTIE
 from utils.embeddings import Embeddings
-from utils.evaluation.statistics import CHUNK_BYTES, CONFIDENCE, RESAMPLES, SEED
+from utils.evaluation.statistics import CHUNK, CONFIDENCE, RESAMPLES, SEED
 from utils.leaks import find_leak
+from utils.reports.report import EvaluationContext
 from utils.reports.visualisation import encode_jpeg
-from utils.results import EvaluationContext
 from utils.retrieval import DIRECTIONS, Metric, evaluate_retrieval
 from utils.retrieval_report import Preview
 from utils.retrieval_results import RetrievalSetting, score_intervals, write_retrieval
@@ -52,7 +52,7 @@ def make_context(benchmark="vgg_ss"):
             "epoch": 80,
             "selection": {"kind": "last"},
         },
-        leak=find_leak(["other"], CLIP_IDS, purpose="test"),
+        leak=find_leak(["other"], CLIP_IDS, purpose="test").as_dict(),
         num_chosen_on=0,
         environment={"torch": "2.11", "device": "cpu"},
         command="python test.py retrieval --output 'results/<a>'",
@@ -201,7 +201,7 @@ def test_intervals_of_many_queries_stay_in_bounded_memory(written, count, num_sc
     tracemalloc.stop()
     words = f"{num_scores} scores of {count} queries: {seconds:.1f} s, {peak / 2**20:.0f} MiB"
     sys.stdout.write(f"\n{words}\n")
-    assert peak < 6 * CHUNK_BYTES < 8 * RESAMPLES * count
+    assert peak < 6 * 8 * CHUNK < 8 * RESAMPLES * count
     for (low, high), metric in zip(intervals, metrics, strict=True):
         spread = 100 * 1.96 * metric.per_query.std() / count**0.5
         assert high - 100 * metric.value == pytest.approx(spread, rel=0.1)
@@ -257,7 +257,7 @@ def test_a_leak_and_an_unknown_one_stand_in_every_table(tmp_path, setting, embed
     known = find_leak(CLIP_IDS[:2], CLIP_IDS, purpose="test")
     unknown = find_leak(None, CLIP_IDS, purpose="test")
     for leak, count in ((known, "2"), (unknown, "")):
-        changed = replace(setting, context=replace(setting.context, leak=leak))
+        changed = replace(setting, context=replace(setting.context, leak=leak.as_dict()))
         results = score(embeddings, changed)
         summary = write_retrieval(tmp_path, changed, embeddings, results, (0, preview_of))
         (first, *_) = csv_rows(render_table(summary, "csv"))

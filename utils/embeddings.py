@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from utils.distributed import gather_objects, is_main_process
-from utils.evaluation.localisation import BrokenClipLike
 from utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class EmbeddingBatch(Protocol):
         ...
 
     @property
-    def broken(self) -> Sequence[BrokenClipLike]:
+    def broken(self) -> Sequence[Any]:
         """Clips of this batch that could not be decoded."""
         ...
 

@@ -13,11 +13,11 @@ Benchmark = Literal[
 ]  # fmt: skip
 """Data sets in which it is known what makes the sound."""
 
-READ_WITH_SAVED_MAPS = (
-    "output", "from_maps", "protocol", "labels", "table", "allow_missing", "note", "batch_size",
-    "device", "dry_run",
+SAID_BY_SAVED_MAPS = (
+    "checkpoint", "save_maps", "frame_geometry", "training_list", "object_prior", "object_prior_weights",
+    "audio", "save_overlays", "gallery",
 )  # fmt: skip
-"""Options of a localisation task that count when saved maps are scored."""
+"""Options that a file of saved maps leaves without meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +26,16 @@ class LocalisationOptions:
 
     checkpoint: Path | None = None
     """written by main.py, or a released file (ckpts/README.md)"""
-    benchmark: Benchmark | None = None
+    benchmark: Benchmark
     """data set with boxes or masks, see docs/data.md for its folders"""
-    data_root: Path | None = None
+    data_root: Path
     """folder of the benchmark"""
     output: Path
     """folder for summary.json, per_clip.csv, table.md, .tex and .csv, report.html and overlays"""
     save_maps: Path | None = None
-    """file for the similarity maps and all that scoring them takes; none: they are not kept"""
+    """file for the similarity maps, to be scored again by --from-maps; none: they are not kept"""
     from_maps: Path | None = None
-    """file of --save-maps to be scored, instead of a checkpoint on a benchmark"""
+    """file of --save-maps to be scored, instead of a checkpoint"""
     protocol: str | None = None
     """scoring rules, commas between them, the headline first, or all (docs/evaluation.md); none:
     ssl_tie,sspl, after the rule under which metrics of the benchmark's own are published"""
@@ -100,24 +100,19 @@ class LocalisationOptions:
                 raise ValueError(f"--save-maps {self.save_maps} is a folder; name a file.")
             check_place(self.save_maps.parent, f"--save-maps {self.save_maps}")
         if self.from_maps is None:
-            missing = [
-                f"--{name.replace('_', '-')}"
-                for name in ("checkpoint", "benchmark", "data_root")
-                if getattr(self, name) is None
-            ]
-            if missing:
-                raise ValueError(f"{', '.join(missing)} is missing; or name saved --from-maps.")
+            if self.checkpoint is None:
+                raise ValueError("--checkpoint is missing; or name saved --from-maps.")
             return
         defaults = {field.name: field.default for field in fields(self)}
         unread = [
             f"--{name.replace('_', '-')}"
-            for name in defaults
-            if name not in READ_WITH_SAVED_MAPS and getattr(self, name) != defaults[name]
+            for name in SAID_BY_SAVED_MAPS
+            if getattr(self, name) != defaults[name]
         ]
         if unread:
             raise ValueError(
-                f"{', '.join(unread)} cannot be given beside --from-maps: the file says from which "
-                "model and clips its maps come, and holds no frames."
+                f"{', '.join(unread)} cannot be given beside --from-maps: the file says from which model its "
+                "maps come, and holds no frames."
             )
 
     @property

@@ -26,8 +26,7 @@ from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
 from utils.files import write_atomically
 from utils.negative_audio_report import render_negative_audio
 from utils.negative_audio_tables import facts_of, render_table
-from utils.results import EvaluationContext, warnings_of
-from utils.scores import LocalisationResult
+from utils.reports.report import EvaluationContext
 from utils.tables import TABLE_FILES
 
 logger = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ def summarise(setting: NegativeSetting, result: NegativeResult) -> dict[str, Any
         "frame_geometry": context.frame_geometry,
         "note": context.note,
         "checkpoint": context.checkpoint,
-        "leak_check": context.leak.as_dict(),
+        "leak_check": context.leak,
         "num_clips_epoch_was_chosen_on": context.num_chosen_on,
         "warnings": _warnings(setting, result),
         "environment": context.environment,
@@ -190,7 +189,7 @@ def _warnings(setting: NegativeSetting, result: NegativeResult) -> list[str]:
         )
     num_empty = int(result.scores["empty"].sum())
     # Localisation's other warnings are of clips and checkpoint, not of its scores.
-    return found + warnings_of(LocalisationResult((), result.unreadable, num_empty), setting.context)
+    return found + setting.context.warnings(result.unreadable, num_empty)
 
 
 def write_negative_results(folder: Path, setting: NegativeSetting, result: NegativeResult) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.results import EvaluationContext
+from utils.reports.report import EvaluationContext
 from utils.retrieval import find_directions, find_ks
 from utils.retrieval_results import LabelsLike, RetrievalSetting
 

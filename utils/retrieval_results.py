@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.embeddings import Embeddings
-from utils.evaluation.localisation import LocalisationResult
 from utils.evaluation.statistics import (
     CONFIDENCE,
     RESAMPLES,
@@ -26,8 +25,7 @@ from utils.evaluation.statistics import (
     plain_interval,
 )
 from utils.files import write_atomically
-from utils.published_lists import ids_sha256
-from utils.results import EvaluationContext, warnings_of
+from utils.reports.report import EvaluationContext
 from utils.retrieval import DirectionResult, check_request, evaluate_retrieval
 from utils.retrieval_report import Candidate, Example, ExampleGroup, MetricTable, Preview, render_retrieval
 from utils.retrieval_tables import facts_of, render_table, score_rows, screen_table
@@ -266,15 +264,15 @@ def _summarise(
         "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in embeddings.unreadable],
         "labels": source,
         "clip_list": {"name": context.clip_list, "sha256": context.clip_list_sha256},
-        "scored_clips_sha256": ids_sha256(embeddings.clip_ids),
+        "scored_clips_sha256": context.entries(embeddings.clip_ids, ())["scored_clips_sha256"],
         "data_root": context.data_root,
         "frame_geometry": context.frame_geometry,
         "note": context.note,
         "checkpoint": context.checkpoint,
-        "leak_check": context.leak.as_dict(),
+        "leak_check": context.leak,
         "num_clips_epoch_was_chosen_on": context.num_chosen_on,
         # Localisation's warnings are of clips and checkpoint, not of its scores.
-        "warnings": warnings_of(LocalisationResult((), embeddings.unreadable), context),
+        "warnings": context.warnings(embeddings.unreadable),
         "environment": context.environment,
         "command": context.command,
     }

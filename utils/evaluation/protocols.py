@@ -1,6 +1,6 @@
 """How a similarity map becomes a prediction: each rule of the field is a row of data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from utils import published_lists
-from utils.published_lists import PublishedList
 
 Upsampling = Literal["cv2_linear", "bilinear_align_corners", "bicubic", "bicubic_align_corners"]
 
@@ -63,8 +60,6 @@ class LocalisationProtocol:
     """how annotation becomes pixels, the same under every rule"""
     authors: str = field(default="", compare=False)
     """whose rule it is"""
-    published_lists: Mapping[str, PublishedList] = field(default_factory=dict, compare=False)
-    """benchmark -> the clips that its authors scored"""
 
     def __post_init__(self) -> None:
         """Refuses a fixed threshold without its value, and the reverse."""
@@ -94,7 +89,6 @@ class LocalisationProtocol:
 _SSL_TIE = LocalisationProtocol(
     name="ssl_tie",
     authors="SSL-TIE",
-    published_lists=published_lists.SSL_TIE,
     upsampling="cv2_linear",
     normalisation="inverted_min_max",
     threshold="median",
@@ -104,7 +98,6 @@ _SSL_TIE = LocalisationProtocol(
 _SSPL = LocalisationProtocol(
     name="sspl",
     authors="SSPL",
-    published_lists=published_lists.SSPL,
     upsampling="cv2_linear",
     normalisation="min_max",
     threshold="fixed",
@@ -114,38 +107,25 @@ _SSPL = LocalisationProtocol(
 _EZ_VSL = LocalisationProtocol(
     name="ez_vsl",
     authors="EZ-VSL",
-    published_lists=published_lists.EZ_VSL,
     upsampling="bilinear_align_corners",
     normalisation="min_max_or_unchanged",
     threshold="median",
     comparison=">=",
 )
 _SLAVC = replace(
-    _EZ_VSL,
-    name="slavc",
-    authors="SLAVC",
-    published_lists=published_lists.SLAVC,
-    upsampling="bicubic_align_corners",
-    object_prior="scores",
+    _EZ_VSL, name="slavc", authors="SLAVC", upsampling="bicubic_align_corners", object_prior="scores"
 )
-_SSL_ALIGN = replace(
-    _EZ_VSL, name="ssl_align", authors="SSL-Align", published_lists=published_lists.SSL_ALIGN, comparison=">"
-)
+_SSL_ALIGN = replace(_EZ_VSL, name="ssl_align", authors="SSL-Align", comparison=">")
 _SSL_ALIGN_ADAPTIVE = replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive")
 # Its program has a branch of its own for this benchmark, which enlarges with OpenCV.
-_SSL_ALIGN_VGG_SS = replace(
-    _SSL_ALIGN,
-    name="ssl_align_vgg_ss",
-    published_lists=published_lists.SSL_ALIGN_VGG_SS,
-    upsampling="cv2_linear",
-)
+_SSL_ALIGN_VGG_SS = replace(_SSL_ALIGN, name="ssl_align_vgg_ss", upsampling="cv2_linear")
 
 PROTOCOLS: dict[str, LocalisationProtocol] = {
     protocol.name: protocol
     for protocol in (
         _SSL_TIE,
         _SSPL,
-        replace(_SSL_TIE, name="lvs", authors="LVS", published_lists=published_lists.LVS),
+        replace(_SSL_TIE, name="lvs", authors="LVS"),
         _EZ_VSL,
         _SLAVC,
         replace(_SLAVC, name="slavc_fixed", normalisation="half_cosine", threshold="fixed", value=0.5),
@@ -155,11 +135,24 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
         _SSL_ALIGN_ADAPTIVE,
         _SSL_ALIGN_VGG_SS,
         replace(_SSL_ALIGN_VGG_SS, name="ssl_align_vgg_ss_adaptive", threshold="adaptive"),
-        replace(_SSL_ALIGN, name="vssl_eval", authors="vssl_eval", published_lists={}),
-        replace(_SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval", published_lists={}),
+        replace(_SSL_ALIGN, name="vssl_eval", authors="vssl_eval"),
+        replace(_SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval"),
     )
 }
 """Every rule, by name. Whose each is, and what differs: docs/evaluation.md."""
+
+
+USUAL_PROTOCOLS = "ssl_tie,sspl"
+"""A rule that predicts half of the frame, and one that does not."""
+
+
+def default_protocols(headline: str | None) -> str:
+    """Names of the rules under which a benchmark is scored unless others are named.
+
+    Args:
+        headline: rule under which metrics of the benchmark's own are published, if there is one.
+    """
+    return USUAL_PROTOCOLS if headline is None else f"{headline},{USUAL_PROTOCOLS}"
 
 
 def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:

@@ -1,0 +1,200 @@
+"""Results side by side: several models, compared clip by clip."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ENVIRONMENT, ROOT
+from peer_inputs import SHAPES, filled, official_file
+from result_inputs import make_context, make_result
+from test_reports import IDENTITY, PUBLISHED
+
+from datasets.benchmarks import DATA_SETS
+from scripts.collect import compare_results, distinct_names, main
+from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
+from utils.reports.localisation import localisation_report
+from utils.reports.report import render_page, render_table, write_report
+
+FIRST, SECOND = (0.75, 0.25, 0.5, 0.4999999), (0.2, 0.9, 0.1, 0.6)
+
+
+def score(folder, cious, *, benchmark="vgg_ss", **changes):
+    """A folder as test.py leaves it; the consensus IoUs are those under ssl_tie."""
+    context = make_context(benchmark=benchmark, num_listed=len(cious), **changes)
+    result = make_result(cious)
+    if benchmark == "vgg_ss_extended":
+        result.clips["has_object"] = result.clips["clip_id"] != "clip_3"
+    report = localisation_report(result, context, DATA_SETS[benchmark], PUBLISHED, IDENTITY)
+    write_report(folder, report)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    other = {**make_context().checkpoint, "path": "runs/b.pth", "sha256": "b" * 64}
+    return {
+        "a": score(tmp_path / "a", FIRST),
+        "b": score(tmp_path / "b", SECOND, checkpoint=other, note="the <second>"),
+    }
+
+
+def test_models_stand_side_by_side_with_their_differences(folders):
+    report = compare_results(folders, "compare a b")
+    rows = report.tables[0].scores.to_dict("records")
+    names = ["a", "b", "centre disc (blind)", "centre Gaussian (blind)"]
+    assert [row["predictor"] for row in rows[:4]] == names and len(rows) == 2 * 5
+    first, second, disc, *_ = rows
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders.values()]
+    for row, summary in zip((first, second), summaries, strict=True):
+        assert [row[key] for key in SCORE_KEYS] == [summary["rows"][0][key] for key in SCORE_KEYS]
+    # What is rounded up to a hit in the file is none.
+    expected = compare_paired(clip_values(SECOND), clip_values(FIRST))
+    assert (expected["only_first"], expected["only_second"]) == (2, 2)
+    (found,) = [one for one in report.summary["comparisons"] if one["protocol"] == "ssl_tie"]
+    assert found["p_value"] == expected["p_value"]
+    assert found["differences"] == pytest.approx(expected["differences"], abs=1e-4)
+    assert (second["gained"], second["lost"], second["p"]) == ("2", "2", f"{expected['p_value']:.2g}")
+    assert second["delta_auc"] == pytest.approx(expected["differences"]["auc"])
+    assert first["gained"] == disc["gained"] == "" and np.isnan(disc["delta_auc"])
+
+
+def test_each_form_and_the_page_name_the_models_and_what_stands_beside_them(folders):
+    report = compare_results(folders, "compare a b")
+    for form in ("md", "tex", "csv"):
+        text = render_table(report, form).replace("\\", "")
+        for words in ("runs/b.pth" if form == "csv" else "bbbbbbbbbbbb", "ssl_tie_vgg_ss_4911", "second"):
+            assert words in text, (form, words)
+    text = render_table(report, "md").replace("\\", "")
+    assert text.count("- checkpoint of ") == text.count("- leak check of ") == 2
+    assert text.count("- clip list: ") == 1 and "note of b: the <second>" in text
+    page = render_page(report)
+    assert "b" * 64 in page and "compare a b" in page
+    assert page.count('class="plot"') == 2 and "points against a" in page
+    columns = report.csv.columns
+    assert {"checkpoint_sha256", "leak_checked", "warnings", "delta_auc_low"} <= set(columns)
+    assert report.clips.columns[0] == "clip_id" and "b:ssl_tie:ciou" in report.clips
+
+
+def test_extended_sets_are_compared_where_there_is_an_object(tmp_path):
+    folders = {
+        name: score(tmp_path / name, cious, benchmark="vgg_ss_extended")
+        for name, cious in (("a", FIRST), ("b", SECOND))
+    }
+    report = compare_results(folders, "x")
+    assert report.summary["comparisons"][0]["num_clips"] == 3
+    assert "AP" in render_table(report, "md") and report.tables[1].headings["AP"] == "AP"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"benchmark": "flickr_soundnet"}, "benchmark"),
+        ({"frame_geometry": "centre_crop", "audio": "shuffled"}, "frame_geometry, audio"),
+        ({"cious": FIRST[:3]}, "scored_clips_sha256"),
+        ({"boxes": 0.3}, "boxes"),
+        ({"rules": True}, "protocols"),
+    ],
+)
+def test_results_of_other_clips_are_refused(folders, tmp_path, changes, words):
+    cious, boxes, rules = changes.pop("cious", SECOND), changes.pop("boxes", None), changes.pop("rules", None)
+    other = score(tmp_path / "other", cious, **changes)
+    if boxes is not None:
+        table = pd.read_csv(other / "per_clip.csv")
+        table.assign(**{"ssl_tie:disc": boxes}).to_csv(other / "per_clip.csv", index=False)
+    if rules:
+        summary = json.loads((other / "summary.json").read_text())
+        summary["protocols"].pop()
+        (other / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=f"a and other cannot be compared: .*differ in.* {words}"):
+        compare_results({"a": folders["a"], "other": other}, "x")
+
+
+def test_damaged_results_are_refused(folders):
+    (folders["b"] / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        compare_results(folders, "x")
+    (folders["b"] / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        compare_results(folders, "x")
+
+
+def test_names_tell_the_models_apart():
+    paths = [Path(name) for name in ("r/a.pth", "r/last.pth", "q/last.pth", "x/r/last.pth.tar", "s/b c.pt")]
+    assert distinct_names(paths) == ["a", "r_last", "q_last", "r_last-2", "b_c"]
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+def compare_models(*arguments):
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / "compare_models.sh", *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**ENVIRONMENT, "VSSL_PYTHON": sys.executable},
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_path):
+    paths = []
+    for name in ("lvs", "ez_vsl_or_fnac"):
+        paths.append(tmp_path / f"{name}.pth")
+        torch.save(official_file(name, filled(SHAPES[name])), paths[-1])
+    out = tmp_path / "out"
+    options = (
+        f"-- --benchmark vgg_ss --data-root {tiny_data.root} --output {out} --gallery 0 "
+        "--protocol ssl_tie,ez_vsl --workers 0 --device cpu"
+    ).split()
+    finished = compare_models(*paths, *options)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["lvs", "ez_vsl_or_fnac"]
+    assert str(out / "report.html") in finished.stdout and "hits gained" in finished.stdout
+    summaries = sorted(out.glob("*/summary.json"))
+    times = [path.stat().st_mtime_ns for path in summaries]
+    assert len(times) == 2
+
+    again = compare_models(*paths, *options, "--table", "csv")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("has been scored") == 2
+    assert times == [path.stat().st_mtime_ns for path in summaries]
+    assert again.stdout == (out / "table.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("a.pth -- --output o", "two checkpoints or more"),
+        ("a.pth b.pth", "--output is missing"),
+        ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
+        ("a.pth b.pth -- --output o --save-maps m.npz", "--save-maps names one file"),
+        ("a.pth b.pth -- --output o --table html", "invalid choice: 'html'"),
+        ("a.pth b.pth -- --benchmark vgg_ss --output", "argument --output: expected one argument"),
+    ],
+)
+def test_incomplete_commands_are_refused(arguments, words, caplog):
+    assert main(arguments.split()) == 2
+    assert words in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_model_that_cannot_be_scored_is_named(tmp_path):
+    finished = compare_models(
+        tmp_path / "a.pth", tmp_path / "b.pth", "--", "--benchmark", "vgg_ss", "--data-root",
+        tmp_path, "--output", tmp_path / "out", "--device", "cpu",
+    )  # fmt: skip
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr
+    assert f"Scoring {tmp_path / 'a.pth'} ended with status 2" in finished.stderr
+
+
+def test_results_of_another_task_are_not_written_over(folders, caplog):
+    given = [str(folders["a"]), str(folders["b"]), "--", "--output", str(folders["a"])]
+    assert main(given) == 2
+    assert "another evaluation (another task)" in caplog.text

@@ -1,0 +1,403 @@
+"""Report of sound localisation: summary.json, tables and page from an evaluation's DataFrame."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.evaluation.localisation import (
+    DISC,
+    FEW_CLIPS,
+    GAUSSIAN,
+    MODEL,
+    LocalisationResult,
+    clip_groups,
+    group_tables,
+    score_table,
+)
+from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOLDS
+from utils.evaluation.protocols import LocalisationProtocol
+from utils.evaluation.statistics import SCORE_KEYS
+from utils.reports.report import (
+    EvaluationContext,
+    Gallery,
+    Plot,
+    Report,
+    ScoreTable,
+    Section,
+    Tile,
+    line_styles,
+    new_axes,
+    provenance_columns,
+    provenance_facts,
+    provenance_notes,
+    render_figure,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORE_HEADINGS = dict(zip(SCORE_KEYS, ("cIoU@0.5", "AUC", "mean cIoU", "pointing"), strict=True))
+GROUP_HEADINGS = {
+    "num_clips": "Clips",
+    "ciou_at_0.5": "cIoU@0.5",
+    "best_blind": "Best blind",
+    "ceiling": "Ceiling",
+    "auc": "AUC",
+    "mean_ciou": "mean cIoU",
+    "pointing_accuracy": "Pointing",
+}
+REFERENCES = {"disc": DISC, "gaussian": GAUSSIAN}
+"""columns of per_clip.csv, after those of the model"""
+SCORES_HINT = (
+    "All values in %, with 95 % bootstrap intervals over the clips. Blind baselines never hear the sound, so "
+    "a model has to beat them; the ceiling is what a protocol grants the best possible map. The figures at "
+    "the top are those of the first protocol. A success curve shows the share of clips whose consensus IoU "
+    "reaches the threshold: the dotted vertical is cIoU@0.5, the area under the curve is AUC. Where the page "
+    "may run its script, a click on a column's name sorts by it."
+)
+CLIPS_HINT = "Heat is the localisation map, shown only where it is high; cyan boxes are annotated."
+
+Benchmark = Any
+"""a row of datasets.benchmarks: metrics (family of EXTRA_METRICS, or None), headline (the rule under
+which they are published), numbers_published (False: published numbers are of other maps)"""
+
+
+def localisation_report(
+    result: LocalisationResult,
+    context: EvaluationContext,
+    benchmark: Benchmark,
+    published: Mapping[str, Mapping[str, Any]],
+    identity: Mapping[str, Any],
+    galleries: Sequence[Gallery] = (),
+) -> Report:
+    """Put together everything that an evaluation writes.
+
+    Args:
+        result: its clips have `class` where that is known.
+        context: what stands beside every number.
+        benchmark: the data set's row.
+        published: by name of a protocol, whether its authors scored these clips, see
+            datasets.lists.published_list; `words` says it.
+        identity: see check_results_folder.
+        galleries: pictures for the page.
+    """
+    scores, groups = score_table(result.clips, benchmark.metrics), group_tables(result.clips)
+    clips = result.headline
+    extra = describe_extra_metrics(benchmark)
+    protocols = plain_protocols(result.protocols, scores, extra, published, groups)
+    headline, groupings = protocols[0], clip_groups(clips)
+    first = headline["rows"][0]
+    warnings = context.warnings(result.unreadable, result.num_empty)
+    if result.num_non_finite:
+        warnings.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
+    without = int((~clips["has_object"]).sum())
+    summary = {
+        "identity": dict(identity),
+        "benchmark": context.benchmark,
+        "protocol": {name: headline[name] for name in headline if name not in ("rows", "groups")},
+        "cIoU@0.5": first["ciou_at_0.5"],
+        "AUC": first["auc"],
+        "mean_cIoU": first["mean_ciou"],
+        "pointing_accuracy": first["pointing_accuracy"],
+        **context.entries(list(clips["clip_id"]), result.unreadable),
+        "num_without_object": without,
+        "num_empty_ground_truth": result.num_empty,
+        "num_non_finite_maps": result.num_non_finite,
+        "rows": headline["rows"],
+        "protocols": protocols,
+        "extra_metrics": extra,
+        "groupings": {name: words for name, (words, _) in groupings.items()},
+        "warnings": warnings + extra_warnings(result, context.benchmark, benchmark),
+    }
+    caption = f"{context.benchmark}, {len(clips)} of {context.num_listed} listed clips"
+    if without:
+        caption += f", {len(clips) - without} of them with an object, of which cIoU, AUC and pointing are"
+    notes = [(f"protocol {one['name']}", rule_words(one)) for one in protocols]
+    notes += list((extra or {"words": {}})["words"].items())
+    facts = {"protocol": headline["name"], **provenance_facts(summary)}
+    if without:
+        facts["without an object"] = f"{without} clips: not in cIoU, AUC, pointing, curves and groups"
+    note = f" ({context.note})" if context.note else ""
+    sections = [Section("Scores", SCORES_HINT)]
+    for one in protocols:
+        name = one["name"]
+        rows = scores[scores["protocol"] == name]
+        plot = success_plot(result.clips[result.clips["protocol"] == name], name)
+        items: list[ScoreTable | Plot] = [
+            *_page_tables(rows, extra),
+            plot,
+            *_group_tables(groups, name, summary["groupings"]),
+        ]
+        sections.append(Section("Protocol", rule_words(one), items, level=3, code=name))
+    if galleries:
+        sections.append(Section("Clips", CLIPS_HINT, galleries))
+    return Report(
+        title=f"Sound localisation on {context.benchmark}{note}",
+        caption=f"Sound localisation on {caption}",
+        eyebrow="Visual sound source localisation",
+        summary=summary,
+        clips=clip_table(result, benchmark.metrics),
+        tables=score_tables(scores, extra),
+        csv=csv_table(summary, scores),
+        notes=notes + provenance_notes(summary),
+        facts=facts,
+        tiles=score_tiles(scores, facts["clips"], headline["name"]),
+        sections=sections,
+    )
+
+
+def plain_protocols(
+    protocols: Sequence[LocalisationProtocol],
+    scores: "pd.DataFrame",
+    extra: Mapping[str, Any] | None,
+    published: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, "pd.DataFrame"] | None = None,
+) -> list[dict[str, Any]]:
+    """Each rule with its scores as plain values, for JSON; in percent.
+
+    Args:
+        protocols: the rules.
+        scores: of `score_table`.
+        extra: of `describe_extra_metrics`.
+        published: see `localisation_report`.
+        groups: of `group_tables`; None: scores of all clips only.
+    """
+    plain = []
+    for protocol in protocols:
+        rule = {name: value for name, value in asdict(protocol).items() if name != "published_lists"}
+        rows = []
+        for row in scores[scores["protocol"] == protocol.name].to_dict("records"):
+            one = {"name": row["predictor"], "kind": row["kind"], **_plain_scores(row, SCORE_KEYS)}
+            if extra is not None:
+                further = _plain_scores(row, extra["words"])
+                one |= {"extra_intervals": further.pop("intervals"), "extra": further}
+            rows.append(one)
+        found = {**rule, "description": protocol.description, "rows": rows}
+        if groups is not None:
+            found["groups"] = {
+                name: [
+                    {
+                        **{key: row[key] for key in ("name", "num_clips", "few_clips")},
+                        **_plain_scores(row, SCORE_KEYS),
+                        **{key: row[key] for key in ("best_blind", "ceiling")},
+                    }
+                    for row in table[table["protocol"] == protocol.name].to_dict("records")
+                ]
+                for name, table in groups.items()
+            }
+        plain.append({**found, "published_list": dict(published[protocol.name])})
+    return plain
+
+
+def _plain_scores(row: Mapping[Any, Any], keys: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Scores by name, None where there is none, and `intervals` likewise."""
+    ends = {key: (row[f"{key}_low"], row[f"{key}_high"]) for key in keys}
+    plain: dict[str, Any] = {key: None if np.isnan(row[key]) else row[key] for key in keys}
+    return plain | {
+        "intervals": {key: None if np.isnan(pair[0]) else list(pair) for key, pair in ends.items()}
+    }
+
+
+def describe_extra_metrics(benchmark: Benchmark) -> dict[str, Any] | None:
+    """Metrics of a benchmark beside consensus IoU, as plain values; None where there are none."""
+    if benchmark.metrics is None:
+        return None
+    published = benchmark.headline if benchmark.numbers_published else None
+    words = EXTRA_METRICS[benchmark.metrics]
+    return {"published_under": published, "shown": list(words), "words": dict(words)}
+
+
+def extra_warnings(result: LocalisationResult, name: str, benchmark: Benchmark) -> list[str]:
+    """Warnings that a reader must know before trusting the further scores, where there are any."""
+    found = []
+    rules = [protocol.name for protocol in result.protocols]
+    clips = result.headline
+    if benchmark.metrics and benchmark.numbers_published and benchmark.headline not in rules:
+        metrics = " and ".join(list(EXTRA_METRICS[benchmark.metrics])[:2])
+        found.append(
+            f"{metrics} of {name} are published under the rule {benchmark.headline}, which was not scored "
+            f"(--protocol {benchmark.headline})."
+        )
+    if benchmark.metrics == "masks":
+        found.append(
+            f"Consensus IoU of {name} is with masks; SSL-Align's published one is with boxes, and other "
+            "authors' mIoU and F are of masks that a network gave: compare with neither."
+        )
+        videos = list(clips["clip_id"].str.rpartition("_")[0])
+        batches = [videos[start : start + MASK_BATCH] for start in range(0, len(videos), MASK_BATCH)]
+        num_others = sum(len(batch) < MASK_BATCH or len(set(batch)) > 1 for batch in batches)
+        if num_others:
+            found.append(
+                f"{num_others} of {len(batches)} batches of {MASK_BATCH} clips are not the "
+                f"{MASK_BATCH} frames of a video (some are missing, or the list has another order): scores "
+                "by batch differ."
+            )
+    if benchmark.metrics == "pairs":
+        sizes = clips["pair_key"].value_counts()
+        if (sizes == 1).any():
+            found.append(
+                f"{(sizes == 1).sum()} of {len(sizes)} frames were scored with one sound only: IIoU and IAUC "
+                "take such a clip alone for its frame."
+            )
+    return found
+
+
+def rule_words(protocol: Mapping[str, Any]) -> str:
+    """Rule in words, and whether its authors scored the same clips."""
+    return f"{protocol['description']}; {protocol['published_list']['words']}"
+
+
+# -------------------------------------------------------------------------------------- tables
+
+
+def score_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
+    """Tables for texts and the screen: the usual scores, and those of the benchmark."""
+    tables = [ScoreTable(scores, SCORE_HEADINGS)]
+    if extra is not None:
+        tables.append(ScoreTable(scores, {name: name for name in extra["shown"]}))
+    return tables
+
+
+def csv_table(summary: Mapping[str, Any], scores: "pd.DataFrame") -> "pd.DataFrame":
+    """Line for each rule and predictor; everything else is repeated in each of them."""
+    rules = {one["name"]: one for one in summary["protocols"]}
+    table = scores.copy()
+    table.insert(0, "benchmark", summary["benchmark"])
+    table.insert(2, "rule", [rules[name]["description"] for name in scores["protocol"]])
+    table.insert(3, "list_of_rule", [rules[name]["published_list"]["words"] for name in scores["protocol"]])
+    table.insert(6, "num_clips", summary["num_clips"])
+    shared = {"num_without_object": summary["num_without_object"], **provenance_columns(summary)}
+    return table.assign(**shared)
+
+
+def clip_table(result: LocalisationResult, metrics: str | None) -> "pd.DataFrame":
+    """Table per_clip.csv: a line for each clip; empty where a score says nothing of it."""
+    clips = result.headline.reset_index(drop=True)
+    has_object = clips["has_object"]
+    columns: dict[str, Any] = {"clip_id": clips["clip_id"]}
+    columns["pointing"] = clips["pointing"].astype(int).astype(str).where(has_object, "")
+    confidences: dict[str, Any] = {}
+    for protocol in result.protocols:
+        of_rule = result.clips[result.clips["protocol"] == protocol.name]
+        rows = {kind: rows.reset_index() for kind, rows in of_rule.groupby("kind", sort=False)}
+        found = {"ciou": rows["model"]["ciou"], "success": (rows["model"]["ciou"] >= 0.5).astype(int)}
+        blind = {
+            name: one["ciou"].reset_index(drop=True) for name, one in rows["baseline"].groupby("predictor")
+        }
+        found |= {name: blind[predictor] for name, predictor in REFERENCES.items()}
+        found["ceiling"] = rows["ceiling"]["ciou"]
+        for name, values in found.items():
+            words = values.map(str if name == "success" else "{:.6f}".format)
+            columns[f"{protocol.name}:{name}"] = words.where(has_object, "")
+        if metrics == "detection":
+            confidences[f"{protocol.name}:confidence"] = rows["model"]["confidence"].map(str)
+        if metrics == "masks":
+            confidences[f"{protocol.name}:iou"] = rows["model"]["iou"].map("{:.6f}".format)
+    columns["area"] = clips["area"].map("{:g}".format)
+    columns["num_boxes"] = clips["num_boxes"].map("{:.0f}".format).replace("nan", "")
+    if metrics == "pairs":
+        columns["pair"] = clips["pair_key"]
+    columns |= confidences
+    if "class" in clips:
+        columns["class"] = clips["class"].fillna("")
+    import pandas as pd  # noqa: PLC0415
+
+    return pd.DataFrame(columns)
+
+
+def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
+    names = {"predictor": "Name"}
+    headings = {**SCORE_HEADINGS, "pointing_accuracy": "Pointing"}
+    tables = [ScoreTable(scores, headings, names, bar=SCORE_KEYS[0])]
+    if extra is not None:
+        rule = extra["published_under"]
+        words = f"Published under the rule {rule}" if rule else "Published numbers are of other maps"
+        described = "; ".join(f"{name}: {text}" for name, text in extra["words"].items())
+        hint = f"{words}; in percent, with 95 % intervals. {described}."
+        shown = {name: name for name in extra["shown"]}
+        tables.append(ScoreTable(scores, shown, names, "Metrics of this benchmark", hint, fold=True))
+    return tables
+
+
+def _group_tables(
+    groups: Mapping[str, "pd.DataFrame"], protocol: str, words: Mapping[str, str]
+) -> list[ScoreTable]:
+    """Groups in their order, but classes by their score, the best first."""
+    tables = []
+    for name, table in groups.items():
+        rows = table[table["protocol"] == protocol]
+        rows = rows.assign(note=np.where(rows["few_clips"].astype(bool), "few clips", ""))
+        if name == "class":
+            rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")
+        hint = (
+            f"Groups: {words[name]}. Best blind and ceiling: their cIoU@0.5 on the same clips. Few clips: "
+            f"fewer than {FEW_CLIPS}, for which the intervals are too narrow."
+        )
+        title = f"By {name.replace('_', ' ')}"
+        tables.append(
+            ScoreTable(rows, GROUP_HEADINGS, {"name": "Group"}, title, hint, bar=SCORE_KEYS[0], fold=True)
+        )
+    return tables
+
+
+def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]:
+    """Figures at the top of the page: the first row, against the blind baselines of its rule."""
+    rows = scores[scores["protocol"] == protocol]
+    model, baselines = rows.iloc[0], rows[rows["kind"] == "baseline"]
+    tiles = []
+    for key in SCORE_KEYS[:2]:
+        notes = [f"{model[key] - baselines[key].max():+.1f} points against the best blind baseline"]
+        if not np.isnan(model[f"{key}_low"]):
+            notes.insert(0, f"95 % interval {model[f'{key}_low']:.1f}\N{EN DASH}{model[f'{key}_high']:.1f}")
+        notes = [note.replace("-", "\N{MINUS SIGN}") for note in notes]
+        tiles.append(Tile(SCORE_HEADINGS[key], f"{model[key]:.1f}", "%", "lead", notes))
+    return [*tiles, Tile("Clips", clips, style="words"), Tile("Protocol", protocol, style="words")]
+
+
+def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
+    """Success curves under one rule: share of clips over the consensus-IoU threshold.
+
+    Args:
+        clips: predictor, kind and ciou under this rule; those without an object are left out.
+        protocol: name of the rule.
+    """
+    figure, axes = new_axes()
+    groups = list(clips[clips["has_object"]].groupby(["predictor", "kind"], sort=False)["ciou"])
+    styles = line_styles([kind for (_, kind), _ in groups])
+    legend = []
+    for ((name, kind), cious), (colour, dashes) in zip(groups, styles, strict=True):
+        rates = 100 * (cious.to_numpy()[:, None] >= SUCCESS_THRESHOLDS).mean(axis=0)  # (21,)
+        width, layer = (2.6, 3) if kind == MODEL else (1.5, 2)  # models lie on top
+        line = "-" if not dashes else (0, dashes)
+        axes.plot(SUCCESS_THRESHOLDS, rates, color=colour, linestyle=line, linewidth=width, zorder=layer)
+        css = " ".join(f"{2 * length:g}" for length in dashes) or "none"
+        legend.append((name, kind, f"stroke: {colour}; stroke-dasharray: {css}"))
+    axes.axvline(0.5, color="#5a6775", linewidth=0.8, linestyle=":")
+    axes.text(0.5, 102, "cIoU@0.5", ha="center", color="#5a6775")
+    axes.set(xlabel="threshold on cIoU", ylabel="clips that reach it (%)", xlim=(0, 1), ylim=(0, 100.5))
+    return Plot(f"Success curves, protocol {protocol}", render_figure(figure), legend)
+
+
+def choose_clips(clips: "pd.DataFrame", count: int) -> dict[str, "pd.DataFrame"]:
+    """Rows of the best clips, of those around the median, and of the worst, each clip once.
+
+    Args:
+        clips: of one predictor under one rule, with an object.
+        count: wanted of each; fewer where there are not enough.
+    """
+    ordered = clips.fillna({"ciou": 0}).sort_values(["ciou", "clip_id"], ascending=[False, True])
+    count = min(count, len(ordered) // 3 or len(ordered))
+    start = (len(ordered) - count) // 2
+    chosen = {
+        "Best clips": ordered[:count],
+        "Clips around the median": ordered[start : start + count],
+        "Worst clips": ordered[::-1][:count],
+    }
+    seen: set[str] = set()
+    galleries = {}
+    for title, rows in chosen.items():
+        galleries[title] = rows[~rows["clip_id"].isin(seen)]
+        seen.update(rows["clip_id"])
+    return {title: rows for title, rows in galleries.items() if len(rows)}

@@ -1,0 +1,555 @@
+"""The files that every evaluation leaves: summary.json, per_clip.csv, table.md, .tex and .csv, report.html.
+
+A task brings its scores as DataFrames and says what stands where (`Report`); the same tables go into the
+text files and onto the page, which is one self-contained HTML file that opens from disk.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
+from utils.files import write_atomically
+
+if TYPE_CHECKING:
+    import matplotlib.figure  # imported when results are written
+    import pandas as pd
+
+SHORT_SHA256 = 12
+"""digits of a sha256 where there is little room"""
+CURVE_COLOURS = ("#0072b2", "#c04f00", "#008560", "#b2528a", "#a87400")
+"""of plots, and as --curve-0 … of the page, which has others in dark mode"""
+PLOT_VARIABLES = {
+    **{colour: f"var(--curve-{place})" for place, colour in enumerate(CURVE_COLOURS)},
+    "#5a6775": "var(--muted)",
+    "#dde2e8": "var(--line)",
+}
+"""colours of a plot -> those of the page, light or dark"""
+LATEX_CHARACTERS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    "±": r"$\pm$", "Δ": r"$\Delta$",
+}  # fmt: skip
+
+Note = tuple[str, str]
+"""name and words"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """Provenance that stands beside every number: what was scored, with what."""
+
+    benchmark: str
+    data_root: str
+    clip_list: str
+    clip_list_sha256: str
+    num_listed: int
+    missing: tuple[str, ...]
+    """listed clips without files, with the reason"""
+    cut: str | None = None
+    """which published cut of the benchmark the list is, or that it is none; None: not known"""
+    frame_geometry: str
+    audio: str = "own"
+    """own, or shuffled: each frame with another clip's sound"""
+    note: str = ""
+    """the user's words"""
+    checkpoint: dict[str, Any]
+    """path, sha256, method, epoch, selection, training list, ..."""
+    leak: dict[str, Any]
+    """checked, num_clips, first, message"""
+    num_chosen_on: int
+    """scored clips on which the checkpoint's epoch was chosen as the best"""
+    object_prior: float | None = None
+    """share of the model's map beside a map of objects; None: the model alone"""
+    labels: dict[str, str] | None = None
+    """where classes were read: path, sha256 and form of the file; None: not known"""
+    classes: dict[str, str] | None = None
+    """class of each scored clip with an object, by its id; None: not known"""
+    saved_maps: dict[str, Any] | None = None
+    """file that the maps were read from: path, sha256, made_by; None: they come from the model"""
+    environment: dict[str, str]
+    command: str
+
+    def entries(self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Entries of summary.json that all tasks have.
+
+        Args:
+            clip_ids: of the scored clips.
+            unreadable: (clip id, reason) of those that could not be decoded.
+        """
+        ids = "\n".join(sorted(clip_ids))
+        return {
+            "num_clips": len(clip_ids),
+            "num_listed": self.num_listed,
+            "complete": not self.missing and not unreadable,
+            "num_missing": len(self.missing),
+            "missing": list(self.missing),
+            "num_unreadable": len(unreadable),
+            "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in unreadable],
+            "intervals": {
+                "method": "percentile bootstrap over clips",
+                "confidence": CONFIDENCE,
+                "resamples": RESAMPLES,
+                "seed": SEED,
+            },
+            "labels": self.labels,
+            "clip_list": {"name": self.clip_list, "sha256": self.clip_list_sha256},
+            "cut": self.cut,
+            "scored_clips_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "data_root": self.data_root,
+            "frame_geometry": self.frame_geometry,
+            "audio": self.audio,
+            "object_prior": self.object_prior,
+            "note": self.note,
+            "scored_from_maps": self.saved_maps,
+            "checkpoint": self.checkpoint,
+            "leak_check": self.leak,
+            "num_clips_epoch_was_chosen_on": self.num_chosen_on,
+            "environment": self.environment,
+            "command": self.command,
+        }
+
+    def warnings(self, unreadable: Sequence[tuple[str, str]], num_empty: int = 0) -> list[str]:
+        """Warnings that a reader must know before trusting the numbers.
+
+        Args:
+            unreadable: (clip id, reason) of clips that could not be decoded.
+            num_empty: scored clips with nothing annotated.
+        """
+        found = []
+        if self.missing:
+            found.append(
+                f"{len(self.missing)} of {self.num_listed} listed clips are missing or broken and not "
+                f"scored, first: {self.missing[0]}"
+            )
+        if unreadable:
+            found.append(
+                f"{len(unreadable)} clips could not be decoded and are not scored, first: {unreadable[0][1]}"
+            )
+        if num_empty:
+            found.append(
+                f"{num_empty} clips have nothing annotated inside the frame: consensus IoU counts as 0 "
+                "there, whatever the map."
+            )
+        trained = self.checkpoint.get("training_list") or {}
+        if trained.get("num_missing"):
+            found.append(
+                f"Trained without {trained['num_missing']} of the {trained['num_listed']} clips of "
+                f"{trained['name']}, which were missing."
+            )
+        if not self.leak["checked"] or self.leak["num_clips"]:
+            found.append(self.leak["message"])
+        if self.checkpoint.get("random_encoders"):
+            found.append(
+                "The frozen encoders have random weights (--random-init): this is not the accuracy of "
+                "the published method."
+            )
+        if self.object_prior is not None:
+            found.append(
+                f"The maps are {1 - self.object_prior:.0%} those of an object prior, which is blind to the "
+                "sound; it alone is scored by --object-prior 0."
+            )
+        if self.audio != "own":
+            found.append("CONTROL: each frame was scored with another clip's sound.")
+        if self.num_chosen_on:
+            found.append(
+                f"CHOSEN ON TEST: this epoch was picked as the best on {self.num_chosen_on} of the clips "
+                "that are scored here. An untouched test set would score lower."
+            )
+        if self.clip_list == "every clip found":
+            found.append("No clip list was given: every clip with a frame, a sound and boxes was scored.")
+        return found
+
+
+def provenance_notes(summary: Mapping[str, Any]) -> list[Note]:
+    """Notes that stand below the tables of every task, from `EvaluationContext.entries`."""
+    checkpoint, listed = summary["checkpoint"], summary["clip_list"]
+    short_sha256 = checkpoint["sha256"][:SHORT_SHA256]
+    notes = [
+        ("clips", f"{summary['num_clips']} scored of {summary['num_listed']} listed"),
+        ("missing", f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable"),
+        ("clip list", f"{listed['name']} (sha256 {listed['sha256'][:SHORT_SHA256]})"),
+        ("scored clips", f"sha256 {summary['scored_clips_sha256'][:SHORT_SHA256]}"),
+        ("leak check", summary["leak_check"]["message"]),
+        ("checkpoint", f"{checkpoint['method']}, {checkpoint['epoch']} epochs (sha256 {short_sha256})"),
+        ("frames, sound", f"{summary['frame_geometry']}, {summary['audio']}"),
+        (
+            "intervals",
+            "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(**summary["intervals"]),
+        ),
+    ]
+    notes += [("published cut", summary["cut"])] if summary["cut"] else []
+    notes += [("note", summary["note"])] if summary["note"] else []
+    return notes + [("warning", warning) for warning in summary["warnings"]]
+
+
+def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Table at the end of every page: all that is needed to repeat an evaluation."""
+    checkpoint, labels, maps = summary["checkpoint"], summary["labels"], summary["scored_from_maps"]
+    facts = {
+        "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
+        "data": summary["data_root"],
+        "clip list": "{name} (sha256 {sha256})".format(**summary["clip_list"]),
+        "published cut": summary["cut"],
+        "classes": labels and "{form} {path} (sha256 {sha256})".format(**labels),
+        "frames": summary["frame_geometry"],
+        "sound": summary["audio"],
+        "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
+        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
+        "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
+        "leak check": summary["leak_check"]["message"],
+        "intervals": "{confidence:.0%}, {method}, {resamples} resamples".format(**summary["intervals"]),
+        "environment": ", ".join(f"{name} {value}" for name, value in summary["environment"].items()),
+        "command": summary["command"],
+    }
+    return {name: words for name, words in facts.items() if words}
+
+
+def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns that each line of a table.csv repeats: the clips, and what is known of the model."""
+    leak, checkpoint, listed = (summary[name] for name in ("leak_check", "checkpoint", "clip_list"))
+    return {
+        "num_listed": summary["num_listed"],
+        "num_missing": summary["num_missing"],
+        "num_unreadable": summary["num_unreadable"],
+        "cut": summary["cut"] or "",
+        "audio": summary["audio"],
+        "clip_list": listed["name"],
+        "clip_list_sha256": listed["sha256"],
+        "scored_clips_sha256": summary["scored_clips_sha256"],
+        "leak_checked": int(leak["checked"]),
+        "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
+        "num_clips_epoch_was_chosen_on": summary["num_clips_epoch_was_chosen_on"],
+        "method": checkpoint["method"],
+        "checkpoint": checkpoint["path"],
+        "checkpoint_sha256": checkpoint["sha256"],
+        "frame_geometry": summary["frame_geometry"],
+        "note": summary["note"],
+        "warnings": " | ".join(summary["warnings"]),
+    }
+
+
+def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another evaluation's results.
+
+    Args:
+        folder: for the results.
+        identity: what two results of one folder must have in common; `identity` of the summary there.
+
+    Raises:
+        FileExistsError: the summary there is of another evaluation.
+        ValueError: the summary there cannot be read.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return
+    try:
+        existing = json.loads(path.read_text())["identity"]
+        different = [name for name, value in identity.items() if existing.get(name) != value]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a summary of this version of the program; name another --output."
+        ) from error
+    if different:
+        raise FileExistsError(
+            f"{path} holds the results of another evaluation (another {', '.join(different)}). Name another "
+            "--output."
+        )
+
+
+# ------------------------------------------------------------------------------ parts of a report
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rows of a DataFrame as a table of texts and of the page."""
+
+    scores: "pd.DataFrame"
+    """names of rows; scores in percent (NaN: none), where known with the ends of their intervals
+    under <name>_low and <name>_high; on the page `kind` (model, baseline, ceiling) and `note` (a few
+    words) stand below the last name"""
+    headings: dict[str, str]
+    """column -> heading, in order"""
+    names: dict[str, str] = field(default_factory=lambda: {"protocol": "protocol", "predictor": "predictor"})
+    """columns that name a row -> heading, before the others"""
+    title: str = ""
+    hint: str = ""
+    bar: str | None = None
+    """column that the page also shows as a bar"""
+    digits: int = 1
+    """behind the point, on the page"""
+    fold: bool = False
+    """stands under its title, on the page, which opens and closes it"""
+
+    def cells(self) -> list[list[str]]:
+        """Words of each row: 58.50 [51.20, 65.30]; a dash where there is no score."""
+        rows = self.scores.to_dict("records")
+        return [
+            [str(row[name]) for name in self.names] + [_with_interval(row, key) for key in self.headings]
+            for row in rows
+        ]
+
+    @property
+    def heads(self) -> list[str]:
+        """Headings of all columns."""
+        return [*self.names.values(), *self.headings.values()]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page."""
+
+    title: str
+    svg: str
+    legend: Sequence[tuple[str, str, str]] = ()
+    """name, kind (model, baseline, ceiling) and style of each line, as SVG's"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A clip on the page."""
+
+    clip_id: str
+    score: str
+    """in words"""
+    pictures: Sequence[bytes]
+    """JPEG"""
+    sound: bytes | None = None
+    """MP3; None: no player"""
+    note: str = ""
+    style: str = ""
+    """query, hit or miss, of a row"""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Clips side by side."""
+
+    cards: Sequence[Card]
+    title: str = ""
+    row: bool = False
+    """a query with its neighbours, in one row"""
+    note: str = ""
+    """below a row"""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of the page."""
+
+    label: str
+    value: str
+    unit: str = ""
+    style: str = ""
+    """lead: in colour; words: smaller"""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    hint: str = ""
+    items: Sequence[ScoreTable | Plot | Gallery] = ()
+    level: int = 2
+    """of its heading"""
+    code: str = ""
+    """name behind the title, in the letters of code"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation writes."""
+
+    title: str
+    """of the page"""
+    caption: str
+    """of the tables"""
+    eyebrow: str
+    """of the page: the task"""
+    summary: dict[str, Any]
+    """summary.json; has `warnings`"""
+    clips: "pd.DataFrame"
+    """per_clip.csv, as it is written"""
+    clips_file: str = "per_clip.csv"
+    tables: Sequence[ScoreTable]
+    """of table.md, table.tex and the screen"""
+    csv: "pd.DataFrame"
+    """table.csv"""
+    notes: Sequence[Note]
+    """below the tables"""
+    facts: Mapping[str, str]
+    """at the end of the page"""
+    tiles: Sequence[Tile] = ()
+    sections: Sequence[Section] = ()
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write all files of an evaluation; summary.json comes last and says that all are there.
+
+    Args:
+        folder: made if missing.
+        report: what goes into them.
+    """
+    clips = report.clips.to_csv(index=False, lineterminator="\n")
+    write_atomically(folder / report.clips_file, clips.encode())
+    for form in ("md", "tex", "csv"):
+        write_atomically(folder / f"table.{form}", render_table(report, form).encode())
+    write_atomically(folder / "report.html", render_page(report).encode())
+    write_atomically(folder / "summary.json", render_table(report, "json").encode())
+
+
+def render_table(report: Report, form: str) -> str:
+    """Scores with all that must stand beside them, in one of the forms of --table.
+
+    Args:
+        report: of an evaluation.
+        form: md, tex (needs no package, UTF-8), csv, or json (the whole summary).
+
+    Returns:
+        text that ends with a line feed.
+    """
+    if form == "json":
+        return json.dumps(report.summary, indent=2, allow_nan=False) + "\n"
+    if form == "csv":
+        return report.csv.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    from tabulate import tabulate  # noqa: PLC0415
+
+    def table(one: ScoreTable, heads: list[str], cells: list[list[str]]) -> str:
+        sides = ["left"] * len(one.names) + ["right"] * len(one.headings)
+        style = {"md": "pipe", "tex": "latex_raw"}[form]
+        return tabulate(cells, heads, tablefmt=style, disable_numparse=True, colalign=sides)
+
+    if form == "md":
+        parts = [f"{escape_markdown(report.caption)}, in percent [95 % interval]"]
+        for one in report.tables:
+            words = [[escape_markdown(cell, keep="[]") for cell in row] for row in one.cells()]
+            parts += [
+                *([f"**{one.title}**"] if one.title else []),
+                table(one, [escape_markdown(head) for head in one.heads], words),
+            ]
+        parts.append("\n".join(f"- {name}: {escape_markdown(words)}" for name, words in report.notes))
+        return "\n\n".join(parts) + "\n"
+    caption = rf"\caption{{{escape_latex(report.caption)}, in percent [95\,\% interval].}}"
+    parts = [r"\begin{table}", r"\centering", caption]
+    for one in report.tables:
+        words = [[escape_latex(cell) for cell in row] for row in one.cells()]
+        parts += [*([escape_latex(one.title)] if one.title else [])]
+        parts += [table(one, list(map(escape_latex, one.heads)), words), "", r"\smallskip"]
+    notes = "\\\\\n".join(escape_latex(f"{name}: {words}") for name, words in report.notes)
+    return "\n".join([*parts, rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}", r"\end{table}"]) + "\n"
+
+
+def screen_table(caption: str, tables: Sequence[ScoreTable], notes: Sequence[Note]) -> str:
+    """Scores for the screen: the caption, each table, then the rules (notes called `protocol ...`)."""
+    from tabulate import tabulate  # noqa: PLC0415
+
+    parts = [f"{caption}, in percent [95 % interval]"]
+    for table in tables:
+        sides = ["left"] * len(table.names) + ["right"] * len(table.headings)
+        parts += [f"\n{table.title}"] if table.title else []
+        parts.append(
+            tabulate(table.cells(), table.heads, tablefmt="plain", disable_numparse=True, colalign=sides)
+        )
+    rules = [(name.removeprefix("protocol "), words) for name, words in notes if name.startswith("protocol ")]
+    return "\n".join([*parts, *(f"{name}: {words}" for name, words in rules)])
+
+
+def escape_markdown(text: str, keep: str = "") -> str:
+    """Text for Markdown, in one line."""
+    marked = "".join(f"\\{c}" if c in r"\`*_[]<>|" and c not in keep else c for c in text)
+    return " ".join(marked.split())
+
+
+def escape_latex(text: str) -> str:
+    """Text for LaTeX, in one line."""
+    return " ".join("".join(LATEX_CHARACTERS.get(c, c) for c in text).split())
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> str:
+    score, low, high = row[key], row.get(f"{key}_low"), row.get(f"{key}_high")
+    if not isinstance(score, float):
+        return str(score)
+    if np.isnan(score):
+        return "-"
+    known = low is not None and high is not None and not np.isnan(low)
+    return f"{score:.2f} [{low:.2f}, {high:.2f}]" if known else f"{score:.2f}"
+
+
+# --------------------------------------------------------------------------------------- the page
+
+
+def render_page(report: Report) -> str:
+    """Page that opens from disk and loads nothing; its policy lets its own script run and no other."""
+    import jinja2  # noqa: PLC0415
+    from markupsafe import Markup  # noqa: PLC0415
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "base64": lambda content: base64.b64encode(content).decode(),
+        "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
+        "rows": lambda table: table.scores.to_dict("records"),
+        "svg": lambda plot: Markup(plot.svg),
+        "known": lambda value: isinstance(value, float) and not np.isnan(value),
+        "kind_of": lambda item: type(item).__name__,
+    }
+    return templates.get_template("report.html.j2").render(report=report, bytes=bytes)
+
+
+def new_axes(width: float = 6.4, height: float = 4.0) -> tuple["matplotlib.figure.Figure", Any]:
+    """Figure of that size (inches) with axes in the page's grey lines and words; see `render_figure`."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context({"font.size": 9.5}):  # on the page: 13 pixels
+        figure = Figure((width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(color="#dde2e8", linewidth=0.8)
+        axes.tick_params(colors="#5a6775", length=0, pad=6)
+        for side, spine in axes.spines.items():
+            spine.set_color("#5a6775")
+            spine.set_visible(side in ("left", "bottom"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.labelpad = 8
+            axis.label.set_color("#5a6775")
+    return figure, axes
+
+
+def render_figure(figure: "matplotlib.figure.Figure") -> str:
+    """SVG of a figure, whose colours (PLOT_VARIABLES) follow the page's light or dark mode."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in PLOT_VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg
+
+
+def line_styles(kinds: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Colour and dashes of each line of a plot: models are solid until colours run out."""
+    for place, kind in enumerate(kinds):
+        if kind == "ceiling":
+            yield "#5a6775", (1, 2)
+        else:
+            dashed = kind == "baseline" or place >= len(CURVE_COLOURS)
+            dashes = ((4, 2), (1.5, 1.5), (5, 1.5, 1, 1.5))[place % 3] if dashed else ()
+            yield CURVE_COLOURS[place % len(CURVE_COLOURS)], dashes

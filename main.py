@@ -45,9 +45,9 @@ from utils.distributed import (
     synchronise_batch_norms,
     world_size,
 )
-from utils.embeddings import Embeddings, embed_clips
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.retrieval import Embeddings, embed_clips
 from utils.leaks import find_leak
 from utils.mixing_schedule import MixingCurriculum
 from utils.optimisation import Stepper, Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets.audio import AudioConfig, SegmentConfig
-from datasets.benchmarks import BOX_BENCHMARKS, TRAINING_SETS
+from datasets.benchmarks import BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
 from datasets.negative_sounds import NegativeSoundConfig
@@ -17,13 +17,13 @@ from datasets.transforms import AugmentationConfig
 from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig
+from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.localisation_options import BaselineOptions, LocalisationOptions
 from utils.mixing_schedule import AudioMixingOptions
-from utils.negative_options import NegativeOptions
 from utils.options import Options, add_group, build, option
 from utils.reports.visualisation import HEAT_OPACITY
-from utils.retrieval_options import RetrievalOptions
 from utils.training import Precision
 
 DROPPED = {
@@ -289,6 +289,120 @@ class ImageOptions(Options):
     """auto, cpu, cuda or cuda:<number>"""
     dry_run: bool = False
     """print all options and stop"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(Options):
+    """Which clips a checkpoint is scored on, and what its results say."""
+
+    data_root: Path
+    """folder of the data set"""
+    clip_list: str | None = None
+    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    annotations: Path | None = None
+    """JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO"""
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    """how frames that are not square become so; boxes follow"""
+    training_list: str | None = None
+    """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
+    table: Literal["md", "tex", "csv", "json"] | None = None
+    """print only the scores, in this form and with what belongs to them; none: for reading"""
+    allow_missing: bool = False
+    """score what is there; every result says what is not"""
+    note: str = ""
+    """words that go into every result, e.g. what is special about the data"""
+    batch_size: int = option(32, at_least=1)
+    """clips scored at once; does not change the scores but for rounding"""
+    workers: int = option(4, at_least=0)
+    """decoding processes; 0 decodes in the main process"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<number>"""
+    dry_run: bool = False
+    """print all options and stop"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(ScoringOptions):
+    """What to retrieve, and how it is scored."""
+
+    checkpoint: Path
+    """written by main.py, or a released file (ckpts/README.md)"""
+    dataset: str = option(
+        choices=[name for name, row in DATA_SETS.items() if row.ids_of_training and not row.negatives]
+    )
+    """data set of the clips, see docs/data.md for its folders"""
+    output: Path
+    """folder for summary.json, per_query.csv, table.md, .tex and .csv, report.html and
+    embeddings.npz"""
+    labels: Path | None = None
+    """class of each clip: CSV of id,label, VGGSound's CSV, VGG-SS JSON or stamps.json; none: only
+    R@k between sounds and frames"""
+    directions: str = "audio_to_audio,audio_to_image,image_to_audio"
+    """what is found by what, commas between them"""
+    ks: str = "1,5,10"
+    """numbers of neighbours that count, commas between them"""
+    image_pooling: Literal["max", "mean", "positions"] = "max"
+    """from a frame's map to its embedding: maximum or mean over positions, or all positions, of
+    which a sound's best counts (memory: as many times more)"""
+    embeddings: Path | None = None
+    """file that keeps the embeddings, read instead of the clips where it is there; none:
+    embeddings.npz in --output"""
+    gallery: int = option(4, at_least=0)
+    """best, median and worst queries shown in report.html, of each and for each direction"""
+
+    audio = "own"
+    object_prior = None
+
+    def __post_init__(self) -> None:
+        """Refuses values without meaning."""
+        super().__post_init__()
+        for flag, parse, text in (
+            ("--directions", parse_directions, self.directions),
+            ("--ks", parse_ks, self.ks),
+        ):
+            try:
+                parse(text)
+            except ValueError as error:
+                raise ValueError(f"{flag} {error}") from error
+
+    @property
+    def benchmark(self) -> str:
+        """The data set, under the name that it has in other tasks."""
+        return self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeOptions(ScoringOptions):
+    """Which clips are scored with sounds that are not theirs, and how."""
+
+    checkpoint: Path
+    """written by main.py, or a released file (ckpts/README.md)"""
+    benchmark: str = option(choices=PLAIN_BENCHMARKS)
+    """data set with boxes or masks whose sounds are all in the picture, see docs/data.md"""
+    output: Path
+    """folder for summary.json, per_clip.csv, table.md, .tex and .csv and report.html"""
+    seeds: int = option(10, at_least=1)
+    """draws of the noise and of the off-screen sound of each clip: seeds 0, 1 …"""
+    off_screen: OffScreen = "other_class"
+    """off-screen sounds: of a clip of another class, or of any other clip, class unknown"""
+    labels: Path | None = None
+    """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
+    threshold: float | None = option(None, at_least=-1, at_most=1)
+    """universal threshold on the model's similarity; none: third quartile over these negatives"""
+
+    audio = "own"
+    object_prior = None
+
+    def __post_init__(self) -> None:
+        """Refuses values without meaning."""
+        super().__post_init__()
+        # The ids of pairs tell the class; without it the rest is refused before anything is read.
+        if (
+            self.labels is None
+            and self.off_screen == "other_class"
+            and not DATA_SETS[self.benchmark].pair_key
+        ):
+            raise ValueError(CLASSES_WANTED)
 
 
 TestOptions = (

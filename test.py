@@ -14,14 +14,16 @@ The checkpoint knows its method and its audio: no model options are needed. File
 authors of SSL-TIE and results folders of SSPL's program are read as they are: ckpts/README.md.
 """
 
+import hashlib
 import json
 import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,16 +39,15 @@ import opts
 from datasets.annotations import read_labels
 from datasets.audio import AudioConfig, load_waveform, read_window
 from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
-from datasets.clips import AudioVisualClips, Batch, BrokenClip, Clip, ClipRequest, Content, with_wrong_sounds
+from datasets.clips import AudioVisualClips, Batch, BrokenClip, ClipRequest, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
 from datasets.lists import find_list, published_list, without_negatives
 from datasets.loaders import ClipLoader, build_test_loader
 from datasets.transforms import as_float, normalise
-from datasets.views import TestViews
+from datasets.views import TestViews, tiled_waveforms
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
-from utils.embeddings import Embeddings, embed_clips, embeddings_identity, read_or_embed
 from utils.evaluation.localisation import (
     LocalisationResult,
     evaluate_localisation,
@@ -55,21 +56,21 @@ from utils.evaluation.localisation import (
     save_maps,
     score_table,
 )
-from utils.evaluation.negatives import (
-    MEDIAN_RULE,
-    compare_with_sounds,
-    draw_off_screen,
-    encode_sounds,
-    scenes_of,
-    score_sounds,
-)
+from utils.evaluation.negatives import MEDIAN_RULE, draw_off_screen, evaluate_negatives, scenes_of
 from utils.evaluation.protocols import ObjectMaps, default_protocols, find_protocols
+from utils.evaluation.retrieval import (
+    Embeddings,
+    check_request,
+    embed_clips,
+    evaluate_retrieval,
+    load_embeddings,
+    merge_embeddings,
+    parse_directions,
+    parse_ks,
+    save_embeddings,
+)
 from utils.files import BrokenFileError, check_place, file_sha256, moved_when_whole, write_atomically
 from utils.leaks import find_leak
-from utils.negative_audio_results import NegativeResult, NegativeSetting, write_negative_results
-from utils.negative_audio_tables import render_table as render_negative_table
-from utils.negative_audio_tables import screen_table as screen_negative_table
-from utils.negative_options import NegativeOptions
 from utils.reports.localisation import (
     choose_clips,
     describe_extra_metrics,
@@ -78,6 +79,7 @@ from utils.reports.localisation import (
     rule_words,
     score_tables,
 )
+from utils.reports.negatives import negatives_report
 from utils.reports.report import (
     Card,
     EvaluationContext,
@@ -88,6 +90,7 @@ from utils.reports.report import (
     screen_table,
     write_report,
 )
+from utils.reports.retrieval import retrieval_report
 from utils.reports.visualisation import (
     encode_jpeg,
     encode_mp3,
@@ -96,9 +99,6 @@ from utils.reports.visualisation import (
     overlay_localisation_map,
     write_jpeg,
 )
-from utils.retrieval_options import RetrievalOptions
-from utils.retrieval_report import Preview
-from utils.retrieval_results import retrieve
 from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
 
 logger = logging.getLogger("test")
@@ -111,17 +111,11 @@ THUMBNAIL_SIDE = 144
 """of the frames in a retrieval's report, pixels"""
 
 
-def localisation(options: opts.LocalisationOptions, command: str) -> int:
-    """Score a checkpoint, or maps that it left; return 0, or 2 when clips broke on the way."""
-    use_full_float32()
-    with process_group(pick_device(options.device)) as device:
-        if not is_main_process():
-            logging.getLogger().setLevel(logging.ERROR)
-        return localise_on(device, options, command)
+def localisation(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
+    """Score a checkpoint, or maps that it left; return 0, or 2 when clips broke on the way.
 
-
-def localise_on(device: torch.device, options: opts.LocalisationOptions, command: str) -> int:
-    """Score in this process its part of the clips; the main one writes the results of all."""
+    Each process scores its part of the clips; the main one writes the results of all.
+    """
     clip_set = build_clips(
         options.benchmark,
         options.data_root,
@@ -339,8 +333,26 @@ def write_and_show(folder: Path, report: Report, form: str | None) -> None:
         sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{path}\n")
 
 
+def open_clips(
+    device: torch.device, options: opts.RetrievalOptions | opts.NegativeOptions, command: str
+) -> tuple[Localiser, ClipSet, EvaluationContext]:
+    """Load a checkpoint, find the clips, and say what stands beside the scores."""
+    localiser, sha256 = load_localiser(options.checkpoint, device), file_sha256(options.checkpoint)
+    clip_set = build_clips(
+        options.benchmark,
+        options.data_root,
+        clip_list=options.clip_list,
+        annotations=options.annotations,
+        allow_missing=options.allow_missing,
+    )
+    context = describe(options, localiser, clip_set, device, sha256, command)
+    if options.labels is not None:
+        context = with_classes(context, options.labels, clip_set.clip_ids)
+    return localiser, clip_set, context
+
+
 def build_loader(
-    options: opts.LocalisationOptions | RetrievalOptions | NegativeOptions,
+    options: opts.LocalisationOptions | opts.RetrievalOptions | opts.NegativeOptions,
     localiser: Localiser,
     clip_set: ClipSet,
     device: torch.device,
@@ -358,7 +370,7 @@ def build_loader(
 
 
 def describe(
-    options: opts.LocalisationOptions | RetrievalOptions | NegativeOptions,
+    options: opts.LocalisationOptions | opts.RetrievalOptions | opts.NegativeOptions,
     localiser: Localiser,
     clip_set: ClipSet,
     device: torch.device,
@@ -462,145 +474,150 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
     return 0
 
 
-def retrieval(options: RetrievalOptions, command: str) -> int:
-    """Scores which clips find each other; returns 0, or 2 when clips broke on the way."""
-    use_full_float32()
-    with process_group(pick_device(options.device)) as device:
-        if not is_main_process():
-            logging.getLogger().setLevel(logging.ERROR)
-        return retrieve_on(device, options, command)
+def retrieval(device: torch.device, options: opts.RetrievalOptions, command: str) -> int:
+    """Score which clips find each other; return 0, or 2 when clips broke on the way.
 
-
-def retrieve_on(device: torch.device, options: RetrievalOptions, command: str) -> int:
-    """Embeds in this process its part of the clips; the main one searches and writes for all."""
-    trained, sha256 = load_localiser(options.checkpoint, device), file_sha256(options.checkpoint)
-    clip_set = build_clips(
-        options.dataset,
-        options.data_root,
-        clip_list=options.clip_list,
-        annotations=options.annotations,
-        allow_missing=options.allow_missing,
-    )
-    context = describe(options, trained, clip_set, device, sha256, command)
-    labels = None if options.labels is None else read_labels(options.labels)
-    setting = options.setting(context, labels)
-    setting.check(options.output, clip_set.clip_ids)
-    own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
-
-    def embed() -> Embeddings:
-        with build_loader(options, trained, own, device) as loader:
-            bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
-            return embed_clips(
-                trained.model,
-                (batch.to(device) for batch in bar),
-                TestViews(trained.audio, device),
-                num_clips=len(own.clips),
-                image_pooling=options.pooling,
-            )
-
-    identity = embeddings_identity(sha256, clip_set.clip_ids, options.frame_geometry)
-    embeddings = read_or_embed(options.embeddings_file, identity, options.pooling, embed)
-    if is_main_process():
-        clips = {clip.clip_id: clip for clip in clip_set.clips}
-        thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
-
-        def preview_of(clip_id: str) -> Preview:
-            clip = clips[clip_id]
-            picture = thumbnail.apply_to_frame(read_frame(clip.frame_source))
-            sound = read_window(clip.audio_source, trained.audio).numpy()
-            return Preview(encode_jpeg(np.asarray(picture)), encode_mp3(sound, trained.audio.sample_rate))
-
-        pictures = (options.gallery, preview_of)
-        retrieve(options.output, setting, embeddings, device, pictures, options.table)
-    return 2 if embeddings.unreadable and not options.allow_missing else 0
-
-
-def negatives(options: NegativeOptions, command: str) -> int:
-    """Scores what a model shows for sounds that are not in the picture; returns 0, or 2 when clips broke."""
-    use_full_float32()
-    with process_group(pick_device(options.device)) as device:
-        if not is_main_process():
-            logging.getLogger().setLevel(logging.ERROR)
-        return negatives_on(device, options, command)
-
-
-def negatives_on(device: torch.device, options: NegativeOptions, command: str) -> int:
-    """Scores in this process its part of the clips; the main one writes the results of all.
-
-    Every clip is decoded twice, once for the sounds of all and once for the frames.
+    Each process embeds its part of the clips; the main one searches and writes for all.
     """
-    trained, sha256 = load_localiser(options.checkpoint, device), file_sha256(options.checkpoint)
-    clip_set = build_clips(
-        options.benchmark,
-        options.data_root,
-        clip_list=options.clip_list,
-        annotations=options.annotations,
-        allow_missing=options.allow_missing,
-    )
-    context = describe(options, trained, clip_set, device, sha256, command)
-    if options.labels is not None:
-        context = with_classes(context, options.labels, clip_set.clip_ids)
-    half_cosine = trained.checkpoint.method in HALF_COSINE
-    similarity = "(cosine + 1) / 2" if half_cosine else "cosine"
-    setting = NegativeSetting(context, similarity, options.seeds, options.off_screen, options.threshold)
-    setting.check(options.output)
-    scenes = scenes_of(
-        clip_set.clip_ids,
-        [clip.pair_key for clip in clip_set.clips],
-        context.classes,
-        options.off_screen,
-        pictures=[clip.scene for clip in clip_set.clips],
-        sound_files=[str(clip.sound) for clip in clip_set.clips],
-    )
-    # Refused here, if at all: encoding all sounds takes long.
-    draw_off_screen(clip_set.clip_ids, scenes, 0)
-    model: Any = trained.model
-    views, front_end = TestViews(trained.audio, device), trained.audio.build_front_end().to(device)
-
-    def decoded(clips: Sequence[Clip], title: str, content: Content) -> Iterator[Batch]:
-        part = replace(clip_set, clips=tuple(clips))
-        loader = build_loader(options, trained, part, device, MEDIAN_RULE.map_size, content)
-        hidden = not is_main_process()
-        with loader, tqdm(total=len(clips), desc=title, unit="clip", disable=hidden) as bar:
-            for batch in loader:
-                yield batch.to(device)
-                bar.update(len(batch))
-
-    own = shard(clip_set.clips, rank(), world_size())
-    # Frames too: a clip whose frame is broken is not to lend its sound.
-    sounds = encode_sounds(model, decoded(own, "sounds", "both"), lambda batch: views(batch)[1])
-    donors = np.stack([draw_off_screen(sounds.clip_ids, scenes, seed) for seed in range(options.seeds)])
-    place_of = {clip_id: place for place, clip_id in enumerate(sounds.clip_ids)}
-    maps = compare_with_sounds(
-        model,
-        decoded([clip for clip in own if clip.clip_id in place_of], "frames", "frames"),
-        lambda batch: normalise(as_float(batch.frames)),
-        front_end,
-        sounds,
-        donors,
-        trained.audio.num_samples,
-    )
-    clip_ids = tuple(gather_objects(maps.clip_ids))
-    if not clip_ids:
-        raise ValueError("No clip could be scored: every frame broke between two readings.")
-    scores, threshold = score_sounds(maps, device, half_cosine=half_cosine, threshold=options.threshold)
-    unreadable = (*sounds.unreadable, *gather_objects(maps.unreadable))
-    num_bytes = sum(gather_objects([maps.num_bytes]))
-    status = 2 if unreadable and not options.allow_missing else 0
+    localiser, clip_set, context = open_clips(device, options, command)
+    classes, sha256 = context.classes, context.checkpoint["sha256"]
+    directions, ks = parse_directions(options.directions), parse_ks(options.ks)
+    pooling = None if directions == ("audio_to_audio",) else options.image_pooling
+    check_request(len(clip_set.clips), directions, ks, labels_known=classes is not None)
+    identity = {
+        "task": "retrieval",
+        "dataset": options.dataset,
+        "checkpoint_sha256": sha256,
+        "clip_list_sha256": context.clip_list_sha256,
+        "frame_geometry": options.frame_geometry,
+        "directions": list(directions),
+        "ks": list(ks),
+        "labels_sha256": context.labels and context.labels["sha256"],
+        "image_pooling": pooling,
+    }
+    check_results_folder(options.output, identity)
+    embeddings = embed_all(device, options, localiser, clip_set, sha256, pooling)
+    status = 2 if embeddings.unreadable and not options.allow_missing else 0
     if not is_main_process():
         return status
-    donor_ids = np.array(sounds.clip_ids)[donors[:, [place_of[clip_id] for clip_id in clip_ids]]]
-    result = NegativeResult(clip_ids, scores, threshold, donor_ids, num_bytes, unreadable)
-    summary = write_negative_results(options.output, setting, result)
-    for warning in summary["warnings"]:
-        logger.warning("%s", warning)
-    path = f"Report: {options.output / 'report.html'}"
-    if options.table is not None:
-        sys.stdout.write(render_negative_table(summary, options.table))
-        logger.info("%s", path)
-    else:
-        sys.stdout.write(f"{screen_negative_table(summary)}\n{path}\n")
+
+    labels = None if classes is None else [classes[clip_id] for clip_id in embeddings.clip_ids]
+    with tqdm(total=len(embeddings.clip_ids) * len(directions), desc="searching", unit="query") as bar:
+        queries, scores = evaluate_retrieval(
+            embeddings, labels, directions, ks, device=device, on_queries=bar.update
+        )
+    clips = {clip.clip_id: clip for clip in clip_set.clips}
+    thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
+
+    @cache
+    def card_of(clip_id: str) -> Card:
+        picture = np.asarray(thumbnail.apply_to_frame(read_frame(clips[clip_id].frame_source)))
+        sound = read_window(clips[clip_id].audio_source, localiser.audio).numpy()
+        return Card(clip_id, "", [encode_jpeg(picture)], encode_mp3(sound, localiser.audio.sample_rate))
+
+    report = retrieval_report(
+        queries,
+        scores,
+        context,
+        identity,
+        unreadable=embeddings.unreadable,
+        num_shown=options.gallery,
+        card_of=card_of,
+    )
+    write_and_show(options.output, report, options.table)
     return status
+
+
+def embed_all(
+    device: torch.device,
+    options: opts.RetrievalOptions,
+    localiser: Localiser,
+    clip_set: ClipSet,
+    sha256: str,
+    pooling: str | None,
+) -> Embeddings:
+    """Read the embeddings of all clips from their file; without one, compute and keep them."""
+    path = options.embeddings or options.output / "embeddings.npz"
+    identity = {
+        "checkpoint": sha256,
+        "clips": hashlib.sha256("\n".join(clip_set.clip_ids).encode()).hexdigest(),
+        "frame geometry": options.frame_geometry,
+        "image pooling": pooling,
+    }
+    known = load_embeddings(path, identity)
+    if known is not None:
+        logger.info("Embeddings of %d clips from %s.", len(known.clip_ids), path)
+        return known
+    own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
+    with build_loader(options, localiser, own, device) as loader:
+        bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
+        part = embed_clips(
+            localiser.model,
+            (batch.to(device) for batch in bar),
+            TestViews(localiser.audio, device),
+            num_clips=len(own.clips),
+            image_pooling=pooling,
+        )
+    embeddings = merge_embeddings(gather_objects([part]))
+    if is_main_process():
+        save_embeddings(path, embeddings, identity)
+    return embeddings
+
+
+def negatives(device: torch.device, options: opts.NegativeOptions, command: str) -> int:
+    """Score what a model shows for sounds that are not in the picture; return 0, or 2 when clips broke.
+
+    Each process scores its part of the clips; the main one writes the results of all.
+    """
+    localiser, clip_set, context = open_clips(device, options, command)
+    identity = {
+        "task": "negative audio",
+        "benchmark": options.benchmark,
+        "checkpoint_sha256": context.checkpoint["sha256"],
+        "clip_list_sha256": context.clip_list_sha256,
+        "frame_geometry": options.frame_geometry,
+        "num_seeds": options.seeds,
+        "off_screen": options.off_screen,
+        "labels_sha256": context.labels and context.labels["sha256"],
+        "threshold": options.threshold,
+        "as_published": None,  # others were written by earlier versions
+    }
+    check_results_folder(options.output, identity)
+    scenes = scenes_of(clip_set.clips, context.classes, options.off_screen)
+    # Refused here, if at all: encoding all sounds takes long.
+    draw_off_screen(clip_set.clip_ids, scenes, 0)
+    own = shard(clip_set.clips, rank(), world_size())
+
+    def read(content: Content, clip_ids: Collection[str] | None) -> Iterator[Batch]:
+        clips = tuple(clip for clip in own if clip_ids is None or clip.clip_id in clip_ids)
+        part = replace(clip_set, clips=clips)
+        loader = build_loader(options, localiser, part, device, MEDIAN_RULE.map_size, content)
+        title, hidden = "frames" if content == "frames" else "sounds", not is_main_process()
+        with loader, tqdm(total=len(clips), desc=title, unit="clip", disable=hidden) as bar:
+            for batch in loader:
+                waveforms = (
+                    batch.waveforms if content == "frames" else tiled_waveforms(batch, localiser.audio)
+                )
+                yield replace(batch, waveforms=waveforms).to(device)
+                bar.update(len(batch))
+
+    front_end = localiser.audio.build_front_end().to(device)
+    half_cosine = localiser.checkpoint.method in HALF_COSINE
+    result = evaluate_negatives(
+        localiser.model,
+        read,
+        lambda frames, waveforms: (normalise(as_float(frames)), front_end(waveforms)),
+        scenes,
+        num_seeds=options.seeds,
+        num_samples=localiser.audio.num_samples,
+        device=device,
+        half_cosine=half_cosine,
+        threshold=options.threshold,
+    )
+    if is_main_process():
+        similarity = "(cosine + 1) / 2" if half_cosine else "cosine"
+        write_and_show(options.output, negatives_report(result, context, identity, similarity), options.table)
+    return 2 if result.unreadable and not options.allow_missing else 0
 
 
 def video(options: opts.VideoOptions) -> int:
@@ -724,21 +741,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
+def in_processes(task: Callable[[torch.device, Any, str], int], options: Any, command: str) -> int:  # noqa: ANN401
+    """Run a task in each process of torchrun; only the main one says more than errors."""
+    use_full_float32()
+    with process_group(pick_device(options.device)) as device:
+        if not is_main_process():
+            logging.getLogger().setLevel(logging.ERROR)
+        return task(device, options, command)
+
+
 def _run_task(options: opts.TestOptions, words: str) -> int:
     """Hands the options to the task that they belong to; returns its exit status."""
     match options:
         case opts.BaselineOptions():
             return baselines(options, words)
-        case RetrievalOptions():
-            return retrieval(options, words)
-        case NegativeOptions():
-            return negatives(options, words)
+        case opts.RetrievalOptions():
+            return in_processes(retrieval, options, words)
+        case opts.NegativeOptions():
+            return in_processes(negatives, options, words)
         case opts.VideoOptions():
             return video(options)
         case opts.ImageOptions():
             return image(options)
         case opts.LocalisationOptions():
-            return localisation(options, words)
+            return in_processes(localisation, options, words)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from datasets.frames import FrameGeometry
 from datasets.loaders import SeededBatches, build_train_loader
 from datasets.views import TestViews, tiled_waveforms
 from models import ssl_tie
-from utils.embeddings import Embeddings
+from utils.evaluation.retrieval import Embeddings
 from utils.mixing_schedule import NOBODY, AudioMixingOptions, MixingCurriculum, places_of_nearest
 
 pytestmark = pytest.mark.usefixtures("one_thread")

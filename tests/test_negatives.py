@@ -19,30 +19,27 @@ from datasets.clips import AudioVisualClips, Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
 from models import LOCALISERS, METHODS, build_localiser
+from opts import NegativeOptions
 from utils.evaluation.negatives import (
     DEAF,
     DISC,
     MEDIAN_RULE,
     NEGATIVES,
     PAIRS,
-    ClipSounds,
     compare_masks,
-    compare_with_sounds,
     draw_off_screen,
-    encode_sounds,
+    evaluate_negatives,
     harmonic_mean,
-    numbers_of,
     quiet_areas,
     scenes_of,
-    score_sounds,
+    score_table,
     universal_threshold,
     white_noise,
 )
 from utils.evaluation.protocols import upsample
 from utils.leaks import find_leak
-from utils.negative_audio_results import NegativeResult, NegativeSetting, summarise, write_negative_results
-from utils.negative_audio_tables import render_table, score_rows, screen_table
-from utils.negative_options import NegativeOptions
+from utils.reports.negatives import negatives_report
+from utils.reports.report import render_table, screen_table, write_report
 
 CPU = torch.device("cpu")
 
@@ -81,17 +78,6 @@ def test_localise_is_its_two_halves_and_frames_never_hear(name, config):
 # ------------------------------------------------------------------------------------------ sounds
 
 
-def scenes_of_clips(clips, classes, off_screen):
-    return scenes_of(
-        [clip.clip_id for clip in clips],
-        [clip.pair_key for clip in clips],
-        classes,
-        off_screen,
-        pictures=[clip.scene for clip in clips],
-        sound_files=[str(clip.sound) for clip in clips],
-    )
-
-
 def clips_named(*clip_ids, **fields):
     return [Clip(name, Path(f"{name}.jpg"), Path(f"{name}.wav"), **fields) for name in clip_ids]
 
@@ -106,7 +92,7 @@ def heard_by(clips, scenes, num_seeds=40):
 def test_off_screen_sounds_are_of_another_class_and_of_no_process():
     clips = clips_named(*(f"clip_{index}" for index in range(30)))
     classes = {clip.clip_id: "abc"[index % 3] for index, clip in enumerate(clips)}
-    scenes = scenes_of_clips(clips, classes, "other_class")
+    scenes = scenes_of(clips, classes, "other_class")
     for clip_id, donors in heard_by(clips, scenes).items():
         assert {classes[donor] for donor in donors} == set("abc") - {classes[clip_id]}
         assert len(donors) > 10
@@ -120,26 +106,26 @@ def test_neither_sound_of_a_pair_is_off_screen():
         for clip in clips_named("cat_dog_1_cat", "cat_dog_1_dog", "owl_subwaytrain_2_owl",
                                 "owl_subwaytrain_2_subway", "dog_owl_3_owl", "dog_owl_3_dog")
     ]  # fmt: skip
-    scenes = scenes_of_clips(clips, None, "other_class")
+    scenes = scenes_of(clips, None, "other_class")
     assert scenes["cat_dog_1_cat"] == ("cat", {"cat", "dog"})
     assert scenes["owl_subwaytrain_2_owl"].on_screen == {"owl", "subway"}
-    alone = scenes_of_clips(clips[1:], None, "other_class")
+    alone = scenes_of(clips[1:], None, "other_class")
     assert alone["cat_dog_1_dog"].on_screen == {"dog"}  # no clip has a cat's sound
     for clip_id, donors in heard_by(clips, scenes).items():
         assert not {scenes[donor].sound for donor in donors} & scenes[clip_id].on_screen
-    labelled = scenes_of_clips(clips, dict.fromkeys(scenes, "x"), "other_class")
+    labelled = scenes_of(clips, dict.fromkeys(scenes, "x"), "other_class")
     with pytest.raises(ValueError, match=r"no off-screen sound for cat_dog_1_cat: all 6 .*\(x\)"):
         draw_off_screen(list(scenes), labelled, 0)
     keys = {clip.clip_id: clip.pair_key for clip in clips}
-    for clip_id, donors in heard_by(clips, scenes_of_clips(clips, None, "any")).items():
+    for clip_id, donors in heard_by(clips, scenes_of(clips, None, "any")).items():
         assert keys[clip_id] not in {keys[donor] for donor in donors}
 
 
 def test_without_classes_the_user_must_say_any_before_anything_is_read():
     clips = clips_named("a", "b")
     with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
-        scenes_of_clips(clips, None, "other_class")
-    assert heard_by(clips, scenes_of_clips(clips, None, "any")) == {"a": {"b"}, "b": {"a"}}
+        scenes_of(clips, None, "other_class")
+    assert heard_by(clips, scenes_of(clips, None, "any")) == {"a": {"b"}, "b": {"a"}}
     given = {"checkpoint": Path("a"), "data_root": Path("b"), "output": Path("c")}
     for benchmark in ("vgg_ss", "stamps", "flickr_soundnet"):
         with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
@@ -151,12 +137,12 @@ def test_without_classes_the_user_must_say_any_before_anything_is_read():
 def test_the_sound_of_a_video_is_off_screen_for_none_of_its_frames():
     names = [f"{video}_{k}" for video in "ab" for k in range(5)]
     clips = [Clip(name, Path(f"{name}.jpg"), Path(f"{name[0]}.wav")) for name in names]
-    for clip_id, donors in heard_by(clips, scenes_of_clips(clips, None, "any")).items():
+    for clip_id, donors in heard_by(clips, scenes_of(clips, None, "any")).items():
         assert {donor[0] for donor in donors} == set("ab") - {clip_id[0]}
-    by_class = scenes_of_clips(clips, {name: name[-1] for name in names}, "other_class")
+    by_class = scenes_of(clips, {name: name[-1] for name in names}, "other_class")
     assert by_class["a_3"] == ("3", {"3"})
     paired = [replace(clip, pair_key="s") for clip in clips]
-    scenes = scenes_of_clips(paired, None, "any").values()
+    scenes = scenes_of(paired, None, "any").values()
     assert {scene.on_screen for scene in scenes} == {frozenset({"a.wav", "b.wav"})}
 
 
@@ -175,13 +161,13 @@ def test_the_sounds_of_a_picture_are_off_screen_for_none_of_its_clips(packed):
         files = (Path(f"a_cat/{frame}.jpg"), Path(f"{sound}.wav"))
         rows = (HDF5Row(Path("vpo.h5"), key, row) for key in (FRAMES, SOUND_ROWS))
         clips.append(Clip(clip_id, *(rows if packed else files)))
-    scenes = scenes_of_clips(clips, SOUNDS_OF_PICTURES, "other_class")
+    scenes = scenes_of(clips, SOUNDS_OF_PICTURES, "other_class")
     assert [set(scene.on_screen) for scene in scenes.values()] == [
         {"dog", "guitar"}, {"dog", "guitar"}, {"dog"}, {"guitar"}, {"cat"}, {"owl"}
     ]  # fmt: skip
     heard = heard_by(clips, scenes)
     assert heard["img1+dog3"] == heard["img1+guitar7"] == {"img4+cat1", "a_dog+owl2"}
-    heard = heard_by(clips, scenes_of_clips(clips, None, "any"), 60)
+    heard = heard_by(clips, scenes_of(clips, None, "any"), 60)
     # Neither the picture's sounds nor the same file with another picture.
     assert heard["img1+dog3"] == heard["img1+guitar7"] == {"img3+guitar8", "img4+cat1", "a_dog+owl2"}
     assert heard["img2+dog3"] == set(SOUNDS_OF_PICTURES) - {"img1+dog3", "img2+dog3"}
@@ -325,41 +311,37 @@ def own_truth():
     return (upsample(sharp, MEDIAN_RULE) > 0.25).float().numpy()
 
 
-def batches(size=4):
+def batches(size=4, **changes):
     for start in range(0, NUM_CLIPS, size):
         part = slice(start, start + size)
         values = torch.tensor(CLASS_OF[part])
-        yield SimpleNamespace(
-            clip_ids=CLIP_IDS[part],
+        batch = SimpleNamespace(
+            clip_ids=list(CLIP_IDS[part]),
             frames=values[:, None, None, None].expand(-1, 3, 4, 4),
             waveforms=values[:, None].expand(-1, NUM_SAMPLES),
             ground_truth_maps=np.repeat(own_truth(), len(values), axis=0),
             broken=[],
         )
+        yield SimpleNamespace(**{**vars(batch), **changes})
 
 
-def compare(model, decoded, sounds, donors):
-    def as_it_is(waveforms):
-        return waveforms
-
-    return compare_with_sounds(
-        model, decoded, lambda batch: batch.frames, as_it_is, sounds, donors, NUM_SAMPLES
+def evaluate(model, threshold=None, size=4, half_cosine=False, **changes):
+    classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
+    return evaluate_negatives(
+        model,
+        lambda content, chosen: batches(size, **changes),
+        lambda frames, waveforms: (frames, waveforms),
+        scenes_of(clips_named(*CLIP_IDS), classes, "other_class"),
+        num_seeds=NUM_SEEDS,
+        num_samples=NUM_SAMPLES,
+        device=CPU,
+        half_cosine=half_cosine,
+        threshold=threshold,
     )
 
 
-def evaluate(model, threshold=None, size=4, **options):
-    own = encode_sounds(model, batches(size), lambda batch: batch.waveforms)
-    clips = clips_named(*CLIP_IDS)
-    scenes = scenes_of_clips(clips, dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True)), "other_class")
-    donors = np.stack([draw_off_screen(CLIP_IDS, scenes, seed) for seed in range(NUM_SEEDS)])
-    maps = compare(model, batches(size), own, donors)
-    scores, threshold = score_sounds(maps, CPU, threshold=threshold, **options)
-    return NegativeResult(CLIP_IDS, scores, threshold, np.array(CLIP_IDS)[donors], maps.num_bytes)
-
-
 def numbers(result):
-    found = numbers_of({name: values.mean(axis=0) for name, values in result.scores.items()})
-    return {name: values.mean() for name, values in found.items()}
+    return score_table(result.scores).set_index("key")["score"]
 
 
 def test_a_perfect_listener_has_the_numbers_known_by_hand_and_encodes_nothing_twice():
@@ -410,7 +392,7 @@ def test_half_of_the_negatives_active_and_the_batch_changes_nothing():
 def test_the_scale_moves_the_threshold_and_nothing_else():
     plain, half = evaluate(Listener()), evaluate(Listener(), half_cosine=True)
     assert half.threshold == pytest.approx((plain.threshold + 1) / 2)
-    assert numbers(half) == pytest.approx(numbers(plain))
+    np.testing.assert_allclose(numbers(half), numbers(plain))
 
 
 def test_what_cannot_be_scored_is_refused():
@@ -420,31 +402,38 @@ def test_what_cannot_be_scored_is_refused():
 
     with pytest.raises(ValueError, match="map of clip clip_0 with its own sound is not finite"):
         evaluate(Broken())
-    nothing = [SimpleNamespace(clip_ids=(), broken=[SimpleNamespace(clip_id="x", reason="torn")])]
-    with pytest.raises(ValueError, match="torn"):
-        encode_sounds(Listener(), nothing, lambda batch: batch.waveforms)
-    untrue = [SimpleNamespace(**{**vars(batch), "ground_truth_maps": None}) for batch in batches()]
-    own = ClipSounds(CLIP_IDS, torch.zeros(NUM_CLIPS, 2))
+    torn = [SimpleNamespace(clip_id="x", reason="torn")]
+    with pytest.raises(ValueError, match=r"No clip could be scored \(3 unreadable, first: torn"):
+        evaluate(Listener(), clip_ids=(), broken=torn)
     with pytest.raises(ValueError, match="Clips without boxes"):
-        compare(Listener(), untrue, own, np.zeros((1, NUM_CLIPS), int))
+        evaluate(Listener(), ground_truth_maps=None)
 
 
 # ----------------------------------------------------------------------------------------- files
 
+LABELS_FILE = {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
 
-def make_setting(**changes):
+
+def make_report(result, context=None, **changes):
+    identity = {
+        "task": "negative audio",
+        "num_seeds": NUM_SEEDS,
+        "off_screen": "other_class",
+        "threshold": None,
+    }
     classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
-    labels = {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
-    context = make_context(classes=classes, labels=labels, num_listed=NUM_CLIPS)
-    return replace(NegativeSetting(context, "cosine", NUM_SEEDS, "other_class"), **changes)
+    context = context or make_context(labels=LABELS_FILE, classes=classes, num_listed=NUM_CLIPS)
+    return negatives_report(result, context, {**identity, **changes}, "cosine")
 
 
 def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
     result = evaluate(Listener())
-    summary = write_negative_results(tmp_path, make_setting(), result)
-    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    found = numbers(result)
-    assert {name: one["mean"] for name, one in summary["scores"].items()} == pytest.approx(found)
+    report = make_report(result)
+    write_report(tmp_path, report)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {name: one["mean"] for name, one in summary["scores"].items()} == pytest.approx(
+        dict(numbers(result))
+    )
     threshold = {name: summary["threshold"][name] for name in ("value", "num_negatives", "seeds")}
     assert threshold == {"value": 0.25, "num_negatives": 3 * NUM_SEEDS * NUM_CLIPS, "seeds": [0, 1, 2, 3]}
     assert summary["threshold"]["clip_list_sha256"] == "cd" * 32
@@ -452,6 +441,7 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
     deaf = 2 * 100 * (100 - area) / (200 - area)
     assert summary["without_ears"][DEAF]["f_loc"] == pytest.approx(deaf)
     assert summary["without_ears"][DISC]["pia_noise"] == pytest.approx(100 * 25088 / 50176, abs=0.1)
+    assert len(summary["without_ears"][DISC]) == 16
     with (tmp_path / "per_clip.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["clip_id"] for row in rows] == list(CLIP_IDS)
@@ -459,70 +449,49 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
     donors = rows[0]["off_screen_sounds_of"].split()
     assert len(donors) == NUM_SEEDS and all(int(d[5:]) % 2 == 1 for d in donors)
     page = (tmp_path / "report.html").read_text()
-    for words in ("cd" * 32, "F_LOC", "universal", "deaf", "off-screen"):
+    for words in ("cd" * 32, "F_LOC", "universal", "deaf", "off-screen", "<svg"):
         assert words.lower() in page.lower()
-    assert "src=" not in page and "http" not in page.replace("http-equiv", "")
-    assert "F_LOC" in screen_table(summary)
+    assert "src=" not in page and "<link" not in page
+    assert "F_LOC" in screen_table(report.caption, report.tables, report.notes)
     assert r"F\_LOC" in (tmp_path / "table.tex").read_text()
     with (tmp_path / "table.csv").open() as file:
         lines = {line["number"]: line for line in csv.DictReader(file)}
     assert float(lines["f_auc"]["score"]) == pytest.approx(100)
-    assert len(lines) == len(score_rows(summary)) == len(summary["scores"])
+    assert list(lines) == list(summary["scores"])
 
 
 def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
     leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test").as_dict()
-    context = replace(make_setting().context, leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
-    result = evaluate(Listener())
+    context = make_context(leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
     torn = (("y", "torn"), ("z", "torn"))
-    summary = summarise(make_setting(context=context), replace(result, unreadable=torn))
-    for line in csv.DictReader(render_table(summary, "csv").splitlines()):
+    report = make_report(replace(evaluate(Listener()), unreadable=torn), context, off_screen="any")
+    for line in csv.DictReader(render_table(report, "csv").splitlines()):
         names = ("leak_checked", "num_leaked", "num_missing", "num_unreadable", "cut")
         assert [line[name] for name in names] == ["1", "1", "1", "2", "VGG-SS, 4,911 clips"]
     for form in ("md", "tex"):
-        text = render_table(summary, form)
-        for words in ("LEAK: 1 of 2 test clips", "1 without files, 2 unreadable", "VGG-SS, 4,911 clips"):
+        text = render_table(report, form)
+        for words in (
+            "LEAK: 1 of 2 test clips",
+            "1 without files, 2 unreadable",
+            "VGG-SS, 4,911 clips",
+            "same class",
+        ):
             assert words in text, (form, words)
-    unknown = replace(context, leak=find_leak(None, [], purpose="test").as_dict(), cut="")
-    text = render_table(summarise(make_setting(context=unknown), result), "csv")
-    line = next(csv.DictReader(text.splitlines()))
-    assert (line["leak_checked"], line["num_leaked"], line["cut"]) == ("0", "", "")
-    any_other = summarise(make_setting(off_screen="any"), result)
-    assert any("same class" in warning for warning in any_other["warnings"])
 
 
 def test_the_spread_is_over_seeds_and_the_interval_over_clips():
-    result = evaluate(Listener(), threshold=0.2)
+    scores = evaluate(Listener(), threshold=0.2).scores
     rng = np.random.default_rng(0)
     areas = rng.random((NUM_CLIPS, NUM_SEEDS))
-    result = replace(result, scores={**result.scores, "area:noise": areas})
-    scores = summarise(make_setting(), result)["scores"]
-    assert scores["pia_noise"]["mean"] == pytest.approx(100 * areas.mean())
-    assert scores["pia_noise"]["sd"] == pytest.approx(100 * areas.mean(axis=0).std(ddof=1))
-    lower, upper = scores["pia_noise"]["interval"]
-    assert lower < scores["pia_noise"]["mean"] < upper
+    rows = score_table({**scores, "area:noise": areas}).set_index("key").to_dict("index")
+    noise = rows["pia_noise"]
+    assert noise["score"] == pytest.approx(100 * areas.mean())
+    assert noise["sd"] == pytest.approx(100 * areas.mean(axis=0).std(ddof=1))
+    assert noise["score_low"] < noise["score"] < noise["score_high"]
     drawn = rng.integers(NUM_CLIPS, size=(4000, NUM_CLIPS))
     slow = np.quantile(100 * areas.mean(axis=1)[drawn].mean(axis=1), [0.025, 0.975])
-    assert [lower, upper] == pytest.approx(slow, abs=2.5)
-    assert scores["pia_silence"]["sd"] is None and scores["pia_silence"]["interval"] is None
-
-
-def test_a_folder_of_other_results_is_refused(tmp_path):
-    setting = make_setting()
-    setting.check(tmp_path)
-    write_negative_results(tmp_path, setting, evaluate(Listener()))
-    setting.check(tmp_path)
-    with pytest.raises(FileExistsError, match=r"another threshold\)"):
-        replace(setting, given_threshold=0.5).check(tmp_path)
-    path = tmp_path / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["identity"]["as_published"] = "ssl_tie"  # an older version wrote it, with other numbers
-    path.write_text(json.dumps(summary))
-    with pytest.raises(FileExistsError, match=r"another as_published\)"):
-        setting.check(tmp_path)
-    path.write_text("[")
-    with pytest.raises(ValueError, match="not a summary"):
-        setting.check(tmp_path)
+    assert [noise["score_low"], noise["score_high"]] == pytest.approx(slow, abs=2.5)
+    assert np.isnan(rows["pia_silence"]["sd"]) and np.isnan(rows["pia_silence"]["score_low"])
 
 
 # ------------------------------------------------------------------------------- the command line
@@ -606,7 +575,7 @@ def test_the_own_maps_are_those_of_localisation(negatives, labels, testing_progr
     [
         (["--seeds", "0"], "--seeds"),
         (["--batch-size", "0"], "--batch-size"),
-        (["--threshold", "2"], "--threshold must be from -1 to 1"),
+        (["--threshold", "2"], "--threshold must be at least -1 and at most 1"),
     ],
 )
 def test_options_without_meaning_are_refused(negatives, labels, caplog, further, words):

@@ -10,9 +10,7 @@ import pytest
 import opts
 from datasets.transforms import AugmentationConfig
 from models import METHODS
-from utils.negative_options import NegativeOptions
 from utils.options import Options, field_docstrings, option, parse_group
-from utils.retrieval_options import RetrievalOptions
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {
@@ -24,8 +22,8 @@ CONFIGS = [
     *dict.fromkeys(config for configs in TRAINING.values() for config in configs),
     opts.LocalisationOptions,
     opts.BaselineOptions,
-    RetrievalOptions,
-    NegativeOptions,
+    opts.RetrievalOptions,
+    opts.NegativeOptions,
     opts.VideoOptions,
     opts.ImageOptions,
 ]

@@ -1,46 +1,51 @@
-"""Retrieval: exact neighbours against slow oracles, ties, chance, embeddings kept in a file."""
+"""Retrieval: exact neighbours and scores against slow loops, embeddings kept in a file, the command line."""
 
+import base64
+import csv
+import json
 import math
 import os
+import re
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_inputs import arrays
+from result_inputs import make_context
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import utils.embeddings
+import utils.evaluation.retrieval
 from models.pooling import pool_positions
-from models.similarity import similarity_maps
+from models.similarity import similarity_map
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
-from utils.embeddings import (
+from utils.evaluation.retrieval import (
+    DIRECTIONS,
     Embeddings,
+    chance_accuracy,
+    chance_average_precision,
     embed_clips,
-    embeddings_identity,
+    evaluate_retrieval,
+    fixed_point,
     load_embeddings,
     merge_embeddings,
+    nearest,
+    parse_directions,
+    parse_ks,
     save_embeddings,
 )
-from utils.retrieval import (
-    DIRECTIONS,
-    accuracy_at_k,
-    chance_accuracy,
-    evaluate_retrieval,
-    find_directions,
-    find_ks,
-    nearest,
-    precision_at_k,
-    recall_at_k,
-)
+from utils.reports.report import Card, render_page, render_table, write_report
+from utils.reports.retrieval import retrieval_report
+from utils.reports.visualisation import encode_jpeg
 
 ROOT = Path(__file__).parents[1]
 ALL = tuple(DIRECTIONS)
@@ -55,7 +60,7 @@ def _one_thread(one_thread):
 
 def unit_vectors(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+    return fixed_point(F.normalize(torch.randn(*shape, generator=generator), dim=-1))
 
 
 def with_ties(count, width=6, seed=0):
@@ -63,13 +68,12 @@ def with_ties(count, width=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     few = torch.randint(-1, 2, (count, width), generator=generator).float()
     few[:, 0] = 1.0
-    return F.normalize(few, dim=-1)
+    return fixed_point(F.normalize(few, dim=-1))
 
 
 def all_scores(queries, gallery):
-    """Every score at once, in float64, of the vectors rounded as the search rounds them."""
-    queries, gallery = ((v.double() * 2**26).round() / 2**26 for v in (queries, gallery))
-    queries, gallery = (v if v.ndim == 3 else v[:, None] for v in (queries, gallery))
+    """Every score at once, in float64."""
+    queries, gallery = (v.double() if v.ndim == 3 else v.double()[:, None] for v in (queries, gallery))
     scores = np.empty((len(queries), len(gallery)))
     for i, query in enumerate(queries.numpy()):
         for j, candidate in enumerate(gallery.numpy()):
@@ -93,20 +97,22 @@ def slow_nearest(queries, gallery, count):
 
 @pytest.mark.parametrize("block_bytes", [SMALL_BLOCK, 8 * 20 * 20, 1 << 27])
 @pytest.mark.parametrize("make", [unit_vectors, with_ties])
-def test_search_equals_a_full_sort_whatever_the_blocks(make, block_bytes):
+def test_search_equals_a_full_sort_whatever_the_blocks(make, block_bytes, monkeypatch):
+    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", block_bytes)
     queries, gallery = make(23, 6, seed=1), make(41, 6, seed=2)
     for count in (1, 5, 40, 41):
-        found = nearest(queries, gallery, count, block_bytes=block_bytes)
+        found = nearest(queries, gallery, count)
         indices, scores = slow_nearest(queries, gallery, count)
         np.testing.assert_array_equal(found.indices, indices)
         np.testing.assert_array_equal(found.scores, scores)
 
 
 @pytest.mark.parametrize("positions", [(3, None), (None, 3), (2, 3)])
-def test_the_best_position_counts(positions):
+def test_the_best_position_counts(positions, monkeypatch):
+    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", 8 * 6 * 6 * 9)
     shapes = [(17, 5) if p is None else (17, p, 5) for p in positions]
     queries, gallery = (unit_vectors(*shape, seed=i) for i, shape in enumerate(shapes))
-    found = nearest(queries, gallery, 6, block_bytes=8 * 6 * 6 * 9)
+    found = nearest(queries, gallery, 6)
     indices, scores = slow_nearest(queries, gallery, 6)
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_array_equal(found.scores, scores)
@@ -114,31 +120,24 @@ def test_the_best_position_counts(positions):
 
 def test_search_equals_scikit_learn():
     embeddings = unit_vectors(300, 64, seed=3)
-    found = nearest(embeddings, embeddings, 11, block_bytes=8 * 37 * 64).without_own()
+    found = nearest(embeddings, embeddings, 11)
     reference = NearestNeighbors(n_neighbors=11, metric="cosine", algorithm="brute")
-    distances, indices = reference.fit(embeddings.double().numpy()).kneighbors()
-    np.testing.assert_array_equal(found.indices, indices[:, :10])
-    np.testing.assert_allclose(found.scores, 1 - distances[:, :10], atol=1e-7)
+    distances, indices = reference.fit(embeddings.double().numpy()).kneighbors(embeddings.double().numpy())
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.scores, 1 - distances, atol=1e-6)
 
 
-def test_a_collapsed_model_gives_the_first_of_the_gallery_in_order():
-    embeddings = unit_vectors(1, 8).expand(50, 8)
-    found = nearest(embeddings, embeddings, 12, block_bytes=8 * 9 * 9)
-    assert (found.indices == np.arange(12)).all()
-    assert found.num_tied(5) == 50
-    others = found.without_own()
-    assert others.indices[0].tolist() == list(range(1, 12))
-    assert others.indices[3].tolist() == [0, 1, 2, *range(4, 12)]
-    assert others.indices[40].tolist() == list(range(11))
-
-
-def test_no_ties_are_reported_where_there_are_none_and_none_beyond_the_gallery():
-    embeddings = unit_vectors(20, 16)
-    found = nearest(embeddings, embeddings, 20)
-    assert [found.num_tied(k) for k in (1, 19, 20)] == [0, 0, 0]
-    doubled = torch.cat([embeddings[:10], embeddings[:10]])
-    found = nearest(doubled, doubled, 20)
-    assert [found.num_tied(k) for k in (1, 2, 19, 20)] == [20, 0, 20, 0]
+def test_rounding_keeps_float32_and_makes_equal_vectors_score_the_same(monkeypatch):
+    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", 8 * 9 * 9)
+    vectors = F.normalize(torch.randn(50, 512), dim=-1)
+    rounded = fixed_point(vectors)
+    assert (rounded.double() * 2**26).frac().abs().max() == 0
+    assert (rounded - vectors).abs().max() <= 2.0**-27
+    found = nearest(rounded[:1].expand(50, 512), rounded[:1].expand(50, 512), 12)
+    assert (found.indices == np.arange(12)).all()  # a collapsed model: the first of the gallery in order
+    assert len(np.unique(found.scores)) == 1
+    with pytest.raises(ValueError, match="51 neighbours cannot be found among 50"):
+        nearest(rounded, rounded, 51)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -150,8 +149,9 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf._base is None:
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() not in given:  # no view
                 self.num_bytes = max(self.num_bytes, leaf.numel() * leaf.element_size())
         return result
 
@@ -159,30 +159,19 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("width", [16, 256])
 @pytest.mark.parametrize("positions", [None, 3])
 @pytest.mark.parametrize("make", [unit_vectors, with_ties])
-def test_no_intermediate_array_is_larger_than_a_block(make, positions, width):
+def test_no_intermediate_array_is_larger_than_a_block(make, positions, width, monkeypatch):
     queries = make(4800 // width + 300, width)
     gallery = queries if positions is None else queries[:300].view(100, positions, width)
     block_bytes = 1 << 15
+    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", block_bytes)
     with LargestTensor() as largest:
-        nearest(queries, gallery, 12, block_bytes=block_bytes)
+        nearest(queries, gallery, 12)
     assert block_bytes / 2 < largest.num_bytes <= block_bytes
-
-
-def test_vectors_that_cannot_be_compared_are_refused():
-    good = unit_vectors(9, 4)
-    for spoil in (float("nan"), float("inf"), 2.0):
-        bad = good.clone()
-        bad[7, 1] = spoil
-        for pair in ((bad, good), (good, bad)):
-            with pytest.raises(ValueError, match="finite and of unit norm; that of row 7"):
-                nearest(*pair, 3, block_bytes=8 * 4 * 4)
-    with pytest.raises(ValueError, match="10 neighbours cannot be found among 9"):
-        nearest(good, good, 10)
 
 
 def test_golden_queues_of_the_authors_program():
     golden = arrays("retrieval")
-    embeddings = F.normalize(torch.from_numpy(golden["emb"]), dim=-1)
+    embeddings = fixed_point(F.normalize(torch.from_numpy(golden["emb"]), dim=-1))
     names = golden["names"].tolist()
     # Two equal vectors and a zero one: the authors' order among equals is chance.
     ambiguous = {names.index(f"clip_{number:03d}") for number in (3, 7, 11)}
@@ -197,18 +186,17 @@ def test_golden_queues_of_the_authors_program():
                     assert queue[place] == expected, (setting, row)
                     compared += 1
     assert compared > 250
-    others = nearest(embeddings, embeddings, 2).without_own().indices[:, 0]
-    for row, (mine, expected) in enumerate(zip(others, golden["full_noself_top1"], strict=True)):
+    for row, (first, second) in enumerate(nearest(embeddings, embeddings, 2).indices):
+        mine, expected = second if first == row else first, golden["full_noself_top1"][row]
         if not {row, int(mine), int(expected)} & ambiguous:
             assert mine == expected
-    assert others[3] == 7 and others[7] == 3 and others[11] == 0
 
 
 SCALE = """
 import resource, sys, time
 import torch
 import torch.nn.functional as F
-from utils.retrieval import BLOCK_BYTES, nearest
+from utils.evaluation.retrieval import BLOCK_BYTES, nearest
 count, queries = int(sys.argv[1]), int(sys.argv[2])
 gallery = F.normalize(torch.randn(count, 512, generator=torch.Generator().manual_seed(0)))
 nearest(gallery[:2], gallery[:5000], 12)
@@ -228,12 +216,8 @@ def test_100_000_clips_fit_into_the_stated_memory():
     """All scores together would be 75 GiB; the search of 8,192 of the queries takes its blocks."""
     finished = subprocess.run(
         [sys.executable, "-c", SCALE, "100000", "8192"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     sys.stdout.write(finished.stdout)
 
@@ -241,122 +225,132 @@ def test_100_000_clips_fit_into_the_stated_memory():
 # ---------------------------------------------------------------------------------- the metrics
 
 
-def test_metrics_by_hand():
-    relevant = np.array([[True, False, True], [False, False, True], [False, False, False]])
-    assert accuracy_at_k(relevant, 1).tolist() == [1, 0, 0]
-    assert accuracy_at_k(relevant, 3).tolist() == [1, 1, 0]
-    assert precision_at_k(relevant, 2).tolist() == [0.5, 0, 0]
-    np.testing.assert_allclose(precision_at_k(relevant, 3), [2 / 3, 1 / 3, 0])
-    indices = np.array([[2, 0, 1], [1, 0, 2], [0, 1, 2]])
-    assert recall_at_k(indices, 1).tolist() == [0, 1, 0]
-    assert recall_at_k(indices, 2).tolist() == [1, 1, 0]
-
-
-def test_chance_is_the_mean_over_every_possible_draw():
-    labels = list("aaabbc")
-    for k in (1, 2, 4, 5):
-        hits, shares = [], []
-        for query, label in enumerate(labels):
-            others = [j for j in range(len(labels)) if j != query]
-            draws = [[labels[j] == label for j in draw] for draw in combinations(others, k)]
-            hits.append(np.mean([any(draw) for draw in draws]))
-            shares.append(np.mean([np.mean(draw) for draw in draws]))
-        counts = np.array([labels.count(label) - 1 for label in labels])
-        assert chance_accuracy(counts, len(labels) - 1, k) == pytest.approx(np.mean(hits))
-        result = by_name(evaluate(labels, ks=(k,)), "audio_to_image")
-        assert result[f"Acc@{k}"].chance == pytest.approx(np.mean(hits))
-        assert result[f"Prec@{k}"].chance == pytest.approx(np.mean(shares))
-        assert result[f"R@{k}"].chance == pytest.approx(k / 6)
-        assert result[f"Acc@{k}"].ceiling == pytest.approx(5 / 6)
-        best = [min(count, k) / k for count in counts]
-        assert result[f"Prec@{k}"].ceiling == pytest.approx(np.mean(best))
-
-
-def make_embeddings(count, seed=0, **changes):
-    found = Embeddings(
-        tuple(f"clip_{index}" for index in range(count)),
-        unit_vectors(count, 8, seed=seed),
-        unit_vectors(count, 8, seed=seed + 1),
-    )
-    return replace(found, **changes)
+def make_embeddings(count, seed=0, width=8, make=unit_vectors, **changes):
+    parts = {"audio": make(count, width, seed=seed), "image": make(count, width, seed=seed + 1)} | changes
+    return Embeddings(tuple(f"clip_{index}" for index in range(count)), **parts)
 
 
 def evaluate(labels, ks=(1, 2), directions=ALL, **changes):
     return evaluate_retrieval(make_embeddings(len(labels), **changes), labels, directions, ks)
 
 
-def by_name(results, direction):
-    (found,) = [result for result in results if result.name == direction]
-    return {metric.name: metric for metric in found.metrics}
+def by_name(scores, direction):
+    return scores[scores["direction"] == direction].set_index("metric")
 
 
 def slow_metrics(queries, gallery, labels, k, *, cross_modal):
-    """Acc@k, Prec@k, R@k and tied queries, clip by clip from all scores."""
+    """Acc@k, Prec@k, mAP, R@k and tied queries, clip by clip from all scores."""
     scores = all_scores(queries, gallery)
-    rows = {"Acc": [], "Prec": [], "R": []}
-    ties = {"Acc": 0, "R": 0}
+    rows = {name: [] for name in (f"Acc@{k}", f"Prec@{k}", "mAP", f"R@{k}")}
+    ties = dict.fromkeys(rows, 0)
     for query, row in enumerate(scores):
         ordered = sorted(range(len(row)), key=lambda j, row=row: (-row[j], j))
         others = [j for j in ordered if j != query]
-        same = [labels[j] == labels[query] for j in others[:k]]
-        rows["Acc"].append(float(any(same)))
-        rows["Prec"].append(sum(same) / k)
-        rows["R"].append(float(query in ordered[:k]))
-        ties["Acc"] += len(others) > k and row[others[k - 1]] == row[others[k]]
-        ties["R"] += row[ordered[k - 1]] == row[ordered[k]]
-    found = {f"{name}@{k}": (values, ties.get(name, ties["Acc"])) for name, values in rows.items()}
+        same = [labels[j] == labels[query] for j in others]
+        rows[f"Acc@{k}"].append(float(any(same[:k])))
+        rows[f"Prec@{k}"].append(sum(same[:k]) / k)
+        # Precision where each of its class is found, among all that score as much or more.
+        precisions = []
+        for place, j in enumerate(others):
+            if same[place]:
+                above = [labels[i] == labels[query] for i in others if row[i] >= row[j]]
+                precisions.append(np.mean(above))
+        rows["mAP"].append(np.mean(precisions) if precisions else 0.0)
+        rows[f"R@{k}"].append(float(query in ordered[:k]))
+        ties[f"Acc@{k}"] += len(others) > k and row[others[k - 1]] == row[others[k]]
+        ties[f"R@{k}"] += row[ordered[k - 1]] == row[ordered[k]]
+    ties[f"Prec@{k}"] = ties[f"Acc@{k}"]
+    found = {name: (values, ties[name]) for name, values in rows.items()}
     return found if cross_modal else {n: v for n, v in found.items() if not n.startswith("R@")}
 
 
 @pytest.mark.parametrize("make", [unit_vectors, with_ties])
 def test_scores_equal_a_slow_loop_in_every_direction(make):
-    labels = [str(label) for label in np.random.default_rng(0).integers(0, 5, 30)]
-    parts = {"audio": make(30, 6, seed=1), "image": make(30, 6, seed=2)}
+    labels = [str(label) for label in np.random.default_rng(0).integers(0, 5, 30)] + ["alone"]
+    parts = {"audio": make(31, 6, seed=1), "image": make(31, 6, seed=2)}
     parts["image"][::3] = parts["audio"][::3]  # some partners are found
-    results = evaluate(labels, ks=(1, 5, 10), **parts)
-    assert [result.name for result in results] == list(ALL)
-    for name, (queries, gallery) in DIRECTIONS.items():
-        mine = by_name(results, name)
+    queries, scores = evaluate(labels, ks=(1, 5, 10), **parts)
+    assert list(dict.fromkeys(scores["direction"])) == list(ALL)
+    for name, (one, other) in DIRECTIONS.items():
+        rows, mine = queries[queries["direction"] == name], by_name(scores, name)
         expected = {}
         for k in (1, 5, 10):
-            expected |= slow_metrics(
-                parts[queries], parts[gallery], labels, k, cross_modal=queries != gallery
-            )
-        assert mine.keys() == expected.keys()
+            expected |= slow_metrics(parts[one], parts[other], labels, k, cross_modal=one != other)
+        assert set(mine.index) == set(expected)
         for metric, (values, num_tied) in expected.items():
-            np.testing.assert_allclose(mine[metric].per_query, values, err_msg=metric)
-            assert mine[metric].num_tied == num_tied
-    tied = sum(metric.num_tied for result in results for metric in result.metrics)
-    assert (tied > 0) == (make is with_ties)
+            np.testing.assert_allclose(rows[metric], values, err_msg=metric)
+            assert mine.loc[metric, "score"] == pytest.approx(100 * np.mean(values))
+            assert mine.loc[metric, "ties"] == num_tied
+        partners, num_others = [labels.count(label) - 1 for label in labels], len(labels) - 1
+        shares = [30 / 31, np.mean([min(count, 5) / 5 for count in partners]), 30 / 31]
+        assert (mine.loc[["Acc@5", "Prec@5", "mAP"], "ceiling"] / 100).tolist() == pytest.approx(shares)
+        assert mine.loc["Prec@5", "chance"] == pytest.approx(100 * np.mean(partners) / num_others)
+        for k in (1, 5, 10) if one != other else ():
+            assert mine.loc[f"R@{k}", "chance"] == pytest.approx(100 * k / 31)
+    assert (scores["ties"].sum() > 0) == (make is with_ties)
+
+
+def test_map_equals_scikit_learn_s_over_several_blocks(monkeypatch):
+    labels = [str(index % 7) for index in range(40)]
+    whole = evaluate(labels)[0]
+    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", 8 * 40 * 3)
+    queries = evaluate(labels)[0]
+    assert queries.equals(whole)
+    embeddings = make_embeddings(40)
+    scores = (embeddings.audio.double() @ embeddings.image.double().T).numpy()
+    rows = queries[queries["direction"] == "audio_to_image"].reset_index()
+    for query in range(40):
+        others = np.arange(40) != query
+        same = np.array(labels)[others] == labels[query]
+        assert rows["mAP"][query] == average_precision_score(same, scores[query, others])
+
+
+def test_chance_is_the_mean_over_every_possible_draw():
+    labels = list("aaabbc")
+    counts = np.array([labels.count(label) - 1 for label in labels])
+    for k in (1, 2, 4, 5):
+        hits = []
+        for query, label in enumerate(labels):
+            others = [j for j in range(len(labels)) if j != query]
+            draws = [[labels[j] == label for j in draw] for draw in combinations(others, k)]
+            hits.append(np.mean([any(draw) for draw in draws]))
+        assert chance_accuracy(counts, len(labels) - 1, k) == pytest.approx(np.mean(hits))
+    precisions = []
+    for count in counts:
+        relevant = [True] * count + [False] * (5 - count)
+        orders = [order for order in permutations(relevant) if count]
+        found = [average_precision_score(order, range(5, 0, -1)) for order in orders]
+        precisions.append(np.mean(found) if found else 0)
+    assert chance_average_precision(counts, 5) == pytest.approx(np.mean(precisions))
+    assert chance_average_precision(np.array([1, 1]), 1) == 1
 
 
 def test_the_own_clip_counts_by_clip_and_never_by_class():
     audio = torch.eye(6, 8)
-    results = evaluate(list("aabbcd"), ks=(1,), audio=audio, image=audio.clone())
+    queries, scores = evaluate(list("aabbcd"), ks=(1,), audio=audio, image=audio.clone())
     for name in ("audio_to_image", "image_to_audio"):
-        metrics = by_name(results, name)
-        assert metrics["R@1"].value == 1.0
+        mine = by_name(scores, name)
+        assert mine.loc["R@1", "score"] == 100
         # All others score 0: by the order of the list the first clip wins, or the second for it.
-        assert metrics["Acc@1"].per_query.tolist() == [1, 1, 0, 0, 0, 0]
-        assert metrics["Acc@1"].num_tied == 6 and metrics["R@1"].num_tied == 0
+        assert queries[queries["direction"] == name]["Acc@1"].tolist() == [1, 1, 0, 0, 0, 0]
+        assert mine.loc[["Acc@1", "R@1"], "ties"].tolist() == [6, 0]
 
 
 def test_own_ranks_count_from_one_and_stop_at_the_largest_k():
     audio = unit_vectors(12, 8, seed=5)
     image = audio.roll(1, dims=0)
-    (result,) = evaluate(list("ab" * 6), (1, 3), ["audio_to_image"], audio=audio, image=image)
+    queries, _ = evaluate(list("ab" * 6), (1, 3), ["audio_to_image"], audio=audio, image=image)
     scores = all_scores(audio, image)
     ranks = [int((row > row[query]).sum()) + 1 for query, row in enumerate(scores)]
-    assert result.own_ranks.tolist() == [rank if rank <= 3 else 0 for rank in ranks]
+    assert queries["own_rank"].fillna(0).tolist() == [rank if rank <= 3 else 0 for rank in ranks]
     assert 0 < sum(rank <= 3 for rank in ranks) < 12
 
 
 def test_without_labels_only_the_partner_can_be_found():
     names = ["image_to_audio", "audio_to_image"]
-    results = evaluate_retrieval(make_embeddings(9), None, names, (1, 8))
-    assert [result.name for result in results] == names
-    assert [m.name for m in results[0].metrics] == ["R@1", "R@8"]
-    assert results[0].relevant is None
+    queries, scores = evaluate_retrieval(make_embeddings(9), None, names, (1, 8))
+    assert scores["metric"].tolist() == ["R@1", "R@8"] * 2
+    assert set(queries["label"]) == {""}
     with pytest.raises(ValueError, match=r"by class only.*--labels"):
         evaluate_retrieval(make_embeddings(9), None, ALL, (1,))
     with pytest.raises(ValueError, match=r"--ks 9: of 9 clips, each has 8 others"):
@@ -365,15 +359,30 @@ def test_without_labels_only_the_partner_can_be_found():
         evaluate_retrieval(make_embeddings(9, image=None), None, names, (1,))
 
 
+def test_intervals_equal_a_slow_bootstrap_over_queries():
+    labels = list("abc" * 5)
+    queries, scores = evaluate(labels, (1, 3))
+    drawn = np.random.default_rng(0).integers(15, size=(2000, 15))
+    for row in scores.to_dict("records"):
+        values = queries[queries["direction"] == row["direction"]][row["metric"]].to_numpy()
+        slow = np.quantile([100 * values[places].mean() for places in drawn], [0.025, 0.975])
+        assert [row["score_low"], row["score_high"]] == pytest.approx(slow)
+        assert row["score_low"] < row["score"] < row["score_high"]
+    same = torch.ones(15, 4) / 2
+    _, scores = evaluate(labels, (1, 14), ["audio_to_image"], audio=same, image=same)
+    mine = by_name(scores, "audio_to_image")
+    assert np.isnan(mine.loc["Acc@14", "score_low"]) and not np.isnan(mine.loc["R@1", "score_low"])
+
+
 def test_names_and_numbers_of_the_command_line():
-    assert find_directions("image_to_audio, audio_to_audio") == ("image_to_audio", "audio_to_audio")
-    assert find_ks("10,1, 5") == (1, 5, 10)
+    assert parse_directions("image_to_audio, audio_to_audio") == ("image_to_audio", "audio_to_audio")
+    assert parse_ks("10,1, 5") == (1, 5, 10)
     for words in ("", "audio_to_video", "audio_to_audio,audio_to_audio"):
         with pytest.raises(ValueError, match="audio_to_audio, audio_to_image, image_to_audio"):
-            find_directions(words)
+            parse_directions(words)
     for numbers in ("", "0", "1,1", "-1", "1.5", "1,a"):
         with pytest.raises(ValueError, match="whole numbers from 1 on"):
-            find_ks(numbers)
+            parse_ks(numbers)
 
 
 # ------------------------------------------------------------------------------- the embeddings
@@ -382,47 +391,37 @@ def test_names_and_numbers_of_the_command_line():
 def test_pooling_of_frames():
     features = torch.rand(3, 5, 2, 4, generator=torch.Generator().manual_seed(0))
     at_maximum, at_mean = pool_positions(features, "max"), pool_positions(features, "mean")
-    for clip, found in enumerate(at_maximum):
-        channels = torch.stack([channel.max() for channel in features[clip]])
-        torch.testing.assert_close(found, channels / channels.norm())
-    for clip, found in enumerate(at_mean):
-        channels = torch.stack([channel.mean() for channel in features[clip]])
-        torch.testing.assert_close(found, channels / channels.norm())
-    sounds = unit_vectors(4, 5)
-    positions = pool_positions(features, "positions")
-    maps = similarity_maps(F.normalize(features, dim=1), sounds)
-    highest = torch.einsum("vpd,ad->vap", positions, sounds).amax(dim=2)
-    torch.testing.assert_close(highest, maps.amax(dim=(2, 3)))
+    for clip in range(3):
+        for found, pool in ((at_maximum, torch.max), (at_mean, torch.mean)):
+            channels = torch.stack([pool(channel) for channel in features[clip]])
+            torch.testing.assert_close(found[clip], channels / channels.norm())
+    sounds = unit_vectors(3, 5)
+    highest = torch.einsum("bpd,bd->bp", pool_positions(features, "positions"), sounds).amax(dim=1)
+    maps = similarity_map(F.normalize(features, dim=1), sounds)
+    torch.testing.assert_close(highest, maps.amax(dim=(1, 2)))
     assert pool_positions(features.bfloat16(), "max").dtype == torch.float32
     with pytest.raises(ValueError, match="max, mean, positions, got 'sum'"):
         pool_positions(features, "sum")
 
 
-def test_ssl_tie_s_embeddings_are_those_that_localise():
+@pytest.mark.parametrize("name", ["ssl_tie", "sspl"])
+@torch.inference_mode()
+def test_embeddings_are_those_that_localise_and_the_pcm_s_frames_have_none(name):
     torch.manual_seed(0)
-    model = SSLTIE(SSLTIEConfig()).eval()
-    frames, sounds = torch.randn(3, 3, 64, 64), torch.randn(3, 1, 64, 80) * 10 - 40
-    with torch.inference_mode():
-        audio = model.embed_audio(sounds)
-        highest = torch.einsum("bpd,bd->bp", model.embed_frames(frames, "positions"), audio)
-        expected = model.localise(frames, sounds).flatten(1)
-        pooled = model.embed_frames(frames)
-    torch.testing.assert_close(highest, expected)
-    torch.testing.assert_close(audio.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(pooled.norm(dim=1), torch.ones(3))
-
-
-def test_sspl_s_embeddings_are_those_that_localise_and_the_pcm_s_frames_have_none():
-    torch.manual_seed(0)
-    frames, sounds = torch.randn(2, 3, 96, 96), torch.randn(2, 3, 1, 96, 64)
-    model = SSPL(SSPLConfig(pcm=False)).eval()
-    with torch.inference_mode():
-        audio = model.embed_audio(sounds)
-        found = torch.einsum("bpd,bd->bp", model.embed_frames(frames, "positions"), audio)
-        torch.testing.assert_close(found, model.localise(frames, sounds).flatten(1))
-    model.predictive_coding = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"no embedding of a frame alone.*--directions"):
-        model.embed_frames(frames)
+    frames = torch.randn(2, 3, 96, 96)
+    if name == "ssl_tie":
+        model, sounds = SSLTIE(SSLTIEConfig()).eval(), torch.randn(2, 1, 64, 80) * 10 - 40
+    else:
+        model, sounds = SSPL(SSPLConfig(pcm=False)).eval(), torch.randn(2, 3, 1, 96, 64)
+    audio = model.embed_audio(sounds)
+    found = torch.einsum("bpd,bd->bp", model.embed_frames(frames, "positions"), audio)
+    torch.testing.assert_close(found, model.localise(frames, sounds).flatten(1))
+    torch.testing.assert_close(audio.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(model.embed_frames(frames, "max").norm(dim=1), torch.ones(2))
+    if name == "sspl":
+        model.predictive_coding = torch.nn.Identity()
+        with pytest.raises(ValueError, match=r"no embedding of a frame alone.*--directions"):
+            model.embed_frames(frames)
 
 
 class FakeBatch:
@@ -435,8 +434,8 @@ class FakeModel:
 
     positions = 1
 
-    def embed_audio(self, audio_input):
-        return torch.stack([audio_input.cos(), audio_input.sin()], dim=1)
+    def embed_audio(self, sounds):
+        return torch.stack([sounds.cos(), sounds.sin()], dim=1)
 
     def embed_frames(self, frames, pooling):
         found = self.embed_audio(frames + 1)
@@ -478,47 +477,259 @@ def test_embeddings_are_of_the_clips_that_could_be_read():
 def test_what_cannot_be_embedded_is_refused_in_words(monkeypatch):
     with pytest.raises(ValueError, match=r"No clip could be embedded \(1 unreadable, first: torn"):
         embed(FakeModel(), BATCHES[1:2])
-    with pytest.raises(ValueError, match="image embedding of clip nan is not finite"):
-        broken = FakeModel()
-        broken.embed_audio = lambda numbers: torch.ones(len(numbers), 2)
-        broken.embed_frames = lambda frames, pooling: frames[:, None]
-        embed(broken, [FakeBatch("1", "nan")])
+    with pytest.raises(ValueError, match="audio embedding of clip nan is not finite"):
+        embed(FakeModel(), [FakeBatch("1", "nan")])
     with pytest.raises(ValueError, match="object has no embeddings for retrieval"):
         embed(object())
-    monkeypatch.setattr(utils.embeddings, "MAX_IMAGE_BYTES", 4 * 4 * 2 * 3)
+    monkeypatch.setattr(utils.evaluation.retrieval, "MAX_IMAGE_BYTES", 4 * 4 * 2 * 3)
     embed(FakeModel(), image_pooling="positions")
-    FakeModel.positions = 4
-    try:
-        with pytest.raises(ValueError, match=r"4 clips would take .*--image-pooling max"):
-            embed(FakeModel(), image_pooling="positions")
-    finally:
-        FakeModel.positions = 1
+    monkeypatch.setattr(FakeModel, "positions", 4)
+    with pytest.raises(ValueError, match=r"4 clips would take .*--image-pooling max"):
+        embed(FakeModel(), image_pooling="positions")
 
 
 def test_embeddings_come_back_from_their_file_and_only_for_the_same_question(tmp_path):
     path = tmp_path / "results" / "embeddings.npz"
-    identity = embeddings_identity("ab" * 32, ["0", "1", "c", "5"], "squash")
-    assert load_embeddings(path, identity, "max") is None
+    identity = {"checkpoint": "ab", "clips": "cd", "frame geometry": "squash", "image pooling": "max"}
+    without = {**identity, "image pooling": None}
+    assert load_embeddings(path, identity) is None
     saved = embed(FakeModel())
-    save_embeddings(path, saved, identity, "max")
-    for pooling in ("max", None):
-        loaded = load_embeddings(path, identity, pooling)
+    save_embeddings(path, saved, identity)
+    for wanted in (identity, without):
+        loaded = load_embeddings(path, wanted)
         assert (loaded.clip_ids, loaded.unreadable) == (saved.clip_ids, saved.unreadable)
         assert torch.equal(loaded.audio, saved.audio) and torch.equal(loaded.image, saved.image)
-    others = {
-        "checkpoint": embeddings_identity("cd" * 32, ["0", "1", "c", "5"], "squash"),
-        "clips": embeddings_identity("ab" * 32, ["1", "0", "c", "5"], "squash"),
-        "frame geometry": embeddings_identity("ab" * 32, ["0", "1", "c", "5"], "centre_crop"),
-    }
-    for name, other in others.items():
+    for name in identity:
         with pytest.raises(FileExistsError, match=rf"another {name}\)"):
-            load_embeddings(path, other, "max")
-    with pytest.raises(FileExistsError, match=r"another image pooling\)"):
-        load_embeddings(path, identity, "mean")
-    save_embeddings(path, embed(FakeModel(), image_pooling=None), identity, None)
-    assert load_embeddings(path, identity, None).image is None
-    assert load_embeddings(path, identity, "max") is None
+            load_embeddings(path, {**identity, name: "other"})
+    save_embeddings(path, embed(FakeModel(), image_pooling=None), without)
+    assert load_embeddings(path, without).image is None
+    assert load_embeddings(path, identity) is None
     for content in (path.read_bytes()[:-40], b"nonsense"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole file of embeddings"):
-            load_embeddings(path, identity, None)
+            load_embeddings(path, without)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+COUNT = 12
+CLIP_IDS = tuple(f"clip_{index}" for index in range(COUNT))
+CLASSES = ["dog", "cat", "<b>cow</b>"] * (COUNT // 3)
+
+
+def make_report(classes=CLASSES, directions=ALL, num_shown=2, **changes):
+    labels = None if classes is None else {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
+    context = make_context(labels=labels, num_listed=COUNT + 1, **changes)
+    identity = {"task": "retrieval", "directions": list(directions), "ks": [1, 3], "image_pooling": "max"}
+    queries, scores = evaluate_retrieval(make_embeddings(COUNT, width=5), classes, directions, (1, 3))
+
+    def card_of(clip_id):
+        place = CLIP_IDS.index(clip_id)
+        return Card(clip_id, "", [encode_jpeg(np.full((16, 16, 3), 20 * place, np.uint8))], b"%d" % place)
+
+    torn = [("clip_x", "torn")]
+    report = retrieval_report(
+        queries, scores, context, identity, unreadable=torn, num_shown=num_shown, card_of=card_of
+    )
+    return queries, report
+
+
+def test_the_files_hold_the_scores_and_all_that_stands_beside_them(tmp_path):
+    queries, report = make_report()
+    write_report(tmp_path, report)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in ALL:
+        rows = queries[queries["direction"] == name]
+        for metric, row in summary["directions"][name].items():
+            assert row["value"] == pytest.approx(100 * rows[metric].mean())
+    assert summary["directions"]["audio_to_audio"]["Prec@3"]["chance"] == pytest.approx(100 * 3 / 11)
+    assert "R@1" not in summary["directions"]["audio_to_audio"]
+    assert summary["labels"]["num_classes"] == 3
+    assert summary["num_clips"] == COUNT and not summary["complete"]
+    assert "gallery as given" in summary["intervals"]["method"]
+    assert any("torn" in warning for warning in summary["warnings"])
+    for form in ("md", "tex", "csv"):
+        plain = (tmp_path / f"table.{form}").read_text().replace("\\", "")
+        for expected in (
+            "ssl_tie_vgg_ss_4911",
+            "cd" * 6,
+            summary["checkpoint"]["sha256"][:12],
+            "torn",
+            "max:",
+        ):
+            assert expected in plain, (form, expected)
+    with (tmp_path / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(map(len, summary["directions"].values()))
+    for line in lines:
+        found = summary["directions"][line["direction"]][line["metric"]]
+        assert float(line["score"]) == pytest.approx(found["value"], abs=1e-4)
+        assert [float(line["low"]), float(line["high"])] == pytest.approx(found["interval"], abs=1e-4)
+    with (tmp_path / "per_query.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * COUNT
+    for row, query in zip(rows, queries.to_dict("records"), strict=True):
+        assert (row["direction"], row["clip_id"]) == (query["direction"], query["clip_id"])
+        assert row["neighbour_1"] == query["neighbour_1"] != row["clip_id"]
+        same = CLASSES[CLIP_IDS.index(row["neighbour_1"])] == row["label"]
+        assert float(row["Acc@1"]) == float(same)
+        assert float(row["score_1"]) >= float(row["score_2"])
+        if row["direction"] == "audio_to_audio":
+            assert row["own_rank"] == row["R@1"] == ""
+        else:
+            assert float(row["R@3"]) == float(row["own_rank"] != "")
+
+
+def test_a_leak_stands_in_every_table():
+    leak = {"checked": True, "num_clips": 2, "first": ["a", "b"], "message": "LEAK: 2 of 12 test clips"}
+    _, report = make_report(num_shown=0, leak=leak)
+    for form in ("md", "tex", "csv"):
+        assert "LEAK: 2 of 12 test clips" in render_table(report, form)
+    line = next(csv.DictReader(render_table(report, "csv").splitlines()))
+    assert (line["leak_checked"], line["num_leaked"]) == ("1", "2")
+
+
+def test_the_page_shows_queries_with_their_neighbours_and_needs_no_network():
+    queries, report = make_report()
+    page = render_page(report)
+    assert not re.search(r"url\(|@import|<script [^>]*src|<link|<iframe", page)
+    assert "<b>cow" not in page and "&lt;b&gt;cow" in page
+    for words in ("Sounds found by a sound: best queries", "Frames found by a sound", "✗ miss"):
+        assert words in page
+    rows = page.split('class="panel query-row"')[1:]
+    assert len(rows) == 3 * 3 * 2  # directions, groups, queries
+    for place, row in enumerate(rows):
+        direction = ALL[place // 6]
+        table = queries[queries["direction"] == direction].set_index("clip_id")
+        query, *neighbours = re.findall(r'candidate (\w+)">(.*?)</li>', row, re.DOTALL)
+        shown = [re.search(r"<code>(clip_\d+)", figure)[1] for _, figure in (query, *neighbours)]
+        expected = table.loc[shown[0]]
+        assert query[0] == "query" and len(neighbours) == 3
+        for rank, (style, figure) in enumerate(neighbours, start=1):
+            assert shown[rank] == expected[f"neighbour_{rank}"]
+            assert style == ("hit" if table.loc[shown[rank], "label"] == expected["label"] else "miss")
+            assert f"cosine {expected[f'score_{rank}']:.3f}" in figure
+        for clip_id, (_, figure), kind in zip(
+            shown,
+            (query, *neighbours),
+            [direction.split("_")[0]] + [direction.split("_")[2]] * 3,
+            strict=True,
+        ):
+            picture = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]*)", figure)[1])
+            level = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).mean()
+            assert abs(level - 20 * CLIP_IDS.index(clip_id)) < 3
+            sound = re.search(r"data:audio/mpeg;base64,([^\"]*)", figure)
+            assert bool(sound) == (kind == "audio")  # clips that stand for sounds can be heard
+            assert not sound or base64.b64decode(sound[1]) == str(CLIP_IDS.index(clip_id)).encode()
+    for first, direction in zip(range(0, 18, 6), ALL, strict=True):
+        table = queries[queries["direction"] == direction].set_index("clip_id")
+        chosen = [re.search(r"<code>(clip_\d+)", row)[1] for row in rows[first : first + 6]]
+        assert len(set(chosen)) == 6
+        quality = table.loc[chosen, "Prec@3"].to_numpy()
+        assert quality[:2].min() >= quality[2:4].max() >= quality[2:4].min() >= quality[4:].max()
+        assert quality[4:].min() == table["Prec@3"].min()
+
+
+def test_without_labels_there_are_no_marks():
+    queries, report = make_report(None, ("audio_to_image",), num_shown=1)
+    page = render_page(report)
+    assert "hit, " not in page and "miss, " not in page
+    shown = re.findall(r'candidate query">.*?<code>(clip_\d+)', page, re.DOTALL)
+    ranks = queries.set_index("clip_id").loc[shown, "own_rank"].fillna(0).tolist()
+    assert ranks[0] == queries["own_rank"].min() and ranks[-1] == 0
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def retrieval(tiny_data, checkpoint, testing_program, tmp_path):
+    """Runs the task; returns its exit status."""
+    classes = tmp_path / "labels.csv"
+    classes.write_text("".join(f"test_{index},{'abc'[index % 3]}\n" for index in range(6)))
+
+    def run(*arguments, output="results", labels=classes):
+        given = ["--checkpoint", checkpoint, "--dataset", "vgg_ss", "--data-root", tiny_data.root,
+                 "--output", tmp_path / output, "--ks", "1,3", "--workers", 0, "--device", "cpu",
+                 *(["--labels", labels] if labels else []), *arguments]  # fmt: skip
+        return testing_program.main(["retrieval", *map(str, given)])
+
+    return run
+
+
+def test_the_whole_way_and_again_without_the_model(retrieval, tmp_path, capsys, monkeypatch, caplog):
+    assert retrieval() == 0
+    shown = capsys.readouterr().out
+    assert "vgg_ss, 6 of 6 listed clips, 3 classes" in shown and "audio_to_audio" in shown
+    folder = tmp_path / "results"
+    names = {"embeddings.npz", "per_query.csv", "report.html", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"table.md", "table.tex", "table.csv"}
+    assert "95 % interval" in shown and f"Report: {folder / 'report.html'}" in shown
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["directions"]["audio_to_image"]["R@3"]["chance"] == pytest.approx(50)
+    assert summary["leak_check"]["num_clips"] == 0
+
+    monkeypatch.setattr(SSLTIE, "embed_audio", None)  # must not be needed
+    again = ["--embeddings", folder / "embeddings.npz"]
+    assert retrieval(*again, output="again") == 0
+    rows = (tmp_path / "again" / "per_query.csv").read_text()
+    assert rows == (folder / "per_query.csv").read_text()
+    arguments = ["--ks", "1", "--directions", "audio_to_image", "--gallery", "0"]
+    capsys.readouterr()
+    assert retrieval(*again, *arguments, "--table", "csv", output="few", labels=None) == 0
+    assert capsys.readouterr().out == (tmp_path / "few" / "table.csv").read_text()
+    few = json.loads((tmp_path / "few" / "summary.json").read_text())["directions"]
+    assert list(few) == ["audio_to_image"] and list(few["audio_to_image"]) == ["R@1"]
+    assert few["audio_to_image"]["R@1"]["value"] == summary["directions"]["audio_to_image"]["R@1"]["value"]
+    assert retrieval("--ks", "1", "--gallery", "0") == 2
+    assert "another evaluation (another ks)" in caplog.text
+
+
+@pytest.mark.parametrize("pooling", ["mean", "positions"])
+def test_other_poolings_and_batches(retrieval, tmp_path, pooling):
+    options = ("--image-pooling", pooling, "--gallery", 0)
+    assert retrieval(*options) == 0
+    assert retrieval(*options, "--batch-size", 4, output="batches") == 0
+    rows, others = (
+        list(csv.DictReader((tmp_path / name / "per_query.csv").open())) for name in ("results", "batches")
+    )
+    for row, other in zip(rows, others, strict=True):
+        assert float(row["score_1"]) == pytest.approx(float(other["score_1"]), abs=1e-5)
+
+
+def test_a_clip_that_breaks_is_left_out_and_named_and_the_status_tells(retrieval, tiny_data, tmp_path):
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    path.write_bytes(path.read_bytes()[:-400])
+    assert retrieval() == 2
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["num_clips"] == 5 and not summary["complete"]
+    assert summary["unreadable"][0].startswith("test_3:")
+    assert retrieval("--allow-missing", output="allowed") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ks", "0"], "--ks takes whole numbers"),
+        (["--ks", "6"], "--ks 6: of 6 clips"),
+        (["--directions", "image_to_image"], "--directions takes some of audio_to_audio"),
+        (["--labels", "none.csv"], "No labels at none.csv"),
+        (["--gallery", "-1"], "--gallery must be at least 0, got -1"),
+        (["--embeddings", "{folder}/labels.csv"], "not a whole file of embeddings"),
+        (["--labels", "{folder}/few.csv"], "5 of 6 clips have no class, first: test_1"),
+    ],
+)
+def test_bad_options_end_in_words(retrieval, tmp_path, caplog, arguments, words):
+    (tmp_path / "few.csv").write_text("test_0,a\n")
+    assert retrieval(*(text.format(folder=tmp_path) for text in arguments)) == 2
+    assert words in caplog.text
+    assert not (tmp_path / "results").exists()
+
+
+def test_sounds_alone_need_no_frame_embeddings(retrieval, tmp_path, monkeypatch):
+    monkeypatch.setattr(SSLTIE, "embed_frames", None)
+    # The attribute is there, so the model is taken for one that embeds, and must not be asked to.
+    assert retrieval("--directions", "audio_to_audio") == 0
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["image_embedding"] == "not used"

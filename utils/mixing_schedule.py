@@ -38,8 +38,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.distributed import gather_objects, is_main_process, rank, shard, world_size
-from utils.embeddings import Embeddings, merge_embeddings
-from utils.retrieval import nearest
+from utils.evaluation.retrieval import Embeddings, merge_embeddings, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +243,13 @@ def places_of_nearest(
     own = torch.tensor(shard(range(len(places)), rank(), world_size()), dtype=torch.int64)
     best = torch.empty(0, dtype=torch.int64)
     if len(own):
-        neighbours = nearest(audio[own], audio[candidates], 2, device=device, on_queries=on_queries)
+        neighbours = nearest(
+            audio[own],
+            audio[candidates],
+            2,
+            device=device,
+            on_block=None if on_queries is None else lambda places, scores: on_queries(len(scores)),
+        )
         first, second = candidates[torch.from_numpy(neighbours.indices)].T
         best = torch.where(first == own, second, first)
     found[places] = places[torch.cat(gather_objects([best]))]

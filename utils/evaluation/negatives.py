@@ -18,10 +18,10 @@ the maps are kept as small as the model makes them.
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +32,16 @@ from utils.distributed import gather_objects
 from utils.evaluation.baselines import centre_disc
 from utils.evaluation.metrics import SUCCESS_THRESHOLDS, TruthMaps, consensus_iou, pointing_hits
 from utils.evaluation.protocols import PROTOCOLS, predict, upsample
-from utils.evaluation.statistics import bootstrap_statistics, clip_values, plain_interval
+from utils.evaluation.statistics import bootstrap_statistics, clip_values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OWN = "own"
 NEGATIVES = ("silence", "noise", "off_screen")
-PAIRS = tuple(combinations((OWN, *NEGATIVES), 2))
+KINDS = (OWN, *NEGATIVES)
+KIND_WORDS = dict(zip(KINDS, ("own sound", "silence", "noise", "off-screen"), strict=True))
+PAIRS = tuple(combinations(KINDS, 2))
 EXTREMES = ("minimum", "median", "maximum")
 DISC = "centre disc (blind)"
 DEAF = "own map for every sound (deaf)"
@@ -48,10 +53,31 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CHUNK_CLIPS = 8
 """clips whose up-sampled maps are there at once: 35 MB for 10 seeds and 224 pixels"""
 OffScreen = Literal["other_class", "any"]
+Content = Literal["both", "frames"]
 CLASSES_WANTED = (
     "Off-screen sounds are those of another class, and the classes are not known. Name a file with "
     "them (--labels), or take the sound of any other clip (--off-screen any)."
 )
+
+_MEASURES = (("pia", "pIA"), ("auc_n", "AUC_N"), ("f_loc", "F_LOC"), ("f_auc", "F_AUC"))
+LABELS = {
+    "f_loc": "F_LOC",
+    "f_auc": "F_AUC",
+    "ciou_u": "cIoU_U",
+    "auc_u": "AUC_U",
+    **{f"{key}_{kind}": f"{name}, {KIND_WORDS[kind]}" for key, name in _MEASURES for kind in NEGATIVES},
+    **{f"iou_{a}~{b}": f"IoU of masks, {KIND_WORDS[a]} and {KIND_WORDS[b]}" for a, b in PAIRS},
+    "ciou_at_0.5_own": "cIoU@0.5 (median rule), own sound",
+    "ciou_at_0.5_off_screen": "cIoU@0.5 (median rule), off-screen",
+    "sensitivity_ciou_at_0.5": "audio sensitivity: cIoU@0.5, own minus off-screen",
+    "pointing_accuracy_own": "pointing (median rule), own sound",
+    "pointing_accuracy_off_screen": "pointing (median rule), off-screen",
+    "sensitivity_pointing_accuracy": "audio sensitivity: pointing, own minus off-screen",
+}
+"""key of a number -> its name"""
+LOWER_IS_BETTER = ("pia_", "iou_own~")
+NEITHER_IS_BETTER = ("iou_", "ciou_at_0.5_off_screen", "pointing_accuracy_off_screen")
+"""beginnings of keys; of all others higher is better"""
 
 ClipArrays = dict[str, NDArray[np.float64]]
 """by name; the first axis is that of the clips, the second that of the draws (1 or R)"""
@@ -68,47 +94,38 @@ class Scene(NamedTuple):
 
 
 def scenes_of(
-    clip_ids: Sequence[str],
-    pair_keys: Sequence[str | None],
-    classes: Mapping[str, str] | None,
-    off_screen: OffScreen,
-    *,
-    pictures: Sequence[str],
-    sound_files: Sequence[str],
+    clips: Sequence[Any], classes: Mapping[str, str] | None, off_screen: OffScreen
 ) -> dict[str, Scene]:
-    """Finds which sounds are right for which frames; no sound of the same picture is off-screen.
+    """Find which sounds are right for which frames; no sound of the same picture is off-screen.
 
     Args:
-        clip_ids: of all clips.
-        pair_keys: what the clips of a pair have in common, None without pairs. Ids of such clips
-            are <first>_<second>_…_<class of the sound>, so that they need no labels.
+        clips: with clip_id, sound, scene (clips with the same picture share it) and pair_key (what the
+            clips of a pair have in common; their ids are <first>_<second>_…_<class of the sound>).
         classes: of the clips, by id; None: not known.
         off_screen: "other_class": sounds of another class; "any": of another file, which may by
             chance be of the same class.
-        pictures: what those clips have in common whose frame is the same.
-        sound_files: likewise, of their sounds.
 
     Raises:
         ValueError: classes are needed but not known.
     """
     if off_screen == "any":
-        sounds = list(sound_files)
+        sounds = [str(clip.sound) for clip in clips]
     elif classes is not None:
-        sounds = [classes[clip_id] for clip_id in clip_ids]
-    elif None not in pair_keys:
-        sounds = [clip_id.removeprefix(f"{key}_") for clip_id, key in zip(clip_ids, pair_keys, strict=True)]
+        sounds = [classes[clip.clip_id] for clip in clips]
+    elif all(clip.pair_key is not None for clip in clips):
+        sounds = [clip.clip_id.removeprefix(f"{clip.pair_key}_") for clip in clips]
     else:
         raise ValueError(CLASSES_WANTED)
     heard = set(sounds)
-    keys = [(key, picture if key is None else "") for key, picture in zip(pair_keys, pictures, strict=True)]
+    keys = [(clip.pair_key, clip.scene if clip.pair_key is None else "") for clip in clips]
     visible: dict[tuple[str | None, str], set[str]] = {}
     for key, sound in zip(keys, sounds, strict=True):
         # The key of a pair names both things to be seen; the name of a picture need not.
         named = set() if key[0] is None else heard & set(key[0].split("_"))
         visible.setdefault(key, named).add(sound)
     return {
-        clip_id: Scene(sound, frozenset(visible[key]))
-        for clip_id, sound, key in zip(clip_ids, sounds, keys, strict=True)
+        clip.clip_id: Scene(sound, frozenset(visible[key]))
+        for clip, sound, key in zip(clips, sounds, keys, strict=True)
     }
 
 
@@ -119,7 +136,7 @@ def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
 
 
 def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: int) -> NDArray[np.int64]:
-    """Draws whose sound each of N clips gets as its off-screen sound: (N,) places in `clip_ids`.
+    """Draw whose sound each of N clips gets as its off-screen sound: (N,) places in `clip_ids`.
 
     Raises:
         ValueError: no sound is off-screen for a clip.
@@ -143,133 +160,121 @@ def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: 
 
 
 def white_noise(clip_ids: Sequence[str], num_samples: int, seed: int) -> Tensor:
-    """Draws waveforms (B, L) float32 from N(0, 1), not cut, for each clip from its own seed."""
+    """Draw waveforms (B, L) float32 from N(0, 1), not cut, for each clip from its own seed."""
     noise = [_clip_rng("noise", c, seed).standard_normal(num_samples, np.float32) for c in clip_ids]
     return torch.from_numpy(np.stack(noise))
 
 
-# ------------------------------------------------------------------------------- maps
+# ------------------------------------------------------------------------------- maps and scores
 
 
 @dataclass(frozen=True)
-class ClipSounds:
-    """Encoded sounds of N clips, on the CPU."""
+class NegativeResult:
+    """Everything that was found of N clips with R seeds."""
 
     clip_ids: tuple[str, ...]
-    features: Tensor
-    """(N, ...), as the model's `sound_features`"""
+    scores: ClipArrays
+    """minimum:, median: (the lower middle), maximum:, area: (pIA) and quiet: (AUC_N) of a kind of
+    sound, iou:<kind>~<kind> of two masks; ciou: and auc: of own and DISC; under the median rule
+    success: and pointing: of own and off_screen; empty, where nothing is annotated. All (N, 1 or R);
+    areas and scores are in [0, 1]"""
+    threshold: float
+    donors: NDArray[np.str_]
+    """(R, N) ids of the clips whose sounds were off-screen"""
+    map_bytes: int
+    """of the low-resolution maps of all clips: 89 MB for 5,158 clips, 10 seeds and 14 x 14"""
     unreadable: tuple[tuple[str, str], ...] = ()
     """(clip id, reason) of clips that broke while being decoded; they are not among the N"""
 
 
 @torch.inference_mode()
-def encode_sounds(model: Any, batches: Iterable[Any], sounds_of: Callable[[Any], Tensor]) -> ClipSounds:  # noqa: ANN401
-    """Encodes the sound of each clip; each process brings its part and gets those of all.
-
-    Args:
-        model: in evaluation mode, with `sound_features`.
-        batches: decoded clips, each exactly once.
-        sounds_of: batch -> input of the model's audio encoder.
-
-    Raises:
-        ValueError: no clip could be decoded.
-    """
-    clip_ids: list[str] = []
-    features: list[Tensor] = []
-    unreadable: list[tuple[str, str]] = []
-    for batch in batches:
-        unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
-        if batch.clip_ids:
-            clip_ids.extend(batch.clip_ids)
-            features.append(model.sound_features(sounds_of(batch)).cpu())
-    clip_ids, features = gather_objects(clip_ids), gather_objects(features)
-    unreadable = gather_objects(unreadable)
-    if not features:
-        first = f", first: {unreadable[0][1]}" if unreadable else ""
-        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
-    return ClipSounds(tuple(clip_ids), torch.cat(features), tuple(unreadable))
-
-
-@dataclass(frozen=True)
-class SimilarityMaps:
-    """Low-resolution maps of N clips with all their sounds, on the CPU, as the model gives them."""
-
-    clip_ids: tuple[str, ...]
-    maps: dict[str, Tensor]
-    """own (N, 1, h, w), silence (N, 1, h, w), noise (N, R, h, w), off_screen (N, R, h, w)"""
-    truths: tuple[bytes, ...]
-    """ground-truth maps (M, M) float32 of MEDIAN_RULE's size, each compressed to a few hundred bytes"""
-    unreadable: tuple[tuple[str, str], ...] = ()
-    """(clip id, reason) of clips whose frames broke while being decoded; not among the N"""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the maps: 89 MB for 5,158 clips, 10 seeds and maps of 14 x 14."""
-        return sum(maps.nbytes for maps in self.maps.values())
-
-    def truth(self, chosen: slice, device: torch.device) -> TruthMaps:
-        """Ground truth of some clips."""
-        size = MEDIAN_RULE.map_size
-        unpacked = [np.frombuffer(zlib.decompress(packed), np.float32) for packed in self.truths[chosen]]
-        return TruthMaps(torch.from_numpy(np.stack(unpacked)).view(-1, size, size).to(device))
-
-
-@torch.inference_mode()
-def compare_with_sounds(
-    model: Any,  # noqa: ANN401 - with visual_features, sound_features and compare
-    batches: Iterable[Any],
-    frames_of: Callable[[Any], Tensor],
-    front_end: Callable[[Tensor], Tensor],
-    sounds: ClipSounds,
-    donors: NDArray[np.int64],
+def evaluate_negatives(
+    model: Any,  # noqa: ANN401 - visual_features, sound_features, compare
+    read: Callable[[Content, Collection[str] | None], Iterable[Any]],
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    scenes: Mapping[str, Scene],
+    *,
+    num_seeds: int,
     num_samples: int,
-) -> SimilarityMaps:
-    """Encodes each frame once and compares it with its own sound and with every negative.
+    device: torch.device,
+    half_cosine: bool = False,
+    threshold: float | None = None,
+) -> NegativeResult:
+    """Score a model with every kind of sound; processes share the clips, and all get the result.
 
     Args:
         model: in evaluation mode.
-        batches: decoded clips, each exactly once.
-        frames_of: batch -> normalised frames (B, 3, H, W).
-        front_end: waveforms (B, L) on the frames' device -> input of the audio encoder.
-        sounds: of all clips, by all processes.
-        donors: (R, N) whose sound each clip gets as its off-screen sound, for each of R seeds.
+        read: decodes this process's clips in batches, "both" or their "frames"; only some, or all.
+        prepare: frames and waveforms (B, L) -> what the model's encoders take.
+        scenes: of all clips, by id.
+        num_seeds: R, draws of the noise and of the off-screen sound of each clip.
         num_samples: L, of silence and noise.
+        device: of the model.
+        half_cosine: similarity is (cosine + 1) / 2, else the cosine.
+        threshold: on the similarity; a map predicts what lies above. None: the universal one.
 
     Raises:
-        ValueError: a clip has no ground truth, or a map is not finite.
+        ValueError: no clip could be decoded, a clip has no ground truth or no off-screen sound, or
+            a map is not finite.
     """
-    place_of = {clip_id: place for place, clip_id in enumerate(sounds.clip_ids)}
-    found: dict[str, list[Tensor]] = {kind: [] for kind in (OWN, *NEGATIVES)}
+    # Frames too: a clip whose frame is broken is not to lend its sound.
+    heard, encoded, unreadable = [], [], []
+    for batch in read("both", None):
+        unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
+        if batch.clip_ids:
+            heard += batch.clip_ids
+            encoded.append(model.sound_features(prepare(batch.frames, batch.waveforms)[1]).cpu())
+    heard, encoded, unreadable = map(gather_objects, (heard, encoded, unreadable))
+    if not heard:
+        first = f", first: {unreadable[0][1]}" if unreadable else ""
+        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
+    sounds = torch.cat(encoded)  # (N, ...)
+    donors = np.stack([draw_off_screen(heard, scenes, seed) for seed in range(num_seeds)])  # (R, N)
+
+    place_of = {clip_id: place for place, clip_id in enumerate(heard)}
+    silence: Tensor | None = None  # encoded once
     clip_ids: list[str] = []
     truths: list[bytes] = []
-    unreadable: list[tuple[str, str]] = []
-    silence: Tensor | None = None
-    for batch in batches:
-        unreadable.extend((broken.clip_id, broken.reason) for broken in batch.broken)
+    parts: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+    broken_later: list[tuple[str, str]] = []
+    for batch in read("frames", place_of):
+        broken_later += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
-        truth = batch.ground_truth_maps
-        if truth is None or len(truth) != len(batch.clip_ids):
+        if batch.ground_truth_maps is None or len(batch.ground_truth_maps) != len(batch.clip_ids):
             raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
-        visual = model.visual_features(frames_of(batch))  # (B, ...)
-        device, places = visual.device, np.array([place_of[clip_id] for clip_id in batch.clip_ids])
+        frames, zeros = prepare(batch.frames, torch.zeros(len(batch.clip_ids), num_samples, device=device))
+        visual = model.visual_features(frames)  # (B, ...)
         if silence is None:
-            silence = model.sound_features(front_end(torch.zeros(1, num_samples, device=device)))
-        noises = (white_noise(batch.clip_ids, num_samples, seed) for seed in range(len(donors)))
+            silence = model.sound_features(zeros[:1])
+        places = np.array([place_of[clip_id] for clip_id in batch.clip_ids])
+        noises = (white_noise(batch.clip_ids, num_samples, seed).to(device) for seed in range(num_seeds))
         features = {
-            OWN: [sounds.features[places].to(device)],
+            OWN: [sounds[places].to(device)],
             "silence": [silence.expand(len(places), *silence.shape[1:])],
-            "noise": (model.sound_features(front_end(noise.to(device))) for noise in noises),
-            "off_screen": (sounds.features[donor[places]].to(device) for donor in donors),
+            "noise": (model.sound_features(prepare(batch.frames, noise)[1]) for noise in noises),
+            "off_screen": (sounds[donor[places]].to(device) for donor in donors),
         }
         for kind, draws in features.items():
             maps = torch.stack([model.compare(visual, draw) for draw in draws], dim=1)  # (B, 1 or R, h, w)
             _check_finite(maps, kind, batch.clip_ids)
-            found[kind].append(maps.float().cpu())
-        clip_ids.extend(batch.clip_ids)
-        truths.extend(zlib.compress(one.tobytes(), level=1) for one in truth)
-    joined = {kind: torch.cat(parts) if parts else torch.empty(0) for kind, parts in found.items()}
-    return SimilarityMaps(tuple(clip_ids), joined, tuple(truths), tuple(unreadable))
+            parts[kind].append(maps.float().cpu())
+        clip_ids += batch.clip_ids
+        # A few hundred bytes each: the threshold is known only when all maps are.
+        truths += [zlib.compress(truth.tobytes(), level=1) for truth in batch.ground_truth_maps]
+    cosines = {kind: torch.cat(maps) for kind, maps in parts.items()} if clip_ids else {}
+    scored = tuple(gather_objects(clip_ids))
+    if not scored:
+        raise ValueError("No clip could be scored: every frame broke between two readings.")
+    scores, threshold = score_maps(cosines, truths, device, half_cosine=half_cosine, threshold=threshold)
+    return NegativeResult(
+        scored,
+        scores,
+        threshold,
+        np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]],
+        sum(gather_objects([sum(maps.nbytes for maps in cosines.values())])),
+        (*unreadable, *gather_objects(broken_later)),
+    )
 
 
 def _check_finite(maps: Tensor, kind: str, clip_ids: Sequence[str]) -> None:
@@ -282,37 +287,34 @@ def _check_finite(maps: Tensor, kind: str, clip_ids: Sequence[str]) -> None:
         )
 
 
-# ------------------------------------------------------------------------------- numbers
-
-
-def score_sounds(
-    maps: SimilarityMaps, device: torch.device, *, half_cosine: bool = False, threshold: float | None = None
+def score_maps(
+    cosines: Mapping[str, Tensor],
+    truths: Sequence[bytes],
+    device: torch.device,
+    *,
+    half_cosine: bool,
+    threshold: float | None,
 ) -> tuple[ClipArrays, float]:
-    """Scores every map of all processes under one threshold.
+    """Score every map of all processes under one threshold; see `NegativeResult`.
 
     Args:
-        maps: of this process's clips.
+        cosines: of this process's clips, (N, 1 or R, h, w) by kind of sound.
+        truths: their ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
         device: to compute on.
-        half_cosine: similarity is (cosine + 1) / 2, else the cosine.
-        threshold: on the similarity; a map predicts what lies above. None: the universal one.
-
-    Returns:
-        the threshold, and by name, each (N, 1 or R) of all clips: minimum:, median:, maximum: (the
-        lower middle), area: (pIA) and quiet: (AUC_N) of a kind of sound, iou:<kind>~<kind> of two
-        masks; ciou: and auc: of own and DISC; under the median rule success: and pointing: of own
-        and off_screen; empty, where nothing is annotated. Areas and scores are in [0, 1].
+        half_cosine: see `evaluate_negatives`.
+        threshold: likewise.
     """
 
     def upsampled(chosen: slice) -> dict[str, Tensor]:
         similarities = {}
-        for kind, cosines in maps.maps.items():
-            scaled = (cosines[chosen].to(device) + 1) / 2 if half_cosine else cosines[chosen].to(device)
+        for kind, maps in cosines.items():
+            scaled = (maps[chosen].to(device) + 1) / 2 if half_cosine else maps[chosen].to(device)
             large = upsample(scaled.flatten(0, 1), MEDIAN_RULE)
             similarities[kind] = large.unflatten(0, scaled.shape[:2])  # (B, 1 or R, M, M)
         return similarities
 
-    chunks = [slice(start, start + CHUNK_CLIPS) for start in range(0, len(maps.clip_ids), CHUNK_CLIPS)]
-    extremes = []
+    chunks = [slice(start, start + CHUNK_CLIPS) for start in range(0, len(truths), CHUNK_CLIPS)]
+    extremes, parts, size = [], [], MEDIAN_RULE.map_size
     for chosen in chunks:
         flat = {kind: similarity.flatten(-2) for kind, similarity in upsampled(chosen).items()}
         extremes.append(
@@ -325,16 +327,17 @@ def score_sounds(
         threshold = universal_threshold({kind: scores[f"maximum:{kind}"] for kind in NEGATIVES})
     threshold = float(np.float32(threshold))
 
-    disc, parts = centre_disc(MEDIAN_RULE.map_size)[None].to(device), []
+    disc = centre_disc(size)[None].to(device)
     for chosen in chunks:
         masks = {kind: similarity > threshold for kind, similarity in upsampled(chosen).items()}
-        truth = maps.truth(chosen, device)
+        unpacked = [np.frombuffer(zlib.decompress(packed), np.float32) for packed in truths[chosen]]
+        truth = TruthMaps(torch.from_numpy(np.stack(unpacked)).view(-1, size, size).to(device))
         found = compare_masks(masks)
         found["empty"] = (truth.num_annotated == 0)[:, None]
         found[f"ciou:{OWN}"] = consensus_iou(masks[OWN][:, 0], truth)[:, None]
         found[f"ciou:{DISC}"] = consensus_iou(disc, truth)[:, None]
         for kind in (OWN, "off_screen"):
-            draws = maps.maps[kind][chosen].to(device).unbind(dim=1)  # (B, h, w) each
+            draws = cosines[kind][chosen].to(device).unbind(dim=1)  # (B, h, w) each
             predictions = [predict(draw, [MEDIAN_RULE])[0] for draw in draws]
             cious = [consensus_iou(prediction.masks, truth) for prediction in predictions]
             hits = [pointing_hits(prediction.localisation_maps, truth) for prediction in predictions]
@@ -345,7 +348,7 @@ def score_sounds(
     for name in (OWN, DISC):
         _, areas, cious, _ = clip_values(scores[f"ciou:{name}"][:, 0]).T
         scores |= {f"ciou:{name}": cious[:, None], f"auc:{name}": areas[:, None]}
-    scores |= {f"quiet:{kind}": quiet_areas(scores[f"area:{kind}"]) for kind in (OWN, *NEGATIVES)}
+    scores |= {f"quiet:{kind}": quiet_areas(scores[f"area:{kind}"]) for kind in KINDS}
     return scores, threshold
 
 
@@ -357,7 +360,7 @@ def _join(parts: Sequence[Mapping[str, Tensor]]) -> ClipArrays:
 
 
 def universal_threshold(maxima: Mapping[str, NDArray[np.floating]]) -> float:
-    """Finds the third quartile of the negatives' highest similarities, numpy's linear quantile.
+    """Find the third quartile of the negatives' highest similarities, numpy's linear quantile.
 
     Args:
         maxima: (N, 1) or (N, R) for each of NEGATIVES. Each kind counts the same: silence, which no
@@ -369,7 +372,7 @@ def universal_threshold(maxima: Mapping[str, NDArray[np.floating]]) -> float:
 
 
 def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Measures how large masks are, and how much those of two kinds have in common.
+    """Measure how large masks are, and how much those of two kinds have in common.
 
     Args:
         masks: by kind, (B, 1 or R, M, M) bool; one mask is compared with each of R.
@@ -393,15 +396,14 @@ def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def quiet_areas(areas: ArrayLike) -> NDArray[np.float64]:
-    """Returns what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
+    """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
     reached = np.asarray(areas, dtype=np.float64)[..., None] <= SUCCESS_THRESHOLDS
     return np.trapezoid(reached.astype(np.float64), SUCCESS_THRESHOLDS, axis=-1)
 
 
 def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns 2 a b / (a + b) of numbers from 0; 0 where both are 0."""
-    total = first + second
-    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
+    """Return 2 a b / (a + b) of numbers from 0; 0 where both are 0."""
+    return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
 
 
 Means = Mapping[str, NDArray[np.float64]]
@@ -409,23 +411,13 @@ Means = Mapping[str, NDArray[np.float64]]
 
 
 def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
-    """Computes the model's numbers in percent, (R,), or (1,) where no seed changes them."""
+    """Compute the model's numbers in percent, (R,), or (1,) where no seed changes them."""
     found = _f_scores(means, OWN, dict(zip(NEGATIVES, NEGATIVES, strict=True)))
     found |= {f"iou_{a}~{b}": 100 * means[f"iou:{a}~{b}"] for a, b in PAIRS}
     for name, column in (("ciou_at_0.5", "success"), ("pointing_accuracy", "pointing")):
         own, wrong = (100 * means[f"{column}:{kind}"] for kind in (OWN, "off_screen"))
         found |= {f"{name}_own": own, f"{name}_off_screen": wrong, f"sensitivity_{name}": own - wrong}
     return found
-
-
-def numbers_without_ears(means: Means) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Computes the same numbers of predictors that do not hear, as far as they have them."""
-    share = centre_disc(MEDIAN_RULE.map_size).double().mean().numpy()[None]
-    disc = {**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}
-    return {
-        DEAF: _f_scores(means, OWN, dict.fromkeys(NEGATIVES, OWN)),
-        DISC: _f_scores(disc, DISC, dict.fromkeys(NEGATIVES, DISC)),
-    }
 
 
 def _f_scores(means: Means, predictor: str, negatives: Mapping[str, str]) -> dict[str, NDArray[np.float64]]:
@@ -449,25 +441,43 @@ def _f_scores(means: Means, predictor: str, negatives: Mapping[str, str]) -> dic
     return found
 
 
-def describe_scores(scores: ClipArrays) -> dict[str, dict[str, Any]]:
-    """Returns mean, sd over seeds and interval over clips of each number, in percent.
+def score_table(scores: ClipArrays) -> "pd.DataFrame":
+    """Table of all numbers in percent, beside those of predictors that do not hear.
 
-    sd is None where no seed changes the number, interval where each clip has the same.
+    Args:
+        scores: see `score_sounds`.
+
+    Returns:
+        a row for each of LABELS: key, label, better, score (mean over seeds) with score_low and
+        score_high (95 %, over clips; NaN where each clip has the same), sd (over seeds; NaN where no
+        seed changes it), deaf and disc (NaN where these have no such number).
     """
+    import pandas as pd  # noqa: PLC0415 - only where results are written
+
     matrix = np.concatenate(list(scores.values()), axis=1)  # (N, all draws of all scores)
     ends = np.cumsum([values.shape[1] for values in scores.values()])[:-1]
 
     def resampled(repeats: NDArray[np.int64]) -> list[float]:
         means = np.split(repeats @ matrix / len(matrix), ends)
-        return [float(values.mean()) for values in numbers_of(dict(zip(scores, means, strict=True))).values()]
+        # Rounded: sums in another order are no spread.
+        numbers = numbers_of(dict(zip(scores, means, strict=True))).values()
+        return [round(float(values.mean()), 9) for values in numbers]
 
-    numbers = numbers_of({name: values.mean(axis=0) for name, values in scores.items()})
-    intervals = bootstrap_statistics(resampled, len(matrix))
-    return {
-        name: {
-            "mean": float(values.mean()),
-            "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-            "interval": plain_interval(pair),
-        }
-        for (name, values), pair in zip(numbers.items(), intervals, strict=True)
-    }
+    means = {name: values.mean(axis=0) for name, values in scores.items()}
+    numbers = numbers_of(means)
+    intervals = dict(zip(numbers, bootstrap_statistics(resampled, len(matrix)), strict=True))
+    share = centre_disc(MEDIAN_RULE.map_size).double().mean().numpy()[None]
+    blind = {**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}
+    deaf = _f_scores(means, OWN, dict.fromkeys(NEGATIVES, OWN))
+    disc = _f_scores(blind, DISC, dict.fromkeys(NEGATIVES, DISC))
+    rows = []
+    for key, label in LABELS.items():
+        values, (low, high) = numbers[key], intervals[key]
+        better = "" if key.startswith(NEITHER_IS_BETTER) else "higher"
+        better = "lower" if key.startswith(LOWER_IS_BETTER) else better
+        row: dict[str, Any] = {"key": key, "label": label, "better": better}
+        row |= {"score": values.mean(), "score_low": low, "score_high": high}
+        row["sd"] = values.std(ddof=1) if len(values) > 1 else np.nan
+        row |= {name: float(of.get(key, [np.nan])[0]) for name, of in (("deaf", deaf), ("disc", disc))}
+        rows.append(row)
+    return pd.DataFrame(rows)

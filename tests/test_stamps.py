@@ -254,7 +254,7 @@ def test_rcc_reader(tmp_path):
         (build_rcc(flag=4, packed=b"(zstd)"), "zstd"),
         (build_rcc(flag=1, packed=b"\0\0\0\1nonsense"), "damaged"),
         (build_rcc(flag=1, packed=b"")[:60], "damaged"),
-        (b"PNG", "not a Qt resource archive"),
+        (b"\x89PNG" * 9, "not a Qt resource archive"),
     ],
 )
 def test_rcc_reader_refuses(tmp_path, archive, words):

@@ -90,14 +90,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def make_set(options: argparse.Namespace) -> None:
     """Makes the set, or finds that it is there already."""
-    recipe = {
-        "source": options.source,
-        "seed": options.seed,
-        "num_train": options.train,
-        "num_test": options.test,
-        "num_classes": options.classes,
-        "frame_size": options.frame_size,
-    }
+    names = {"train": "num_train", "test": "num_test", "classes": "num_classes"}
+    kept = ("source", "seed", "train", "test", "classes", "frame_size")
+    recipe = {names.get(name, name): getattr(options, name) for name in kept}
     existing = find_finished_set(options.folder, recipe)
     if existing:
         log.info("%s is complete (source: %s); nothing to do", options.folder, existing)
@@ -177,13 +172,13 @@ def write_set(folder: Path, recipe: dict[str, Any], material: Material, num_work
             "licence": material.licence,
             "packages": material.packages,
             "classes": {
-                member.name: {
-                    "stamps": [photo.key for photo in member.photos],
-                    "held_out_stamps": [photo.key for photo in member.photos if photo.held_out],
-                    "sounds": [sound.key for sound in member.sounds],
-                    "held_out_sounds": [sound.key for sound in member.sounds if sound.held_out],
+                name: {
+                    "stamps": [photo.key for photo in photos],
+                    "held_out_stamps": [photo.key for photo in photos if photo.held_out],
+                    "sounds": [sound.key for sound in sounds],
+                    "held_out_sounds": [sound.key for sound in sounds if sound.held_out],
                 }
-                for member in material.classes
+                for name, photos, sounds in material.classes
             },
             "clips": records,
         }
@@ -197,22 +192,18 @@ def write_set(folder: Path, recipe: dict[str, Any], material: Material, num_work
 
 def list_clips(records: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Lists both splits, and the parts of the test split that mean different things; none is empty."""
-    test = {clip_id: record for clip_id, record in records.items() if clip_id.startswith("test_")}
-    seen = {
-        clip_id: (record["photo_seen_in_training"], record["sound_seen_in_training"])
-        for clip_id, record in test.items()
-    }
-    lists = {
-        "train": [clip_id for clip_id in records if clip_id not in test],
-        "test": list(test),
-        "test_seen": [clip_id for clip_id in test if seen[clip_id] == (True, True)],
-        "test_held_out_recording": [clip_id for clip_id in test if seen[clip_id] == (True, False)],
-        "test_held_out_photo": [clip_id for clip_id in test if seen[clip_id] == (False, True)],
-        "test_both_held_out": [clip_id for clip_id in test if seen[clip_id] == (False, False)],
-        "test_one_object": [clip_id for clip_id, record in test.items() if not record["other_objects"]],
-        "test_two_objects": [clip_id for clip_id, record in test.items() if record["other_objects"]],
-    }
-    return {name: clip_ids for name, clip_ids in lists.items() if clip_ids}
+    lists: dict[str, list[str]] = {}
+    for clip_id, record in records.items():
+        names = ["train"]
+        if clip_id.startswith("test_"):
+            seen = (record["photo_seen_in_training"], record["sound_seen_in_training"])
+            parts = ("both_held_out", "held_out_photo", "held_out_recording", "seen")
+            part = parts[2 * seen[0] + seen[1]]
+            objects = "two_objects" if record["other_objects"] else "one_object"
+            names = ["test", f"test_{part}", f"test_{objects}"]
+        for name in names:
+            lists.setdefault(name, []).append(clip_id)
+    return lists
 
 
 _worker: tuple[Path, dict[str, Any], Material]

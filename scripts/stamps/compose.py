@@ -46,13 +46,6 @@ def compose_clip(
 ) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
     """Composes one clip; equal arguments give equal clips.
 
-    Args:
-        material: what to compose it of.
-        split: "train" or "test".
-        index: number of the clip within its split.
-        seed: of the whole set.
-        frame_size: side of the frame, pixels.
-
     Returns:
         frame, RGB; waveform, float32 (3 s,) in [-1, 1]; and the clip's entry in the manifest, with
         boxes as fractions of width and height.

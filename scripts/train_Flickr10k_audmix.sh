@@ -3,11 +3,7 @@
 # every epoch (docs/method_ssl_tie.md has the schedule, and what the authors' program does otherwise).
 # Usage: FLICKR_ROOT=/data/… [OUTPUT=runs/ssl_tie_Flickr10k_audmix] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_Flickr10k_audmix.sh [options of main.py ssl_tie]
 set -euo pipefail
-scripts=$(dirname "$0")
 
-exec bash "$scripts/run.sh" main.py ssl_tie \
-  --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} --clip-list ssl_tie_flickr_10k \
-  --output "${OUTPUT:-runs/ssl_tie_Flickr10k_audmix}" \
-  --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 --audio-excerpt-seconds 4 \
+export OUTPUT="${OUTPUT:-runs/ssl_tie_Flickr10k_audmix}"
+exec bash "$(dirname "$0")/train_Flickr10k.sh" \
   --audio-mixing --mixing-start-epoch 1 --mixing-candidates 4000 "$@"

@@ -4,11 +4,7 @@
 # No verified list of the 144k clips is known: name yours in FLICKR_LIST (without it: every clip found).
 # Usage: FLICKR_ROOT=/data/… [FLICKR_LIST=file] [OUTPUT=runs/ssl_tie_Flickr144k_audmix] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_Flickr144k_audmix.sh [options of main.py ssl_tie]
 set -euo pipefail
-scripts=$(dirname "$0")
 
-exec bash "$scripts/run.sh" main.py ssl_tie \
-  --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} ${FLICKR_LIST:+--clip-list "$FLICKR_LIST"} \
-  --output "${OUTPUT:-runs/ssl_tie_Flickr144k_audmix}" \
-  --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 --audio-excerpt-seconds 4 \
+export OUTPUT="${OUTPUT:-runs/ssl_tie_Flickr144k_audmix}"
+exec bash "$(dirname "$0")/train_Flickr144k.sh" \
   --audio-mixing --mixing-start-epoch 1 --mixing-candidates 4000 "$@"

@@ -3,11 +3,7 @@
 # every epoch (docs/method_ssl_tie.md has the schedule, and what the authors' program does otherwise).
 # Usage: VGGSOUND_ROOT=/data/… [OUTPUT=runs/ssl_tie_VGGSound144k_audmix] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_VGGSound144k_audmix.sh [options of main.py ssl_tie]
 set -euo pipefail
-scripts=$(dirname "$0")
 
-exec bash "$scripts/run.sh" main.py ssl_tie \
-  --train-set vggsound ${VGGSOUND_ROOT:+--data-root "$VGGSOUND_ROOT"} --clip-list ssl_tie_vggsound_144k \
-  --output "${OUTPUT:-runs/ssl_tie_VGGSound144k_audmix}" \
-  --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 \
+export OUTPUT="${OUTPUT:-runs/ssl_tie_VGGSound144k_audmix}"
+exec bash "$(dirname "$0")/train_VGGSound144k.sh" \
   --audio-mixing --mixing-start-epoch 1 --mixing-candidates 4000 "$@"

@@ -222,7 +222,7 @@ def fetch_package(short: str, cache: Path) -> Path:
         if not debs:
             raise MaterialUnavailableError(
                 f"Debian package {package['name']} {package['version']} cannot be had: {problem}. "
-                f"Look at the network and the sources (Debian 12 has it), or put the .deb into {cache} yourself."
+                f"Look at the network and the sources (Debian 12 has it), or put the .deb into {cache}."
             )
         with debs[0].open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -293,8 +293,10 @@ def read_rcc(path: Path) -> dict[str, bytes]:
     archive, files = path.read_bytes(), {}
     try:
         magic, version, tree, payloads, names = struct.unpack_from(">4s4I", archive)
+        if magic != b"qres":
+            raise StampsError(f"{path} is not a Qt resource archive (no 'qres' magic).")
         node_size = {1: 14, 2: 22, 3: 22}[version]  # version 2 appended the time of last change
-        pending = [(0, "")] if magic == b"qres" else []
+        pending = [(0, "")]
         while pending:
             index, name = pending.pop()
             _, flags, count, first = struct.unpack_from(">IHII", archive, tree + index * node_size)
@@ -315,8 +317,6 @@ def read_rcc(path: Path) -> dict[str, bytes]:
             files[name] = zlib.decompress(content[4:]) if flags & 1 else content
     except (struct.error, zlib.error, UnicodeDecodeError, KeyError) as error:
         raise StampsError(f"{path} is damaged ({error!r}). Delete it and retry.") from error
-    if not files:
-        raise StampsError(f"{path} is not a Qt resource archive, or an empty one.")
     return files
 
 

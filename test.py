@@ -25,7 +25,6 @@ from copy import copy
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -441,22 +440,18 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
     benchmark = DATA_SETS[options.benchmark]
     protocols = find_protocols(options.protocol or default_protocols(benchmark.headline))
 
-    def batches() -> Iterator[SimpleNamespace]:
-        with tqdm(total=len(truth.boxes), desc=options.benchmark, unit="clip") as bar:
-            for clip_ids, maps in truth.maps(map_size=protocols[0].map_size, batch_size=BASELINE_BATCH):
-                yield SimpleNamespace(
-                    clip_ids=clip_ids,
-                    ground_truth_maps=maps,
-                    bounding_boxes=[truth.boxes[clip_id] for clip_id in clip_ids],
-                    pair_keys=[truth.pair_keys[clip_id] for clip_id in clip_ids],
-                    broken=(),
-                )
-                bar.update(len(clip_ids))
-
-    result = evaluate_localisation(None, batches(), protocols)
+    clips = AudioVisualClips(
+        truth.clips,
+        geometry=FrameGeometry(1),
+        audio=AudioConfig(),
+        map_size=protocols[0].map_size,
+        content="truth",
+    )
+    loader = build_test_loader(clips, batch_size=BASELINE_BATCH, num_workers=0, pin_memory=False)
+    result = evaluate_localisation(None, tqdm(loader, options.benchmark, unit="batch"), protocols)
     scores, extra = score_table(result.clips, benchmark.metrics), describe_extra_metrics(benchmark)
     rules = plain_protocols(result.protocols, scores, extra, published_lists(result, options.benchmark))
-    heading = f"{options.benchmark}, {len(truth.boxes)} clips of {truth.list_name}, no model"
+    heading = f"{options.benchmark}, {len(truth.clips)} clips of {truth.list_name}, no model"
     notes = [(f"protocol {rule['name']}", rule_words(rule)) for rule in rules]
     sys.stdout.write(f"{screen_table(heading, score_tables(scores, extra), notes)}\n{truth.cut}\n")
     if options.output is not None:
@@ -465,7 +460,7 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
             "annotations": str(options.annotations),
             "clip_list": {"name": truth.list_name, "sha256": truth.list_sha256},
             "cut": truth.cut,
-            "num_clips": len(truth.boxes),
+            "num_clips": len(truth.clips),
             "protocols": rules,
             "extra_metrics": extra,
             "command": command,

@@ -5,7 +5,7 @@ To add a data set, add a row to DATA_SETS: the choices of the programs' options 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datasets.annotations import (
     Boxes,
     SoundedFrame,
-    consensus_map,
     read_flickr_xml,
     read_pixel_json,
     read_vgg_ss_json,
@@ -642,45 +640,14 @@ def _build_clip(row: DataSet, files: ClipFiles, clip_id: str, frame_id: str, sou
         boxes,
         row.annotators_needed,
         None if files.masks is None else files.masks[clip_id],
-        row.pair_key(clip_id) if row.pair_key else None,
+        row.pair_key and row.pair_key(clip_id),
     )
 
 
 # ------------------------------------------------------------------------------------ boxes alone
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """The boxes of listed clips: all that blind baselines and ceilings need."""
-
-    boxes: dict[str, Boxes]
-    """clip id -> (N, 4) fractions, in the list's order"""
-    annotators_needed: int
-    """boxes that make a full vote, see consensus_map"""
-    list_name: str
-    """the clip list, or 'every clip annotated' without one"""
-    list_sha256: str
-    """of the list file, or of the sorted ids found"""
-    cut: str
-    """which published cut of the benchmark the clips are, or that they are none"""
-    pair_keys: dict[str, str | None]
-    """clip id -> what clips of one scene with different sounds share; None: there are no pairs"""
-
-    def maps(self, *, map_size: int, batch_size: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Yield batches of clip ids and ground-truth maps (B, M, M) in [0, 1], the boxes on the frame."""
-        clip_ids = list(self.boxes)
-        needed = self.annotators_needed
-        for start in range(0, len(clip_ids), batch_size):
-            ids = clip_ids[start : start + batch_size]
-            yield (
-                ids,
-                np.stack(
-                    [consensus_map(self.boxes[i], annotators_needed=needed, size=map_size) for i in ids]
-                ),
-            )
-
-
-def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) -> GroundTruth:
+def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) -> ClipSet:
     """Read a benchmark's boxes, without its frames and sounds.
 
     Args:
@@ -689,7 +656,8 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
         clip_list: file of clip ids or name of an official list; None: every clip annotated.
 
     Returns:
-        the boxes, in the list's order; without a list, by id.
+        clips without files, in the list's order; without a list, by id. Their Dataset can give the
+        content "truth" alone.
 
     Raises:
         FileNotFoundError: nothing lies there, or listed clips have no boxes.
@@ -723,11 +691,9 @@ def read_ground_truth(benchmark: str, annotations: Path, clip_list: str | None) 
             + (f", first: {', '.join(missing[:5])}" if missing else "")
             + ". Name the list that belongs to these annotations (--clip-list)."
         )
-    return GroundTruth(
-        {clip_id: boxes[clip_id]() for clip_id in listed.clip_ids},
-        row.annotators_needed,
-        listed.name,
-        listed.sha256,
-        name_cut(benchmark, row.title, listed.clip_ids),
-        {clip_id: row.pair_key(clip_id) if row.pair_key else None for clip_id in listed.clip_ids},
-    )
+    clips = [
+        Clip(i, Path(), Path(), boxes[i](), row.annotators_needed, None, row.pair_key and row.pair_key(i))
+        for i in listed.clip_ids
+    ]
+    cut = name_cut(benchmark, row.title, listed.clip_ids)
+    return ClipSet(benchmark, tuple(clips), listed.name, listed.sha256, len(clips), cut=cut)

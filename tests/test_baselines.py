@@ -114,10 +114,10 @@ def test_xml_folder_equals_the_json(annotations, tmp_path):
         (folder / f"{name}.xml").write_text(f"<a>{blocks}</a>")
     from_json = read_ground_truth("vgg_ss", annotations, None)
     from_xml = read_ground_truth("vgg_ss", folder, None)
-    assert list(from_xml.boxes) == list(from_json.boxes) == sorted(BOXES)
+    assert from_xml.clip_ids == from_json.clip_ids == sorted(BOXES)
     assert from_xml.list_sha256 == from_json.list_sha256
-    for name, boxes in from_json.boxes.items():
-        np.testing.assert_array_equal(from_xml.boxes[name], boxes)
+    for one, other in zip(from_xml.clips, from_json.clips, strict=True):
+        np.testing.assert_array_equal(one.bounding_boxes, other.bounding_boxes)
 
 
 def test_flickr_boxes_are_votes(tmp_path):
@@ -127,18 +127,9 @@ def test_flickr_boxes_are_votes(tmp_path):
     (folder / "one.xml").write_text(f"<a><annotator>{vote}</annotator></a>")
     (folder / "two.xml").write_text(f"<a><annotator>{vote}</annotator><x>{vote}</x></a>")
     truth = read_ground_truth("flickr_soundnet", folder, None)
-    ((clip_ids, maps),) = truth.maps(map_size=32, batch_size=8)
-    assert clip_ids == ["one", "two"] and maps.dtype == np.float32
-    np.testing.assert_array_equal(maps[0], np.repeat([[0.5] * 16 + [0] * 16], 32, axis=0))
-    np.testing.assert_array_equal(maps[1], np.repeat([[1] * 16 + [0] * 16], 32, axis=0))
-
-
-def test_maps_come_in_batches_and_in_order(annotations):
-    truth = read_ground_truth("vgg_ss", annotations, None)
-    parts = list(truth.maps(map_size=16, batch_size=3))
-    assert [len(clip_ids) for clip_ids, _ in parts] == [3, 1]
-    assert [*parts[0][0], *parts[1][0]] == list(truth.boxes)
-    assert [len(maps) for _, maps in parts] == [3, 1]
+    assert truth.clip_ids == ["one", "two"]
+    assert [len(clip.bounding_boxes) for clip in truth.clips] == [1, 2]
+    assert {clip.annotators_needed for clip in truth.clips} == {2}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from benchmark_inputs import (
 from conftest import vgg_ss_xml
 from peer_inputs import SHAPES, filled, official_file
 
-from datasets.annotations import read_pixel_json
+from datasets.annotations import consensus_map, read_pixel_json
 from datasets.benchmarks import (
     BENCHMARKS,
     BOX_BENCHMARKS,
@@ -492,7 +492,7 @@ def test_verify_knows_what_is_shared_by_design(tmp_path, capsys, caplog):
 def test_baselines_from_is3_s_json(testing_program, tmp_path, capsys):
     boxes = make_is3(tmp_path)
     path, output = tmp_path / "synthetic3240_bbox.json", tmp_path / "blind.json"
-    assert sorted(boxes) == list(read_ground_truth("is3", path, None).boxes)
+    assert sorted(boxes) == read_ground_truth("is3", path, None).clip_ids
     given = ["baselines", "--benchmark", "is3", "--annotations", str(path), "--output", str(output)]
     assert testing_program.main(given) == 0
     assert "IS3, 4 clips: none of the published cuts" in capsys.readouterr().out
@@ -544,16 +544,16 @@ def test_is3_s_boxes_as_published(is3_json):
 
 def test_is3_s_mean_area_is_the_published_one(is3_json):
     truth = read_ground_truth("is3", is3_json, None)
-    areas = [maps.mean(dtype=float) for _, maps in truth.maps(map_size=224, batch_size=1)]
+    areas = [consensus_map(clip.bounding_boxes, annotators_needed=1).mean() for clip in truth.clips]
     assert sum(areas) / len(areas) == pytest.approx(0.328, abs=5e-4)
     assert truth.cut == "IS3, 6,480 clips: the complete set"
 
 
 def test_positives_without_area_keep_their_boxes():
     truth = read_ground_truth("vgg_ss", published("lvs_vggss.json"), None)
-    empty = [i for i, maps in truth.maps(map_size=224, batch_size=1) if not maps.any()]
-    assert empty == [["M1P1xla8rg0_000000"], ["MKC9LvRivTM_000030"]]
-    assert all(len(boxes) > 0 for boxes in truth.boxes.values())
+    empty = [c.clip_id for c in truth.clips if not consensus_map(c.bounding_boxes, annotators_needed=1).any()]
+    assert empty == ["M1P1xla8rg0_000000", "MKC9LvRivTM_000030"]
+    assert all(len(clip.bounding_boxes) > 0 for clip in truth.clips)
 
 
 # --------------------------------------------------------------------------------- from the files

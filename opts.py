@@ -272,7 +272,7 @@ class ImageOptions(Options):
     image: Path
     """picture of any size, in any format that Pillow reads"""
     sound: Path
-    """sound in any format that libsndfile reads: WAV, MP3, FLAC, Ogg …"""
+    """sound in any format that libsndfile or FFmpeg reads, or a video for its sound"""
     output: Path
     """PNG to write; the peak goes beside it as CSV"""
     frame_geometry: Literal["squash", "centre_crop"] = "squash"

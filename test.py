@@ -680,8 +680,8 @@ def image(options: opts.ImageOptions) -> int:
     try:
         waveform = load_waveform(options.sound, localiser.audio, max_seconds=options.max_seconds)
     except BrokenFileError as error:
-        expected = "a whole sound that libsndfile reads (WAV, MP3, FLAC, Ogg …), of at most --max-seconds"
-        raise ValueError(f"--sound: {error}. Expected {expected}; FFmpeg makes one of any other.") from error
+        expected = "a whole sound that libsndfile or FFmpeg reads, of at most --max-seconds"
+        raise ValueError(f"--sound: {error}. Expected {expected}.") from error
     heat = localiser(picture, waveform)
     lines = f"x,y,similarity\n{format_peak(heat.peak)}\n"
     with moved_when_whole(peak_file) as first, moved_when_whole(output) as second:

@@ -6,8 +6,6 @@ linear log-spectrogram of LVS, EZ-VSL, SLAVC, FNAC and SSL-Align.
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +32,8 @@ MIN_COMMON_RATE = 25
 HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
 BLOCK = 2**20  # samples of each channel that are decoded at once
+# Of sounds that libsndfile cannot decode. Playlists and their like are left out: they name other files.
+FFMPEG_FORMATS = "mov,matroska,asf,ogg,flac,aac,mp3,wav,aiff,caf,amr,avi,mpegts"
 
 
 # ---------------------------------------------------------------------------------------- files to waveforms
@@ -49,7 +49,7 @@ def load_waveform(
     """Read the window of a sound that a method hears: mono, at one rate, short sounds repeated to fill it.
 
     Args:
-        source: a WAV, MP3, FLAC or Ogg file, or a row of an HDF5 file.
+        source: a sound file, or a row of an HDF5 file.
         window: the method's audio configuration: rate, length, beginning or middle of the sound.
         excerpt_seconds: use only the first seconds of the sound; None: all of it.
         max_seconds: refuse a longer sound where all of it would be decoded to find its middle.
@@ -102,72 +102,74 @@ def read_sound(
     """
     if isinstance(source, HDF5Row):
         samples, rate = read_stored_sound(source)
-        _check_rate(source, rate, sample_rate)
-        if seconds < math.inf:
-            samples = samples[: math.ceil(seconds * rate)]
     else:
-        with _opened(source) as file:
-            rate = file.samplerate
-            _check_rate(source, rate, sample_rate)
-            limit = math.ceil(min(seconds, max_seconds) * min(rate, HIGHEST_RATE))
-            samples = _decode_mono(file, limit if seconds <= max_seconds else limit + 1)
+        try:
+            samples, rate = _decode_by_libsndfile(source, min(seconds, max_seconds))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a decoder raises for a damaged file
+            decoded = _decode_by_ffmpeg(source, min(seconds, max_seconds))
+            if decoded is None:
+                raise BrokenFileError(source, str(error) or type(error).__name__) from error
+            samples, rate = decoded
         _check_not_cut_off(source)
-        if seconds > max_seconds and len(samples) > limit:
+        if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
             raise BrokenFileError(
                 source, f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
             )
     if len(samples) == 0:
         raise BrokenFileError(source, "it holds no audio sample")
-    if not np.isfinite(samples).all():
-        raise BrokenFileError(source, "it holds samples that are not finite numbers")
-    return resample(torch.from_numpy(samples), rate, sample_rate)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Open a sound file; errors of opening and of reading become BrokenFileError."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (BrokenFileError, MemoryError):
-        raise
-    except Exception as error:  # whatever a decoder raises for a damaged file
-        raise BrokenFileError(path, str(error) or type(error).__name__) from error
-
-
-def _decode_mono(file: soundfile.SoundFile, limit: int) -> NDArray[np.float32]:
-    """Decode at most `limit` samples, block by block: the length that a header announces may be absurd."""
-    blocks = [np.zeros(0, np.float32)]
-    while limit > 0:
-        block = file.read(min(BLOCK, limit), "float32", always_2d=True)  # (l, C)
-        if len(block) == 0:
-            break
-        # Through torch, whose mean of float32 is the one that earlier versions took.
-        channels = torch.from_numpy(block)
-        blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
-        limit -= len(block)
-    return np.concatenate(blocks)
-
-
-def _check_rate(source: Source, rate: int, sample_rate: int) -> None:
     if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
         raise BrokenFileError(
             source,
             f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable memory; "
             "convert the file to a usual rate",
         )
+    if seconds < math.inf:
+        samples = samples[: math.ceil(seconds * rate)]
+    if not np.isfinite(samples).all():
+        raise BrokenFileError(source, "it holds samples that are not finite numbers")
+    return resample(torch.from_numpy(samples), rate, sample_rate)
 
 
-def check_sound_header(path: Path) -> None:
-    """Read only the header of a sound file.
+def _decode_by_libsndfile(path: Path, seconds: float) -> tuple[NDArray[np.float32], int]:
+    """Decode (L,) mono and its rate, one sample beyond `seconds` at most.
 
-    Raises:
-        BrokenFileError: it cannot be read, announces no sample, or is a WAV file that was cut off.
+    It is done block by block, as the length that a header announces may be absurd.
     """
-    with _opened(path) as file:
-        if file.frames == 0:
-            raise BrokenFileError(path, "it holds no audio sample")
-    _check_not_cut_off(path)
+    with soundfile.SoundFile(path) as file:
+        wanted = math.ceil(seconds * min(file.samplerate, HIGHEST_RATE)) + 1
+        blocks = [np.zeros(0, np.float32)]
+        while wanted > 0 and len(block := file.read(min(BLOCK, wanted), "float32", always_2d=True)):  # (l, C)
+            # Through torch, whose mean of float32 is the one that earlier versions took.
+            channels = torch.from_numpy(block)
+            blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
+            wanted -= len(block)
+        return np.concatenate(blocks), file.samplerate
+
+
+def _decode_by_ffmpeg(path: Path, seconds: float) -> tuple[NDArray[np.float32], int] | None:
+    """Decode what libsndfile cannot, such as M4A; None if that fails, or it ends before its announced end."""
+    import av  # noqa: PLC0415 - takes a tenth of a second, and few programs come here
+
+    try:
+        options = {"format_whitelist": FFMPEG_FORMATS}
+        with av.open(str(path), metadata_errors="replace", options=options) as container:
+            stream, resampler = container.streams.audio[0], av.AudioResampler("fltp")
+            blocks, length, rate = [np.zeros(0, np.float32)], 0, stream.rate
+            for frame in container.decode(stream):
+                rate, frame.pts = frame.sample_rate, None
+                for piece in resampler.resample(frame):
+                    blocks.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
+                    length += len(blocks[-1])
+                if length > seconds * rate:
+                    break
+            announced = float((stream.duration or 0) * (stream.time_base or 0))
+            if length == 0 or length / rate < min(announced, seconds) - 0.5:
+                return None
+            return np.concatenate(blocks), rate
+    except (av.error.FFmpegError, ValueError, IndexError):
+        return None
 
 
 def _check_not_cut_off(path: Path) -> None:

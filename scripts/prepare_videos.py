@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import soundfile
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -200,7 +201,7 @@ def run_in_processes(
         alone = bool(suspects)
         queue = deque([suspects.popleft()]) if alone else waiting
         running: dict[Future[Any], Any] = {}
-        pool = ProcessPoolExecutor(1 if alone else num_workers, initializer=_leave_signals_to_main_process)
+        pool = ProcessPoolExecutor(1 if alone else num_workers, initializer=_begin_worker)
         try:
             while queue or running:
                 while queue and len(running) < 2 * num_workers:
@@ -218,7 +219,9 @@ def run_in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals_to_main_process() -> None:
+def _begin_worker() -> None:
+    torch.set_num_threads(1)  # the workers share the cores, and a forked OpenMP pool would wait for ever
+    # Signals are the main process's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

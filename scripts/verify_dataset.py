@@ -20,7 +20,7 @@ import soundfile
 from tqdm import tqdm
 
 from datasets.annotations import read_mask
-from datasets.audio import SILENCE, check_sound_header, read_sound
+from datasets.audio import SILENCE, read_sound
 from datasets.benchmarks import DATA_SETS, find_files
 from datasets.frames import read_frame
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
@@ -90,9 +90,11 @@ def _look_at_sound(source: Source) -> dict[str, Any]:
     if isinstance(source, HDF5Row):
         rate, channels, announced = read_stored_sound(source)[1], 1, 0
     else:
-        check_sound_header(source)
-        header = soundfile.info(source)
-        rate, channels, announced = header.samplerate, header.channels, header.frames
+        try:
+            header = soundfile.info(source)
+            rate, channels, announced = header.samplerate, header.channels, header.frames
+        except soundfile.LibsndfileError:  # FFmpeg may decode it nevertheless
+            rate, channels, announced = SAMPLE_RATE, 1, 0
     samples = read_sound(source, rate).numpy()  # (L,)
     missing = announced - len(samples)
     if rate / 10 < missing < 2**40:  # beyond that the header does not know

@@ -7,13 +7,13 @@ import pytest
 import soundfile
 import torch
 from golden_inputs import FULL_GOLDENS, GOLDENS, arrays
+from video_inputs import make_video, tone
 
 from datasets.audio import (
     AudioConfig,
     LogMelSpectrogram,
     SegmentConfig,
     VGGishLogMel,
-    check_sound_header,
     fit_window,
     level_waveform,
     load_waveform,
@@ -153,10 +153,24 @@ def test_resampling_keeps_pitch_and_length(tmp_path, rate):
 def test_every_format_is_read(tmp_path, suffix, tolerance):
     samples = sine(440, 1) * np.linspace(1, 0.2, 16_000, dtype=np.float32)  # no period to hide in
     path = write(tmp_path / f"tone{suffix}", samples)
-    check_sound_header(path)
     waveform = load_waveform(path, SHORT)
     assert waveform.shape == (16_000,)
     np.testing.assert_allclose(waveform, samples, atol=tolerance)
+
+
+def test_what_libsndfile_cannot_decode_is_left_to_ffmpeg(tmp_path):
+    m4a = make_video(tmp_path / "sound.m4a", times=[], sounds=[tone(1)], container_options={"f": "mp4"})
+    assert load_waveform(m4a, SHORT).abs().max() == pytest.approx(0.3, abs=0.05)
+    m4a.write_bytes(m4a.read_bytes()[:-3000])
+    with pytest.raises(BrokenFileError, match=r"sound\.m4a"):
+        load_waveform(m4a, SHORT)
+    streamed = write(tmp_path / "streamed.flac", sine(440, 1))
+    content = bytearray(streamed.read_bytes())
+    content[21] &= 0xF0  # the number of samples, 36 bits: 0 is not known, as in a pipe
+    content[22:26] = bytes(4)
+    streamed.write_bytes(content)
+    heard = load_waveform(streamed, SegmentConfig(segment_seconds=1.0))
+    np.testing.assert_allclose(heard, sine(440, 1), atol=1e-4)
 
 
 # ----------------------------------------------------------------------------- broken files
@@ -177,12 +191,11 @@ def broken_files(folder):
 
 def test_broken_files_are_named(tmp_path):
     for path in broken_files(tmp_path):
-        for read in (lambda path: load_waveform(path, SHORT), check_sound_header):
-            with pytest.raises(BrokenFileError) as caught:
-                read(path)
-            assert caught.value.path == path
-            assert str(caught.value).startswith(f"{path} cannot be read: ")
-            assert caught.value.reason
+        with pytest.raises(BrokenFileError) as caught:
+            load_waveform(path, SHORT)
+        assert caught.value.path == path
+        assert str(caught.value).startswith(f"{path} cannot be read: ")
+        assert caught.value.reason
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -192,7 +205,6 @@ def test_samples_that_are_no_numbers(tmp_path, value):
     path = write(tmp_path / "bad.wav", samples, subtype="FLOAT")
     with pytest.raises(BrokenFileError, match=r"bad\.wav cannot be read: .* not finite"):
         load_waveform(path, SHORT)
-    check_sound_header(path)  # reads no samples
     assert load_waveform(path, SHORT, excerpt_seconds=0.1).isfinite().all()
 
 
@@ -213,7 +225,7 @@ def test_a_wav_that_was_cut_off_is_named(tmp_path, lost):
     path = write(tmp_path / "tone.wav", sine(440, 1))
     path.write_bytes(path.read_bytes()[:-lost])
     with pytest.raises(BrokenFileError, match=rf"cut off: {lost} bytes of its sound are missing"):
-        check_sound_header(path)
+        load_waveform(path, SHORT)
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000])
@@ -222,7 +234,6 @@ def test_a_streamed_wav_is_read(tmp_path, size):
     content = path.read_bytes()
     place = content.index(b"data") + 4  # of the announced size
     path.write_bytes(content[:place] + size.to_bytes(4, "little") + content[place + 4 :])
-    check_sound_header(path)
     assert load_waveform(path, SHORT).shape == (16_000,)
 
 
@@ -232,10 +243,9 @@ def test_a_streamed_wav_is_read(tmp_path, size):
 )
 def test_every_kind_of_wav_is_whole(tmp_path, format_name, subtype):
     path = write(tmp_path / "x.wav", sine(440, 1)[:15_999], format=format_name, subtype=subtype)
-    check_sound_header(path)
     with path.open("ab") as file:  # chunks behind the sound
         file.write(b"LIST\x04\x00\x00\x00INFO")
-    check_sound_header(path)
+    assert load_waveform(path, SHORT).shape == (16_000,)
 
 
 # --------------------------------------------------------------------------- the spectrogram

@@ -3,24 +3,21 @@
 The authors' files hold `train_frames` (N, 256, 256, 3), `train_audios` (N, 48000) and `train_spects`
 (or `test_…`), one row a clip, without ids.
 
-A packed file (scripts/pack_hdf5.py) holds all clips of a kind one after the other, N + 1 offsets at
-which they begin and end, and a checksum for each:
+A packed file (scripts/pack_hdf5.py) has one entry a clip in each of:
 
-    frames       uint8    JPEG or PNG files              + frames_offsets, frames_crc32
-    sounds       int16    mono samples at sample_rate    + sounds_offsets, sounds_crc32
-    clip_ids     uint8    UTF-8                          + clip_ids_offsets
-    bounding_boxes float64 (M, 4), benchmarks only       + bounding_boxes_offsets
+    frames          uint8    the bytes of a JPEG or PNG file
+    sounds          int16    mono samples at the file's `sample_rate`
+    clip_ids        text
+    bounding_boxes  float64  x0, y0, x1, y1 of one box after the other, benchmarks only
 """
 
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -28,24 +25,21 @@ from numpy.typing import NDArray
 
 from utils.files import BrokenFileError
 
-FORMAT = "vssl-clips-1"
-FRAMES, SOUNDS = "frames", "sounds"
-"""Contents of packed files; any other name is one of the authors'."""
+FORMAT = "vssl-clips-2"
+FRAMES, SOUNDS = "frames", "sounds"  # of packed files; any other name is one of the authors'
 PACKED_NAME = re.compile(r"clips(_.+)?\.h5")
 
 Split = Literal["train", "test"]
 AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d+))?\.h5")
 """Split, kind, size (_10k, _144k) and number of the shard."""
 AUTHORS_SAMPLE_RATE = 16_000  # Hz
-LEVEL_MARGIN = 1e-3
-"""What the authors add to a sound's range before they divide by it."""
+LEVEL_MARGIN = 1e-3  # which the authors add to a sound's range before they divide by it
 
 READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, AttributeError)
 """What h5py raises for files that are damaged or of another form."""
 
 
-@dataclass(frozen=True, slots=True)
-class HDF5Row:
+class HDF5Row(NamedTuple):
     """Where one frame or sound is stored."""
 
     path: Path
@@ -54,7 +48,6 @@ class HDF5Row:
     row: int
 
     def __str__(self) -> str:
-        """For messages."""
         return f"{self.path}, row {self.row} of {self.key}"
 
 
@@ -77,45 +70,31 @@ class StoredClips:
 # --------------------------------------------------------------------------------- reading a row
 
 
-class _File(dict[str, Any]):
-    """An open file's data sets by name, looked up once, as h5py takes long over it."""
-
-    def __init__(self, path: Path) -> None:
-        # Without locks: many file servers refuse them, and nobody writes to a finished file.
-        self.file = h5py.File(path, "r", locking=False)
-
-    def __missing__(self, key: str) -> Any:  # noqa: ANN401 - a data set, or the whole array if it is small
-        small = key.endswith(("_offsets", "_crc32")) or key in ("clip_ids", "bounding_boxes")
-        self[key] = self.file[key][()] if small else self.file[key]
-        return self[key]
+@lru_cache(maxsize=32)  # the authors' 144k clips are 20 files of frames and sounds
+def _open(path: Path) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
+    """Open a file and look its data sets up once, as h5py takes long over it."""
+    # Without locks: many file servers refuse them, and nobody writes to a finished file.
+    file = h5py.File(path, "r", locking=False)
+    return file, dict(file.items())
 
 
-_open = lru_cache(maxsize=32)(_File)  # the authors' 144k clips are 20 files of frames and sounds
 close_files = _open.cache_clear
 os.register_at_fork(before=close_files)  # HDF5 handles must not be used on both sides of a fork
 
 
 def read_row(source: HDF5Row) -> NDArray[Any]:
-    """Read what is stored, and check it where the file holds checksums.
+    """Read what is stored.
 
     Returns:
-        the authors' array; or the bytes of a picture, uint8 (n,), or the samples, int16 (L,).
+        the authors' array; or of packed files the bytes of a picture, uint8 (n,), or samples, int16 (L,).
 
     Raises:
-        BrokenFileError: the file or the row cannot be read, or its checksum is wrong.
+        BrokenFileError: the file or the row cannot be read.
     """
-    key, row = source.key, source.row
     try:
-        file = _open(source.path)
-        if key not in (FRAMES, SOUNDS):
-            return file[key][row]
-        start, end = file[f"{key}_offsets"][row : row + 2].tolist()
-        content = file[key][start:end]
-        if zlib.crc32(content) != file[f"{key}_crc32"][row]:
-            raise ValueError("its checksum is wrong, the file is damaged")
+        return _open(source.path)[1][source.key][source.row]
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
-    return content
 
 
 def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
@@ -132,10 +111,10 @@ def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
     try:
         if source.key != SOUNDS:
             return undo_levelling(content), AUTHORS_SAMPLE_RATE
-        rate = int(_open(source.path).file.attrs["sample_rate"])
+        rate = int(_open(source.path)[0].attrs["sample_rate"])
     except READ_ERRORS as error:
         raise BrokenFileError(source, str(error)) from error
-    return (content / np.float32(32_768)).astype(np.float32, copy=False), rate  # from 16-bit PCM
+    return content.astype(np.float32) / np.float32(32_768), rate  # from 16-bit PCM
 
 
 def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -154,10 +133,8 @@ def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
         ValueError: y cannot come from that formula.
     """
     samples = np.asarray(levelled, dtype=np.float64)
-    if not samples.size:
-        raise ValueError("it holds no audio sample")
-    if not np.isfinite(samples).all():
-        raise ValueError("it holds samples that are not finite numbers")
+    if not samples.size or not np.isfinite(samples).all():
+        raise ValueError("it holds no samples, or some that are not finite numbers")
     smallest, largest = float(samples.min()), float(samples.max())
     if abs(smallest + 1) > LEVEL_MARGIN or largest >= 1:
         raise ValueError(
@@ -177,56 +154,37 @@ def packed_files(folder: Path) -> list[Path]:
 
 
 def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
-    """List the clips of packed files of one data set.
+    """List the clips of a packed file.
 
     Raises:
-        ValueError: a file is damaged, of another data set or format, or two hold the same clip.
-        FileNotFoundError: a part is missing.
+        ValueError: there are several files, or it is damaged, of another data set or of another format.
     """
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise ValueError(f"{paths[0].parent} holds several packed files: {names}. Name one with --data-root.")
+    (path,) = paths
     close_files()  # what lies there now counts
-    frames: dict[str, HDF5Row] = {}
-    sounds: dict[str, HDF5Row] = {}
-    boxes: dict[str, NDArray[np.float64]] = {}
-    ids_known = True
-    for path in paths:
-        file = _open_whole(path)
-        attributes = file.file.attrs
-        if attributes.get("format") != FORMAT:
-            raise BrokenFileError(path, f"its format is {attributes.get('format')!r}, expected '{FORMAT}'")
-        if attributes.get("dataset") != dataset:
-            raise ValueError(
-                f"{path} holds clips of {attributes.get('dataset')}, expected {dataset}. Name the folder "
-                "of the right file."
-            )
-        missing = int(attributes.get("num_parts", 1)) - len(paths)  # earlier versions wrote parts
-        if missing > 0:
-            raise FileNotFoundError(
-                f"{path.parent}: of {attributes['num_parts']} parts, {missing} are missing. Copy or pack "
-                "them again."
-            )
-        ids_known &= bool(attributes.get("ids_known", True))
-        try:
-            for key in (FRAMES, SOUNDS, "clip_ids"):
-                offsets = file[f"{key}_offsets"]
-                if (np.diff(offsets) <= 0).any() or offsets[-1] != len(file[key]):
-                    raise ValueError(f"{key}_offsets does not fit {key}")
-            text, ends = file["clip_ids"].tobytes(), file["clip_ids_offsets"].tolist()
-            for row, clip_id in enumerate(text[start:end].decode() for start, end in pairwise(ends)):
-                if clip_id in frames and frames[clip_id].path != path:
-                    raise FileExistsError(f"{frames[clip_id].path} holds the clip {clip_id} too. Keep one")
-                frames[clip_id] = HDF5Row(path, FRAMES, row)
-                sounds[clip_id] = HDF5Row(path, SOUNDS, row)
-                if "bounding_boxes" in file.file:
-                    first, last = file["bounding_boxes_offsets"][row : row + 2]
-                    boxes[clip_id] = file["bounding_boxes"][first:last]
-        except FileExistsError as error:
-            raise ValueError(f"{path}: {error} of the files in the folder.") from None
-        except READ_ERRORS as error:
-            raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
-    return StoredClips(frames, sounds, boxes or None, ids_known)
+    file, arrays = _open_whole(path)
+    found = file.attrs.get("format")
+    if found != FORMAT:
+        hint = "; pack it again with this version" if str(found).startswith("vssl-clips-") else ""
+        raise BrokenFileError(path, f"its format is {found!r}, expected '{FORMAT}'{hint}")
+    if file.attrs.get("dataset") != dataset:
+        raise ValueError(f"{path} holds clips of {file.attrs.get('dataset')}, expected {dataset}.")
+    try:
+        clip_ids = arrays["clip_ids"].asstr()[()].tolist()
+        boxes = [stored.reshape(-1, 4) for stored in arrays.get("bounding_boxes", ())]
+        return StoredClips(
+            {clip_id: HDF5Row(path, FRAMES, row) for row, clip_id in enumerate(clip_ids)},
+            {clip_id: HDF5Row(path, SOUNDS, row) for row, clip_id in enumerate(clip_ids)},
+            dict(zip(clip_ids, boxes, strict=True)) if boxes else None,
+            bool(file.attrs["ids_known"]),
+        )
+    except READ_ERRORS as error:
+        raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
 
 
-def _open_whole(path: Path) -> _File:
+def _open_whole(path: Path) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
     try:
         return _open(path)
     except READ_ERRORS as error:
@@ -265,8 +223,7 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
             f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
             "move the others into folders of their own."
         )
-    gaps = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
-    if gaps:
+    if gaps := sorted(set(range(1, numbers[-1] + 1)) - set(numbers)):
         raise FileNotFoundError(
             f"{folder}: of the files {paths[0].name} to {numbers[-1]}, the numbers {gaps} are missing."
         )
@@ -276,44 +233,37 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
         for kind in {"frames", "audios"} - shard.keys():
             name = f"h5py_{split}_{kind}{size}" + (f"_{number}.h5" if number else ".h5")
             raise FileNotFoundError(f"{folder}: no {name} beside {next(iter(shard.values())).name}.")
-        num_rows = {path.name: _num_rows(path, f"{split}_{kind}") for kind, path in shard.items()}
+        num_rows = {path.name: _num_rows(path, split, kind) for kind, path in shard.items()}
         if len(set(num_rows.values())) > 1:
-            raise ValueError(
-                f"{folder}: the files differ in their number of clips: "
-                + ", ".join(f"{name} {count}" for name, count in num_rows.items())
-                + ". Row i of each must be the same clip."
-            )
+            counts = ", ".join(f"{name} {count}" for name, count in num_rows.items())
+            raise ValueError(f"{folder}: row i of each file must be the same clip, but they hold: {counts}.")
         rows = range(min(num_rows.values()))
-        frames.extend(HDF5Row(shard["frames"], f"{split}_frames", row) for row in rows)
-        sounds.extend(HDF5Row(shard["audios"], f"{split}_audios", row) for row in rows)
-    if clip_ids is not None and len(clip_ids) != len(frames):
+        frames += [HDF5Row(shard["frames"], f"{split}_frames", row) for row in rows]
+        sounds += [HDF5Row(shard["audios"], f"{split}_audios", row) for row in rows]
+    ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
+    if len(ids) != len(frames):
         raise ValueError(
-            f"--clip-list names {len(clip_ids)} clips, but the h5py_{split}_frames files in {folder} "
+            f"--clip-list names {len(ids)} clips, but the h5py_{split}_frames files in {folder} "
             f"hold {len(frames)} rows. They hold no ids: line i of the list must be row i."
         )
-    ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
-    return StoredClips(
-        dict(zip(ids, frames, strict=True)),
-        dict(zip(ids, sounds, strict=True)),
-        ids_known=clip_ids is not None,
-    )
+    frames_by_id, sounds_by_id = (dict(zip(ids, rows, strict=True)) for rows in (frames, sounds))
+    return StoredClips(frames_by_id, sounds_by_id, ids_known=clip_ids is not None)
 
 
-def _num_rows(path: Path, key: str) -> int:
+def _num_rows(path: Path, split: Split, kind: str) -> int:
     """Return the number of clips, after a look at the data set's form."""
-    file = _open_whole(path)
-    try:
-        shape, dtype = file[key].shape, file[key].dtype
-    except READ_ERRORS:
-        raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file.file)}") from None
-    fits, expected = {
-        "frames": (
-            len(shape) == 4 and shape[3] == 3 and dtype in (np.float32, np.uint8),
-            "(N, 256, 256, 3), float32 or uint8",
-        ),
-        "audios": (len(shape) == 2 and dtype == np.float32, "(N, 48000), float32"),
-        "spects": (shape[1:] == (3, 96, 64), "(N, 3, 96, 64), float32"),
-    }[key.partition("_")[2]]
+    file, arrays = _open_whole(path)
+    key = f"{split}_{kind}"
+    if key not in arrays:
+        raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file)}")
+    shape, dtype = arrays[key].shape, arrays[key].dtype
+    if kind == "frames":
+        expected = "(N, 256, 256, 3), float32 or uint8"
+        fits = len(shape) == 4 and shape[3] == 3 and dtype in (np.float32, np.uint8)
+    elif kind == "audios":
+        expected, fits = "(N, 48000), float32", len(shape) == 2 and dtype == np.float32
+    else:
+        expected, fits = "(N, 3, 96, 64), float32", shape[1:] == (3, 96, 64)
     if not fits or 0 in shape:
         raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {expected}")
     return int(shape[0])

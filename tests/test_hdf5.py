@@ -15,9 +15,9 @@ from hdf5_inputs import level, real_sounds, write_authors_files
 import datasets.hdf5
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.benchmarks import build_clips
-from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, with_wrong_sounds
+from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest
 from datasets.frames import FrameGeometry, read_frame
-from datasets.hdf5 import HDF5Row, close_files, undo_levelling
+from datasets.hdf5 import close_files, undo_levelling
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
 from utils.files import BrokenFileError
 
@@ -49,13 +49,8 @@ def test_levelling_is_undone_up_to_a_constant():
         original = sound - sound.astype(np.float64).mean()
         # 1 - max y is about 2e-3 / R, of which float32 keeps about 4 digits for loud sounds.
         np.testing.assert_allclose(restored, original, atol=1e-4 * max(np.ptp(sound), 1e-6))
-
-
-def test_levelled_again_it_is_what_was_stored():
-    levelled = np.stack([level(sound) for sound in real_sounds(12, seed=2)])
-    restored = torch.from_numpy(np.stack([undo_levelling(y) for y in levelled]))
-    again = level_waveform(restored)
-    torch.testing.assert_close(again, torch.from_numpy(levelled), atol=1e-5, rtol=0)
+        again = level_waveform(torch.from_numpy(restored)[None])
+        torch.testing.assert_close(again, torch.from_numpy(level(sound))[None], atol=1e-5, rtol=0)
 
 
 def test_the_stored_spectrograms_are_never_needed(training_files):
@@ -75,11 +70,9 @@ def test_the_stored_spectrograms_are_never_needed(training_files):
     ("samples", "word"),
     [
         ([-1, 0, 1], "-1 to just under 1"),
-        ([-1, 0, 1.5], "-1 to just under 1"),
         ([-0.5, 0, 0.5], "got -0.5 to 0.5"),
-        ([-2, 0, 0.5], "not levelled"),
         ([-1, np.nan, 0.5], "not finite"),
-        ([], "no audio sample"),
+        ([], "holds no samples"),
     ],
 )
 def test_what_the_formula_cannot_give_is_refused(samples, word):
@@ -96,16 +89,7 @@ def test_frames_are_the_stored_pixels(training_files):
         assert np.array_equal(np.asarray(read_frame(clip.frame_source)), stored["frames"][row])
 
 
-def test_frames_may_be_bytes(training_files):
-    folder, _, stored = training_files
-    path = folder / "h5py_train_frames_10k.h5"
-    with h5py.File(path, "w") as file:
-        file["train_frames"] = stored["frames"].astype(np.uint8)
-    clip = build_clips("flickr", folder, clip_list=None).clips[2]
-    assert np.array_equal(np.asarray(read_frame(clip.frame_source)), stored["frames"][2])
-
-
-@pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan, np.inf])
+@pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan])
 def test_numbers_that_are_no_pixels(training_files, value):
     folder, _, _ = training_files
     with h5py.File(folder / "h5py_train_frames_10k.h5", "r+") as file:
@@ -121,9 +105,7 @@ def test_numbers_that_are_no_pixels(training_files, value):
     [
         (AudioConfig(window_seconds=1.0), None),
         (AudioConfig(window_seconds=10.0), 1.3),
-        (AudioConfig(window_seconds=2.0, sample_rate=22_050), None),
         (SegmentConfig(), None),
-        (SegmentConfig(segment_seconds=5.0), None),
     ],
 )
 def test_a_stored_sound_is_heard_like_a_file(training_files, tmp_path, window, excerpt_seconds):
@@ -197,22 +179,18 @@ def test_sspl_s_vgg_ss_tree(sspl_vgg_ss, tiny_data):
         build_clips("vgg_ss", root, clip_list=clip_list)
     named = build_clips("vgg_ss", root, clip_list=clip_list, annotations=moved)
     np.testing.assert_allclose(named.clips[0].bounding_boxes, [tiny_data.boxes[ids[0]]])
-
-
-def test_boxes_in_xml_beside_the_hdf5_files(sspl_vgg_ss, tiny_data):
-    root, ids, _ = sspl_vgg_ss
-    (root / "anno").mkdir()
+    (root / "anno").mkdir()  # boxes in XML beside the HDF5 files
     for clip_id in ids:
         (root / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, (0, 0, 0.5, 1)))
-    clips = build_clips("vgg_ss", root, clip_list=str(root / "vggss_test_4692.csv")).clips
+    clips = build_clips("vgg_ss", root, clip_list=clip_list).clips
     np.testing.assert_allclose(clips[0].bounding_boxes, [(0, 0, 0.5, 1)])
 
 
-@pytest.mark.parametrize("with_json", [True, False])
-def test_a_benchmark_needs_ids(sspl_vgg_ss, with_json):
+def test_a_benchmark_needs_ids(sspl_vgg_ss):
     root, _, boxes = sspl_vgg_ss
-    with pytest.raises(ValueError, match=r"no clip ids.*--clip-list.*sspl_vgg_ss_4692"):
-        build_clips("vgg_ss", root, clip_list=None, annotations=boxes if with_json else None)
+    for annotations in (boxes, None):
+        with pytest.raises(ValueError, match=r"no clip ids.*--clip-list.*sspl_vgg_ss_4692"):
+            build_clips("vgg_ss", root, clip_list=None, annotations=annotations)
 
 
 def test_folders_and_hdf5_together_are_refused(training_files, tmp_path):
@@ -250,6 +228,11 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:100_000])
 
 
+def move_key(folder):
+    with h5py.File(folder / "h5py_train_frames_10k.h5", "r+") as file:
+        file.move("train_frames", "pictures")
+
+
 def other_set(folder):
     for kind in ("frames", "audios"):
         shutil.copy(folder / f"h5py_train_{kind}_10k.h5", folder / f"h5py_train_{kind}_144k_1.h5")
@@ -270,33 +253,21 @@ def numbered(*numbers):
     ("spoil", "words"),
     [
         (rename("h5py_train_audios_10k.h5", "audios.h5"), "no h5py_train_audios_10k.h5 beside"),
-        (rename("h5py_train_frames_10k.h5", "f.h5"), "no h5py_train_frames_10k.h5 beside"),
         (rewrite("audios", lambda a: a[:3]), "audios_10k.h5 3, .*frames_10k.h5 5"),
         (rewrite("spects", lambda a: a[:4]), "spects_10k.h5 4"),
-        (rewrite("spects", lambda a: a[:, :2]), "expected .N, 3, 96, 64"),
         (rewrite("frames", lambda a: a.transpose(0, 3, 1, 2)), "expected .N, 256, 256, 3"),
         (rewrite("frames", lambda a: a.astype(np.int64)), "int64, expected"),
-        (rewrite("frames", lambda a: a[:0]), "expected .N, 256, 256, 3"),
         (rewrite("audios", lambda a: a.astype(np.float64)), "float64, expected"),
         (rewrite("audios", lambda a: a[..., None]), "expected .N, 48000"),
         (cut, "audios_10k.h5 cannot be read: not a whole HDF5 file"),
-        (lambda f: (f / "h5py_train_frames_10k.h5").write_text("404"), "not a whole HDF5 file"),
+        (move_key, "no data set 'train_frames', it has: pictures"),
         (other_set, "several sets: .*10k.*144k_1"),
         (numbered(1, 2, 4), "numbers .3. are missing"),
-        (numbered(2, 3), "numbers .1. are missing"),
     ],
 )
 def test_files_that_do_not_go_together_are_refused(training_files, spoil, words):
     spoil(training_files[0])
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        build_clips("flickr", training_files[0], clip_list=None)
-
-
-def test_another_key_is_named(training_files):
-    path = training_files[0] / "h5py_train_frames_10k.h5"
-    with h5py.File(path, "r+") as file:
-        file.move("train_frames", "pictures")
-    with pytest.raises(BrokenFileError, match=r"no data set 'train_frames', it has: pictures"):
         build_clips("flickr", training_files[0], clip_list=None)
 
 
@@ -349,11 +320,3 @@ def test_no_open_file_crosses_a_fork(training_files):
     assert not datasets.hdf5._open.cache_info().currsize
     assert os.waitpid(child, 0)[1] == 0
     assert np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
-
-
-def test_wrong_sounds_work_with_rows(training_files):
-    clips = build_clips("flickr", training_files[0], clip_list=None).clips
-    wrong = with_wrong_sounds(clips)
-    assert all(w.audio_source != c.audio_source for w, c in zip(wrong, clips, strict=True))
-    assert {w.audio_source for w in wrong} == {c.audio_source for c in clips}
-    assert str(HDF5Row(clips[0].frame_source.path, "train_frames", 0)) in str(clips[0].frame_source)

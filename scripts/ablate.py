@@ -24,6 +24,8 @@ from typing import Any
 import pandas as pd
 
 import opts
+from utils.evaluation.negatives import DISC
+from utils.evaluation.statistics import SCORE_KEYS
 from utils.files import write_atomically
 from utils.training import configure_logging, run_command
 
@@ -33,7 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 GRIDS = Path(__file__).with_name("grids.json")
 Runs = dict[tuple[str, str], list[list[str]]]
 """commands by variant and seed"""
-SCORES = {"ciou_at_0.5": "cIoU@0.5", "auc": "AUC", "mean_ciou": "mean cIoU", "pointing_accuracy": "pointing"}
 
 
 def find_grid(name: str) -> dict[str, Any]:
@@ -143,11 +144,11 @@ def write_table(folder: Path, runs: Runs, command: str, failed: Sequence[str]) -
     for (variant, seed), (_, *tests) in runs.items():
         for path in (folder / variant / f"seed-{seed}" / test[1] / "summary.json" for test in tests):
             if path.exists():
-                summary = json.loads(path.read_text())
-                rows += [{"variant": variant, "seed": seed, **row} for row in scores_of(summary)]
+                rows += scores_of(json.loads(path.read_text()), variant, seed)
     if not rows:
         return
-    each = pd.DataFrame(rows)
+    each = pd.DataFrame(rows).drop_duplicates(["rule", "variant", "seed"])
+    each = each.sort_values("seed", key=lambda seeds: seeds == "", kind="stable")
     if (each.groupby("rule")["clips"].nunique() > 1).any():
         raise ValueError(
             f"{folder}: runs were scored on different clips. Remove the older results; call again."
@@ -164,15 +165,28 @@ def write_table(folder: Path, runs: Runs, command: str, failed: Sequence[str]) -
     sys.stdout.write(text)
 
 
-def scores_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lists the scores of a result, percent: a row for each rule, and for each of the blind baselines."""
+def scores_of(summary: dict[str, Any], variant: str, seed: str) -> list[dict[str, Any]]:
+    """Lists scores, percent: a row for the model and for each blind baseline, which has no seed."""
+    if "protocols" not in summary:  # of negatives; the deaf guess is left out, it is another for each model
+        scores = {key: one["mean"] for key, one in summary["scores"].items()}
+        rows = [
+            ("universal threshold", variant, scores),
+            ("universal threshold", DISC, summary["without_ears"][DISC]),
+        ]
+    else:
+        rows = [
+            (
+                one["name"],
+                variant if row["kind"] == "model" else row["name"],
+                {key: row[key] for key in SCORE_KEYS},
+            )
+            for one in summary["protocols"]
+            for row in one["rows"]
+        ]
     clips = summary["scored_clips_sha256"]
-    if "protocols" not in summary:
-        return [{"rule": "negatives", "clips": clips, **{k: v["mean"] for k, v in summary["scores"].items()}}]
     return [
-        {"rule": f"localisation, {one['name']}", "clips": clips}
-        | {SCORES[key]: one["rows"][0][key] for key in SCORES}
-        for one in summary["protocols"]
+        {"rule": rule, "variant": name, "seed": seed if name == variant else "", "clips": clips, **scores}
+        for rule, name, scores in rows
     ]
 
 

@@ -29,7 +29,12 @@ def programs(monkeypatch):
                 output.mkdir()
                 seed = int(output.parent.name.removeprefix("seed-"))
                 row = {"ciou_at_0.5": 10 * seed, "auc": 1.0, "mean_ciou": 1.0, "pointing_accuracy": None}
-                summary = {"scored_clips_sha256": "a", "protocols": [{"name": "ssl_tie", "rows": [row]}]}
+                row |= {"name": "model", "kind": "model"}
+                disc = row | {"name": "centre disc", "kind": "baseline", "ciou_at_0.5": 7}
+                summary = {
+                    "scored_clips_sha256": "a",
+                    "protocols": [{"name": "ssl_tie", "rows": [row, disc]}],
+                }
                 (output / "summary.json").write_text(json.dumps(summary))
         return status
 
@@ -55,8 +60,14 @@ def test_finished_runs_are_skipped_and_the_table_has_mean_and_deviation(tmp_path
         str(tmp_path / "silence" / "seed-4"),
     ]
     assert "45.00 ± 7.07" in capsys.readouterr().out
-    assert "silence" in (tmp_path / "table.md").read_text()
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| ")] == [
+        "variant",
+        "without",
+        "silence",
+        "centre",
+    ]
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 4 + 1
 
     calls.clear()
     assert start(tmp_path) == 0

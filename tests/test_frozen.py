@@ -301,9 +301,9 @@ def test_training_steps_and_weights(golden, root, tmp_path, name, epochs, proces
 
 
 def compare(numbers, expected, where=""):
-    """All equal, but for the flip of a pixel that lies on a threshold in a few clips."""
+    """All equal, but for pixels on a threshold in a few clips; further numbers may be new."""
     if isinstance(expected, dict):
-        assert list(numbers) == list(expected), where
+        assert numbers.keys() >= expected.keys(), where
         for name in expected:
             compare(numbers[name], expected[name], f"{where}/{name}")
     elif isinstance(expected, list) and expected and isinstance(expected[0], float):
@@ -323,14 +323,14 @@ def compare(numbers, expected, where=""):
 def compare_intervals(intervals, expected):
     """Ends within .5 points, or one clip of 40 where scores are of hits and misses; draws may change."""
     if isinstance(expected, dict):
-        assert intervals.keys() == expected.keys()
+        assert intervals.keys() >= expected.keys()
         pairs = [(intervals[name], expected[name]) for name in expected]
     else:
         pairs = zip(intervals, expected, strict=True)
     for interval, other in pairs:
         if isinstance(other, dict) or (other and isinstance(other[0], list)):
             compare_intervals(interval, other)
-        elif other is None:
+        elif other is None or max(other) - min(other) < 1e-6:  # all clips are alike
             assert interval is None
         else:
             hits = all(abs(40 * end / 100 - round(40 * end / 100)) < 1e-6 for end in other)

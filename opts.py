@@ -4,12 +4,12 @@ import argparse
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets.audio import AudioConfig, SegmentConfig
-from datasets.benchmarks import BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
+from datasets.benchmarks import BENCHMARKS, BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig
 from datasets.geometric_transform import GeometricConfig
 from datasets.negative_sounds import NegativeSoundConfig
@@ -18,11 +18,11 @@ from models import METHODS
 from models.recipes import SSLTIERecipe, SSPLRecipe
 from models.sspl import SSPLConfig
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
-from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
-from utils.localisation_options import BaselineOptions, LocalisationOptions
+from utils.files import check_place
 from utils.mixing_schedule import AudioMixingOptions
-from utils.options import Options, add_group, build, option
+from utils.options import Options, add_group, build, flag, option
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
@@ -321,6 +321,106 @@ class ScoringOptions(Options):
     """print all options and stop"""
 
 
+SAID_BY_SAVED_MAPS = (
+    "checkpoint", "save_maps", "frame_geometry", "training_list", "object_prior", "object_prior_weights",
+    "audio", "save_overlays", "gallery",
+)  # fmt: skip
+"""Options that a file of saved maps leaves without meaning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalisationOptions(ScoringOptions):
+    """What to score, and how."""
+
+    checkpoint: Path | None = None
+    """written by main.py, or a released file (ckpts/README.md)"""
+    benchmark: str = option(choices=BENCHMARKS)
+    """data set with boxes or masks, see docs/data.md for its folders"""
+    output: Path
+    """folder for summary.json, per_clip.csv, table.md, .tex and .csv, report.html and overlays"""
+    save_maps: Path | None = None
+    """file for the similarity maps, to be scored again by --from-maps; none: they are not kept"""
+    from_maps: Path | None = None
+    """file of --save-maps to be scored, instead of a checkpoint"""
+    protocol: str | None = None
+    """scoring rules, commas between them, the headline first, or all (docs/evaluation.md); none:
+    ssl_tie,sspl, after the rule under which metrics of the benchmark's own are published"""
+    negatives: str | None = None
+    """of the extended benchmarks: file of video,audio,label; none: SLAVC's official list"""
+    object_prior: float | None = option(None, at_least=0, at_most=1)
+    """share of the model's map beside one of objects, 0 to 1 (docs/peers.md); none: it alone"""
+    object_prior_weights: Path | None = None
+    """torchvision's resnet18-f37072fd.pth; none: looked up by name in ckpts/ and torch hub"""
+    labels: Path | None = None
+    """file with each clip's class (docs/evaluation.md), for scores by class; none: without"""
+    audio: Literal["own", "shuffled"] = "own"
+    """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
+    save_overlays: str = "0"
+    """number of overlay pictures to write, or all"""
+    gallery: int = option(8, at_least=0)
+    """best, median and worst clips shown in report.html, of each"""
+
+    def __post_init__(self) -> None:
+        """Refuse values without meaning, and options that saved maps would leave unread."""
+        super().__post_init__()
+        if self.save_overlays != "all" and not self.save_overlays.isdecimal():
+            raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
+        _check_protocols(self.protocol)
+        if self.object_prior_weights is not None and self.object_prior is None:
+            raise ValueError("--object-prior-weights needs --object-prior.")
+        if self.save_maps is not None:
+            if self.save_maps.is_dir():
+                raise ValueError(f"--save-maps {self.save_maps} is a folder; name a file.")
+            check_place(self.save_maps.parent, f"--save-maps {self.save_maps}")
+        if self.from_maps is None:
+            if self.checkpoint is None:
+                raise ValueError("--checkpoint is missing; or name saved --from-maps.")
+            return
+        defaults = {described.name: described.default for described in fields(self)}
+        unread = [flag(name) for name in SAID_BY_SAVED_MAPS if getattr(self, name) != defaults[name]]
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)} cannot be given beside --from-maps: the file says from which model its "
+                "maps come, and holds no frames."
+            )
+
+    @property
+    def max_overlays(self) -> float:
+        """Overlay pictures to write; infinite for all."""
+        return float("inf") if self.save_overlays == "all" else int(self.save_overlays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions(Options):
+    """What to score without a model: blind predictors and ceilings, from boxes alone."""
+
+    benchmark: str = option(choices=BENCHMARKS)
+    """data set with boxes"""
+    annotations: Path
+    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
+    clip_list: str | None = None
+    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    protocol: str | None = None
+    """scoring rules, commas between them, or all (docs/evaluation.md); none: ssl_tie,sspl, after
+    the rule under which metrics of the benchmark's own are published"""
+    output: Path | None = None
+    """JSON file for the scores; none: only on the screen"""
+    dry_run: bool = False
+    """print all options and stop"""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown rules."""
+        super().__post_init__()
+        _check_protocols(self.protocol)
+
+
+def _check_protocols(names: str | None) -> None:
+    try:
+        find_protocols(names or "all")
+    except ValueError as error:
+        raise ValueError(f"--protocol: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalOptions(ScoringOptions):
     """What to retrieve, and how it is scored."""
@@ -356,14 +456,14 @@ class RetrievalOptions(ScoringOptions):
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
         super().__post_init__()
-        for flag, parse, text in (
+        for name, parse, text in (
             ("--directions", parse_directions, self.directions),
             ("--ks", parse_ks, self.ks),
         ):
             try:
                 parse(text)
             except ValueError as error:
-                raise ValueError(f"{flag} {error}") from error
+                raise ValueError(f"{name} {error}") from error
 
     @property
     def benchmark(self) -> str:

@@ -70,22 +70,27 @@ def test_docs_name_every_data_set_folder_and_list():
 
 def test_a_benchmark_is_one_row(tmp_path):
     """A copy of the programs with a row more: choices and readers follow."""
-    for name in ("datasets", "models", "scripts", "utils"):
+    for name in ("datasets", "models", "utils"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("main.py", "opts.py"):
+    for name in ("opts.py", "test.py"):
         shutil.copy(ROOT / name, tmp_path)
     path = tmp_path / "datasets" / "benchmarks.py"
     row = '"toy": DataSet(title="Toy", roots=(".",), folders=_VGG_SS_FOLDERS, read_xml=read_vgg_ss_xml),'
     text = path.read_text()
     assert text.count('    "stamps": DataSet(') == 1
     path.write_text(text.replace('    "stamps": DataSet(', f'    {row}\n    "stamps": DataSet('))
-    given = "ssl_tie --train-set vggsound --data-root . --output out --dry-run --validation-root ."
-    finished = subprocess.run(
-        [sys.executable, "main.py", *given.split(), "--validation-benchmark", "toy"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout)["validation"]["validation_benchmark"] == "toy"
+    (tmp_path / "anno").mkdir()
+    (tmp_path / "anno" / "a.xml").write_text(vgg_ss_xml("a", (0, 0, 0.5, 1)))
+
+    def run(*words):
+        given = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+        return subprocess.run([sys.executable, *words], check=False, **given)
+
+    scored = run("test.py", "baselines", "--benchmark", "toy", "--annotations", "anno")
+    assert scored.returncode == 0, scored.stderr
+    assert "toy, 1 clips: no cut of this set is published" in scored.stdout
+    described = run("-c", "import opts; opts.parse_train_options(['ssl_tie', '--help'])")
+    assert "--validation-benchmark {vgg_ss,flickr_soundnet,toy," in described.stdout
 
 
 # ------------------------------------------------------------------------ folders with XML or nothing

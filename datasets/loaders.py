@@ -87,22 +87,7 @@ class ClipLoader(DataLoader[Any]):
     Python's own clean-up, which sends SIGTERM and waits, would therefore wait for ever.
     """
 
-    def __init__(self, clips: AudioVisualClips, *, num_workers: int, **settings: Any) -> None:  # noqa: ANN401
-        """Starts no worker yet.
-
-        Args:
-            clips: what is decoded.
-            num_workers: decoding processes; 0 decodes in this one.
-            settings: of DataLoader.
-        """
-        super().__init__(
-            clips,  # type: ignore[arg-type]  # the collate function turns samples into a batch
-            num_workers=num_workers,
-            collate_fn=collate,
-            worker_init_fn=_prepare_worker,
-            **settings,
-        )
-        self._running: Any = None
+    _running: Any = None
 
     def _get_iterator(self) -> Any:  # noqa: ANN401 - torch's iterators are private
         self._running = super()._get_iterator()
@@ -112,11 +97,9 @@ class ClipLoader(DataLoader[Any]):
         return self._running
 
     def __enter__(self) -> "ClipLoader":
-        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the workers, in the middle of an epoch too."""
         running, self._running, self._iterator = self._running, None, None
         if self.num_workers == 0 or running is None:
             return
@@ -140,36 +123,33 @@ def _kill(workers: Sequence[BaseProcess], iterator_id: int) -> None:
 def build_train_loader(
     clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
 ) -> ClipLoader:
-    """Loader over the batches of a SeededBatches; its workers live from epoch to epoch.
+    """Load the batches of a SeededBatches; the workers (0: this process) live from epoch to epoch.
 
-    Args:
-        clips: what is decoded.
-        batches: which clips, in which order; move it with start_at before iterating.
-        num_workers: decoding processes; 0 decodes in this one.
-        pin_memory: copy batches to page-locked memory, for a GPU.
+    Move it with `batches.start_at` before iterating. `pin_memory` is for a GPU.
     """
     return ClipLoader(
-        clips,
+        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
         num_workers=num_workers,
         batch_sampler=batches,
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_prepare_worker,
     )
 
 
 def build_test_loader(
     clips: AudioVisualClips, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> ClipLoader:
-    """Loader over all clips in order, the last batch as small as it comes.
-
-    Args:
-        clips: what is decoded.
-        batch_size: clips a batch.
-        num_workers: decoding processes; 0 decodes in this one.
-        pin_memory: copy batches to page-locked memory, for a GPU.
-    """
-    batches = _InOrder(len(clips), batch_size)
-    return ClipLoader(clips, num_workers=num_workers, batch_sampler=batches, pin_memory=pin_memory)
+    """Load all clips in order, the last batch as small as it comes."""
+    return ClipLoader(
+        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
+        num_workers=num_workers,
+        batch_sampler=_InOrder(len(clips), batch_size),
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
+    )
 
 
 def _prepare_worker(_: int) -> None:

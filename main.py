@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,18 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import opts
-from datasets.audio_mixing import Mixing, MixingBatches
+from datasets.augmentation import to_displayable
 from datasets.benchmarks import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry
-from datasets.loaders import ClipLoader, build_test_loader, build_train_loader, hash_seed
-from datasets.transforms import to_displayable
-from datasets.views import SSLTIEViews, SSPLViews, TestViews
-from models import build_model
-from models.heads import collapse_warning
-from models.released import load_frozen_encoders
-from models.sspl import SSPL
-from scripts.training_inputs import build_training_clips, build_views
+from datasets.loaders import ClipLoader, SeededBatches, build_test_loader, build_train_loader, hash_seed
+from models import METHODS
+from models.method import Method
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.distributed import (
     barrier,
@@ -47,10 +42,7 @@ from utils.distributed import (
 )
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.evaluation.retrieval import Embeddings, embed_clips
 from utils.leaks import find_leak
-from utils.mixing_schedule import MixingCurriculum
-from utils.optimisation import Stepper, Trainer
 from utils.training import (
     Interruption,
     TrainingRun,
@@ -64,10 +56,13 @@ from utils.training import (
 
 logger = logging.getLogger("main")
 
+LOG_EVERY = 20  # steps between two entries in TensorBoard
+NUM_PICTURES = 4  # overlays in TensorBoard after each epoch
+
 
 def train(options: opts.TrainOptions) -> int:
-    """Trains from the options, with all processes of torchrun; returns the exit status."""
-    use_full_float32(not options.compute.tf32)
+    """Train with all processes of torchrun; return the exit status."""
+    use_full_float32(options.compute.precision != "tf32")
     with process_group(pick_device(options.run.device)) as device:
         if not is_main_process():
             logging.getLogger().setLevel(logging.WARNING)
@@ -75,8 +70,10 @@ def train(options: opts.TrainOptions) -> int:
 
 
 def train_on(device: torch.device, options: opts.TrainOptions) -> int:
-    """Trains in this process; all processes do the same on their parts of each batch."""
+    """Train in this process; all processes do the same on their parts of each batch."""
     run = TrainingRun(options.run.output, resume=options.run.resume)
+
+    # Data: batches are a function of seed, epoch and step, whatever the number of processes and workers.
     training_set = build_clips(
         options.data.train_set,
         options.data.data_root,
@@ -84,59 +81,62 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         allow_missing=options.data.allow_missing,
     )
     validation_set = build_validation_set(options, training_set)
-    batches = MixingBatches(
-        len(training_set.clips),
-        options.optimisation.batch_size,
-        options.run.seed,
-        part=local_slice(options.optimisation.batch_size),
-    )
-    trainer = build_trainer(options, device)
-    curriculum = MixingCurriculum(options.mixing, training_set.clip_ids, options.run.seed)
+    batch_size, epochs = options.optimisation.batch_size, options.optimisation.epochs
+    own = local_slice(batch_size)  # which clips of each batch are this process's
+    batches = SeededBatches(len(training_set.clips), batch_size, options.run.seed, part=own)
+
+    # Model: `model` has the weights; `wrapped` is what a step calls, the model or its data-parallel wrapper.
+    model, wrapped = build_model(options, device)
+    optimizer = model.build_optimizer(options.optimisation)
+    scaler = torch.amp.GradScaler(device.type, enabled=options.compute.precision == "fp16")
+    curriculum = model.curriculum(options, training_set.clips)
+    state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
     if options.run.resume:
-        restore(options, run, training_set, trainer, curriculum)
-    views = build_views(options, device)
-    loader = build_train_loader(
-        build_training_clips(options, training_set),
-        batches,
-        num_workers=options.data.workers,
-        pin_memory=device.type == "cuda",
+        restore(options, run, training_set, model, state)
+
+    clips = AudioVisualClips(
+        training_set.clips,
+        geometry=FrameGeometry(model.training_frame_size),
+        audio=options.audio,
+        excerpt_seconds=model.excerpt_seconds,
+        random_crop=model.random_crop,
     )
-    epochs = options.optimisation.epochs
-    assert epochs is not None  # recipes are completed when options are parsed
+    loader = build_train_loader(
+        clips, batches, num_workers=options.data.workers, pin_memory=device.type == "cuda"
+    )
+
     with run, Interruption() as stop, loader:
         run.start(
             opts.as_plain(options),
             missing=training_set.missing,
             steps_per_epoch=batches.steps_per_epoch,
-            log_every=options.run.log_every,
-            diagnose=collapse_warning,
+            log_every=LOG_EVERY,
+            diagnose=model.diagnose,
         )
         logger.info(
             "Training %s on %d clips of %s (%s), device: %s, processes: %d, output: %s",
             options.method, len(training_set.clips), options.data.train_set,
             training_set.list_name, environment_report(device)["device"], world_size(), run.folder,
         )  # fmt: skip
-        if curriculum.options.audio_mixing and not curriculum.options.is_on(epochs - 1):
-            first = curriculum.options.mixing_start_epoch
-            logger.warning("Mixing begins with epoch %d, after the last of --epochs.", first)
         while run.epoch < epochs:
             batches.start_at(run.epoch, run.step)
-            batches.mixing, stopped_by = choose_mixing(
-                options, run.epoch, training_set, trainer, curriculum, stop
-            )
-            best_on = None
+            stopped_by, best_on = None, None
+            if curriculum is not None:
+                if curriculum.needs_search(run.epoch):  # with the weights as they are now
+                    find_partners(options, curriculum, run.epoch, model, device, stop)
+                    stopped_by = stop.agreed()
+                batches.mixing = curriculum.mixing_for_epoch(run.epoch)
             if stopped_by is None:
-                stopped_by = train_one_epoch(options, run, loader, views, trainer, stop)
-                run.check_weights(trainer.model.state_dict())
+                stopped_by = train_one_epoch(
+                    options, run, loader, own.start, model, wrapped, optimizer, scaler, stop
+                )
+                run.check_weights(model.state_dict())
             if stopped_by is None:
-                result = validate(options, validation_set, trainer.model, device, stop)
+                result = validate(options, validation_set, model, device, stop)
                 stopped_by = stop.agreed()
-            if stopped_by is None:
-                is_best = run.finish_epoch(result)
-                if validation_set is not None and is_best:
-                    rule = options.validation.validation_protocol or options.method
-                    best_on = {**validation_set.identity(), "protocol": rule}
-            checkpoint = make_checkpoint(options, run, training_set, trainer, curriculum)
+            if stopped_by is None and run.finish_epoch(result) and validation_set is not None:
+                best_on = {**validation_set.identity(), "protocol": validation_rule(options)}
+            checkpoint = make_checkpoint(options, run, training_set, model, state)
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
@@ -147,108 +147,20 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     return 0
 
 
-def build_trainer(options: opts.TrainOptions, device: torch.device) -> Trainer:
-    """The model with its initial weights, ready to train on a device, alone or with others."""
-    torch.manual_seed(options.run.seed)
-    model = build_model(options.method, options.model).train()
-    frozen = options.frozen
-    if frozen is not None and isinstance(model, SSPL) and not options.run.resume:  # else last.pth's
-        if frozen.random_init:
-            logger.warning("The frozen encoders keep random weights (--random-init).")
-        else:
-            encoders = model.frozen_encoders()
-            found = load_frozen_encoders(encoders, vgg16=frozen.vgg16, vggish=frozen.vggish)
-            for kind, path in found.items():
-                logger.info("Frozen %s: %s", kind, path)
-    layout = torch.channels_last if options.compute.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = options.optimisation.build_optimizer(model)
-    wrapped = model
-    if world_size() > 1:
-        synchronise_batch_norms(model)
-        ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-    if options.compute.compile:
-        for network in model.networks():
-            network.compile()
-    stepper = Stepper(optimizer, device, options.compute.precision)
-    return Trainer(model, wrapped, stepper)
-
-
-def choose_mixing(
-    options: opts.TrainOptions,
-    epoch: int,
-    training_set: ClipSet,
-    trainer: Trainer,
-    curriculum: MixingCurriculum,
-    stop: Interruption,
-) -> tuple[Mixing | None, int | None]:
-    """What an epoch mixes, if anything, and the signal that stopped the search for it, if any."""
-    if curriculum.is_due(epoch):
-        embeddings = embed_sounds(options, training_set, trainer, stop)
-        stopped_by = stop.agreed()
-        if stopped_by is not None:
-            return None, stopped_by
-        curriculum.search(epoch, embeddings, trainer.stepper.device)
-    chosen = curriculum.in_epoch(epoch)
-    return None if chosen is None else Mixing(*chosen), None
-
-
-def embed_sounds(
-    options: opts.TrainOptions, training_set: ClipSet, trainer: Trainer, stop: Interruption
-) -> Embeddings:
-    """This process's part of the training sounds, unmasked, for the model as it is."""
-    assert options.augmentation is not None
-    clips = AudioVisualClips(
-        shard(training_set.clips, rank(), world_size()),
-        geometry=FrameGeometry(options.frame.frame_size),
-        audio=options.audio,
-        excerpt_seconds=options.augmentation.audio_excerpt_seconds,
-        content="sounds",
-    )
-    device = trainer.stepper.device
-    batches = decoded_in_order(options, clips, "embedding sounds", device, stop)
-    views = TestViews(options.audio, device)
-    trainer.model.eval()
-    with autocast(device, options.compute.precision):
-        found = embed_clips(trainer.model, batches, views, num_clips=len(clips), image_pooling=None)
-    trainer.model.train()
-    return found
-
-
-def decoded_in_order(
-    options: opts.TrainOptions,
-    clips: AudioVisualClips,
-    purpose: str,
-    device: torch.device,
-    stop: Interruption,
-) -> Iterator[Batch]:
-    """Clips, as many at once as a training step has; ends early when stopped."""
-    own = local_slice(options.optimisation.batch_size)
-    loader = build_test_loader(
-        clips,
-        batch_size=own.stop - own.start,
-        num_workers=options.data.workers,
-        pin_memory=device.type == "cuda",
-    )
-    hidden = not is_main_process()
-    with loader:
-        for batch in tqdm(loader, purpose, unit="batch", leave=False, disable=hidden):
-            yield batch.to(device)
-            if stop.signal_number is not None:
-                return
-
-
 def train_one_epoch(
     options: opts.TrainOptions,
     run: TrainingRun,
     loader: ClipLoader,
-    views: SSLTIEViews | SSPLViews,
-    trainer: Trainer,
+    first: int,
+    model: Method,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     stop: Interruption,
 ) -> int | None:
-    """The steps of one epoch from run.step on; returns the signal that stopped it early, if any."""
+    """Make the steps of an epoch from run.step on; return the signal that stopped it early, if any."""
     batch_size = options.optimisation.batch_size
+    device = next(model.parameters()).device
     bar = tqdm(
         desc=f"epoch {run.epoch + 1}/{options.optimisation.epochs}",
         initial=run.step * batch_size,
@@ -257,24 +169,28 @@ def train_one_epoch(
         disable=not is_main_process(),
     )
     with bar:
-        for whole in loader:
-            run.note_broken(whole.broken)
-            batch = whole.part(slice(smallest(len(whole)))) if world_size() > 1 else whole
+        for decoded in loader:
+            # Clips that cannot be decoded are left out and named; all processes cut their batches to one
+            # size.
+            run.note_broken(decoded.broken)
+            batch = decoded.part(slice(smallest(len(decoded))))
             if len(batch) < 2:
                 logger.warning("Skipped a batch of which %d clips could be read.", len(batch))
                 run.step += 1
             else:
-                step = trainer.step_on(
-                    batch,
-                    views,
-                    seed=hash_seed(options.run.seed, run.epoch, run.step),
-                    global_size=batch_size,
-                )
-                run.note_step(step.loss, step.terms, batch.clip_ids)
+                seed = hash_seed(options.run.seed, run.epoch, run.step)
+                views = model.augment(batch.to(device), seed, first=first, global_size=batch_size)
+                with autocast(device, options.compute.precision):
+                    output = wrapped(**views)
+                scaler.scale(output.loss).backward()
+                scaler.step(optimizer)  # left out where fp16 has overflown
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+
+                run.note_step(output.loss, output.terms, batch.clip_ids)
                 if run.step == run.steps_per_epoch:
-                    shown = slice(options.run.pictures)
-                    frames = to_displayable(step.inputs[views.shown][shown])
-                    run.add_pictures(frames, step.similarity_map[shown].float().cpu().numpy())
+                    frames = to_displayable(views[model.shown][:NUM_PICTURES])
+                    run.add_pictures(frames, output.similarity_map[:NUM_PICTURES].float().cpu().numpy())
             bar.update(batch_size)
             stopped_by = stop.agreed()
             if stopped_by is not None:
@@ -282,14 +198,52 @@ def train_one_epoch(
     return None
 
 
+def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Method, nn.Module]:
+    """Build the model with its initial weights on a device, and what is called to train it."""
+    torch.manual_seed(options.run.seed)
+    model = METHODS[options.method].model.from_options(options).train()
+    if not options.run.resume:  # else the weights are those of last.pth
+        model.load_pretrained(options)
+    # Convolutions are faster with the channels innermost, but for float32 on a GPU: docs/performance.md.
+    innermost = device.type == "cpu" or options.compute.precision in ("bf16", "fp16")
+    layout = torch.channels_last if innermost else torch.contiguous_format
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    wrapped: nn.Module = model
+    if world_size() > 1:
+        synchronise_batch_norms(model)
+        device_ids = [device.index] if device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    if options.compute.compile:
+        for network in model.networks():
+            network.compile()
+    return model, wrapped
+
+
+def find_partners(
+    options: opts.TrainOptions,
+    curriculum: Any,  # noqa: ANN401 - of the method
+    epoch: int,
+    model: Method,
+    device: torch.device,
+    stop: Interruption,
+) -> None:
+    """Let the curriculum embed all training sounds and find each one's partner, unless a signal comes."""
+    model.eval()
+    with torch.inference_mode(), autocast(device, options.compute.precision):
+        curriculum.search(
+            epoch, model, lambda clips, words: decode_all(options, clips, words, device, stop), stop.agreed
+        )
+    model.train()
+
+
 def validate(
     options: opts.TrainOptions,
     validation_set: ClipSet | None,
-    model: nn.Module,
+    model: Method,
     device: torch.device,
     stop: Interruption,
 ) -> dict[str, float] | None:
-    """Scores the model on the validation benchmark, where one is named; on a part when stopped."""
+    """Score the model on the validation benchmark, where one is named; on a part when stopped."""
     if validation_set is None:
         return None
     clips = AudioVisualClips(
@@ -298,11 +252,10 @@ def validate(
         audio=options.audio,
     )
     model.eval()
-    views, localiser = TestViews(options.audio, device), cast(Any, model)
     result = evaluate_localisation(
-        lambda batch: localiser.localise(*views(batch)),
-        decoded_in_order(options, clips, "validation", device, stop),
-        [PROTOCOLS[options.validation.validation_protocol or options.method]],
+        lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
+        decode_all(options, clips, "validation", device, stop),
+        [PROTOCOLS[validation_rule(options)]],
         shared=True,
     )
     model.train()
@@ -311,10 +264,28 @@ def validate(
     return {"clips": len(result.headline), **result.scores()}
 
 
+def decode_all(
+    options: opts.TrainOptions, clips: AudioVisualClips, words: str, device: torch.device, stop: Interruption
+) -> Iterator[Batch]:
+    """Decode clips in order, as many at once as a training step has; end early when stopped."""
+    own = local_slice(options.optimisation.batch_size)
+    loader = build_test_loader(
+        clips,
+        batch_size=own.stop - own.start,
+        num_workers=options.data.workers,
+        pin_memory=device.type == "cuda",
+    )
+    with loader:
+        for batch in tqdm(loader, words, unit="batch", leave=False, disable=not is_main_process()):
+            yield batch.to(device)
+            if stop.signal_number is not None:
+                return
+
+
 def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> ClipSet | None:
-    """The validation clips, checked against the training clips; None where none are named."""
+    """List the validation clips, checked against the training clips; None where none are named."""
     chosen = options.validation
-    if chosen.validation_benchmark is None or chosen.validation_root is None:
+    if chosen.validation_benchmark is None:
         return None
     validation_set = build_clips(
         chosen.validation_benchmark,
@@ -328,40 +299,45 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
     return validation_set
 
 
+def validation_rule(options: opts.TrainOptions) -> str:
+    """Name the scoring rule: the one that is asked for, or that of the method's authors."""
+    return options.validation.validation_protocol or METHODS[options.method].rule
+
+
 def make_checkpoint(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    trainer: Trainer,
-    curriculum: MixingCurriculum,
+    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
 ) -> Checkpoint:
-    """All that rebuilds the model and goes on with the run; all processes must call it."""
-    plain, state = opts.as_plain(options), trainer.stepper.state_dict()
-    mixing = {"mixing": curriculum.state_dict()} if curriculum.options.audio_mixing else {}
+    """Collect all that rebuilds the model and goes on with the run; all processes must call it.
+
+    Args:
+        options: of the run.
+        run: where it stands.
+        training_set: what it trains on.
+        model: bare.
+        state: optimizer, scaler and the curriculum or None, by name.
+    """
+    plain = opts.as_plain(options)
+    states = {name: part.state_dict() for name, part in state.items() if part is not None}
     return Checkpoint(
         method=options.method,
         method_config=plain["model"],
         audio_config=plain["audio"],
         frame_config=plain["frame"],
-        state_dict=trainer.model.state_dict(),
+        state_dict=model.state_dict(),
         training_clips=training_set.known_ids,
         training_list=training_set.list_record(),
         epoch=run.epoch,
         step=run.step,
         options=plain,
-        optimizer=state["optimizer"],
-        progress=run.progress() | {"scaler": state["scaler"]} | mixing,
+        optimizer=states.pop("optimizer"),
+        progress=run.progress() | states,
     )
 
 
 def restore(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    trainer: Trainer,
-    curriculum: MixingCurriculum,
+    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
 ) -> None:
-    """Puts model, optimizer, run and the sounds to be mixed where last.pth left them.
+    """Put model, run and state (see `make_checkpoint`) where last.pth left them.
 
     Raises:
         ValueError: the run was started with other options or other clips.
@@ -375,18 +351,16 @@ def restore(
             f"{run.last_path} was trained with other settings: {'; '.join(differences)}. "
             "Resume with the same ones, or start anew in another --output."
         )
-    assert checkpoint.optimizer is not None
-    trainer.model.load_state_dict(checkpoint.state_dict)
-    trainer.stepper.load_state_dict(
-        {"optimizer": checkpoint.optimizer, "scaler": checkpoint.progress["scaler"]}
-    )
-    if "mixing" in checkpoint.progress:  # only of runs that mix
-        curriculum.load_state_dict(checkpoint.progress["mixing"])
+    model.load_state_dict(checkpoint.state_dict)
+    states = {"optimizer": checkpoint.optimizer, **checkpoint.progress}
+    for name, part in state.items():
+        if part is not None:
+            part.load_state_dict(states[name])
     run.restore(checkpoint)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
+    """Run the command line; return the exit status: 0, 2 for bad input, 128 + signal when stopped."""
 
     def command() -> int:
         options = opts.parse_train_options(arguments)

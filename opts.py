@@ -6,32 +6,46 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from datasets.audio import AudioConfig, SegmentConfig
 from datasets.benchmarks import BENCHMARKS, BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig
-from datasets.geometric_transform import GeometricConfig
-from datasets.negative_sounds import NegativeSoundConfig
-from datasets.transforms import AugmentationConfig
-from models import METHODS
-from models.recipes import SSLTIERecipe, SSPLRecipe
-from models.sspl import SSPLConfig
+from models import METHODS, check_method
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
-from utils.mixing_schedule import AudioMixingOptions
 from utils.options import Options, add_group, build, flag, option
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
+_MIXING = "Sounds are mixed as the authors' curriculum says: docs/method_ssl_tie.md."
 DROPPED = {
     "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",
     "--recompute-audio": "Activations are always kept: lower --batch-size, or use more GPUs.",
     "--head-megabytes": "The contrast is always computed at once: lower --batch-size, or use more GPUs.",
     "--view-pool": "SSPL draws any of the 1,058 views of a frame each time, as its authors do.",
     "--feature-cache": "SSPL's frozen encoders see new views in every step, so there is nothing to keep.",
+    "--tf32": "Use --precision tf32.",
+    "--channels-last": "It is chosen by itself: on CPUs, and for half precision on GPUs.",
+    "--log-every": "TensorBoard gets an entry every 20 steps.",
+    "--pictures": "TensorBoard gets 4 overlays after each epoch.",
+    "--sample-rate": "Sounds are heard at 16 kHz, as by the authors.",
+    "--max-rotation": "The largest angle is the authors' 30 degrees; --no-rotation takes rotation out.",
+    "--sharpness": "It is the authors' 0.03.",
+    "--audio-encodings": "The sound is encoded once in a step, with the same results as the authors' twice.",
+    "--noise-sounds": "A step has one noise.",
+    "--noise-quietest": "The noise's level is drawn between 0.01 and 1 of full scale.",
+    "--noise-loudest": "The noise's level is drawn between 0.01 and 1 of full scale.",
+    "--mixing-probability": _MIXING,
+    "--mixing-probability-growth": _MIXING,
+    "--mixing-probability-limit": _MIXING,
+    "--mixing-strength": _MIXING,
+    "--mixing-strength-growth": _MIXING,
+    "--mixing-strength-limit": _MIXING,
+    "--mixing-candidates": "The nearest sound is looked for among 4,000, as by the authors.",
+    "--mixing-refresh": "Neighbours are found anew in every epoch, as by the authors.",
     "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
     "--peer": "It went with --as-published.",
     "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
@@ -43,12 +57,13 @@ def refuse_dropped(arguments: Sequence[str]) -> None:
     """Refuse a command line with an option of an earlier version.
 
     Raises:
-        ValueError: an option, as `--option` or `--option=value`, is in DROPPED.
+        ValueError: an option, as `--option`, `--no-option` or `--option=value`, is in DROPPED.
     """
     for argument in arguments:
-        option = argument.partition("=")[0]
-        if option in DROPPED:
-            raise ValueError(f"{option} is no longer there. {DROPPED[option]}")
+        name = argument.partition("=")[0]
+        known = name.replace("--no-", "--", 1)
+        if known in DROPPED:
+            raise ValueError(f"{name} is no longer there. {DROPPED[known]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,32 +108,11 @@ class ValidationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenOptions:
-    """Where the frozen encoders of SSPL get their weights."""
-
-    vgg16: Path | None = None
-    """torchvision's vgg16-397923af.pth; none: looked up by name in ckpts/ and torch hub's folder"""
-    vggish: Path | None = None
-    """torchvggish's vggish-10086976.pth; none: looked up by name likewise"""
-    random_init: bool = False
-    """leave the frozen encoders at random weights: for trials only, no published setting"""
-
-    def __post_init__(self) -> None:
-        """Refuses weights that would not be used."""
-        if self.random_init and (self.vgg16 or self.vggish):
-            raise ValueError("--random-init and --vgg16 or --vggish exclude each other.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
     """How the arithmetic is done; docs/performance.md has what each is worth."""
 
     precision: Precision = "fp32"
-    """of the networks; weights, heads and losses are always float32"""
-    tf32: bool = False
-    """let GPUs round float32 products to TF32: faster, three digits fewer"""
-    channels_last: bool = False
-    """keep feature maps with their channels side by side, as GPUs' half precision likes them"""
+    """of the networks; weights, heads and losses are always float32. tf32: GPUs round float32 products"""
     compile: bool = False
     """compile the networks with torch.compile, which needs a C++ compiler or Triton"""
 
@@ -135,102 +129,59 @@ class RunOptions(Options):
     """of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
-    log_every: int = option(20, at_least=1)
-    """steps between two entries in TensorBoard"""
-    pictures: int = option(4, at_least=0)
-    """overlays in TensorBoard after each epoch"""
     dry_run: bool = False
     """print all options and stop"""
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """Everything that defines a training run."""
-
-    method: str
-    model: Any
-    """configuration of the method, see models.METHODS"""
-    data: DataOptions
-    audio: AudioConfig | SegmentConfig
-    frame: FrameConfig
-    validation: ValidationOptions
-    optimisation: SSLTIERecipe | SSPLRecipe
-    compute: ComputeOptions
-    run: RunOptions
-    augmentation: AugmentationConfig | None = None
-    """of SSL-TIE's training frames and sounds"""
-    geometric: GeometricConfig | None = None
-    """of SSL-TIE's equivariance branch"""
-    mixing: AudioMixingOptions | None = None
-    """of SSL-TIE's training sounds"""
-    negatives: NegativeSoundConfig | None = None
-    """of SSL-TIE's contrast"""
-    frozen: FrozenOptions | None = None
-    """of SSPL's encoders"""
-
-    def __post_init__(self) -> None:
-        """Refuses groups that contradict each other."""
-        if isinstance(self.audio, AudioConfig) and self.augmentation is not None:
-            self.augmentation.check_fits(self.audio.mel_bins, self.audio.num_frames)
-        if isinstance(self.model, SSPLConfig):
-            self.model.check_frame_size(self.frame.frame_size)
-        if self.negatives is not None and self.negatives.kinds and not self.model.has_contrast:
-            raise ValueError(
-                "--negative-sounds are negatives of the contrast, which has no part in the loss: "
-                "--contrastive-weight and --transformed-contrastive-weight are 0."
-            )
-
-
-_SHARED_GROUPS = {
+SHARED_GROUPS = {
     "data": DataOptions,
     "frame": FrameConfig,
     "validation": ValidationOptions,
     "compute": ComputeOptions,
     "run": RunOptions,
 }
-_METHOD_GROUPS: dict[str, dict[str, type]] = {
-    "ssl_tie": {
-        "audio": AudioConfig,
-        "augmentation": AugmentationConfig,
-        "geometric": GeometricConfig,
-        "mixing": AudioMixingOptions,
-        "negatives": NegativeSoundConfig,
-    },
-    "sspl": {"audio": SegmentConfig, "frozen": FrozenOptions},
-}
-"""Groups that only one method has, beside its configuration and its recipe."""
+"""Groups of main.py that every method has; the others are in its row of METHODS"""
+
+
+class TrainOptions(SimpleNamespace):
+    """Everything that defines a training run: `method`, its name, and its groups by name.
+
+    There are data, frame, validation, compute and run; of the method model, audio, optimisation and what it
+    has beside them, see METHODS.
+    """
 
 
 def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """Command line of main.py -> options.
+    """Parse the command line of main.py.
 
     Raises:
-        ValueError: values contradict each other, or an option is no longer there.
+        ValueError: values contradict each other, an option is no longer there, or the method is not complete.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     refuse_dropped(arguments)
     parser = argparse.ArgumentParser("main.py", description="Trains a sound localiser.")
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-    for name, method in METHODS.items():
+    for name, row in METHODS.items():
         sub = methods.add_parser(
             name,
-            help=(inspect.getdoc(inspect.getmodule(method.model)) or "").splitlines()[0],
+            help=(inspect.getdoc(inspect.getmodule(row.model)) or row.model.__name__).splitlines()[0],
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
-        for group in (*train_groups(name).values(), method.config, method.recipe):
+        for group in train_groups(name).values():
             add_group(sub, group)
     values = vars(parser.parse_args(arguments))
-    chosen: str = values["method"]
-    groups: dict[str, Any] = {name: build(group, values) for name, group in train_groups(chosen).items()}
-    model: Any = build(METHODS[chosen].config, values)
-    recipe: Any = build(METHODS[chosen].recipe, values)
-    return TrainOptions(method=chosen, model=model, optimisation=recipe.completed(model), **groups)
+    method = values["method"]
+    check_method(method)
+    groups = {name: build(group, values) for name, group in train_groups(method).items()}
+    options = TrainOptions(method=method, **groups)
+    METHODS[method].model.check_options(options)
+    return options
 
 
 def train_groups(method: str) -> dict[str, type]:
-    """Option groups of main.py for a method, but its configuration and its recipe."""
-    return _SHARED_GROUPS | _METHOD_GROUPS[method]
+    """Return the option groups of main.py for a method, by name."""
+    return {**SHARED_GROUPS, **METHODS[method].groups}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -551,36 +502,36 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
 
 
 def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:
-    """The options as nested plain values, for JSON and checkpoints."""
-    plain = asdict(options)
+    """Return the options as nested plain values, for JSON and checkpoints."""
+    if isinstance(options, TrainOptions):
+        groups = {name: asdict(group) for name, group in vars(options).items() if name != "method"}
+        plain: dict[str, Any] = {"method": options.method, **groups}
+    else:
+        plain = asdict(options)
     for group in (plain, *plain.values()):
         if isinstance(group, dict):
-            group |= {name: str(v) for name, v in group.items() if isinstance(v, Path)}
+            group |= {name: str(value) for name, value in group.items() if isinstance(value, Path)}
     return plain
 
 
 MAY_CHANGE_ON_RESUME = {
     "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "resume", "device",
-    "log_every", "pictures", "dry_run", "validation_root", "vgg16", "vggish",
+    "dry_run", "validation_root", "vgg16", "vggish",
 }  # fmt: skip
 """Options that leave the weights of an epoch as they are; the clips are compared apart."""
 
 
 def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs' plain options and moves the weights, in words.
+    """Say what differs between two runs' plain options, and moves the weights.
 
     Options that are newer than the first run were what their defaults are.
     """
-    found = []
-    groups = train_groups(now["method"])
-    for group, values in now.items():
-        if values is None:  # a group that the method has no more
-            continue
-        for name, value in values.items() if isinstance(values, dict) else ((group, values),):
-            old = before.get(group)
-            if isinstance(values, dict):
-                newer = groups[group].__dict__.get(name) if group in groups else None
-                old = (old or {}).get(name, newer)
+    if before.get("method") != now["method"]:
+        return [f"--method was {before.get('method')}, is {now['method']}"]
+    differences = []
+    for group, group_class in train_groups(now["method"]).items():
+        for name, value in now[group].items():
+            old = (before.get(group) or {}).get(name, group_class.__dict__.get(name))
             if old != value and name not in MAY_CHANGE_ON_RESUME:
-                found.append(f"--{name.replace('_', '-')} was {old}, is {value}")
-    return found
+                differences.append(f"{flag(name)} was {old}, is {value}")
+    return differences

@@ -37,13 +37,12 @@ from tqdm import tqdm
 import opts
 from datasets.annotations import read_labels
 from datasets.audio import AudioConfig, load_waveform, read_window
+from datasets.augmentation import as_float, normalise
 from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
-from datasets.clips import AudioVisualClips, Batch, BrokenClip, ClipRequest, Content, with_wrong_sounds
+from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
 from datasets.lists import find_list, published_list, without_negatives
 from datasets.loaders import ClipLoader, build_test_loader
-from datasets.transforms import as_float, normalise
-from datasets.views import TestViews, tiled_waveforms
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
 from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
@@ -218,15 +217,17 @@ def from_model(
         clips = tuple(with_wrong_sounds(clips))
     geometry = FrameGeometry(localiser.frame.frame_size, options.frame_geometry)
     decoded = AudioVisualClips(clips, geometry=geometry, audio=localiser.audio)
-    views = TestViews(localiser.audio, device)
-    objects = None
+    model, objects = localiser.model, None
     if options.object_prior is not None:
         alpha, network = options.object_prior, load_object_prior(options.object_prior_weights).to(device)
 
         def objects(batch: Batch) -> ObjectMaps:
             return ObjectMaps(network.object_maps(normalise(as_float(batch.frames))).float(), alpha)
 
-    return context, decoded, lambda batch: localiser.model.localise(*views(batch)), objects, ()
+    def localise(batch: Batch) -> Tensor:
+        return model.localise(*model.prepare(batch.frames, batch.waveforms))
+
+    return context, decoded, localise, objects, ()
 
 
 def from_saved_maps(
@@ -301,12 +302,12 @@ def draw_galleries(result: LocalisationResult, clips: AudioVisualClips, count: i
     for title, rows in choose_clips(table[table["has_object"]], count).items():
         cards = []
         for row in rows.itertuples():
-            sample = clips[ClipRequest(places[row.clip_id], 0)]
+            sample = clips[places[row.clip_id]]
             if isinstance(sample, BrokenClip):
                 continue  # broken between its two readings: left out of the pictures
             heat = headline_map(result, row.Index)
             pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
-            sound = encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
+            sound = encode_mp3(sample.waveform[: sample.sound_length].numpy(), clips.audio.sample_rate)
             cards.append(Card(row.clip_id, f"cIoU {row.ciou:.2f}", [*map(encode_jpeg, pictures)], sound))
         galleries.append(Gallery(cards, title))
     return galleries
@@ -549,7 +550,7 @@ def embed_all(
         part = embed_clips(
             localiser.model,
             (batch.to(device) for batch in bar),
-            TestViews(localiser.audio, device),
+            lambda batch: localiser.model.prepare(batch.frames, batch.waveforms),
             num_clips=len(own.clips),
             image_pooling=pooling,
         )
@@ -590,18 +591,14 @@ def negatives(device: torch.device, options: opts.NegativeOptions, command: str)
         title, hidden = "frames" if content == "frames" else "sounds", not is_main_process()
         with loader, tqdm(total=len(clips), desc=title, unit="clip", disable=hidden) as bar:
             for batch in loader:
-                waveforms = (
-                    batch.waveforms if content == "frames" else tiled_waveforms(batch, localiser.audio)
-                )
-                yield replace(batch, waveforms=waveforms).to(device)
+                yield batch.to(device)
                 bar.update(len(batch))
 
-    front_end = localiser.audio.build_front_end().to(device)
     half_cosine = localiser.checkpoint.method in HALF_COSINE
     result = evaluate_negatives(
         localiser.model,
         read,
-        lambda frames, waveforms: (normalise(as_float(frames)), front_end(waveforms)),
+        localiser.model.prepare,
         scenes,
         num_seeds=options.seeds,
         num_samples=localiser.audio.num_samples,

@@ -241,7 +241,7 @@ def is_silent(waveform: Tensor) -> bool:
 class AudioConfig(Options):
     """How sound becomes SSL-TIE's input; stored in the checkpoint."""
 
-    sample_rate: int = option(16_000, at_least=1)
+    sample_rate: int = option(16_000, at_least=1, hidden=True)
     """Hz; other files are resampled"""
     window_seconds: float = option(10.0, above=0)
     """sound given to the encoder, seconds: short clips are tiled, long ones cut"""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import consensus_map, mask_map
-from datasets.audio import AudioWindow, read_window
+from datasets.audio import AudioWindow, read_window, tile
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
 from utils.files import BrokenFileError
@@ -58,13 +58,15 @@ class Clip:
         return str(self.frame_source), str(self.audio_source)
 
 
-class ClipRequest(NamedTuple):
-    """What a sampler asks the Dataset for: which clip, and the seed of all that is random in it."""
+class Mixture(NamedTuple):
+    """A request for a clip that is heard together with another's sound, see datasets/mixing.py."""
 
     position: int
     """of the clip in the data set"""
-    crop_seed: int
-    """below 2**62"""
+    partner: int
+    """position of the clip whose sound is mixed in"""
+    strength: float
+    """share of that sound"""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,15 @@ class Sample:
 
     clip_id: str
     frame: Tensor
-    """uint8 (3, S, S), or (3, H, W) as it is stored if crop_size is set"""
+    """uint8 (3, S, S), or (3, H, W) as it is stored if it is still to be cropped"""
     waveform: Tensor
-    """float32, as long as the window or as the sound, if that is shorter"""
+    """float32 (L,), the whole window"""
+    sound_length: int
+    """samples of the sound, L at most; the rest of the window repeats it"""
     bounding_boxes: NDArray[np.float64] | None
     """(N, 4) fractions of `frame`"""
     ground_truth_map: NDArray[np.float32] | None
     """(M, M) in [0, 1]"""
-    crop_seed: int
-    """of the request"""
-    crop_size: int | None = None
-    """S: a square of this side is to be cut from the frame at random, on the device"""
     pair_key: str | None = None
     """of the clip"""
 
@@ -102,22 +102,18 @@ class Batch:
 
     clip_ids: tuple[str, ...]
     frames: Tensor
-    """uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if crop_size is set: smaller ones lie
-    in the top-left corner, the rest is 0"""
+    """uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if they are still to be cropped: smaller
+    ones lie in the top-left corner, the rest is 0"""
     waveforms: Tensor
-    """float32 (B, L') of the longest sound, shorter ones followed by 0; views tile them"""
+    """float32 (B, L), the whole window"""
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
     ground_truth_maps: NDArray[np.float32] | None
     """(B, M, M) in [0, 1]; None where the data set has neither boxes nor masks"""
-    crop_seeds: tuple[int, ...]
-    """B seeds for what is drawn at random for each clip"""
     broken: tuple[BrokenClip, ...]
-    crop_size: int | None = None
-    """S: squares of this side are to be cut from the frames at random, on the device"""
     picture_sizes: tuple[tuple[int, int], ...] = ()
     """B heights and widths of the pictures in `frames`, pixels"""
     sound_lengths: tuple[int, ...] = ()
-    """B lengths of the sounds in `waveforms`, samples"""
+    """B lengths of the sounds, samples: what follows in `waveforms` repeats them"""
     pair_keys: tuple[str | None, ...] = ()
     """B keys, equal for clips of one scene with different sounds, see Clip"""
 
@@ -143,7 +139,6 @@ class Batch:
             waveforms=self.waveforms[chosen],
             bounding_boxes=self.bounding_boxes[chosen],
             ground_truth_maps=None if maps is None else maps[chosen],
-            crop_seeds=self.crop_seeds[chosen],
             broken=(),
             picture_sizes=self.picture_sizes[chosen],
             sound_lengths=self.sound_lengths[chosen],
@@ -223,16 +218,18 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         """Number of clips."""
         return len(self.clips)
 
-    def __getitem__(self, request: ClipRequest) -> Sample | BrokenClip:
+    def __getitem__(self, request: int | Mixture) -> Sample | BrokenClip:
         """Decodes one clip; a broken file gives a BrokenClip, never another clip."""
-        clip = self.clips[request.position]
+        clip = self.clips[request if isinstance(request, int) else request.position]
         try:
-            waveform = torch.empty(0)
+            waveform, length = torch.empty(0), 0
             if self.content in ("both", "sounds"):
-                waveform = read_window(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
+                waveform, length = self._hear(clip)
+            if isinstance(request, Mixture):
+                waveform, length = self._mixed(waveform, request), len(waveform)
             if self.content == "sounds":
                 nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
-                return Sample(clip.clip_id, nothing, waveform, None, None, request.crop_seed)
+                return Sample(clip.clip_id, nothing, waveform, length, None, None)
             if self.content == "truth" and self.geometry.mode == "squash" and clip.mask_source is None:
                 picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
             else:
@@ -242,15 +239,21 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             return BrokenClip(clip.clip_id, str(error))
         frame = picture if self.random_crop else self.geometry.apply_to_frame(picture)
         return Sample(
-            clip.clip_id,
-            to_tensor(frame),
-            waveform,
-            boxes,
-            ground_truth_map,
-            crop_seed=request.crop_seed,
-            crop_size=self.geometry.frame_size if self.random_crop else None,
-            pair_key=clip.pair_key,
+            clip.clip_id, to_tensor(frame), waveform, length, boxes, ground_truth_map, pair_key=clip.pair_key
         )
+
+    def _hear(self, clip: Clip) -> tuple[Tensor, int]:
+        """Reads the window of a sound (L,), repeated to fill it, and how long the sound itself is."""
+        waveform = read_window(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
+        return tile(waveform[None], [len(waveform)], self.audio.num_samples)[0], len(waveform)
+
+    def _mixed(self, waveform: Tensor, request: Mixture) -> Tensor:
+        """The clip's sound (L,) with its share of the partner's."""
+        try:
+            other, _ = self._hear(self.clips[request.partner])
+        except BrokenFileError as error:
+            raise BrokenFileError(error.path, f"{error.reason} (the sound to be mixed in)") from error
+        return (1 - request.strength) * waveform + request.strength * other
 
     def _truth_of(
         self, clip: Clip, picture: Image.Image
@@ -275,14 +278,12 @@ def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
     return Batch(
         clip_ids=tuple(sample.clip_id for sample in whole),
         frames=_stack_pictures([sample.frame for sample in whole]),
-        waveforms=_stack_waveforms([sample.waveform for sample in whole]),
+        waveforms=torch.stack([sample.waveform for sample in whole]) if whole else torch.empty(0),
         bounding_boxes=tuple(sample.bounding_boxes for sample in whole),
         ground_truth_maps=np.stack(maps) if maps else None,
-        crop_seeds=tuple(sample.crop_seed for sample in whole),
         broken=tuple(sample for sample in samples if isinstance(sample, BrokenClip)),
-        crop_size=whole[0].crop_size if whole else None,
         picture_sizes=tuple((s.frame.shape[1], s.frame.shape[2]) for s in whole),
-        sound_lengths=tuple(len(sample.waveform) for sample in whole),
+        sound_lengths=tuple(sample.sound_length for sample in whole),
         pair_keys=tuple(sample.pair_key for sample in whole),
     )
 
@@ -298,10 +299,3 @@ def _stack_pictures(pictures: list[Tensor]) -> Tensor:
     for place, picture in zip(stacked, pictures, strict=True):
         place[: picture.shape[1], : picture.shape[2]] = picture.movedim(0, 2)
     return stacked.movedim(3, 1)
-
-
-def _stack_waveforms(waveforms: list[Tensor]) -> Tensor:
-    """float32 (L,) of any lengths -> (B, L) of the longest."""
-    if not waveforms:
-        return torch.empty(0)
-    return torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)

@@ -3,7 +3,7 @@
 import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -14,15 +14,18 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
-from datasets.clips import AudioVisualClips, ClipRequest, collate
+from datasets.clips import AudioVisualClips, Mixture, collate
 
 
-class SeededBatches(Sampler[list[ClipRequest]]):
+class SeededBatches(Sampler[list[int | Mixture]]):
     """Shuffled batches that are a function of (seed, epoch) alone, from any step on.
 
     The last clips of an epoch that do not fill a batch are left out, as a smaller batch would have
     fewer negatives.
     """
+
+    mixing: Callable[[Sequence[int], int], list[int | Mixture]] | None = None
+    """turns the positions of a batch of all processes into requests, by a seed: see datasets/mixing.py"""
 
     def __init__(self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)) -> None:
         """Starts before epoch 0, step 0.
@@ -61,15 +64,15 @@ class SeededBatches(Sampler[list[ClipRequest]]):
         """Batches of the next iteration."""
         return self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[list[ClipRequest]]:
-        """Yields the requests of each batch."""
+    def __iter__(self) -> Iterator[list[int | Mixture]]:
+        """Yields what this process decodes of each batch: positions in the data set, or mixtures."""
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         order = torch.randperm(self.num_clips, generator=generator).tolist()
-        crop_seeds = torch.randint(2**62, (self.num_clips,), generator=generator).tolist()
         for step in range(self.first_step, self.steps_per_epoch):
-            chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            requests = zip(order[chosen], crop_seeds[chosen], strict=True)
-            yield [ClipRequest(index, seed) for index, seed in requests][self.part]
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            if self.mixing is not None:
+                batch = self.mixing(batch, hash_seed(self.seed, self.epoch, step, 0))
+            yield batch[self.part]
 
 
 def hash_seed(*numbers: int) -> int:
@@ -167,8 +170,8 @@ def _report_unless_cut_off(
         sys.__excepthook__(kind, error, traceback)
 
 
-class _InOrder(Sampler[Sequence[ClipRequest]]):
-    """Every clip once, in order; no crop is drawn at test time, so the seed is 0."""
+class _InOrder(Sampler[Sequence[int]]):
+    """Every clip once, in order."""
 
     def __init__(self, num_clips: int, batch_size: int) -> None:
         self.num_clips = num_clips
@@ -177,7 +180,6 @@ class _InOrder(Sampler[Sequence[ClipRequest]]):
     def __len__(self) -> int:
         return math.ceil(self.num_clips / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[ClipRequest]]:
+    def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, self.num_clips, self.batch_size):
-            end = min(start + self.batch_size, self.num_clips)
-            yield [ClipRequest(index, 0) for index in range(start, end)]
+            yield list(range(start, min(start + self.batch_size, self.num_clips)))

@@ -1,51 +1,110 @@
-"""Networks, losses and methods: everything with parameters. No data sets, no metrics."""
+"""Networks, losses and methods: everything with parameters."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from datasets.audio import AudioConfig, SegmentConfig
+from datasets.augmentation import AugmentationConfig
+from datasets.frames import FrameConfig
+from datasets.geometry import GeometricConfig
+from datasets.mixing import AudioMixingOptions
+from models.method import Method
 from models.peers import PEERS, PeerLocaliser
-from models.recipes import SSLTIERecipe, SSPLRecipe
-from models.ssl_tie import SSLTIE, SSLTIEConfig
-from models.sspl import SSPL, SSPLConfig
+from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig, SSLTIERecipe
+from models.sspl import SSPL, FrozenOptions, SSPLConfig, SSPLRecipe
 
 if TYPE_CHECKING:
     from models.localiser import Localiser
 
 
-class Method(NamedTuple):
-    """A method: what is built, what defines it, how it is optimised."""
+class MethodRow(NamedTuple):
+    """A method that can be trained."""
 
-    model: type[nn.Module]
-    config: type
-    recipe: type
+    model: type[Method]
+    groups: Mapping[str, type]
+    """its groups of options by name: at least `model`, `audio` and `optimisation`, see CONTRIBUTING.md"""
+    rule: str = "ssl_tie"
+    """scoring rule of its authors, a name of PROTOCOLS"""
 
 
-METHODS: dict[str, Method] = {
-    "ssl_tie": Method(SSLTIE, SSLTIEConfig, SSLTIERecipe),
-    "sspl": Method(SSPL, SSPLConfig, SSPLRecipe),
+METHODS: dict[str, MethodRow] = {
+    "ssl_tie": MethodRow(
+        SSLTIE,
+        {
+            "model": SSLTIEConfig,
+            "audio": AudioConfig,
+            "augmentation": AugmentationConfig,
+            "geometric": GeometricConfig,
+            "mixing": AudioMixingOptions,
+            "negatives": NegativeSoundConfig,
+            "optimisation": SSLTIERecipe,
+        },
+    ),
+    "sspl": MethodRow(
+        SSPL,
+        {"model": SSPLConfig, "audio": SegmentConfig, "frozen": FrozenOptions, "optimisation": SSPLRecipe},
+        rule="sspl",
+    ),
 }
-"""Every method that can be trained, by name."""
-
-LOCALISERS = (*METHODS, *PEERS)
-"""Names of all that can be scored: the methods, and the peers, which cannot be trained."""
+"""Every method that can be trained, by name"""
 
 
-def build_model(method: str, config: Any) -> nn.Module:  # noqa: ANN401 - each method has its own
-    """A freshly initialised model.
+def check_method(name: str) -> None:
+    """Refuse a method that main.py could not train to an end.
 
     Args:
-        method: a key of METHODS.
-        config: an instance of the method's configuration class.
+        name: a key of METHODS.
 
-    Returns:
-        the module, on the CPU, in training mode.
+    Raises:
+        ValueError: names everything that its row or its class lacks.
     """
-    chosen = METHODS[method]
-    assert isinstance(config, chosen.config), (method, config)
-    return chosen.model(config)
+    row = METHODS[name]
+    missing = [f"the group {g!r}" for g in ("model", "audio", "optimisation") if g not in row.groups]
+    if "optimisation" in row.groups:
+        options = {field.name for field in fields(row.groups["optimisation"])}
+        missing += [f"the option {o!r} of training" for o in ("epochs", "batch_size") if o not in options]
+    methods = ("augment", "forward", "visual_features", "sound_features", "compare", "build_optimizer")
+    missing += [f"{row.model.__name__}.{m}()" for m in methods if getattr(row.model, m) is getattr(Method, m)]
+    if missing:
+        raise ValueError(f"The method {name!r} lacks {', '.join(missing)}: see CONTRIBUTING.md.")
+
+
+def audio_config_class(name: str) -> type:
+    """Return the class that says what a method of METHODS or a peer of PEERS hears."""
+    return METHODS[name].groups["audio"] if name in METHODS else PEERS[name].audio
+
+
+def localiser_names() -> tuple[str, ...]:
+    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
+    return (*METHODS, *PEERS)
+
+
+def build_localiser(
+    name: str,
+    config: Mapping[str, Any],
+    audio: Any = None,  # noqa: ANN401 - each has its own
+    frame: FrameConfig | None = None,
+) -> nn.Module:
+    """Build a freshly initialised model of whatever can be scored, on the CPU.
+
+    Args:
+        name: one of localiser_names().
+        config: of a method, as its checkpoint stores it; peers have none.
+        audio: what it hears, an instance of audio_config_class(name); None: as by default.
+        frame: size of its frames; None: as by default.
+
+    Raises:
+        TypeError: the configuration has an entry that the method does not know.
+    """
+    if name in PEERS:
+        return PeerLocaliser(PEERS[name], audio)
+    row = METHODS[name]
+    audio, frame = audio or row.groups["audio"](), frame or FrameConfig()
+    return row.model(row.groups["model"](**config), audio=audio, frame=frame)  # type: ignore[call-arg, misc]
 
 
 def load_localiser(path: str | Path, device: str = "auto") -> "Localiser":
@@ -53,21 +112,3 @@ def load_localiser(path: str | Path, device: str = "auto") -> "Localiser":
     from models import localiser  # noqa: PLC0415 - it needs the tables above
 
     return localiser.load_localiser(path, device)
-
-
-def build_localiser(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """A freshly initialised model of whatever can be scored.
-
-    Args:
-        name: one of LOCALISERS.
-        config: of a method, as its checkpoint stores it; peers have none.
-
-    Returns:
-        the module, on the CPU, in training mode.
-
-    Raises:
-        TypeError: the configuration has an entry that the method does not know.
-    """
-    if name in PEERS:
-        return PeerLocaliser(PEERS[name])
-    return build_model(name, METHODS[name].config(**config))

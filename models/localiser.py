@@ -12,7 +12,6 @@ for seconds, frame, similarity_map in localiser.video("clip.mp4"): ...
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,12 +31,10 @@ from datasets.audio import (
     load_waveform,
     resample,
 )
+from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
-from datasets.transforms import as_float, normalise
 from datasets.video import open_video, read_frames, read_sound, sound_around, write_video
-from datasets.views import AUDIO_CONFIGS
-from models import LOCALISERS, build_localiser
-from models.peers import PEERS
+from models import audio_config_class, build_localiser, localiser_names
 from models.released import read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.files import moved_when_whole, write_atomically
@@ -108,10 +105,6 @@ class Localiser:
         """From a picture of any size to the square that the model sees."""
         return FrameGeometry(self.frame.frame_size, self.frame_geometry)
 
-    @cached_property
-    def _front_end(self) -> nn.Module:
-        return self.audio.build_front_end().to(self.device)
-
     def square_in(self, width: int, height: int) -> Square:
         """Return where the model looks in a picture of that size."""
         return Square(*self.geometry.square_in(width, height))
@@ -142,7 +135,7 @@ class Localiser:
     @torch.inference_mode()
     def sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Encode windows (L,) of sound, one row each, for `similarity_maps`."""
-        return self.model.sound_features(self._front_end(torch.stack(tuple(waveforms)).to(self.device)))
+        return self.model.sound_features(self.model.front_end(torch.stack(tuple(waveforms)).to(self.device)))
 
     @torch.inference_mode()
     def similarity_maps(
@@ -330,13 +323,12 @@ def load_localiser(
             f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
             f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
         )
-    if method not in LOCALISERS:
-        raise ValueError(f"{path}: unknown method '{method}'; there are {list(LOCALISERS)}.")
+    if method not in localiser_names():
+        raise ValueError(f"{path}: unknown method '{method}'; there are {list(localiser_names())}.")
     try:
-        model = build_localiser(method, checkpoint.method_config)
-        audio_class = PEERS[method].audio if method in PEERS else AUDIO_CONFIGS[method]
-        audio = audio_class(**checkpoint.audio_config)
+        audio = audio_config_class(method)(**checkpoint.audio_config)
         frame = FrameConfig(**checkpoint.frame_config)
+        model = build_localiser(method, checkpoint.method_config, audio, frame)
         model.load_state_dict(checkpoint.state_dict)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error

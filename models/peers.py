@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
-from datasets.transforms import as_float, normalise
-from models.encoders import ResNet18Encoder, global_max_pool
-from models.similarity import similarity_map
+from datasets.augmentation import as_float, normalise
+from models.encoders import ResNet18Encoder, global_max_pool, similarity_map
 
 
 @dataclass(frozen=True, kw_only=True)

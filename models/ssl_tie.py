@@ -1,7 +1,7 @@
 """SSL-TIE: sound localisation by transformation invariance and equivariance.
 
-Liu, Ju, Xie, Zhang: "Exploiting Transformation Invariance and Equivariance for Self-supervised
-Sound Localisation", ACM MM 2022. A training step on frames x, sounds a and a transform T:
+Liu, Ju, Xie, Zhang: "Exploiting Transformation Invariance and Equivariance for Self-supervised Sound
+Localisation", ACM MM 2022. A training step on frames x, sounds a and a transform T:
 
     loss = w1 contrastive(x, a) + w2 contrastive(T(x), a) + w3 mse(map(T(x), a), T(map(x, a)))
 
@@ -9,123 +9,173 @@ with w1 = w2 = 0.5 and w3 = lambda = 1.
 
 Deliberate differences from the authors' program, all without effect on its published behaviour:
 
-1. The sound is encoded once in a step, not twice: loss and gradients are the same, the audio batch
-   norms take both updates at once (`audio_encodings = 2` encodes twice).
-2. A clip's own sound is masked by -inf among the batch's negatives. The authors multiply it by -99,
-   which does the same while the own similarity is positive, and makes the clip its own strongest
-   negative when it is not.
-3. Region means are a softmax over log-sigmoids, so that a saturated region gives no NaN: the
-   authors' float32 hard-negative region becomes 0/0 once a whole map is above 0.899.
+1. The sound is encoded once in a step, not twice: loss and gradients are the same, the audio batch norms take
+   both updates at once (`audio_encodings = 2` encodes twice).
+2. A clip's own sound is masked by -inf among the batch's negatives. The authors multiply it by -99, which
+   does the same while the own similarity is positive, and makes the clip its own strongest negative when it
+   is not.
+3. Region means are a softmax over log-sigmoids, so that a saturated region gives no NaN: the authors' float32
+   hard-negative region becomes 0/0 once a whole map is above 0.899.
 4. The head runs in float32 whatever the precision of the encoders.
-5. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are
-   not built.
-6. `equivariance_target = masked` in datasets/geometric_transform.py mends the blurred, mostly blank
-   target of the authors' transform; `reference` keeps it.
-7. Sounds that no frame shows can be further negatives (models/negative_sounds.py); without them
-   nothing changes.
+5. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are not built.
+6. `--equivariance-target masked` mends the blurred, mostly blank target of the authors' transform.
+7. Silence and noise can be further negatives (`--negative-sounds`), after an idea of SSL-SaN (BMVC 2025),
+   whose formulas are not known to us; without the option nothing changes.
 """
 
-from collections.abc import Callable
+import logging
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.encoders import ResNet18Encoder, global_max_pool
-from models.losses import contrastive_loss, equivariance_loss, trimap_contrastive_logits
-from models.negative_sounds import mean_similarity, running_statistics
-from models.pooling import ImagePooling, pool_positions
-from models.precision import at_least_float32
-from models.similarity import own_maps, similarity_map, similarity_maps
-from models.training_output import TrainingOutput
-from utils.distributed import gather_rows
+from datasets.audio import AudioConfig
+from datasets.augmentation import (
+    CROP_NUMBERS,
+    LOOK_NUMBERS,
+    MASK_NUMBERS,
+    AugmentationConfig,
+    as_float,
+    change_look,
+    draw_for_clips,
+    normalise,
+    random_crop,
+    spec_augment,
+)
+from datasets.clips import Batch, Clip
+from datasets.frames import FrameConfig
+from datasets.geometry import GeometricConfig, GeometricTransform
+from datasets.mixing import MixingCurriculum
+from models.encoders import (
+    ImagePooling,
+    ResNet18Encoder,
+    at_least_float32,
+    global_max_pool,
+    pool_positions,
+    similarity_map,
+    similarity_maps,
+)
+from models.method import Method, TrainingOutput
+from utils.distributed import average, gather_rows
+from utils.options import Options, option
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSLTIEConfig:
+class SSLTIEConfig(Options):
     """What defines the model and its loss; stored in the checkpoint."""
 
     positive_threshold: float = 0.65
     """epsilon+: similarity at which a position is half positive"""
     negative_threshold: float = 0.4
     """epsilon-: similarity at which a position is half hard-negative; needs --tri-map"""
-    sharpness: float = 0.03
+    sharpness: float = option(0.03, above=0, hidden=True)
     """tau of the region sigmoids, similarity"""
-    temperature: float = 0.07
+    temperature: float = option(0.07, above=0)
     """divisor of the contrastive logits"""
     tri_map: bool = True
     """leave uncertain positions out; without it the hard negatives start at epsilon+"""
     hard_negatives: bool = True
     """contrast with the own frame's background"""
-    contrastive_weight: float = 0.5
+    contrastive_weight: float = option(0.5, at_least=0)
     """weight of the contrastive loss on the plain frames"""
-    transformed_contrastive_weight: float = 0.5
+    transformed_contrastive_weight: float = option(0.5, at_least=0)
     """weight of the contrastive loss on the transformed frames"""
-    equivariance_weight: float = 1.0
+    equivariance_weight: float = option(1.0, at_least=0)
     """lambda: weight of the equivariance loss"""
     equivariance_gradient: bool = True
     """let the equivariance loss also move the map of the plain frames"""
-    audio_encodings: Literal[1, 2] = 1
+    audio_encodings: int = option(1, at_least=1, at_most=2, hidden=True)
     """times the sound is encoded in a step: 2 as the authors do, 1 for the same at less cost"""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot work."""
-        if self.sharpness <= 0 or self.temperature <= 0:
-            raise ValueError(
-                f"--sharpness and --temperature must be above 0, got {self.sharpness} and {self.temperature}"
-            )
+        """Refuse values that cannot work."""
+        super().__post_init__()
         if self.tri_map and self.negative_threshold > self.positive_threshold:
             raise ValueError(
                 f"--negative-threshold ({self.negative_threshold}) must not be above "
                 f"--positive-threshold ({self.positive_threshold})"
             )
-        if self.audio_encodings not in (1, 2):
-            raise ValueError(f"--audio-encodings must be 1 or 2, got {self.audio_encodings}")
-        weights = (self.contrastive_weight, self.transformed_contrastive_weight, self.equivariance_weight)
-        if min(weights) < 0 or max(weights) == 0:
+        if self.contrastive_weight == self.transformed_contrastive_weight == self.equivariance_weight == 0:
             raise ValueError(
                 "--contrastive-weight, --transformed-contrastive-weight and --equivariance-weight "
-                f"must not be negative and not all 0, got {weights}"
+                "must not all be 0"
             )
 
-    @property
-    def has_contrast(self) -> bool:
-        """Whether a contrastive loss has a part in the loss."""
-        return self.contrastive_weight > 0 or self.transformed_contrastive_weight > 0
 
-    @property
-    def uses_transformed_frames(self) -> bool:
-        """Whether any loss looks at the transformed frames."""
-        return self.transformed_contrastive_weight > 0 or self.equivariance_weight > 0
+@dataclass(frozen=True, kw_only=True)
+class NegativeSoundConfig:
+    """Sounds that no frame shows, as further negatives of the contrast; none by default."""
+
+    negative_sounds: Literal["silence", "noise", "silence,noise"] | None = None
+    """contrasted with every frame, one of each in a step; none: neither"""
 
 
-class SSLTIE(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class SSLTIERecipe(Options):
+    """How SSL-TIE is optimised: Adam with one constant rate."""
+
+    epochs: int = option(100, at_least=1)
+    """passes over the training set"""
+    batch_size: int = option(32, at_least=2)
+    """clips a step, of all processes; each is a negative for the others"""
+    learning_rate: float = option(1e-4, above=0)
+    """of Adam, constant"""
+    weight_decay: float = option(1e-4, at_least=0)
+    """L2 penalty of Adam, not decoupled"""
+
+
+class SSLTIE(Method):
     """The localiser and its training loss."""
 
-    def __init__(self, config: SSLTIEConfig) -> None:
-        """Builds both encoders, randomly initialised.
+    def __init__(
+        self,
+        config: SSLTIEConfig,
+        *,
+        audio: AudioConfig | None = None,
+        frame: FrameConfig | None = None,
+        augmentation: AugmentationConfig | None = None,
+        geometric: GeometricConfig | None = None,
+        negatives: NegativeSoundConfig | None = None,
+    ) -> None:
+        """Build both encoders, randomly initialised.
 
         Args:
             config: thresholds, weights and switches.
+            audio: of the log-mel spectrogram.
+            frame: size of the frames.
+            augmentation: of training frames and spectrograms.
+            geometric: transforms of the equivariance branch.
+            negatives: training sounds that no frame shows.
         """
-        super().__init__()
+        super().__init__(audio or AudioConfig(), frame or FrameConfig())
         self.config = config
-        passes = 2 if config.uses_transformed_frames and config.audio_encodings == 1 else 1
+        self.augmentation = augmentation or AugmentationConfig()
+        self.geometric = geometric or GeometricConfig()
+        self.negatives = negatives or NegativeSoundConfig()
+        self.random_crop = self.augmentation.crop
+        self.excerpt_seconds = self.augmentation.audio_excerpt_seconds
+        # Without losses of transformed frames the equivariance branch is not computed.
+        self.uses_transform = config.transformed_contrastive_weight > 0 or config.equivariance_weight > 0
         self.imgnet = ResNet18Encoder(3)
-        self.audnet = ResNet18Encoder(1, batch_norm_passes=passes)
+        self.audnet = ResNet18Encoder(
+            1, batch_norm_passes=2 if self.uses_transform and config.audio_encodings == 1 else 1
+        )
 
-    def networks(self) -> list[nn.Module]:
-        """The parts that are worth compiling."""
-        return [self.imgnet, self.audnet]
+    # ------------------------------------------------------------------------------------ the localiser
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Normalised frames (B, 3, H, W) -> visual feature map (B, 512, H/16, W/16), unit norm."""
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """Encode normalised frames: (B, 3, H, W) -> (B, 512, H/16, W/16), unit norm."""
         return F.normalize(at_least_float32(self.imgnet(frames)), dim=1)
 
-    def encode_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """Log-mel spectrograms (B, 1, F, T) in dB -> audio embeddings (B, 512), unit norm.
+    def sound_features(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Encode sounds: log-mel spectrograms (B, 1, F, T) in dB -> (B, 512), unit norm.
 
         Raises:
             ValueError: the spectrogram is not (B, 1, F, T).
@@ -135,70 +185,95 @@ class SSLTIE(nn.Module):
                 "log_mel_spectrogram must be (B, 1, mel_bins, frames), "
                 f"got {tuple(log_mel_spectrogram.shape)}"
             )
-        pooled = global_max_pool(self.audnet(log_mel_spectrogram))
-        return F.normalize(at_least_float32(pooled), dim=1)
-
-    def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """Sounds that no frame shows (K, 1, F, T) -> (K, 512), unit norm, as at test time.
-
-        They are not normalised among themselves; models/negative_sounds.py has why.
-        """
-        with running_statistics(self.audnet):
-            features = self.audnet(log_mel_spectrogram)
+        features = self.audnet(log_mel_spectrogram)  # (B, 512, F/16, T/16)
         return F.normalize(at_least_float32(global_max_pool(features)), dim=1)
 
-    def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """Audio embeddings (B, 512) for retrieval, unit norm: those that localise."""
-        return self.encode_audio(log_mel_spectrogram)
-
-    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
-        """Embeddings of frames (B, 3, H, W) for retrieval: see `pool_positions`."""
-        return pool_positions(self.imgnet(frames), pooling)
-
-    def visual_features(self, frames: Tensor) -> Tensor:
-        """What `compare` needs of frames: see `encode_frames`."""
-        return self.encode_frames(frames)
-
-    def sound_features(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """What `compare` needs of sounds: see `encode_audio`."""
-        return self.encode_audio(log_mel_spectrogram)
-
     def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Features of B frames and of as many sounds -> similarity maps (B, h, w) in [0, 1]."""
+        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [0, 1]."""
         return similarity_map(visual, sound)
 
-    def localise(self, frames: Tensor, log_mel_spectrogram: Tensor) -> Tensor:
-        """Similarity map (B, h, w) in [0, 1] of each frame with its own sound."""
-        visual = self.visual_features(frames)
-        return self.compare(visual, self.sound_features(log_mel_spectrogram))
+    def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Embed sounds for retrieval: those embeddings (B, 512) that localise."""
+        return self.sound_features(log_mel_spectrogram)
 
-    def contrast(
-        self, visual_feature_map: Tensor, audio_embedding: Tensor, first_own: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Contrastive logits and own similarity maps of a batch.
+    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
+        """Embed frames (B, 3, H, W) for retrieval: see `pool_positions`."""
+        return pool_positions(self.imgnet(frames), pooling)
 
-        Args:
-            visual_feature_map: (B, D, h, w), unit norm along D.
-            audio_embedding: (A, D), unit norm.
-            first_own: index of frame 0's own sound, where the sounds are of more clips than the
-                frames; frame i's is the i-th after it.
+    # --------------------------------------------------------------------------------------- training
 
-        Returns:
-            logits (B, A + 1 or A + 2) and similarity maps (B, h, w).
-        """
-        config = self.config
-        hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
-        with torch.autocast(visual_feature_map.device.type, enabled=False):
-            maps = similarity_maps(visual_feature_map, audio_embedding)
-            logits = trimap_contrastive_logits(
-                maps,
-                positive_threshold=config.positive_threshold,
-                negative_threshold=hard_threshold if config.hard_negatives else None,
-                sharpness=config.sharpness,
-                temperature=config.temperature,
-                first_own=first_own,
+    @classmethod
+    def check_options(cls, options: Any) -> None:  # noqa: ANN401
+        """Refuse masks that do not fit, and negative sounds without a contrast."""
+        options.augmentation.check_fits(options.audio.mel_bins, options.audio.num_frames)
+        weights = options.model.contrastive_weight, options.model.transformed_contrastive_weight
+        if options.negatives.negative_sounds is not None and max(weights) == 0:
+            raise ValueError(
+                "--negative-sounds are negatives of the contrast, which has no part in the loss: "
+                "--contrastive-weight and --transformed-contrastive-weight are 0."
             )
-        return logits, own_maps(maps, first_own)
+
+    @classmethod
+    def from_options(cls, options: Any) -> "SSLTIE":  # noqa: ANN401
+        """Build the model with all that training needs."""
+        return cls(
+            options.model,
+            audio=options.audio,
+            frame=options.frame,
+            augmentation=options.augmentation,
+            geometric=options.geometric,
+            negatives=options.negatives,
+        )
+
+    def build_optimizer(self, recipe: SSLTIERecipe) -> torch.optim.Optimizer:
+        """Adam over all parameters."""
+        return torch.optim.Adam(
+            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Return the parts that --compile compiles."""
+        return [self.imgnet, self.audnet]
+
+    def curriculum(self, options: Any, clips: Sequence[Clip]) -> MixingCurriculum | None:  # noqa: ANN401
+        """Return the audio-mix curriculum, if it is wanted."""
+        if not options.mixing.audio_mixing:
+            return None
+        first, epochs = options.mixing.mixing_start_epoch, options.optimisation.epochs
+        if first > epochs:
+            logger.warning("Mixing begins with epoch %d, after the last of --epochs.", first)
+        return MixingCurriculum(
+            options.mixing, clips, self.audio, options.run.seed, excerpt_seconds=self.excerpt_seconds
+        )
+
+    @torch.no_grad()
+    def augment(
+        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
+    ) -> dict[str, Any]:
+        """Make the arguments of `forward` of a batch: see `Method`."""
+        count, total = len(batch), len(batch) if global_size is None else global_size
+        numbers = draw_for_clips(
+            seed, count, CROP_NUMBERS + LOOK_NUMBERS + MASK_NUMBERS, first=first, total=total
+        )
+        for_crop, for_look, for_masks = numbers.split([CROP_NUMBERS, LOOK_NUMBERS, MASK_NUMBERS], dim=1)
+
+        frames = as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
+        if self.random_crop:
+            frames = random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
+        frames = normalise(change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
+
+        power = self.front_end.power(batch.waveforms)  # (B, F, T)
+        power = spec_augment(power, self.augmentation, for_masks)
+
+        drawn = GeometricTransform.sample(self.geometric, total, frames.shape[-1], random.Random(seed))
+        transform = drawn.of_frames(first, count)
+        return {
+            "frames": frames,
+            "log_mel_spectrogram": self.front_end.to_decibels(power),  # (B, 1, F, T)
+            "transformed_frames": transform.warp_frames(frames),  # (B, 3, S * scale, S * scale)
+            "transform": transform.warp_maps,
+            "negative_sounds": self.draw_negative_sounds(seed, frames.device),
+        }
 
     def forward(
         self,
@@ -209,19 +284,19 @@ class SSLTIE(nn.Module):
         transform: Callable[[Tensor], tuple[Tensor, Tensor]],
         negative_sounds: Tensor | None = None,
     ) -> TrainingOutput:
-        """One training step's loss.
+        """Compute a training step's loss.
 
-        Among several processes, each contrasts its frames with the sounds of all, and the mean of
-        their losses is that of one process with all clips; the batch norms must be synchronised.
+        Among several processes, each contrasts its frames with the sounds of all, and the mean of their
+        losses is that of one process with all clips; the batch norms must be synchronised.
 
         Args:
             frames: (B, 3, H, W), normalised.
             log_mel_spectrogram: (B, 1, F, T), dB.
             transformed_frames: (B, 3, H', W'), the transform of `frames`.
-            transform: applies the same transform to maps (B, h, w) and returns the transformed
-                maps (B, h', w') with the weight of each cell in the equivariance loss.
-            negative_sounds: (K, 1, F, T), dB, spectrograms of sounds that no frame shows, the same
-                in all processes; each is one more negative of every frame.
+            transform: applies the same transform to maps (B, h, w) and returns the transformed maps (B, h',
+                w') with the weight of each cell in the equivariance loss.
+            negative_sounds: (K, 1, F, T), dB, of sounds that no frame shows, the same in all processes; each
+                is one more negative of every frame.
 
         Returns:
             loss, its terms, and the similarity maps of the plain frames.
@@ -230,24 +305,28 @@ class SSLTIE(nn.Module):
             ValueError: the processes have batches of different sizes.
         """
         config = self.config
-        sounds, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
-        num_sounds, negatives = len(sounds), sounds.detach()[:0]
+        sounds, own_offset = gather_rows(
+            self.sound_features(log_mel_spectrogram)
+        )  # (A, D), A of all processes
+        again = sounds
+        if self.uses_transform and config.audio_encodings == 2:
+            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))
+        num_sounds = len(sounds)
         if negative_sounds is not None:
-            negatives = self.encode_negative_sounds(negative_sounds)
-            sounds = torch.cat([sounds, negatives])
-        logits, plain_map = self.contrast(self.encode_frames(frames), sounds, first_own)
+            silent = self.encode_negative_sounds(negative_sounds)  # (K, D)
+            sounds, again = torch.cat([sounds, silent]), torch.cat([again, silent])  # (A + K, D)
+
+        logits, plain_map = self.contrast(self.visual_features(frames), sounds, own_offset)
         terms = {"contrastive": contrastive_loss(logits)}
-        if negative_sounds is not None:
-            terms["negative_similarity"] = mean_similarity(
-                logits, config.temperature, num_sounds, len(negatives)
-            )
+        if negative_sounds is not None:  # how similar the frames are to them, in what is positive for each
+            of_negatives = logits.detach()[:, 1 + num_sounds :][:, : len(negative_sounds)]  # (B, K)
+            terms["negative_similarity"] = of_negatives.mean() * config.temperature
         loss = config.contrastive_weight * terms["contrastive"]
 
-        if config.uses_transformed_frames:
-            if config.audio_encodings == 2:
-                again, first_own = gather_rows(self.encode_audio(log_mel_spectrogram))
-                sounds = torch.cat([again, negatives])
-            logits, transformed_map = self.contrast(self.encode_frames(transformed_frames), sounds, first_own)
+        if self.uses_transform:
+            logits, transformed_map = self.contrast(
+                self.visual_features(transformed_frames), again, own_offset
+            )
             target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
             terms["contrastive_transformed"] = contrastive_loss(logits)
             terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
@@ -256,8 +335,161 @@ class SSLTIE(nn.Module):
                 + config.transformed_contrastive_weight * terms["contrastive_transformed"]
                 + config.equivariance_weight * terms["equivariance"]
             )
-        return TrainingOutput(
-            loss=loss,
-            terms={name: term.detach() for name, term in terms.items()},
-            similarity_map=plain_map.detach(),
+        return TrainingOutput(loss, {name: term.detach() for name, term in terms.items()}, plain_map.detach())
+
+    def contrast(self, visual: Tensor, sounds: Tensor, own_offset: int = 0) -> tuple[Tensor, Tensor]:
+        """Compute the contrastive logits and the own similarity maps of a batch.
+
+        Args:
+            visual: (B, D, h, w), unit norm along D.
+            sounds: (A, D), unit norm.
+            own_offset: index of frame 0's own sound; frame i's is the i-th after it.
+
+        Returns:
+            logits (B, A + 1 or A + 2) and similarity maps (B, h, w).
+        """
+        config = self.config
+        hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
+        with torch.autocast(visual.device.type, enabled=False):
+            maps = similarity_maps(visual, sounds)  # (B, A, h, w)
+            logits = trimap_contrastive_logits(
+                maps,
+                positive_threshold=config.positive_threshold,
+                negative_threshold=hard_threshold if config.hard_negatives else None,
+                sharpness=config.sharpness,
+                temperature=config.temperature,
+                own_offset=own_offset,
+            )
+        return logits, own_maps(maps, own_offset)
+
+    # --------------------------------------------------------------------------------- negative sounds
+
+    def draw_negative_sounds(self, seed: int, device: torch.device) -> Tensor | None:
+        """Make the negative sounds of a step, (K, 1, F, T) in dB; None without any.
+
+        Silence is a waveform of zeros, hence -100 dB everywhere. Noise is Gaussian and white; its standard
+        deviation is drawn between 0.01 and 1 of full scale, evenly on a logarithmic scale. Both follow from
+        the seed of the step alone, so that all processes have the same ones.
+        """
+        kinds = self.negatives.negative_sounds
+        if kinds is None:
+            return None
+        waveforms = torch.zeros(1 + kinds.count(","), self.audio.num_samples)  # (K, L)
+        if "noise" in kinds:
+            generator = torch.Generator().manual_seed(2**62 + seed)  # not the numbers of the clips
+            level = math.log(0.01) * torch.rand(1, generator=generator)
+            waveforms[-1] = level.exp() * torch.randn(self.audio.num_samples, generator=generator)
+        return self.front_end(waveforms.to(device))
+
+    def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Encode sounds that no frame shows, (K, 1, F, T) -> (K, 512), unit norm, as at test time.
+
+        The batch norms normalise them by their running statistics, which stay as they are: so the clips'
+        sounds are normalised among themselves as ever, and silence is embedded as it will be when it is
+        alone. Gradients reach all weights, but do not go through the statistics.
+        """
+        training = self.audnet.training
+        self.audnet.eval()
+        try:
+            return self.sound_features(log_mel_spectrogram)
+        finally:
+            self.audnet.train(training)
+
+
+# -------------------------------------------------------------------------------------------------- losses
+
+
+def trimap_contrastive_logits(
+    maps: Tensor,
+    *,
+    positive_threshold: float,
+    negative_threshold: float | None,
+    sharpness: float,
+    temperature: float,
+    own_offset: int = 0,
+) -> Tensor:
+    """Compute the logits of the tri-map contrast; column 0 is the positive (SSL-TIE Eq. 2-5).
+
+    The frame's positive region is sigmoid((s - positive_threshold) / sharpness), its hard-negative region
+    sigmoid((negative_threshold - s) / sharpness); what lies between is ignored.
+
+    Args:
+        maps: (B, A, h, w), entry [i, j] is the similarity of frame i with sound j.
+        positive_threshold: epsilon+, similarity.
+        negative_threshold: epsilon-, similarity; None leaves the hard negatives out.
+        sharpness: tau of the sigmoids, similarity.
+        temperature: divisor of the logits.
+        own_offset: index of frame 0's own sound; frame i's is the i-th after it.
+
+    Returns:
+        (B, 1 + A [+ 1]): own sound in the positive region | every sound in its own positive region, the
+        clip's own masked by -inf | own sound in the hard-negative region.
+
+    Raises:
+        ValueError: the maps are not those of B frames with their own sounds among A.
+    """
+    if maps.ndim != 4 or not 0 <= own_offset <= maps.shape[1] - maps.shape[0]:
+        raise ValueError(
+            "similarity maps must be (B, A, h, w) with the own sounds of all B frames, from "
+            f"{own_offset} on, among the A sounds; got {tuple(maps.shape)}"
         )
+    log_positive = F.logsigmoid((maps - positive_threshold) / sharpness)  # (B, A, h, w)
+    in_positive_region = region_similarity(maps, log_positive)  # (B, A)
+    places = torch.arange(maps.shape[1], device=maps.device)
+    own_pair = places == own_offset + places[: len(maps), None]  # (B, A)
+    columns = [
+        in_positive_region.diagonal(own_offset)[:, None],
+        in_positive_region.masked_fill(own_pair, float("-inf")),
+    ]
+    if negative_threshold is not None:
+        own = own_maps(maps, own_offset)  # (B, h, w)
+        log_negative = F.logsigmoid((negative_threshold - own) / sharpness)
+        columns.append(region_similarity(own, log_negative)[:, None])
+    return torch.cat(columns, dim=1) / temperature
+
+
+def region_similarity(maps: Tensor, log_region: Tensor) -> Tensor:
+    """Mean of maps (..., h, w) over a soft region, given as the logarithm of its weights: (...).
+
+    The quotient sum(region * map) / sum(region) is a softmax over log(region), so a region whose weights all
+    underflow still has a mean instead of 0/0.
+    """
+    weights = torch.softmax(log_region.flatten(-2), dim=-1)
+    return (weights * maps.flatten(-2)).sum(dim=-1)
+
+
+def own_maps(maps: Tensor, own_offset: int) -> Tensor:
+    """Take from maps (B, A, h, w) those of each frame i with its own sound own_offset + i: (B, h, w)."""
+    return maps.diagonal(own_offset, dim1=0, dim2=1).movedim(-1, 0)
+
+
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K) with the positive in column 0 (SSL-TIE Eq. 6), nats."""
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def equivariance_loss(similarity_map: Tensor, target: Tensor, coverage: Tensor) -> Tensor:
+    """Mean squared difference of two maps over the covered cells (SSL-TIE Eq. 8).
+
+    Among several processes it is divided by their mean coverage, so that the mean of their losses is that of
+    all maps together.
+
+    Args:
+        similarity_map: (B, h, w), of the transformed frames.
+        target: (B, h, w), the transformed map of the plain frames.
+        coverage: (B, h, w) in [0, 1], weight of each cell; all ones scores every cell.
+
+    Returns:
+        scalar; 0 when no cell is covered.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if not similarity_map.shape == target.shape == coverage.shape:
+        raise ValueError(
+            "similarity_map, target and coverage must have one shape, got "
+            f"{tuple(similarity_map.shape)}, {tuple(target.shape)}, {tuple(coverage.shape)}"
+        )
+    squared = coverage * (similarity_map - target).square()
+    covered = average(coverage.sum())
+    return squared.sum() / covered.clamp_min(torch.finfo(coverage.dtype).tiny)

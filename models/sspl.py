@@ -1,8 +1,8 @@
 """SSPL: sound localisation without negatives, by self-supervised predictive learning.
 
-Song, Wang, Fan, Tan, Zhang: "Self-Supervised Predictive Learning: A Negative-Free Method for Sound
-Source Localization in Visual Scenes", CVPR 2022. A training step on two views of a frame and the
-three log-mel segments of its sound, where F is VGG-16's map and e_i VGGish's embeddings:
+Song, Wang, Fan, Tan, Zhang: "Self-Supervised Predictive Learning: A Negative-Free Method for Sound Source
+Localization in Visual Scenes", CVPR 2022. A training step on two views of a frame and the three log-mel
+segments of its sound, where F is VGG-16's map and e_i VGGish's embeddings:
 
     u   = mean_i g(e_i)                                audio embedding, g an MLP
     V   = PCM(F, a),  a = mean_i e_i / |mean_i e_i|    aligned map; V = F without the PCM
@@ -12,14 +12,14 @@ three log-mel segments of its sound, where F is VGG-16's map and e_i VGGish's em
     z   = projection(f),  p = prediction(z)
     loss = (D(p_1, sg z_2) + D(p_2, sg z_1)) / 2,      D = mean negative cosine, sg stop-gradient
 
-VGG-16 and VGGish are frozen; g, the PCM and both heads are trained. What looks accidental but is
-kept, since weights depend on it: conv5_3 is taken before its ReLU, f is a sum of unnormalised
-vectors, the mean of u comes after g, and each view passes batch norms on its own.
+VGG-16 and VGGish are frozen; g, the PCM and both heads are trained. What looks accidental but is kept, since
+weights depend on it: conv5_3 is taken before its ReLU, f is a sum of unnormalised vectors, the mean of u
+comes after g, and each view passes batch norms on its own.
 
 Deliberate differences from the authors' program:
 
-1. This module holds model and loss and is itself what a data-parallel wrapper calls. Theirs calls
-   the networks inside the wrapper, so that gradients are never averaged over processes.
+1. This module holds model and loss and is itself what a data-parallel wrapper calls. Theirs calls the
+   networks inside the wrapper, so that gradients are never averaged over processes.
 2. One class with a switch for the PCM, instead of two copies of the program.
 3. VGGish takes all segments of all clips in one call, and no graph is kept for frozen networks.
 4. The flags for training VGG-16 are left out: they never reach the optimiser.
@@ -29,72 +29,139 @@ Deliberate differences from the authors' program:
 8. Terms that show a collapse are reported beside the loss, which does not show it.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import (
-    PredictionHead,
-    ProjectionHead,
-    View,
-    attention_map,
-    attention_pool,
-    collapse_terms,
-    cosine_map,
-    symmetric_loss,
+from datasets.audio import SegmentConfig
+from datasets.augmentation import CUT_OUT_NUMBERS, as_float, cut_out, draw_for_clips, enlarged_size, normalise
+from datasets.clips import Batch
+from datasets.frames import FrameConfig
+from models.encoders import (
+    ImagePooling,
+    VGG16Encoder,
+    VGGishEncoder,
+    at_least_float32,
+    pool_positions,
+    similarity_map,
 )
-from models.pooling import ImagePooling, pool_positions
-from models.precision import at_least_float32
+from models.method import Method, TrainingOutput
 from models.predictive_coding import PredictiveCodingModule
-from models.training_output import TrainingOutput
-from models.vgg16 import VGG16Encoder
-from models.vggish import VGGishEncoder
+from utils.options import Options, option
+
+logger = logging.getLogger(__name__)
+
+PROJECTION_SIZE = 2048
+"""Length of projection z and prediction p"""
+
+COLLAPSED_SPREAD = 0.01  # of pooled features, audio embeddings or predictions, below which a warning is due
+COLLAPSED_RANK = 1.5  # of the projections, likewise
+FLAT_STD = 1e-3  # similarity_std below which a map shows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSPLConfig:
+class SSPLConfig(Options):
     """What defines the model; stored in the checkpoint."""
 
     pcm: bool = True
     """align frame and sound by the predictive coding module"""
-    pcm_cycles: int = 4
+    pcm_cycles: int = option(4, at_least=1)
     """T: refinements of the predictive coding module after its initial sweep"""
 
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenOptions:
+    """Where the frozen encoders get their weights."""
+
+    vgg16: Path | None = None
+    """torchvision's vgg16-397923af.pth; none: looked up by name in ckpts/ and torch hub's folder"""
+    vggish: Path | None = None
+    """torchvggish's vggish-10086976.pth; none: looked up by name likewise"""
+    random_init: bool = False
+    """leave the frozen encoders at random weights: for trials only, no published setting"""
+
     def __post_init__(self) -> None:
-        """Refuses values that cannot work."""
-        if self.pcm_cycles < 1:
-            raise ValueError(f"--pcm-cycles must be at least 1, got {self.pcm_cycles}")
+        """Refuse weights that would not be used."""
+        if self.random_init and (self.vgg16 or self.vggish):
+            raise ValueError("--random-init and --vgg16 or --vggish exclude each other.")
 
-    def check_frame_size(self, frame_size: int) -> None:
-        """Refuses frames whose map the PCM cannot halve twice and build up again.
 
-        Args:
-            frame_size: side of the frame, pixels.
+@dataclass(frozen=True, kw_only=True)
+class SSPLRecipe(Options):
+    """How SSPL is optimised: AdamW, each trained part at its own constant rate.
+
+    The authors chose these values for 10k Flickr clips and give none for larger sets.
+    """
+
+    epochs: int | None = option(None, at_least=1)
+    """passes over the training set; none: 20 with the PCM, 100 without"""
+    batch_size: int = option(256, at_least=2)
+    """clips a step, of all processes; the batch norms of the heads see them together"""
+    audio_learning_rate: float | None = option(None, above=0)
+    """of the MLP after VGGish; none: 2e-5 with the PCM, 5e-4 without"""
+    pcm_learning_rate: float | None = option(None, above=0)
+    """of the predictive coding module; none: 2e-5"""
+    head_learning_rate: float | None = option(None, above=0)
+    """of projection and prediction head; none: 5e-5 with the PCM, 2e-3 without"""
+    weight_decay: float = option(1e-4, at_least=0)
+    """decoupled; the PCM's rates a and b are exempt"""
+
+    def completed(self, config: SSPLConfig) -> "SSPLRecipe":
+        """Fill in the authors' values for the variant where none was given.
 
         Raises:
-            ValueError: the side of the map is not 2 more than a multiple of 4.
+            ValueError: a rate is given for a PCM that is not there.
         """
-        if self.pcm and frame_size // 16 % 4 != 2:
-            raise ValueError(
-                f"--frame-size {frame_size} gives a map of {frame_size // 16} cells, which the "
-                "predictive coding module cannot use; its sides must be 6, 10, 14, 18 …: take 96, "
-                "160, 224 or 288, or --no-pcm."
-            )
+        if self.pcm_learning_rate is not None and not config.pcm:
+            raise ValueError("--pcm-learning-rate has nothing to set with --no-pcm.")
+        epochs, audio, head = (20, 2e-5, 5e-5) if config.pcm else (100, 5e-4, 2e-3)
+        return replace(
+            self,
+            epochs=self.epochs or epochs,
+            audio_learning_rate=self.audio_learning_rate or audio,
+            pcm_learning_rate=(self.pcm_learning_rate or 2e-5) if config.pcm else None,
+            head_learning_rate=self.head_learning_rate or head,
+        )
 
 
-class SSPL(nn.Module):
+class View(NamedTuple):
+    """What one view of a batch yields."""
+
+    similarity_map: Tensor
+    """(B, h, w) in [-1, 1]"""
+    attention_map: Tensor
+    """(B, h, w) in [0, 1]"""
+    pooled_feature: Tensor
+    """(B, 512)"""
+    projection: Tensor
+    """(B, 2048)"""
+    prediction: Tensor
+    """(B, 2048)"""
+
+
+class SSPL(Method):
     """The localiser and its training loss."""
 
-    def __init__(self, config: SSPLConfig) -> None:
-        """Builds all networks, randomly initialised; the frozen ones need released weights.
+    shown = "frames_view_1"
+
+    def __init__(
+        self, config: SSPLConfig, *, audio: SegmentConfig | None = None, frame: FrameConfig | None = None
+    ) -> None:
+        """Build all networks, randomly initialised; the frozen ones need published weights.
 
         Args:
             config: with or without the PCM.
+            audio: of the log-mel segments.
+            frame: size of the frames.
         """
-        super().__init__()
+        super().__init__(audio or SegmentConfig(), frame or FrameConfig())
         self.config = config
         self.frame_encoder = VGG16Encoder()
         self.audio_encoder = VGGishEncoder()
@@ -110,45 +177,44 @@ class SSPL(nn.Module):
         self.projection_head = ProjectionHead(width)
         self.prediction_head = PredictionHead()
 
-    def frozen_encoders(self) -> dict[Literal["vgg16", "vggish"], nn.Module]:
-        """The parts that keep their published weights, by name."""
-        return {"vgg16": self.frame_encoder, "vggish": self.audio_encoder}
+    # ------------------------------------------------------------------------------------ the localiser
 
-    def networks(self) -> list[nn.Module]:
-        """The parts that are worth compiling."""
-        parts = (self.frame_encoder, self.audio_encoder, self.predictive_coding)
-        return [part for part in parts if part is not None]
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """Encode normalised frames (B, 3, H, W) -> (B, 512, H/16, W/16), maps that no sound has touched."""
+        return self.frame_encoder(frames)
 
-    def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """What localises, and what the PCM predicts, from VGGish's embeddings.
+    def sound_features(self, log_mel_segments: Tensor) -> Tensor:
+        """Encode sounds: (B, S, 1, 96, 64), natural logarithm -> (B, 640), u and then the PCM's target a."""
+        return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
 
-        Args:
-            segment_embeddings: (B, S, 128).
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Compare features of B frames with those of as many sounds; the PCM, where there is one, runs here.
 
         Returns:
-            audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and
-            without gradient.
+            similarity maps (B, h, w) in [-1, 1].
         """
-        audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)
-        projected = self.audio_projection(segment_embeddings)
-        return at_least_float32(projected).mean(dim=1), audio_target
+        audio_embedding, audio_target = sound.split(
+            [VGG16Encoder.embedding_size, VGGishEncoder.embedding_size], dim=1
+        )
+        aligned = self.align(visual, audio_target)  # (B, 512, h, w)
+        with torch.autocast(aligned.device.type, enabled=False):
+            return cosine_map(aligned, audio_embedding)
 
-    def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
-        """VGG-16's map (B, 512, h, w) -> aligned map of the same shape, at least float32."""
-        if self.predictive_coding is not None:
-            visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
-        return at_least_float32(visual_feature_map)
+    def localise(self, frames: Tensor, sounds: Tensor) -> Tensor:
+        """Return the similarity map (B, h, w) of each prepared frame with its own sound.
+
+        Raises:
+            ValueError: frames and sounds are not of as many clips.
+        """
+        _check_same_clips(frames, sounds)
+        return super().localise(frames, sounds)
 
     def embed_audio(self, log_mel_segments: Tensor) -> Tensor:
-        """Audio embeddings u (B, 512) for retrieval, of unit norm; no frame takes part."""
+        """Embed sounds for retrieval: u (B, 512), of unit norm; no frame takes part."""
         return F.normalize(self.encode_audio(self.audio_encoder(log_mel_segments))[0], dim=1)
 
     def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
-        """Embeddings of frames for retrieval, without the PCM: see `pool_positions`.
-
-        Args:
-            frames: (B, 3, H, W), normalised.
-            pooling: of VGG-16's map.
+        """Embed frames (B, 3, H, W) for retrieval, without the PCM: see `pool_positions`.
 
         Raises:
             ValueError: the model has a PCM, which makes a frame's map of the frame and a sound.
@@ -161,97 +227,116 @@ class SSPL(nn.Module):
             )
         return pool_positions(self.frame_encoder(frames), pooling)
 
-    def visual_features(self, frames: Tensor) -> Tensor:
-        """What `compare` needs of frames (B, 3, H, W): maps that no sound has touched."""
-        return self.frame_encoder(frames)
-
-    def sound_features(self, log_mel_segments: Tensor) -> Tensor:
-        """What `compare` needs of sounds.
-
-        Args:
-            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
+    def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Make of VGGish's embeddings (B, S, 128) what localises and what the PCM predicts.
 
         Returns:
-            (B, 640): the audio embedding u, then the PCM's target a.
+            audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and without
+            gradient.
         """
-        return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
+        audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)  # (B, 128)
+        projected = self.audio_projection(segment_embeddings)  # (B, S, 512)
+        return at_least_float32(projected).mean(dim=1), audio_target
 
-    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Similarity maps of frames with sounds; the PCM, where there is one, runs here.
+    def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
+        """Align VGG-16's map (B, 512, h, w) with the sound: the same shape, at least float32."""
+        if self.predictive_coding is not None:
+            visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
+        return at_least_float32(visual_feature_map)
 
-        Args:
-            visual: of B frames, see `visual_features`.
-            sound: of B sounds, see `sound_features`.
+    # --------------------------------------------------------------------------------------- training
 
-        Returns:
-            (B, h, w) in [-1, 1].
-        """
-        sizes = VGG16Encoder.embedding_size, VGGishEncoder.embedding_size
-        audio_embedding, audio_target = sound.split(sizes, dim=1)
-        aligned = self.align(visual, audio_target)
-        with torch.autocast(aligned.device.type, enabled=False):
-            return cosine_map(aligned, audio_embedding)
+    @classmethod
+    def check_options(cls, options: Any) -> None:  # noqa: ANN401
+        """Fill in the authors' recipe for the variant; refuse frames that the PCM cannot use."""
+        options.optimisation = options.optimisation.completed(options.model)
+        cells = options.frame.frame_size // 16
+        if options.model.pcm and cells % 4 != 2:  # it halves the map twice and builds it up again
+            raise ValueError(
+                f"--frame-size {options.frame.frame_size} gives a map of {cells} cells, which the "
+                "predictive coding module cannot use; its sides must be 6, 10, 14, 18 …: take 96, "
+                "160, 224 or 288, or --no-pcm."
+            )
 
-    def localise(self, frames: Tensor, log_mel_segments: Tensor) -> Tensor:
-        """Similarity map of each frame with its own sound.
-
-        Args:
-            frames: (B, 3, H, W), normalised.
-            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
-
-        Returns:
-            (B, h, w) in [-1, 1], h = H/16 and w = W/16.
+    def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
+        """Give the frozen encoders their published weights.
 
         Raises:
-            ValueError: frames and sounds are not of as many clips.
+            FileNotFoundError: a file is not there.
+            ValueError: a file's sha256 is not the published one, or it cannot be read.
         """
-        _check_same_clips(frames, log_mel_segments)
-        sound = self.sound_features(log_mel_segments)
-        return self.compare(self.visual_features(frames), sound)
+        from models.released import load_frozen_encoders  # noqa: PLC0415 - it imports this file
 
-    def process_view(self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor) -> View:
-        """From VGG-16's map of one view to its projection and prediction.
+        if options.frozen.random_init:
+            logger.warning("The frozen encoders keep random weights (--random-init).")
+            return
+        files = {"vgg16": options.frozen.vgg16, "vggish": options.frozen.vggish}
+        for kind, path in load_frozen_encoders(self.frozen_encoders(), **files).items():
+            logger.info("Frozen %s: %s", kind, path)
+
+    def frozen_encoders(self) -> dict[Literal["vgg16", "vggish"], nn.Module]:
+        """Return the parts that keep their published weights, by name."""
+        return {"vgg16": self.frame_encoder, "vggish": self.audio_encoder}
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the parts that --compile compiles."""
+        parts = (self.frame_encoder, self.audio_encoder, self.predictive_coding)
+        return [part for part in parts if part is not None]
+
+    def build_optimizer(self, recipe: SSPLRecipe) -> torch.optim.Optimizer:
+        """AdamW over the trained parts, in the authors' order; the PCM's rates a and b are not decayed.
 
         Args:
-            visual_feature_map: (B, 512, h, w).
-            audio_embedding: (B, 512).
-            audio_target: (B, 128), unit norm.
-
-        Returns:
-            maps, pooled feature, projection and prediction of the view.
+            recipe: completed.
         """
-        aligned = self.align(visual_feature_map, audio_target)
-        with torch.autocast(aligned.device.type, enabled=False):
-            similarity = cosine_map(aligned, audio_embedding)
-            attention = attention_map(similarity)
-            pooled = attention_pool(aligned, attention)
-        projection = self.projection_head(pooled)
-        prediction = self.prediction_head(projection)
-        return View(similarity, attention, pooled, at_least_float32(projection), at_least_float32(prediction))
+        heads = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
+        parts: list[tuple[str, list[nn.Parameter], float | None, float]] = [
+            (
+                "audio_projection",
+                [*self.audio_projection.parameters()],
+                recipe.audio_learning_rate,
+                recipe.weight_decay,
+            )
+        ]
+        if self.predictive_coding is not None:
+            rates = self.predictive_coding.rates
+            weights = [p for p in self.predictive_coding.parameters() if all(p is not rate for rate in rates)]
+            parts += [
+                ("predictive_coding", weights, recipe.pcm_learning_rate, recipe.weight_decay),
+                ("predictive_coding_rates", rates, recipe.pcm_learning_rate, 0.0),
+            ]
+        parts.append(("heads", heads, recipe.head_learning_rate, recipe.weight_decay))
+        names = ("name", "params", "lr", "weight_decay")
+        return torch.optim.AdamW([dict(zip(names, part, strict=True)) for part in parts], fused=True)
 
-    def encode_frozen(
-        self, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """All that the frozen encoders contribute to a training step; see `forward`.
+    @property
+    def training_frame_size(self) -> int:
+        """Side of the frames that views are cut from, pixels."""
+        return enlarged_size(self.frame.frame_size)
 
-        Returns:
-            VGG-16's maps of both views (B, 512, h, w) and VGGish's embeddings (B, S, 128).
-        """
-        _check_same_clips(frames_view_1, log_mel_segments)
-        _check_same_clips(frames_view_2, log_mel_segments)
-        # One view after the other: together they would take twice the memory and no less time.
-        first, second = self.frame_encoder(frames_view_1), self.frame_encoder(frames_view_2)
-        return first, second, self.audio_encoder(log_mel_segments)
+    @torch.no_grad()
+    def augment(
+        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
+    ) -> dict[str, Any]:
+        """Make the arguments of `forward` of a batch: see `Method`."""
+        numbers = draw_for_clips(seed, len(batch), 2 * CUT_OUT_NUMBERS, first=first, total=global_size)
+        frames, size = batch.frames, self.frame.frame_size  # (B, 3, E, E)
+        views = [normalise(as_float(cut_out(frames, size, part))) for part in numbers.chunk(2, dim=1)]
+        return {
+            "frames_view_1": views[0],  # (B, 3, S, S)
+            "frames_view_2": views[1],
+            "log_mel_segments": self.front_end(batch.waveforms),  # (B, segments, 1, 96, 64)
+        }
 
     def forward(
-        self, *, frozen_features: tuple[Tensor, Tensor, Tensor] | None = None, **views: Tensor
+        self, *, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
     ) -> TrainingOutput:
-        """One training step's loss.
+        """Compute a training step's loss.
 
         Args:
-            frozen_features: as `encode_frozen` returns them, where they are known already.
-            **views: otherwise its arguments: frames_view_1 (B, 3, H, W) normalised, frames_view_2
-                of the same frames, log_mel_segments (B, S, 1, 96, 64) in natural logarithm.
+            frames_view_1: (B, 3, H, W), normalised.
+            frames_view_2: of the same frames.
+            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
 
         Returns:
             loss, terms that show a collapse, and the similarity maps of view 1.
@@ -259,15 +344,17 @@ class SSPL(nn.Module):
         Raises:
             ValueError: views and sounds are not of as many clips, or of one clip in training.
         """
-        if frozen_features is None:
-            frozen_features = self.encode_frozen(**views)
-        first_map, second_map, segment_embeddings = frozen_features
-        if self.training and len(segment_embeddings) < 2:
+        _check_same_clips(frames_view_1, log_mel_segments)
+        _check_same_clips(frames_view_2, log_mel_segments)
+        if self.training and len(log_mel_segments) < 2:
             raise ValueError(
                 "SSPL cannot train on a batch of one clip: its batch norms need at least two. Set "
                 "--batch-size to 2 or more and drop a last batch of one."
             )
-        audio_embedding, audio_target = self.encode_audio(segment_embeddings)
+        # One view after the other: together they would take twice the memory and no less time.
+        first_map, second_map = self.frame_encoder(frames_view_1), self.frame_encoder(frames_view_2)
+        segment_embeddings = self.audio_encoder(log_mel_segments)  # (B, S, 128)
+        audio_embedding, audio_target = self.encode_audio(segment_embeddings)  # (B, 512), (B, 128)
         first = self.process_view(first_map, audio_embedding, audio_target)
         second = self.process_view(second_map, audio_embedding, audio_target)
         return TrainingOutput(
@@ -276,39 +363,20 @@ class SSPL(nn.Module):
             similarity_map=first.similarity_map.detach(),
         )
 
-    def parameter_groups(
-        self,
-        audio_learning_rate: float | None,
-        pcm_learning_rate: float | None,
-        head_learning_rate: float | None,
-        *,
-        weight_decay: float,
-    ) -> list[dict[str, Any]]:
-        """The trained parameters, for AdamW; the PCM's rates a and b are not decayed.
+    def process_view(self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor) -> View:
+        """Go from VGG-16's map of one view (B, 512, h, w) to its projection and prediction."""
+        aligned = self.align(visual_feature_map, audio_target)  # (B, 512, h, w)
+        with torch.autocast(aligned.device.type, enabled=False):
+            similarity = cosine_map(aligned, audio_embedding)  # (B, h, w)
+            attention = attention_map(similarity)  # (B, h, w)
+            pooled = attention_pool(aligned, attention)  # (B, 512)
+        projection = self.projection_head(pooled)  # (B, 2048)
+        prediction = self.prediction_head(projection)  # (B, 2048)
+        return View(similarity, attention, pooled, at_least_float32(projection), at_least_float32(prediction))
 
-        Args:
-            audio_learning_rate: of the MLP after VGGish.
-            pcm_learning_rate: of the predictive coding module, None without one.
-            head_learning_rate: of both heads.
-            weight_decay: decoupled, of all parameters but the PCM's rates.
-
-        Returns:
-            groups with name, params, lr and weight_decay, in the authors' order.
-        """
-        head = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
-        audio = [*self.audio_projection.parameters()]
-        parts: list[tuple[str, list[nn.Parameter], float | None, float]] = [
-            ("audio_projection", audio, audio_learning_rate, weight_decay)
-        ]
-        if self.predictive_coding is not None:
-            rates = self.predictive_coding.rates
-            of_rates = {id(rate) for rate in rates}
-            weights = [p for p in self.predictive_coding.parameters() if id(p) not in of_rates]
-            parts.append(("predictive_coding", weights, pcm_learning_rate, weight_decay))
-            parts.append(("predictive_coding_rates", rates, pcm_learning_rate, 0.0))
-        parts.append(("heads", head, head_learning_rate, weight_decay))
-        names = ("name", "params", "lr", "weight_decay")
-        return [dict(zip(names, part, strict=True)) for part in parts]
+    def diagnose(self, terms: Mapping[str, float]) -> str | None:
+        """Say what the logged terms tell about a collapse: see `collapse_warning`."""
+        return collapse_warning(terms)
 
 
 def _check_same_clips(frames: Tensor, log_mel_segments: Tensor) -> None:
@@ -317,3 +385,145 @@ def _check_same_clips(frames: Tensor, log_mel_segments: Tensor) -> None:
             "frames and log_mel_segments must be of the same clips, got "
             f"{len(frames)} frames and the segments of {len(log_mel_segments)} sounds"
         )
+
+
+# ------------------------------------------------------------------------------------------- SimSiam's heads
+
+
+def _hidden(in_features: int, out_features: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(in_features, out_features, bias=False),  # the batch norm's shift stands in for a bias
+        nn.BatchNorm1d(out_features),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ProjectionHead(nn.Module):
+    """Pooled feature (B, D) -> projection z (B, 2048), standardised over the batch in training.
+
+    Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3.
+    """
+
+    def __init__(self, in_features: int = 512) -> None:
+        """Build three layers with torch's default initialisation."""
+        super().__init__()
+        self.layer1 = _hidden(in_features, PROJECTION_SIZE)
+        self.layer2 = _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
+        self.layer3 = nn.Sequential(
+            nn.Linear(PROJECTION_SIZE, PROJECTION_SIZE, bias=False),
+            nn.BatchNorm1d(PROJECTION_SIZE, affine=False),
+        )
+
+    def forward(self, pooled_feature: Tensor) -> Tensor:
+        """(B, D) -> (B, 2048); B must be 2 or more in training mode."""
+        return self.layer3(self.layer2(self.layer1(pooled_feature)))
+
+
+class PredictionHead(nn.Module):
+    """Projection z of one view -> prediction p of the other view's, both (B, 2048)."""
+
+    def __init__(self, hidden_features: int = 512) -> None:
+        """Build a bottleneck with torch's default initialisation."""
+        super().__init__()
+        self.layer1 = _hidden(PROJECTION_SIZE, hidden_features)
+        self.layer2 = nn.Linear(hidden_features, PROJECTION_SIZE)
+
+    def forward(self, projection: Tensor) -> Tensor:
+        """(B, 2048) -> (B, 2048); B must be 2 or more in training mode."""
+        return self.layer2(self.layer1(projection))
+
+
+# ------------------------------------------------------------------------------------------ attention and
+# loss
+
+
+def cosine_map(visual_feature_map: Tensor, audio_embedding: Tensor) -> Tensor:
+    """Cosine of each sound (B, D) with each position of its map (B, D, h, w): (B, h, w)."""
+    return similarity_map(F.normalize(visual_feature_map, dim=1), F.normalize(audio_embedding))
+
+
+def attention_map(similarity: Tensor) -> Tensor:
+    """Stretch each similarity map (B, h, w) to [0, 1); a constant one becomes 0."""
+    lowest = similarity.amin(dim=(1, 2), keepdim=True)
+    span = similarity.amax(dim=(1, 2), keepdim=True) - lowest
+    return (similarity - lowest) / (span + 1e-10)
+
+
+def attention_pool(visual_feature_map: Tensor, attention: Tensor) -> Tensor:
+    """Sum of (B, D, h, w) over positions, weighted by (B, h, w): (B, D)."""
+    return torch.einsum("bdhw,bhw->bd", visual_feature_map, attention)
+
+
+def symmetric_loss(first: View, second: View) -> Tensor:
+    """SimSiam's loss: each view's prediction meets the other's projection, held fixed; in [-1, 1]."""
+    forwards = -F.cosine_similarity(first.prediction, second.projection.detach(), dim=1).mean()
+    backwards = -F.cosine_similarity(second.prediction, first.projection.detach(), dim=1).mean()
+    return (forwards + backwards) / 2
+
+
+@torch.no_grad()
+def collapse_terms(first: View, second: View, audio_embedding: Tensor) -> dict[str, Tensor]:
+    """Compute detached scalars that show whether the model has collapsed.
+
+    The projections themselves do not: they leave a batch norm, which spreads whatever it gets.
+
+    Returns:
+        embedding_std, audio_std, prediction_std: how far pooled features, audio embeddings u (B, 512) and
+            predictions of unit norm differ between the clips of the batch, see `spread`;
+        projection_rank: number of directions that view 1's projections take, see `effective_rank`;
+        similarity_mean, similarity_std: mean of the similarity maps of view 1, and the mean of their standard
+            deviations over positions: 0 when the maps are flat;
+        attention_entropy: entropy of view 1's attention over positions, over that of a flat map: 1 when
+            attention is everywhere, 0 when it is at one position.
+    """
+    similarity = first.similarity_map
+    weights = first.attention_map.flatten(1) + 1e-10  # (B, h * w); a constant map has no weight, but is flat
+    share = weights / weights.sum(dim=1, keepdim=True)
+    entropy = torch.special.entr(share).sum(dim=1).mean() / math.log(share.shape[1])
+    return {
+        "embedding_std": torch.stack([spread(view.pooled_feature) for view in (first, second)]).mean(),
+        "audio_std": spread(audio_embedding),
+        "prediction_std": torch.stack([spread(view.prediction) for view in (first, second)]).mean(),
+        "projection_rank": effective_rank(first.projection),
+        "similarity_mean": similarity.mean(),
+        "similarity_std": similarity.std(dim=(1, 2), correction=0).mean(),
+        "attention_entropy": entropy,
+    }
+
+
+def spread(embeddings: Tensor) -> Tensor:
+    """Root mean square distance of unit-norm (B, D) from their mean: 0 for equal ones, at most 1.
+
+    It is the standard deviation over the batch of Chen and He's Fig. 2, times sqrt(D).
+    """
+    return F.normalize(embeddings.float()).var(dim=0, correction=0).sum().sqrt()
+
+
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """Number of directions in which (B, D) vary: tr(C)^2 / tr(C^2) of their covariance C."""
+    centred = embeddings.float() - embeddings.float().mean(dim=0)
+    gram = centred @ centred.T  # (B, B): the same traces at less cost
+    return gram.trace() ** 2 / gram.square().sum().clamp_min(1e-30)
+
+
+def collapse_warning(terms: Mapping[str, float]) -> str | None:
+    """Say what the means over some steps of `collapse_terms` warn of; None while all is well."""
+    advice = "Lower the learning rates, or check that the frozen encoders have their weights."
+    spreads = {name: terms[name] for name in ("embedding_std", "audio_std", "prediction_std")}
+    equal = [f"{name} {value:.2g}" for name, value in spreads.items() if value < COLLAPSED_SPREAD]
+    if equal:
+        return (
+            f"All clips look nearly the same to the model ({', '.join(equal)}; 1 when they differ "
+            f"in every way): it is collapsing, whatever the loss says. {advice}"
+        )
+    if terms["projection_rank"] < COLLAPSED_RANK:
+        return (
+            f"The projections vary along one line (projection_rank {terms['projection_rank']:.2g}):"
+            f" the model is collapsing, whatever the loss says. {advice}"
+        )
+    if terms["similarity_std"] < FLAT_STD:
+        return (
+            f"The similarity maps are flat (similarity_std {terms['similarity_std']:.2g}): they "
+            f"show no place. {advice}"
+        )
+    return None

@@ -31,14 +31,10 @@ from tqdm import tqdm
 
 from datasets.audio import AudioConfig
 from datasets.clips import AudioVisualClips, Clip
-from datasets.frames import FrameGeometry
-from datasets.geometric_transform import GeometricConfig
+from datasets.frames import FrameConfig, FrameGeometry
 from datasets.loaders import ClipLoader, SeededBatches, build_test_loader, build_train_loader
-from datasets.transforms import AugmentationConfig
-from datasets.views import SSLTIEViews, TestViews
 from models.localiser import ready_to_localise
-from models.recipes import SSLTIERecipe
-from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.ssl_tie import SSLTIE, SSLTIEConfig, SSLTIERecipe
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
 from utils.options import Options, add_group, build, option
@@ -58,8 +54,8 @@ NUM_BATCHES = 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"precision": "bf16"},
-    "tf32": {"tf32": True},
-    "channels_last": {"channels_last": True},
+    "tf32": {"precision": "tf32"},
+    "channels_first": {"layout": torch.contiguous_format},
     "compile": {"compiled": True},
     "encoded_twice": {"audio_encodings": 2},
 }
@@ -94,7 +90,7 @@ def benchmark_train(options: BenchmarkOptions, device: torch.device, clips: list
     chosen = list(VARIANTS) if options.variants == "all" else ["plain", *options.variants.split(",")]
     if unknown := set(chosen) - VARIANTS.keys():
         raise ValueError(f"--variants takes {', '.join(VARIANTS)}; not {', '.join(sorted(unknown))}.")
-    views = SSLTIEViews(AudioConfig(), AugmentationConfig(), GeometricConfig(), device)
+    views = build_views(options, device)
     with training_loader(options, clips * NUM_BATCHES, workers=0) as loader:
         decoded = [batch.to(device) for _, batch in zip(range(NUM_BATCHES), loader, strict=False)]
     batches = [views(batch, seed) for seed, batch in enumerate(decoded)]
@@ -119,23 +115,21 @@ def build_step(
     device: torch.device,
     *,
     precision: Precision = "fp32",
-    channels_last: bool = False,
+    layout: torch.memory_format = torch.channels_last,
     audio_encodings: Literal[1, 2] = 1,
-    tf32: bool = False,
     compiled: bool = False,
 ) -> Callable[[dict[str, Any]], None]:
     """Builds the training step that main.py makes with such options."""
     torch.manual_seed(SEED)
     model = SSLTIE(SSLTIEConfig(audio_encodings=audio_encodings)).train()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = SSLTIERecipe().build_optimizer(model)
+    optimizer = model.build_optimizer(SSLTIERecipe())
     if compiled:
         for network in model.networks():
             network.compile()
 
     def step(batch: dict[str, Any]) -> None:
-        use_full_float32(not tf32)
+        use_full_float32(precision != "tf32")
         with autocast(device, precision):
             loss = model(**batch).loss
         loss.backward()
@@ -143,6 +137,11 @@ def build_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def build_views(options: BenchmarkOptions, device: torch.device) -> Callable[..., dict[str, Any]]:
+    """Builds what makes the training views of a batch."""
+    return SSLTIE(SSLTIEConfig(), frame=FrameConfig(frame_size=options.frame_size)).to(device).augment
 
 
 def benchmark_loader(options: BenchmarkOptions, device: torch.device, clips: list[Clip]) -> None:
@@ -161,7 +160,7 @@ def benchmark_loader(options: BenchmarkOptions, device: torch.device, clips: lis
 
     with training_loader(options, clips, workers=0) as loader:
         batch = next(iter(loader)).to(device)
-    views = SSLTIEViews(AudioConfig(), AugmentationConfig(), GeometricConfig(), device)
+    views = build_views(options, device)
     measure("loader", {"views": lambda: views(batch, SEED)}, options, device, samples=batch_size)
 
 
@@ -178,14 +177,15 @@ def benchmark_evaluate(options: BenchmarkOptions, device: torch.device, clips: l
     use_full_float32()
     torch.manual_seed(SEED)
     model = ready_to_localise(SSLTIE(SSLTIEConfig()), device)
-    views = TestViews(AudioConfig(), device)
     decoded = AudioVisualClips(clips, geometry=FrameGeometry(options.frame_size), audio=AudioConfig())
 
     def score(batch_size: int, names: Sequence[str]) -> None:
         protocols = [PROTOCOLS[name] for name in names]
         with build_test_loader(decoded, batch_size=batch_size, num_workers=0, pin_memory=False) as loader:
             evaluate_localisation(
-                lambda batch: model.localise(*views(batch)), (batch.to(device) for batch in loader), protocols
+                lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
+                (batch.to(device) for batch in loader),
+                protocols,
             )
 
     ways: Ways = {

@@ -8,4 +8,4 @@ exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} --clip-list ssl_tie_flickr_10k \
   --output "${OUTPUT:-runs/ssl_tie_Flickr10k}" \
   --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 --audio-excerpt-seconds 4 "$@"
+  --equivariance-weight 1 --audio-excerpt-seconds 4 "$@"

@@ -6,4 +6,4 @@ set -euo pipefail
 
 export OUTPUT="${OUTPUT:-runs/ssl_tie_Flickr10k_audmix}"
 exec bash "$(dirname "$0")/train_Flickr10k.sh" \
-  --audio-mixing --mixing-start-epoch 1 --mixing-candidates 4000 "$@"
+  --audio-mixing --mixing-start-epoch 1 "$@"

@@ -9,4 +9,4 @@ exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} ${FLICKR_LIST:+--clip-list "$FLICKR_LIST"} \
   --output "${OUTPUT:-runs/ssl_tie_Flickr144k}" \
   --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 --audio-excerpt-seconds 4 "$@"
+  --equivariance-weight 1 --audio-excerpt-seconds 4 "$@"

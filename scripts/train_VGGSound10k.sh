@@ -8,4 +8,4 @@ exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set vggsound ${VGGSOUND_ROOT:+--data-root "$VGGSOUND_ROOT"} --clip-list ssl_tie_vggsound_10k \
   --output "${OUTPUT:-runs/ssl_tie_VGGSound10k}" \
   --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 "$@"
+  --equivariance-weight 1 "$@"

@@ -20,4 +20,4 @@ exec bash "$scripts/run.sh" main.py ssl_tie \
   --clip-list "${TRAIN_LIST:-${openset}_openset_train}" \
   --output "${OUTPUT:-runs/ssl_tie_VGGSound_openset_$openset}" \
   --epochs 100 --batch-size 32 --learning-rate 1e-4 --weight-decay 1e-4 --seed 4 \
-  --max-rotation 30 --equivariance-weight 1 "$@"
+  --equivariance-weight 1 "$@"

@@ -14,11 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.geometric_transform import GeometricTransform
-from models.encoders import RepeatedBatchNorm2d
+from datasets.geometry import GeometricTransform
+from models.encoders import RepeatedBatchNorm2d, VGG16Encoder
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
-from models.vgg16 import VGG16Encoder
 from utils import distributed
 from utils.distributed import gather_rows, synchronise_batch_norms
 
@@ -159,7 +158,7 @@ def build_sspl(*, pcm):
     """SSPL in float64, narrow, with stand-ins for its frozen encoders: they have no batch norm."""
     with (
         mock.patch.object(VGG16Encoder, "embedding_size", WIDTH),
-        mock.patch("models.heads.PROJECTION_SIZE", 4 * WIDTH),
+        mock.patch("models.sspl.PROJECTION_SIZE", 4 * WIDTH),
         torch.device("meta"),
     ):
         model = SSPL(SSPLConfig(pcm=pcm, pcm_cycles=2))

@@ -17,8 +17,9 @@ AUDIO = AudioConfig(window_seconds=1.0, mel_bins=32)
 class Spotlight(nn.Module):
     """The map is the brightness of the frame's cells plus the mean level of the sound."""
 
-    def __init__(self):
+    def __init__(self, audio):
         super().__init__()
+        self.front_end = audio.build_front_end()
         self.shift = nn.Parameter(torch.zeros(()))
 
     def visual_features(self, frames):
@@ -32,7 +33,9 @@ class Spotlight(nn.Module):
 
 
 def spotlight(audio=AUDIO):
-    return Localiser(Spotlight().eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {}))
+    return Localiser(
+        Spotlight(audio).eval(), audio, FrameConfig(frame_size=32), checkpoint_of("spotlight", {})
+    )
 
 
 def checkpoint_of(method, state_dict):
@@ -49,6 +52,6 @@ def checkpoint_of(method, state_dict):
 def small_ssl_tie():
     """SSL-TIE at random weights, for frames of 64 pixels: maps of 4 x 4."""
     torch.manual_seed(0)
-    model = SSLTIE(SSLTIEConfig()).eval()
+    model = SSLTIE(SSLTIEConfig(), audio=AUDIO).eval()
     checkpoint = checkpoint_of("ssl_tie", model.state_dict())
     return Localiser(model, AUDIO, FrameConfig(frame_size=64), checkpoint)

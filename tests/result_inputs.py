@@ -33,7 +33,6 @@ def make_batch(numbers, truths, clip_ids, broken=()):
         waveforms=torch.zeros(len(numbers), 4),
         bounding_boxes=(np.array([[0.2, 0.2, 0.6, 0.6]]),) * len(numbers),
         ground_truth_maps=truths,
-        crop_seeds=(0,) * len(numbers),
         broken=tuple(broken),
         pair_keys=(None,) * len(numbers),
     )

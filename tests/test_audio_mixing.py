@@ -1,7 +1,6 @@
 """The audio-mixing curriculum: schedule, neighbours, mixtures, and runs that stop anywhere."""
 
 import datetime
-import json
 import logging
 import signal
 import subprocess
@@ -17,23 +16,19 @@ from distributed_workers import narrow_encoder
 from test_end_to_end import SMALL, assert_same_weights
 
 import main
-import opts
 from datasets.audio import AudioConfig
-from datasets.audio_mixing import MixedRequest, Mixing, MixingBatches, MixingClips
 from datasets.benchmarks import build_clips
-from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest, collate
+from datasets.clips import AudioVisualClips, BrokenClip, Clip, Mixture, collate
 from datasets.frames import FrameGeometry
 from datasets.loaders import SeededBatches, build_train_loader
-from datasets.views import TestViews, tiled_waveforms
+from datasets.mixing import NOBODY, AudioMixingOptions, Mixing, MixingCurriculum, nearest_others
 from models import ssl_tie
-from utils.evaluation.retrieval import Embeddings
-from utils.mixing_schedule import NOBODY, AudioMixingOptions, MixingCurriculum, places_of_nearest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
 AUDIO = AudioConfig(window_seconds=1.5, mel_bins=32, hop_length=400)
 GOLDEN = Path(__file__).parents[2] / "shared" / "goldens" / "e_retrieval.npz"
 TIME_LIMIT = datetime.timedelta(seconds=60)
+CLIPS = [Clip(f"clip_{place}", Path("none.jpg"), Path("none.wav")) for place in range(31)]
 
 
 # ---------------------------------------------------------------------------------- the schedule
@@ -41,72 +36,23 @@ TIME_LIMIT = datetime.timedelta(seconds=60)
 
 def test_the_schedule_grows_by_epoch_and_is_capped():
     options = AudioMixingOptions(audio_mixing=True, mixing_start_epoch=3)
-    assert [options.is_on(epoch) for epoch in range(4)] == [False, False, True, True]
+    curriculum = MixingCurriculum(options, CLIPS, AUDIO, seed=0)
+    assert [curriculum.needs_search(epoch) for epoch in range(4)] == [False, False, True, True]
+    assert curriculum.mixing_for_epoch(1) is None
     for epoch in range(2, 150):  # counted from 0: n = 1 in epoch 3
-        n = epoch - 1
-        assert options.probability_in(epoch) == pytest.approx(min(1, 0.1 + 0.01 * n))
-        assert options.strength_in(epoch) == pytest.approx(min(0.5, 0.01 * n))
-    own = AudioMixingOptions(
-        audio_mixing=True, mixing_probability=0.3, mixing_probability_growth=0,
-        mixing_strength=0.2, mixing_strength_growth=0.1, mixing_strength_limit=0.35,
-    )  # fmt: skip
-    assert [own.probability_in(epoch) for epoch in range(3)] == [0.3] * 3
-    assert [own.strength_in(epoch) for epoch in range(3)] == pytest.approx([0.3, 0.35, 0.35])
-    assert not AudioMixingOptions().is_on(50)
-
-
-def test_neighbours_are_kept_for_some_epochs():
-    options = AudioMixingOptions(audio_mixing=True, mixing_start_epoch=2, mixing_refresh=3)
-    assert [options.refreshed_in(epoch) for epoch in range(1, 9)] == [1, 1, 1, 4, 4, 4, 7, 7]
-    curriculum = MixingCurriculum(options, ["a", "b"], seed=0)
-    assert [curriculum.is_due(epoch) for epoch in range(3)] == [False, True, True]
-    curriculum.search(1, Embeddings(("a", "b"), torch.eye(2), None), CPU)
-    assert [curriculum.is_due(epoch) for epoch in range(1, 6)] == [False, False, False, True, True]
-    again = MixingCurriculum(options, ["a", "b"], seed=0)
-    again.load_state_dict(curriculum.state_dict())
-    places, probability, strength = again.in_epoch(2)
-    assert (places.tolist(), places.dtype) == ([1, 0], torch.int64)
-    assert (probability, strength) == pytest.approx((0.12, 0.02))
-    assert again.in_epoch(0) is None
-    assert not MixingCurriculum(None, ["a"], seed=0).is_due(3)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"mixing_start_epoch": 0},
-        {"mixing_refresh": 0},
-        {"mixing_candidates": 1},
-        {"mixing_probability": -0.1},
-        {"mixing_probability": 0.9, "mixing_probability_limit": 0.8},
-        {"mixing_strength_limit": 1.1},
-        {"mixing_strength_growth": float("nan")},
-    ],
-)
-def test_nonsense_is_refused_with_the_flag_s_name(given):
-    flag = "--" + next(iter(given)).replace("_", "-")
-    with pytest.raises(ValueError, match=flag):
-        AudioMixingOptions(audio_mixing=True, **given)
-    with pytest.raises(ValueError, match=r"needs --audio-mixing|must be"):
-        AudioMixingOptions(**given)
+        n, mixing = epoch - 1, curriculum.mixing_for_epoch(epoch)
+        assert mixing.probability == pytest.approx(min(1, 0.1 + 0.01 * n))
+        assert mixing.strength == pytest.approx(min(0.5, 0.01 * n))
 
 
 def test_settings_of_a_mixing_that_is_off_are_refused():
-    with pytest.raises(ValueError, match="--mixing-refresh needs --audio-mixing"):
-        AudioMixingOptions(mixing_refresh=2)
-    AudioMixingOptions(mixing_refresh=1, mixing_candidates=4000)
+    with pytest.raises(ValueError, match="--mixing-start-epoch needs --audio-mixing"):
+        AudioMixingOptions(mixing_start_epoch=2)
+    with pytest.raises(ValueError, match="--mixing-start-epoch must be at least 1"):
+        AudioMixingOptions(audio_mixing=True, mixing_start_epoch=0)
 
 
 # -------------------------------------------------------------------------------- the neighbours
-
-
-def slow_nearest(vectors, candidates):
-    """Best other candidate of each vector, the first of equals."""
-    found = []
-    for own, vector in enumerate(vectors):
-        scores = [(-float(vector @ vectors[other]), other) for other in candidates if other != own]
-        found.append(min(scores)[1])
-    return found
 
 
 def random_embeddings(count, seed=0):
@@ -114,45 +60,16 @@ def random_embeddings(count, seed=0):
     return torch.nn.functional.normalize(vectors - 0.5, dim=1)
 
 
-def embedded(vectors, order=None):
-    order = range(len(vectors)) if order is None else order
-    return Embeddings(tuple(f"clip_{place}" for place in order), vectors[list(order)], None)
-
-
-def ids(count):
-    return [f"clip_{place}" for place in range(count)]
-
-
-def test_all_clips_as_candidates_against_a_loop():
+@pytest.mark.parametrize("num_candidates", [7, 60, 90])
+def test_neighbours_against_a_loop(num_candidates):
     vectors = random_embeddings(60)
-    found = places_of_nearest(embedded(vectors), ids(60), num_candidates=0, seed=1)
-    assert found.tolist() == slow_nearest(vectors.double(), range(60))
-    shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(3)).tolist()
-    again = places_of_nearest(embedded(vectors, shuffled), ids(60), num_candidates=90, seed=1)
-    assert torch.equal(found, again)
-
-
-def test_a_queue_of_candidates_against_a_loop():
-    vectors = random_embeddings(60)
-    found = places_of_nearest(embedded(vectors), ids(60), num_candidates=7, seed=1)
-    drawn = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:7].tolist()
-    assert found.tolist() == slow_nearest(vectors.double(), drawn)
-    assert len(set(found.tolist())) <= 7
-    other = places_of_nearest(embedded(vectors), ids(60), num_candidates=7, seed=2)
-    assert not torch.equal(found, other)
-
-
-def test_ties_go_to_the_first_and_empty_sounds_to_nobody():
-    vectors = random_embeddings(8)
-    vectors[5] = vectors[2] = vectors[6]
-    vectors[1] = vectors[4] = 0
-    embeddings = embedded(vectors, [0, 1, 2, 4, 5, 6, 7])  # clip_3 could not be read
-    found = places_of_nearest(embeddings, ids(8), num_candidates=0, seed=0)
-    assert found[[5, 6, 2]].tolist() == [2, 2, 5]
-    assert found[[1, 3, 4]].tolist() == [NOBODY] * 3
-    assert {1, 3, 4}.isdisjoint(found.tolist())
-    alone = places_of_nearest(embedded(vectors, [0, 1]), ids(8), num_candidates=0, seed=0)
-    assert alone.tolist() == [NOBODY] * 8
+    found = nearest_others(vectors, (4, 1), num_candidates=num_candidates)
+    candidates = np.random.default_rng([4, 1]).permutation(60)[:num_candidates]
+    for own, vector in enumerate(vectors.double()):
+        scores = {int(c): float(vector @ vectors[c].double()) for c in candidates if c != own}
+        assert found[own] == max(scores, key=scores.get)
+    if num_candidates == 7:
+        assert not torch.equal(found, nearest_others(vectors, (4, 2), num_candidates=7))
 
 
 def test_the_recorded_neighbours():
@@ -160,8 +77,7 @@ def test_the_recorded_neighbours():
         pytest.skip(f"the recorded embeddings are not at {GOLDEN}")
     golden = np.load(GOLDEN)
     names = golden["names"].tolist()
-    vectors = torch.nn.functional.normalize(torch.from_numpy(golden["emb"]), dim=1)
-    found = places_of_nearest(Embeddings(tuple(names), vectors, None), names, num_candidates=0, seed=0)
+    found = nearest_others(torch.from_numpy(golden["emb"]), (0, 0))
     expected = golden["full_noself_top1"]
     # Duplicates and a sound without any feature tie with others.
     unclear = [names.index(f"clip_{place:03d}") for place in (3, 7, 11)]
@@ -170,28 +86,66 @@ def test_the_recorded_neighbours():
     assert found[clear].tolist() == expected[clear].tolist()
 
 
+class Embedder:
+    """Stands in for a model: a sound's embedding is the sound."""
+
+    def prepare(self, frames, waveforms):
+        return frames, waveforms
+
+    def embed_audio(self, sounds):
+        return sounds
+
+
+def search(curriculum, epoch, vectors, unreadable=(), stopped=lambda: None):
+    """Searches with made-up sounds instead of decoded ones."""
+
+    def decode(clips, _):
+        for clip in clips.clips:
+            place = int(clip.clip_id.removeprefix("clip_"))
+            broken = place in unreadable
+            yield type("Batch", (), {
+                "clip_ids": () if broken else (clip.clip_id,), "frames": None,
+                "waveforms": vectors[place : place + 1],
+                "broken": (BrokenClip(clip.clip_id, "cut off"),) if broken else (),
+            })  # fmt: skip
+
+    curriculum.search(epoch, Embedder(), decode, stopped)
+
+
+def test_unreadable_and_empty_sounds_are_nobody_s(caplog):
+    vectors = random_embeddings(31)
+    vectors[1] = vectors[4] = 0
+    curriculum = MixingCurriculum(AudioMixingOptions(audio_mixing=True), CLIPS, AUDIO, seed=0)
+    search(curriculum, 5, vectors, unreadable=(3,))
+    assert curriculum.partners[[1, 3, 4]].tolist() == [NOBODY] * 3
+    assert {1, 3, 4}.isdisjoint(curriculum.partners.tolist())
+    assert "1 training sounds cannot be read and are not mixed in, first: clip_3" in caplog.text
+    assert not curriculum.needs_search(5) and curriculum.needs_search(6)
+    again = MixingCurriculum(AudioMixingOptions(audio_mixing=True), CLIPS, AUDIO, seed=0)
+    again.load_state_dict(curriculum.state_dict())
+    assert torch.equal(again.mixing_for_epoch(5).partners, curriculum.partners)
+    search(again, 6, vectors, stopped=lambda: signal.SIGTERM)  # a part of the sounds is no search
+    assert again.needs_search(6) and torch.equal(again.partners, curriculum.partners)
+
+
 def work(rank, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=TIME_LIMIT
     )
-    options = AudioMixingOptions(audio_mixing=True, mixing_candidates=9)
-    curriculum = MixingCurriculum(options, ids(31), seed=2)
-    own = range(31)[slice(0, 15) if rank == 0 else slice(15, 31)]
-    curriculum.search(4, embedded(random_embeddings(31), own), CPU)
+    curriculum = MixingCurriculum(AudioMixingOptions(audio_mixing=True), CLIPS, AUDIO, seed=2)
+    search(curriculum, 4, random_embeddings(31))
     torch.save(curriculum.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
     torch.multiprocessing.start_processes(work, (tmp_path,), 2, start_method="spawn")
-    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    options = AudioMixingOptions(audio_mixing=True, mixing_candidates=9)
-    alone = MixingCurriculum(options, ids(31), seed=2)
-    alone.search(4, embedded(random_embeddings(31)), CPU)
-    assert (alone.places >= 0).all()
-    for found in both:
+    alone = MixingCurriculum(AudioMixingOptions(audio_mixing=True), CLIPS, AUDIO, seed=2)
+    search(alone, 4, random_embeddings(31))
+    assert (alone.partners >= 0).all()
+    for found in (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)):
         assert found["found_in"] == 4
-        assert torch.equal(found["places"], alone.places)
+        assert torch.equal(found["places"], alone.partners)
 
 
 # ----------------------------------------------------------------------------------- the mixtures
@@ -206,100 +160,91 @@ def clips(tiny_data):
     return build_clips("vggsound", tiny_data.root, clip_list=None).clips
 
 
-def build_mixing_clips(clips, **settings):
-    return MixingClips(clips, geometry=FrameGeometry(64), audio=AUDIO, **settings)
+def decoded(clips, **settings):
+    return AudioVisualClips(clips, geometry=FrameGeometry(64), audio=AUDIO, **settings)
 
 
 @pytest.mark.parametrize("excerpt", [None, 0.3])
 def test_a_mixture_is_a_weighted_sum_of_waveforms(clips, excerpt):
-    mixing_clips = build_mixing_clips(clips, excerpt_seconds=excerpt)
-    plain = collate([mixing_clips[ClipRequest(place, 5)] for place in range(3)])
-    own, short, other_rate = tiled_waveforms(plain, AUDIO)
-    for other, waveform in ((1, short), (2, other_rate)):
-        sample = mixing_clips[MixedRequest(0, 5, other, 0.3)]
-        assert sample.clip_id == plain.clip_ids[0] and sample.crop_seed == 5
-        assert sample.waveform.shape == (AUDIO.num_samples,)
+    data = decoded(clips, excerpt_seconds=excerpt)
+    plain = collate([data[place] for place in range(3)])
+    own, short, other_rate = plain.waveforms
+    for partner, waveform in ((1, short), (2, other_rate)):
+        sample = data[Mixture(0, partner, 0.3)]
+        assert sample.clip_id == plain.clip_ids[0]
+        assert sample.sound_length == AUDIO.num_samples == len(sample.waveform)
         torch.testing.assert_close(sample.waveform, 0.7 * own + 0.3 * waveform)
-        assert torch.equal(sample.frame, mixing_clips[ClipRequest(0, 5)].frame)
-    assert torch.equal(mixing_clips[MixedRequest(0, 5, 1, 0.0)].waveform, own)
+        assert torch.equal(sample.frame, data[0].frame)
+    assert torch.equal(data[Mixture(0, 1, 0.0)].waveform, own)
     assert not torch.allclose(own, short)
 
 
 def test_a_broken_partner_is_named_and_nobody_takes_its_place(clips, tiny_data):
     path = tiny_data.root / "VGGSound" / "total_video_3s_audio" / "train_1.wav"
     path.write_bytes(path.read_bytes()[:20])
-    sample = build_mixing_clips(clips)[MixedRequest(0, 5, 1, 0.3)]
+    sample = decoded(clips)[Mixture(0, 1, 0.3)]
     assert isinstance(sample, BrokenClip) and sample.clip_id == "train_0"
     assert "to be mixed in" in sample.reason and "train_1.wav" in sample.reason
-    broken_itself = build_mixing_clips(clips)[MixedRequest(1, 5, 0, 0.3)]
+    broken_itself = decoded(clips)[Mixture(1, 0, 0.3)]
     assert broken_itself.clip_id == "train_1" and "to be mixed in" not in broken_itself.reason
 
 
-def test_who_is_mixed_depends_on_the_clip_s_seed_alone():
-    others = torch.arange(4000).roll(1)
-    others[::10] = NOBODY
-    requests = [ClipRequest(place, 7 * place) for place in range(4000)]
-    found = Mixing(others, 0.25, 0.3).applied_to(requests)
-    mixed = [request for request in found if isinstance(request, MixedRequest)]
-    assert all(r.other == others[r.position] and r.strength == 0.3 for r in mixed)
+def test_who_is_mixed_follows_from_the_seed():
+    partners = torch.arange(4000).roll(1)
+    partners[::10] = NOBODY
+    positions = torch.randperm(4000, generator=torch.Generator().manual_seed(2)).tolist()
+    requests = Mixing(partners, 0.25, 0.3)(positions, seed=5)
+    mixed = [request for request in requests if isinstance(request, Mixture)]
+    assert all(r.partner == partners[r.position] and r.strength == 0.3 for r in mixed)
     assert {request.position % 10 for request in mixed} == set(range(1, 10))
     assert 0.2 < len(mixed) / 3600 < 0.3
-    assert [request[:2] for request in found] == [tuple(request) for request in requests]
-    assert Mixing(others, 0.25, 0.3).applied_to(requests[90:130][::-1]) == found[90:130][::-1]
-    more = Mixing(others, 0.5, 0.3).applied_to(requests)  # the same ones, and others
-    assert {r.position for r in mixed} < {r.position for r in more if isinstance(r, MixedRequest)}
-    assert Mixing(others, 0.0, 0.3).applied_to(requests) == requests
-    everyone = Mixing(others.clamp(min=0), 1.0, 0.3).applied_to(requests)
-    assert all(isinstance(request, MixedRequest) for request in everyone)
+    assert [r if isinstance(r, int) else r.position for r in requests] == positions
+    assert Mixing(partners, 0.25, 0.3)(positions, seed=5) == requests
+    assert Mixing(partners, 0.25, 0.3)(positions, seed=6) != requests
+    more = Mixing(partners, 0.5, 0.3)(positions, seed=5)  # the same ones, and others
+    assert {r.position for r in mixed} < {r.position for r in more if isinstance(r, Mixture)}
+    assert Mixing(partners, 0.0, 0.3)(positions, seed=5) == positions
 
 
-def test_batches_are_the_same_but_for_the_mixtures():
-    plain, mixing = SeededBatches(20, 4, 3), MixingBatches(20, 4, 3, part=slice(1, 3))
-    plain.start_at(2, 1)
-    mixing.start_at(2, 1)
-    assert list(mixing) == [requests[1:3] for requests in plain]
-    mixing.mixing = Mixing(torch.arange(20).roll(1), 0.5, 0.3)
-    found = list(mixing)
-    assert [[r[:2] for r in requests] for requests in found] == [
-        [tuple(r) for r in requests[1:3]] for requests in plain
-    ]
-    kinds = {type(request) for requests in found for request in requests}
-    assert kinds == {ClipRequest, MixedRequest}
+def test_processes_share_out_the_batches_with_their_mixtures():
+    plain, whole, part = (SeededBatches(20, 4, 3, part=p) for p in (slice(4), slice(4), slice(1, 3)))
+    for batches in (plain, whole, part):
+        batches.start_at(2, 1)
+    whole.mixing = part.mixing = Mixing(torch.arange(20).roll(1), 0.5, 0.3)
+    found = list(whole)
+    assert list(part) == [requests[1:3] for requests in found]
+    assert [[r if isinstance(r, int) else r.position for r in requests] for requests in found] == list(plain)
+    assert {type(request) for requests in found for request in requests} == {int, Mixture}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_decode_mixtures(clips, workers):
-    batches = MixingBatches(8, 4, seed=1)
+    batches = SeededBatches(8, 4, seed=1)
     batches.mixing = Mixing(torch.arange(8).roll(1), 0.6, 0.3)
-    mixing_clips = build_mixing_clips(clips)
-    loader = build_train_loader(mixing_clips, batches, num_workers=workers, pin_memory=False)
-    for batch, requests in zip(loader, list(batches), strict=True):
-        expected = collate([mixing_clips[request] for request in requests])
-        assert torch.equal(batch.waveforms, expected.waveforms)
-        assert batch.sound_lengths == expected.sound_lengths
+    data = decoded(clips)
+    with build_train_loader(data, batches, num_workers=workers, pin_memory=False) as loader:
+        for batch, requests in zip(loader, list(batches), strict=True):
+            expected = collate([data[request] for request in requests])
+            assert torch.equal(batch.waveforms, expected.waveforms)
+            assert batch.sound_lengths == expected.sound_lengths
 
 
-def test_the_search_hears_clean_sounds_without_frames(clips, tiny_data):
-    sounds = AudioVisualClips(
-        clips, geometry=FrameGeometry(64), audio=AUDIO, excerpt_seconds=0.3, content="sounds"
-    )
+def test_sounds_alone_are_decoded_without_frames(clips, tiny_data):
+    sounds = decoded(clips, excerpt_seconds=0.3, content="sounds")
+    whole = decoded(clips, excerpt_seconds=0.3)[0].waveform
     for clip in clips:
         clip.frame_source.unlink()  # frames are not even opened
-    batch = collate([sounds[ClipRequest(place, 0)] for place in range(3)])
-    _, found = TestViews(AUDIO, CPU)(batch)
-    assert torch.equal(found, AUDIO.build_front_end()(tiled_waveforms(batch, AUDIO)))
+    batch = collate([sounds[place] for place in range(3)])
     assert batch.sound_lengths == (4800, 4800, 4800)
+    assert torch.equal(batch.waveforms[0], whole)
     path = tiny_data.root / "VGGSound" / "total_video_3s_audio" / "train_1.wav"
     path.write_bytes(b"")
-    assert isinstance(sounds[ClipRequest(1, 0)], BrokenClip)
+    assert isinstance(sounds[1], BrokenClip)
 
 
 # --------------------------------------------------------------------------------------- the runs
 
-MIXING = (
-    "--audio-mixing --mixing-probability 0.8 --mixing-probability-growth 0.1 "
-    "--mixing-strength 0.3 --mixing-refresh 2 --mixing-candidates 5 --epochs 3"
-).split()
+MIXING = "--audio-mixing --epochs 3".split()
 
 
 def arguments(tiny_data, output, *words):
@@ -317,6 +262,15 @@ def narrow(monkeypatch):
         return narrow_encoder(in_channels, passes=batch_norm_passes)
 
     monkeypatch.setattr(ssl_tie, "ResNet18Encoder", build)
+
+
+@pytest.fixture
+def much(monkeypatch):
+    """More clips and more of the other sound than the first epochs have."""
+    really = MixingCurriculum.mixing_for_epoch
+    monkeypatch.setattr(
+        MixingCurriculum, "mixing_for_epoch", lambda c, epoch: really(c, epoch) and really(c, epoch + 40)
+    )
 
 
 class StopAfter:
@@ -339,9 +293,8 @@ class StopAfter:
         return self.signal_number
 
 
-def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
-    tiny_data, tmp_path, monkeypatch, narrow
-):
+@pytest.mark.usefixtures("narrow", "much")
+def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(tiny_data, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     assert main.main(arguments(tiny_data, whole, *MIXING)) == 0
     content = torch.load(whole / "last.pth", weights_only=True)
@@ -349,8 +302,8 @@ def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
     places = content["progress"]["mixing"]["places"].tolist()
     assert len(places) == 8 and all(0 <= o < 8 and o != p for p, o in enumerate(places))
 
-    # An epoch is looked at after its search, where there is one, after 2 steps, and at its end.
-    for number, where in ((1, (0, 0)), (2, (0, 1)), (5, (1, 1)), (8, (2, 0))):
+    # An epoch is looked at twice in its search, after 2 steps, and at its end.
+    for number, where in ((1, (0, 0)), (2, (0, 0)), (3, (0, 1)), (8, (1, 1)), (11, (2, 0))):
         stopped = tmp_path / f"stopped_{number}"
         with monkeypatch.context() as patched:
             patched.setattr(main, "Interruption", lambda number=number: StopAfter(number))
@@ -363,45 +316,42 @@ def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
         assert (whole / "history.csv").read_text() == (stopped / "history.csv").read_text()
 
 
-def test_mixing_changes_the_run_from_its_first_epoch_on(tiny_data, tmp_path, caplog, narrow):
+@pytest.mark.usefixtures("narrow", "much")
+def test_mixing_changes_the_run_from_its_first_epoch_on(tiny_data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    runs = {
-        name: main.main(arguments(tiny_data, tmp_path / name, "--epochs", 1, *words))
-        for name, words in {
-            "plain": (),
-            "later": ("--audio-mixing", "--mixing-start-epoch", 2),
-            "mixed": ("--audio-mixing", "--mixing-probability", 1, "--mixing-strength", 0.4),
-        }.items()
-    }
-    assert set(runs.values()) == {0}
+    for name, words in {
+        "plain": (),
+        "later": ("--audio-mixing", "--mixing-start-epoch", 2),
+        "mixed": ("--audio-mixing",),
+    }.items():
+        assert main.main(arguments(tiny_data, tmp_path / name, "--epochs", 1, *words)) == 0
     assert_same_weights(tmp_path / "plain" / "last.pth", tmp_path / "later" / "last.pth")
     with pytest.raises(AssertionError):
         assert_same_weights(tmp_path / "plain" / "last.pth", tmp_path / "mixed" / "last.pth")
-    assert "Epoch 1: 100 % of the clips are mixed, with 41 % of their nearest" in caplog.text
+    assert "Epoch 1: 11 % of the clips are mixed, with 1 % of their nearest" in caplog.text
     assert caplog.text.count("Mixing begins with epoch 2, after the last of --epochs") == 1
 
 
-def test_the_command_line_names_broken_sounds_and_refuses_another_schedule(tiny_data, tmp_path):
+def test_the_command_line_names_broken_sounds_and_refuses_another_start(tiny_data, tmp_path):
     sounds = tiny_data.root / "VGGSound" / "total_video_3s_audio"
     samples, rate = soundfile.read(sounds / "train_3.wav")
     soundfile.write(sounds / "train_3.wav", np.full(len(samples), np.nan), rate, subtype="FLOAT")
     output = tmp_path / "run"
-    words = ("--audio-mixing", "--mixing-probability", 1, "--mixing-probability-growth", 0)
-    finished = run("main.py", *arguments(tiny_data, output, "--epochs", 1, *words))
+    finished = run("main.py", *arguments(tiny_data, output, "--epochs", 1, "--audio-mixing"))
     assert finished.returncode == 0, finished.stderr
     assert "1 training sounds cannot be read and are not mixed in" in finished.stderr
     assert "embedding sounds" in finished.stderr and "batch/s" in finished.stderr
     places = torch.load(output / "last.pth", weights_only=True)["progress"]["mixing"]["places"]
     assert places[3] == NOBODY and 3 not in places
-    again = arguments(tiny_data, output, "--epochs", 2, "--resume", *words[:3])
+    again = arguments(tiny_data, output, "--epochs", 2, "--resume")
     refused = run("main.py", *again)
     assert refused.returncode == 2
-    assert "--mixing-probability-growth was 0.0, is 0.01" in refused.stderr
+    assert "--audio-mixing was True, is False" in refused.stderr
 
 
 @pytest.mark.slow
 def test_two_processes_mix_as_one_does(tiny_data, tmp_path):
-    words = ("--epochs", 1, "--audio-mixing", "--mixing-probability", 1, "--mixing-strength", 0.4)
+    words = ("--epochs", 1, "--audio-mixing")
     assert main.main(arguments(tiny_data, tmp_path / "alone", *words)) == 0
     finished = subprocess.run(
         torchrun(2, "main.py", *arguments(tiny_data, tmp_path / "both", *words)),
@@ -416,12 +366,3 @@ def test_two_processes_mix_as_one_does(tiny_data, tmp_path):
     assert alone["mixing"]["places"].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     assert both["history"][0]["loss"] == pytest.approx(alone["history"][0]["loss"], rel=2e-3)
     assert finished.stderr.count("of the clips are mixed") == 1  # one process talks
-
-
-def test_the_options_are_in_the_checkpoint_s_record(tmp_path):
-    words = f"ssl_tie --train-set vggsound --data-root d --output {tmp_path} --audio-mixing"
-    plain = opts.as_plain(opts.parse_train_options(words.split()))
-    assert plain["mixing"]["audio_mixing"] and plain["mixing"]["mixing_candidates"] == 4000
-    json.dumps(plain)
-    other = opts.as_plain(opts.parse_train_options([*words.split(), "--mixing-refresh", "2"]))
-    assert opts.differences_that_matter(plain, other) == ["--mixing-refresh was 1, is 2"]

@@ -14,7 +14,7 @@ from command_line import ENVIRONMENT, ROOT, assert_refused, run, torchrun
 
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2"
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
 ).split()
 
 

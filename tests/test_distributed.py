@@ -9,7 +9,7 @@ import torch
 from distributed_workers import ANGLES, LAYERS, PRECISIONS, SHARES, SSL_TIE_VARIANTS
 from torch import nn
 
-from datasets.geometric_transform import GeometricTransform
+from datasets.geometry import GeometricTransform
 from models.encoders import RepeatedBatchNorm2d, ResNet18Encoder
 from models.predictive_coding import PredictiveCodingModule
 from utils import distributed

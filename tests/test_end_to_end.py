@@ -13,7 +13,7 @@ from command_line import ENVIRONMENT, ROOT, assert_refused, run
 
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 3"
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
 ).split()
 
 
@@ -99,7 +99,7 @@ def test_train_resume_test_report(tiny_data, tmp_path):
         *(
             pytest.param(others, marks=pytest.mark.slow)
             for others in (
-                "--audio-encodings 2 --no-equivariance-gradient --no-tri-map",
+                "--no-equivariance-gradient --no-tri-map",
                 "--equivariance-weight 0 --transformed-contrastive-weight 0 --no-hard-negatives",
                 "--no-crop --no-colour --no-grey --no-blur --no-flip --no-spec-augment --workers 2",
             )

@@ -13,7 +13,7 @@ import torch
 from command_line import ENVIRONMENT, ROOT, assert_refused
 from conftest import RATE, draw_frame, tone
 
-from models import LOCALISERS, build_localiser
+from models import build_localiser, localiser_names
 from models.localiser import load_localiser
 from scripts import export_onnx
 from utils.checkpoint import Checkpoint, save_checkpoint
@@ -92,7 +92,7 @@ def example_of_the_document(folder):
 
 
 def test_every_model_is_tried():
-    assert {parameters.values[0] for parameters in MODELS} == set(LOCALISERS)
+    assert {parameters.values[0] for parameters in MODELS} == set(localiser_names())
 
 
 @pytest.mark.parametrize(("method", "config", "inputs"), MODELS)

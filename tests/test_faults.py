@@ -26,14 +26,13 @@ from datasets.clips import AudioVisualClips
 from models.ssl_tie import SSLTIE
 from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
 from utils.files import lock_folder, write_atomically
-from utils.optimisation import Trainer
 from utils.training import Interruption, TrainingRun, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2"
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
 ).split()
 DEADLINE = 120
 """Seconds after which something is taken not to come."""
@@ -303,14 +302,14 @@ def signal_at(monkeypatch, owner, name, number, sent):
 
 @pytest.mark.usefixtures("narrow")
 def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(tiny_data, tmp_path, monkeypatch):
-    words = ("--epochs", 2, "--batch-size", 2, "--log-every", 3, *validation(tiny_data))
+    words = ("--epochs", 2, "--batch-size", 2, *validation(tiny_data))
     whole = tmp_path / "whole"
     assert main.main(arguments(tiny_data, whole, *words)) == 0
     moments = [
-        (signal.SIGTERM, (Trainer, "step_on", 2), (0, 2)),
-        (signal.SIGUSR1, (Trainer, "step_on", 7), (1, 3)),
-        (signal.SIGINT, (Trainer, "step_on", 4), (0, 4)),  # the epoch's last: before validation
-        (signal.SIGTERM, (main.TestViews, "__call__", 2), (0, 4)),  # during validation
+        (signal.SIGTERM, (SSLTIE, "augment", 2), (0, 2)),
+        (signal.SIGUSR1, (SSLTIE, "augment", 7), (1, 3)),
+        (signal.SIGINT, (SSLTIE, "augment", 4), (0, 4)),  # the epoch's last: before validation
+        (signal.SIGTERM, (SSLTIE, "prepare", 2), (0, 4)),  # during validation
         (signal.SIGUSR1, (TrainingRun, "finish_epoch", 1), (1, 1)),  # while an epoch is closed
     ]
     for index, (sent, where, (epoch, step)) in enumerate(moments):
@@ -383,17 +382,17 @@ def test_ctrl_c_during_start_up(tiny_data, tmp_path, monkeypatch, caplog):
 def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, caplog):
     seen = []
 
-    def step_on(trainer, batch, views, **named):
+    def augment(model, batch, seed, **named):
         seen.append(batch.clip_ids)
         if len(seen) == 6:
             with torch.no_grad():
-                next(trainer.model.parameters()).fill_(math.nan)
-        return step_really(trainer, batch, views, **named)
+                next(model.parameters()).fill_(math.nan)
+        return augment_really(model, batch, seed, **named)
 
-    step_really = Trainer.step_on
-    monkeypatch.setattr(Trainer, "step_on", step_on)
+    augment_really = SSLTIE.augment
+    monkeypatch.setattr(SSLTIE, "augment", augment)
     output = tmp_path / "run"
-    words = ("--epochs", 3, "--batch-size", 2, "--log-every", 3)
+    words = ("--epochs", 3, "--batch-size", 2)
     assert main.main(arguments(tiny_data, output, *words)) == 1
     message = f"epoch 2, step 2, clips {', '.join(seen[5])}"
     assert message in caplog.text
@@ -404,7 +403,7 @@ def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, 
     (steps,) = diagnosis["steps_by_process"]
     assert [(row["step"], tuple(row["clips"])) for row in steps] == [(1, seen[4]), (2, seen[5])]
     assert math.isfinite(float(steps[0]["loss"])) and steps[1]["loss"] == "nan"
-    assert list(diagnosis["mean_losses"]) == ["1", "2", "3"]
+    assert list(diagnosis["mean_losses"]) == ["1", "2", "3", "4"]
     checkpoint = read(output / "last.pth")
     assert (checkpoint.epoch, checkpoint.step) == (1, 0)
     assert not find_non_finite(checkpoint.state_dict)
@@ -415,18 +414,23 @@ def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, 
 def test_weights_that_the_last_step_broke_are_not_saved(tiny_data, tmp_path, monkeypatch, caplog, stopped):
     seen = []
 
-    def step_on(trainer, batch, views, **named):
-        found = step_really(trainer, batch, views, **named)
-        seen.append(batch.clip_ids)
+    def augment(model, batch, seed, **named):
+        models.append(model)
+        return augment_really(model, batch, seed, **named)
+
+    def note_step(run, loss, terms, clip_ids):
+        seen.append(clip_ids)
         if len(seen) == 8:
             with torch.no_grad():  # as after a finite loss with a gradient that is none
-                next(trainer.model.parameters()).fill_(math.nan)
+                next(models[-1].parameters()).fill_(math.nan)
             if stopped:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return found
+        note_really(run, loss, terms, clip_ids)
 
-    step_really = Trainer.step_on
-    monkeypatch.setattr(Trainer, "step_on", step_on)
+    models = []
+    augment_really, note_really = SSLTIE.augment, TrainingRun.note_step
+    monkeypatch.setattr(SSLTIE, "augment", augment)
+    monkeypatch.setattr(TrainingRun, "note_step", note_step)
     output = tmp_path / "run"
     assert main.main(arguments(tiny_data, output, "--epochs", 2, "--batch-size", 2)) == 1
     assert len(seen) == 8
@@ -439,16 +443,16 @@ def test_weights_that_the_last_step_broke_are_not_saved(tiny_data, tmp_path, mon
 
 @pytest.mark.usefixtures("narrow")
 def test_a_signal_after_a_nan_loss_saves_nothing(tiny_data, tmp_path, monkeypatch):
-    def step_on(trainer, batch, views, **named):
+    def augment(model, batch, seed, **named):
         os.kill(os.getpid(), signal.SIGTERM)
         with torch.no_grad():
-            next(trainer.model.parameters()).fill_(math.nan)
-        return step_really(trainer, batch, views, **named)
+            next(model.parameters()).fill_(math.nan)
+        return augment_really(model, batch, seed, **named)
 
-    step_really = Trainer.step_on
-    monkeypatch.setattr(Trainer, "step_on", step_on)
+    augment_really = SSLTIE.augment
+    monkeypatch.setattr(SSLTIE, "augment", augment)
     output = tmp_path / "run"
-    assert main.main(arguments(tiny_data, output, "--log-every", 1000)) == 1
+    assert main.main(arguments(tiny_data, output)) == 1
     assert not (output / "last.pth").exists()
     assert json.loads((output / "diagnosis.json").read_text())["first_bad_step"] == 1
 
@@ -597,7 +601,7 @@ def deadly(monkeypatch):
 
     def make_deadly(clip_id, act):
         def getitem(clips, request):
-            if get_worker_info() and clips.clips[request.position].clip_id == clip_id:
+            if get_worker_info() and clips.clips[request].clip_id == clip_id:
                 act()
             return getitem_really(clips, request)
 

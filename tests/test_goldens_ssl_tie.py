@@ -7,11 +7,10 @@ import pytest
 import torch
 from golden_inputs import arrays, frames, official_state_dict, records, spectrograms
 
-from datasets.geometric_transform import GeometricTransform
-from models.losses import contrastive_loss
+from datasets.geometry import GeometricTransform
+from models.encoders import similarity_maps
 from models.released import convert_release
-from models.similarity import similarity_maps
-from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.ssl_tie import SSLTIE, SSLTIEConfig, contrastive_loss
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def test_formula_fills_the_official_tensors_as_recorded(official):
 def forward_head(model, inputs, dtype):
     log_mel = spectrograms(batch_size=len(inputs)).to(dtype)
     with torch.no_grad():
-        embedding = model.encode_audio(log_mel)
-        features = model.encode_frames(inputs.to(dtype))
+        embedding = model.sound_features(log_mel)
+        features = model.visual_features(inputs.to(dtype))
         peaks = similarity_maps(features, embedding).amax((2, 3))  # the authors' A0_ref
         return model.contrast(features, embedding), embedding, peaks
 

@@ -15,7 +15,7 @@ from hdf5_inputs import level, real_sounds, write_authors_files
 import datasets.hdf5
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.benchmarks import build_clips
-from datasets.clips import AudioVisualClips, BrokenClip, ClipRequest
+from datasets.clips import AudioVisualClips, BrokenClip
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import close_files, undo_levelling
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
@@ -285,19 +285,19 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
     close_files()
     with h5py.File(path, "r+") as file:
         file["train_audios"][1, 7] = 3
-    broken = clips[ClipRequest(1, 0)]
+    broken = clips[1]
     assert isinstance(broken, BrokenClip)
     assert "row 1 of train_audios" in broken.reason
-    assert not isinstance(clips[ClipRequest(2, 0)], BrokenClip)
+    assert not isinstance(clips[2], BrokenClip)
     (folder / "h5py_train_frames_10k.h5").unlink()
     close_files()
-    assert isinstance(clips[ClipRequest(2, 0)], BrokenClip)
+    assert isinstance(clips[2], BrokenClip)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_read_what_this_process_reads(training_files, num_workers):
     clips = as_clips(build_clips("flickr", training_files[0], clip_list=None))
-    expected = [clips[ClipRequest(i, 0)] for i in range(NUM_CLIPS)]  # the files are open now
+    expected = [clips[i] for i in range(NUM_CLIPS)]  # the files are open now
     loader = build_test_loader(clips, batch_size=2, num_workers=num_workers, pin_memory=False)
     frames = torch.cat([batch.frames for batch in loader])
     assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))

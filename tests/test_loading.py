@@ -12,17 +12,26 @@ import soundfile
 import torch
 from PIL import Image
 
-from datasets.audio import AudioConfig, load_waveform
+from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
+from datasets.augmentation import (
+    CROP_NUMBERS,
+    AugmentationConfig,
+    as_float,
+    cut_out,
+    draw_for_clips,
+    normalise,
+    random_crop,
+    to_displayable,
+)
 from datasets.benchmarks import build_clips
-from datasets.clips import AudioVisualClips, ClipRequest, collate, with_wrong_sounds
-from datasets.frames import FrameGeometry
-from datasets.geometric_transform import GeometricConfig, GeometricTransform
+from datasets.clips import AudioVisualClips, collate, with_wrong_sounds
+from datasets.frames import FrameConfig, FrameGeometry
+from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
-from datasets.transforms import AugmentationConfig, as_float, normalise, to_displayable
-from datasets.views import SSLTIEViews, TestViews, crop_at_random, tiled_waveforms
+from models.ssl_tie import SSLTIE, SSLTIEConfig
+from models.sspl import SSPL, SSPLConfig
 
 AUDIO = AudioConfig(window_seconds=1.0, mel_bins=32, hop_length=400)
-CPU = torch.device("cpu")
 NOTHING = AugmentationConfig(crop=False, colour=False, grey=False, blur=False, flip=False, spec_augment=False)
 
 
@@ -39,7 +48,7 @@ def train_clips(tiny_data):
 
 
 def test_a_test_clip_is_whole_and_has_its_truth(test_clips, tiny_data):
-    sample = test_clips[ClipRequest(0, 0)]
+    sample = test_clips[0]
     assert sample.frame.shape == (3, 64, 64)
     assert sample.waveform.shape == (16_000,)
     box = np.array(tiny_data.boxes["test_0"])
@@ -51,12 +60,11 @@ def test_a_test_clip_is_whole_and_has_its_truth(test_clips, tiny_data):
 
 
 def test_training_frames_are_what_is_stored(train_clips, tiny_data):
-    sample = train_clips[ClipRequest(0, 1)]
+    sample = train_clips[0]
     path = tiny_data.root / "VGGSound" / "total_video_frames" / sample.clip_id / "125.jpg"
     with Image.open(path) as picture:
         stored = np.asarray(picture)
     np.testing.assert_array_equal(sample.frame.permute(1, 2, 0), stored)
-    assert sample.crop_size == 64
     assert sample.bounding_boxes is None and sample.ground_truth_map is None
 
 
@@ -66,7 +74,7 @@ def test_frames_of_several_sizes_lie_side_by_side(train_clips):
     for clip, (height, width) in zip(train_clips.clips, sizes, strict=False):
         noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(noise).save(clip.frame_source)
-    samples = [train_clips[ClipRequest(i, i)] for i in range(3)]
+    samples = [train_clips[i] for i in range(3)]
     batch = collate(samples)
     assert batch.picture_sizes == tuple(sizes)
     assert batch.frames.shape == (3, 3, 120, 120)
@@ -74,18 +82,19 @@ def test_frames_of_several_sizes_lie_side_by_side(train_clips):
         assert torch.equal(frame[:, :height, :width], sample.frame)
         assert not frame[:, height:].any() and not frame[:, :, width:].any()
     # The padding is not seen: each crop is that of the frame on its own.
-    together = crop_at_random(batch)
+    numbers = draw_for_clips(3, 3, CROP_NUMBERS)
+    together = random_crop(as_float(batch.frames), batch.picture_sizes, 64, numbers)
     assert together.shape == (3, 3, 64, 64)
     for index, sample in enumerate(samples):
-        torch.testing.assert_close(together[index], crop_at_random(collate([sample]))[0])
-    second = crop_at_random(batch.part(slice(1, 3)))
-    torch.testing.assert_close(second, together[1:])
+        alone = as_float(sample.frame[None])
+        cropped = random_crop(alone, [sizes[index]], 64, numbers[index : index + 1])
+        torch.testing.assert_close(together[index], cropped[0])
 
 
 def test_a_broken_file_is_named_and_never_replaced(test_clips):
     path = test_clips.clips[1].audio_source
     path.write_bytes(path.read_bytes()[:20])
-    batch = collate([test_clips[ClipRequest(i, 0)] for i in range(3)])
+    batch = collate([test_clips[i] for i in range(3)])
     assert batch.clip_ids == ("test_0", "test_2")
     assert [broken.clip_id for broken in batch.broken] == ["test_1"]
     assert path.name in batch.broken[0].reason
@@ -99,7 +108,7 @@ def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monke
         raise error
 
     monkeypatch.setattr(decoder, fail)
-    broken = test_clips[ClipRequest(1, 0)]
+    broken = test_clips[1]
     assert broken.clip_id == "test_1"
     assert (str(error) or type(error).__name__) in broken.reason
     assert ("test_1.jpg" if "PIL" in decoder else "test_1.wav") in broken.reason
@@ -108,7 +117,7 @@ def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monke
 def test_a_batch_of_broken_clips_is_empty(test_clips):
     for clip in test_clips.clips[:2]:
         clip.frame_source.write_bytes(b"\xff\xd8 cut off")
-    batch = collate([test_clips[ClipRequest(i, 0)] for i in range(2)])
+    batch = collate([test_clips[i] for i in range(2)])
     assert len(batch) == 0
     assert len(batch.broken) == 2
 
@@ -142,8 +151,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
     assert batches.steps_per_epoch == len(batches) == 3
     first = list(batches)
     assert list(batches) == first
-    positions = [request.position for batch in first for request in batch]
-    assert len(set(positions)) == 9
+    assert len({position for batch in first for position in batch}) == 9
     batches.start_at(0, 2)
     assert list(batches) == first[2:]
     batches.start_at(1, 0)
@@ -184,9 +192,7 @@ def test_no_worker_outlives_its_loader(train_clips, test_clips, kind, stuck, mon
     if stuck:
         take = AudioVisualClips.__getitem__
         hang = {1: lambda: time.sleep(900)}
-        monkeypatch.setattr(
-            AudioVisualClips, "__getitem__", lambda c, r: hang.get(r.position, int)() or take(c, r)
-        )
+        monkeypatch.setattr(AudioVisualClips, "__getitem__", lambda c, r: hang.get(r, int)() or take(c, r))
     if kind == "train":
         batches = SeededBatches(len(train_clips), 2, seed=1)
         loader = build_train_loader(train_clips, batches, num_workers=2, pin_memory=False)
@@ -214,108 +220,111 @@ def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(test_cli
 
 
 def make_views(augmentation, **geometric):
-    return SSLTIEViews(AUDIO, augmentation, GeometricConfig(**geometric), CPU)
+    return SSLTIE(
+        SSLTIEConfig(),
+        audio=AUDIO,
+        frame=FrameConfig(frame_size=64),
+        augmentation=augmentation,
+        geometric=GeometricConfig(**geometric),
+    ).augment
 
 
 @pytest.fixture
 def batch(train_clips):
-    return collate([train_clips[ClipRequest(i, i)] for i in range(4)])
+    return collate([train_clips[i] for i in range(4)])
 
 
 @pytest.fixture
 def whole_batch(train_clips):
     """Of squares: no crop is to come."""
     whole = AudioVisualClips(train_clips.clips, geometry=FrameGeometry(64), audio=AUDIO)
-    return collate([whole[ClipRequest(i, i)] for i in range(4)])
+    return collate([whole[i] for i in range(4)])
 
 
 MASKED = AugmentationConfig(time_mask=10, frequency_mask=8)
-DRAWN = ("frames", "log_mel_spectrogram")
+DRAWN = ("frames", "log_mel_spectrogram", "transformed_frames")
 
 
-def test_views_repeat_with_their_seeds(train_clips, batch):
+def test_views_repeat_with_their_seed(batch):
     views = make_views(MASKED)
     first, again, other = views(batch, 1), views(batch, 1), views(batch, 2)
-    for name in (*DRAWN, "transformed_frames"):
-        assert torch.equal(first[name], again[name])
-    # The step's seed is that of the geometric transform alone; the rest is the clips'.
     for name in DRAWN:
-        assert torch.equal(first[name], other[name])
-    assert first["transformed_frames"].shape != other["transformed_frames"].shape or not (
-        torch.equal(first["transformed_frames"], other["transformed_frames"])
-    )
-    reseeded = views(collate([train_clips[ClipRequest(i, i + 10)] for i in range(4)]), 1)
+        assert torch.equal(first[name], again[name])
     for clip in range(4):
-        assert not torch.equal(first["frames"][clip], reseeded["frames"][clip])
-    assert not torch.equal(first["log_mel_spectrogram"], reseeded["log_mel_spectrogram"])
-
-
-def test_a_clip_s_views_do_not_depend_on_its_neighbours(train_clips, batch):
-    views = make_views(MASKED)
-    together = views(batch, 3)
-    for order in ([2], [3, 2, 0], [1, 2, 4, 5, 6]):
-        others = views(collate([train_clips[ClipRequest(i, i)] for i in order]), 8)
-        for name in DRAWN:
-            actual, expected = others[name][order.index(2)], together[name][2]
-            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-5)
+        assert not torch.equal(first["frames"][clip], other["frames"][clip])
+    assert not torch.equal(first["log_mel_spectrogram"], other["log_mel_spectrogram"])
 
 
 @pytest.mark.parametrize("parts", [[slice(0, 4)], [slice(0, 2), slice(2, 4)], [slice(1, 4)]])
-def test_processes_share_out_the_transform_of_the_whole_batch(batch, parts):
+def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch, parts):
     views = make_views(MASKED, max_rotation=90)
     whole = views(batch, 5)
     maps = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0))
     for part in parts:
         own = views(batch.part(part), 5, first=part.start, global_size=4)
-        for name in (*DRAWN, "transformed_frames"):
+        for name in DRAWN:
             torch.testing.assert_close(own[name], whole[name][part], atol=1e-4, rtol=1e-5)
         target, _ = own["transform"](maps[part])
         torch.testing.assert_close(target, whole["transform"](maps)[0][part])
     unaware = views(batch.part(slice(2, 4)), 5)
-    assert unaware["transformed_frames"].shape == whole["transformed_frames"][2:].shape
-    assert not torch.equal(unaware["transformed_frames"], whole["transformed_frames"][2:])
+    for name in DRAWN:
+        assert not torch.equal(unaware[name], whole[name][2:])
 
 
 def test_a_part_beyond_the_whole_batch_is_refused(batch):
-    with pytest.raises(ValueError, match=r"frames 2 to 6 are wanted .* drawn for 4"):
+    with pytest.raises(ValueError, match=r"clips 2 to 6 are wanted of a batch of 4"):
         make_views(NOTHING)(batch, 5, first=2, global_size=4)
 
 
 def test_views_without_augmentation_are_the_test_views(whole_batch):
     inputs = make_views(NOTHING)(whole_batch, 0)
-    frames, log_mel = TestViews(AUDIO, CPU)(whole_batch)
+    model = SSLTIE(SSLTIEConfig(), audio=AUDIO)
+    frames, log_mel = model.prepare(whole_batch.frames, whole_batch.waveforms)
     assert torch.equal(inputs["frames"], frames)
     assert torch.equal(inputs["log_mel_spectrogram"], log_mel)
+    assert inputs["negative_sounds"] is None
 
 
-def test_sounds_of_several_lengths_are_tiled_on_the_device(train_clips):
+@pytest.mark.parametrize("size", [32, 96])
+def test_sspl_s_views_are_cut_from_larger_frames(train_clips, size):
+    model = SSPL(SSPLConfig(pcm=False), frame=FrameConfig(frame_size=size))
+    geometry = FrameGeometry(model.training_frame_size)
+    clips = AudioVisualClips(train_clips.clips, geometry=geometry, audio=SegmentConfig())
+    batch = collate([clips[i] for i in range(4)])
+    inputs = model.augment(batch, 5)
+    assert inputs["frames_view_1"].shape == inputs["frames_view_2"].shape == (4, 3, size, size)
+    assert inputs["log_mel_segments"].shape == (4, 3, 1, 96, 64)
+    assert not torch.equal(inputs["frames_view_1"], inputs["frames_view_2"])
+    part = model.augment(batch.part(slice(2, 4)), 5, first=2, global_size=4)
+    for name, view in part.items():
+        torch.testing.assert_close(view, inputs[name][2:], rtol=1e-5, atol=1e-5)
+    numbers = draw_for_clips(5, 4, 6)[:, :3]
+    assert torch.equal(inputs["frames_view_1"], normalise(as_float(cut_out(batch.frames, size, numbers))))
+    assert torch.equal(inputs["log_mel_segments"], VGGishLogMel()(level_waveform(batch.waveforms)))
+
+
+def test_short_sounds_are_repeated_to_fill_the_window(train_clips):
     clips = train_clips.clips[:4]
     for clip, seconds in zip(clips, (0.3, 1.0, 0.7, 2.0), strict=True):
         time = np.arange(round(16_000 * seconds)) / 16_000
         soundfile.write(clip.audio_source, 0.5 * np.sin(2500 * time**2), 16_000)
-    batch = collate([train_clips[ClipRequest(i, i)] for i in range(4)])
+    batch = collate([train_clips[i] for i in range(4)])
     assert batch.sound_lengths == (4800, 16_000, 11_200, 16_000)
     expected = torch.stack([load_waveform(clip.audio_source, AUDIO) for clip in clips])
     assert expected.shape == (4, 16_000)
-    assert torch.equal(tiled_waveforms(batch, AUDIO), expected)
-    for part in (slice(0, 1), slice(2, 4), slice(1, 2)):
-        assert torch.equal(tiled_waveforms(batch.part(part), AUDIO), expected[part])
-    short = collate([train_clips[ClipRequest(0, 0)]])
-    assert short.waveforms.shape == (1, 4800)
-    _, log_mel = TestViews(AUDIO, CPU)(batch.part(slice(0, 3)))
-    assert torch.equal(log_mel, AUDIO.build_front_end()(expected[:3]))
+    assert torch.equal(batch.waveforms, expected)
 
 
-def test_transform_is_the_same_for_frames_and_maps(batch):
-    inputs = make_views(NOTHING)(batch, 3)
+def test_transform_is_the_same_for_frames_and_maps(whole_batch):
+    inputs = make_views(NOTHING)(whole_batch, 3)
     expected = GeometricTransform.sample(GeometricConfig(), 4, 64, random.Random(3))
     assert torch.equal(inputs["transformed_frames"], expected.warp_frames(inputs["frames"]))
     maps = torch.rand(4, 4, 4)
     assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
 
 
-def test_no_geometry_leaves_frames_alone(batch):
-    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(batch, 0)
+def test_no_geometry_leaves_frames_alone(whole_batch):
+    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
     torch.testing.assert_close(inputs["transformed_frames"], inputs["frames"], atol=1e-4, rtol=0)
 
 

@@ -13,7 +13,6 @@ from datasets.audio import SegmentConfig
 from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import build_test_loader
-from datasets.views import TestViews
 from utils.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,8 +60,8 @@ def test_the_map_is_that_of_the_benchmark_s_loader(tmp_path, localise, geometry,
     )
     (batch,) = build_test_loader(clips, batch_size=1, num_workers=0, pin_memory=False)
     with torch.inference_mode():
-        frames, sounds = TestViews(AUDIO, torch.device("cpu"))(batch)
-        (expected,) = small_ssl_tie().model.localise(frames, sounds)
+        model = small_ssl_tie().model
+        (expected,) = model.localise(*model.prepare(batch.frames, batch.waveforms))
     assert (status, f"Peak: x {row['x']}, y {row['y']}" in words) == (0, True)
     assert float(row["similarity"]) == pytest.approx(float(expected.max()), abs=1e-5)
     y, x = divmod(int(expected.argmax()), 4)

@@ -27,8 +27,8 @@ from datasets.audio import (
     SegmentConfig,
     load_waveform,
 )
+from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameGeometry, to_tensor
-from datasets.transforms import as_float, normalise
 from datasets.video import UnusableVideoError, read_sound, sound_around
 from models.localiser import localise_video
 from utils.checkpoint import save_checkpoint

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.audio import load_waveform
-from datasets.transforms import as_float, normalise
+from datasets.augmentation import as_float, normalise
 from models import build_localiser, load_localiser
 from utils.checkpoint import Checkpoint, save_checkpoint
 

@@ -18,7 +18,7 @@ from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SegmentConfig, 
 from datasets.clips import AudioVisualClips, Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
-from models import LOCALISERS, METHODS, build_localiser
+from models import METHODS, build_localiser, localiser_names
 from opts import NegativeOptions
 from utils.evaluation.negatives import (
     DEAF,
@@ -53,14 +53,14 @@ def _one_thread(one_thread):
 
 SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}
 """Shape of a sound; peers hear (1, 257, 40)."""
-CONFIGS: list[tuple[str, dict]] = [(name, {}) for name in LOCALISERS] + [("sspl", {"pcm": False})]
+CONFIGS: list[tuple[str, dict]] = [(name, {}) for name in localiser_names()] + [("sspl", {"pcm": False})]
 
 
 @pytest.mark.parametrize(("name", "config"), CONFIGS)
 @torch.inference_mode()
 def test_localise_is_its_two_halves_and_frames_never_hear(name, config):
     torch.manual_seed(0)
-    given = asdict(METHODS[name].config(**config)) if name in METHODS else {}
+    given = asdict(METHODS[name].groups["model"](**config)) if name in METHODS else {}
     model = build_localiser(name, given).eval()
     frames = torch.randn(2, 3, 96, 96)
     sounds, others = torch.randn(2, 2, *SOUNDS.get(name, (1, 257, 40)))

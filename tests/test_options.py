@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 import opts
-from datasets.transforms import AugmentationConfig
+from datasets.augmentation import AugmentationConfig
 from models import METHODS
-from utils.options import Options, field_docstrings, option, parse_group
+from utils.options import Options, field_docstrings, flag, option, parse_group
 
 ROOT = Path(__file__).parents[1]
-TRAINING = {
-    name: [method.config, method.recipe, *opts.train_groups(name).values()]
-    for name, method in METHODS.items()
-}
+TRAINING = {name: list(opts.train_groups(name).values()) for name in METHODS}
 """Configuration classes of main.py, by method."""
 CONFIGS = [
     *dict.fromkeys(config for configs in TRAINING.values() for config in configs),
@@ -97,7 +94,7 @@ def test_sspl_s_defaults_are_the_authors_for_each_variant(variant, epochs, audio
     assert rates == (audio, pcm, head)
     assert options.model.pcm_cycles == 4
     assert options.audio.num_samples == 48_000
-    assert options.geometric is None
+    assert not hasattr(options, "geometric")
     assert not options.frozen.random_init
 
 
@@ -134,7 +131,6 @@ def test_values_reach_the_options():
         (["--temperature", "0"], "--temperature"),
         (["--negative-threshold", "0.9"], "--negative-threshold"),
         (["--equivariance-weight", "-1"], "--equivariance-weight"),
-        (["--max-rotation", "200"], "--max-rotation"),
         (["--frame-size", "100"], "--frame-size"),
         (["--window-seconds", "0.001"], "--window-seconds"),
         (["--time-mask", "0"], "--time-mask"),
@@ -142,7 +138,6 @@ def test_values_reach_the_options():
         (["--validation-benchmark", "vgg_ss"], "--validation-root"),
         (["--validation-list", "x"], "--validation-benchmark"),
         (["--validation-protocol", "strict"], "--validation-protocol .*ssl_tie, sspl.*'strict'"),
-        (["--log-every", "0"], "--log-every"),
     ],
 )
 def test_nonsense_is_refused_with_the_flag_s_name(arguments, words):
@@ -228,7 +223,8 @@ def test_help_names_every_option(method, capsys):
     text = capsys.readouterr().out
     for config_class in TRAINING[method]:
         for field in fields(config_class):
-            assert "--" + field.name.replace("_", "-") in text
+            assert (flag(field.name) in text) == (not field.metadata.get("hidden"))
+    assert text.count("\n  --") <= 50
 
 
 def test_resuming_as_another_method_names_the_method():

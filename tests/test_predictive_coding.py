@@ -5,8 +5,8 @@ import torch
 from sspl_inputs import GRADIENT_NORMS, WITH_PCM, build, golden_views, mean_and_std, relative
 from torch import nn
 
-from models.heads import symmetric_loss
 from models.predictive_coding import PredictiveCodingModule
+from models.sspl import symmetric_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -24,8 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import utils.evaluation.retrieval
-from models.pooling import pool_positions
-from models.similarity import similarity_map
+from models.encoders import pool_positions, similarity_map
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
 from utils.evaluation.retrieval import (

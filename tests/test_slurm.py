@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_slurm.sbatch"
 SMALL = (
     "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu --pictures 0 --log-every 1 "
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu "
     "--precision fp32"
 ).split()
 SRUN = """#!/usr/bin/env bash

@@ -10,9 +10,7 @@ from command_line import assert_refused, run
 
 from models.released import sspl_prefixes
 
-SMALL = (
-    "--frame-size 96 --batch-size 4 --workers 0 --device cpu --pictures 1 --log-every 2 --seed 1234"
-).split()
+SMALL = ("--frame-size 96 --batch-size 4 --workers 0 --device cpu --seed 1234").split()
 
 
 def arguments(tiny_data, output):

@@ -142,13 +142,13 @@ class Interruption:
 
 # ------------------------------------------------------------------------------------------- device
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return a context in which networks compute in a precision; weights and losses stay float32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype, enabled=precision in ("bf16", "fp16"))
 
 
 def use_full_float32(full: bool = True) -> None:

@@ -1,11 +1,10 @@
-"""The geometric transform of the equivariance branch: one rotation, scale and flip for both.
+"""The geometric transform of SSL-TIE's equivariance branch: one rotation, scale and flip for frames and maps.
 
-Convention: pixels are indexed from 0 at the top-left corner; an angle is in degrees,
-anticlockwise; the matrix M maps source to destination pixels, x' = M (x, y, 1). A frame of size S
-is warped by M at size S (bilinear, zeros outside, align_corners as in kornia 0.5.6), mirrored, and
-resized to S * scale (bilinear, half-pixel centres). M turns and scales about (S/2, S/2), half a
-pixel off the true centre, as the authors' program does. At scale 0.5 the frame is therefore
-shrunk twice: by M and by the resize.
+Convention: pixels are indexed from 0 at the top-left corner; an angle is in degrees, anticlockwise; the
+matrix M maps source to destination pixels, x' = M (x, y, 1). A frame of size S is warped by M at size S
+(bilinear, zeros outside, align_corners as in kornia 0.5.6), mirrored, and resized to S * scale (bilinear,
+half-pixel centres). M turns and scales about (S/2, S/2), half a pixel off the true centre, as the authors'
+program does. At scale 0.5 the frame is therefore shrunk twice: by M and by the resize.
 """
 
 import math
@@ -17,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.options import Options, option
+
 
 @dataclass(frozen=True, kw_only=True)
-class GeometricConfig:
+class GeometricConfig(Options):
     """Which transforms the equivariance branch draws."""
 
     rotation: bool = True
-    """rotate each frame by its own whole angle"""
-    max_rotation: int = 30
+    """rotate each frame by its own whole angle of at most 30 degrees"""
+    max_rotation: int = option(30, at_least=0, at_most=180, hidden=True)
     """largest angle, degrees"""
     scaling: bool = True
     """shrink a batch to scale 0.5 half of the time"""
@@ -33,15 +34,10 @@ class GeometricConfig:
     equivariance_target: Literal["reference", "masked"] = "reference"
     """reference: the authors' blurred map, blank borders scored; masked: exact, borders left out"""
 
-    def __post_init__(self) -> None:
-        """Refuses angles that make no sense."""
-        if not 0 <= self.max_rotation <= 180:
-            raise ValueError(f"--max-rotation must be 0 to 180 degrees, got {self.max_rotation}")
-
 
 @dataclass(frozen=True)
 class GeometricTransform:
-    """A sampled transform; applies to frames and to their maps."""
+    """A transform that was drawn for a batch; applies to frames and to their maps."""
 
     angles: tuple[int, ...]
     """degrees anticlockwise, one per frame"""
@@ -57,14 +53,7 @@ class GeometricTransform:
     def sample(
         cls, config: GeometricConfig, batch_size: int, frame_size: int, generator: random.Random
     ) -> "GeometricTransform":
-        """Draws scale, angles and flip in the authors' order.
-
-        Args:
-            config: what may be drawn.
-            batch_size: B.
-            frame_size: S, pixels.
-            generator: source of randomness.
-        """
+        """Draw scale, angles and flip of B frames of S pixels, in the authors' order."""
         scale = 1.0 if generator.random() > 0.5 else 0.5
         limit = config.max_rotation
         angles = tuple(generator.randint(-limit, limit) for _ in range(batch_size))
@@ -78,22 +67,13 @@ class GeometricTransform:
         )
 
     def of_frames(self, first: int, count: int) -> "GeometricTransform":
-        """The same transform for a part of its frames, those from `first` on.
-
-        Raises:
-            ValueError: the transform was drawn for fewer frames.
-        """
-        if not 0 <= first <= first + count <= len(self.angles):
-            raise ValueError(
-                f"frames {first} to {first + count} are wanted of a transform that was drawn for "
-                f"{len(self.angles)}"
-            )
+        """Return the same transform for some of its frames, those from `first` on."""
         return replace(self, angles=self.angles[first : first + count])
 
     def matrix(self) -> Tensor:
-        """M of each frame, (B, 2, 3) float32, source to destination pixels."""
+        """Return M of each frame, (B, 2, 3) float32, source to destination pixels."""
         centre = self.frame_size / 2
-        radians = torch.tensor(self.angles, dtype=torch.float32) * math.pi / 180
+        radians = torch.tensor(self.angles, dtype=torch.float32) * math.pi / 180  # (B,)
         cosine = torch.cos(radians) * self.scale
         sine = torch.sin(radians) * self.scale
         first_row = [cosine, sine, (1 - cosine) * centre - sine * centre]
@@ -101,7 +81,7 @@ class GeometricTransform:
         return torch.stack([torch.stack(first_row, -1), torch.stack(second_row, -1)], dim=1)
 
     def warp_frames(self, frames: Tensor) -> Tensor:
-        """Transforms normalised frames; what comes from outside the frame is 0, the mean colour.
+        """Transform normalised frames; what comes from outside the frame is 0, the mean colour.
 
         Args:
             frames: (B, C, S, S).
@@ -117,20 +97,18 @@ class GeometricTransform:
             raise ValueError(
                 f"frames must be ({len(self.angles)}, C, {size}, {size}), got {tuple(frames.shape)}"
             )
-        output_size = int(size * self.scale)
-        return _resize(self._warp(frames), output_size)
+        return _resize(self._warp(frames), int(size * self.scale))
 
     def warp_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Transforms the maps of the plain frames into those expected of the transformed frames.
+        """Transform the maps of the plain frames into those expected of the transformed frames.
 
         Args:
             maps: (B, h, w), h = w.
 
         Returns:
-            target (B, h * scale, w * scale) and the weight of each of its cells. In the reference
-            mode the map goes through the frame's own path, resized to S first, and every cell
-            counts. In the masked mode cells are averaged straight from the map, and a cell counts
-            only if it lies within the frame altogether.
+            target (B, h * scale, w * scale) and the weight of each of its cells. `reference`: the map goes
+            through the frame's own path, resized to S first, and every cell counts. `masked`: cells are
+            averaged straight from the map, and a cell counts only if it lies within the frame altogether.
 
         Raises:
             ValueError: the maps are not square, or not one per frame.
@@ -139,49 +117,44 @@ class GeometricTransform:
             raise ValueError(f"maps must be ({len(self.angles)}, h, h), got {tuple(maps.shape)}")
         if self.target == "masked":
             return self._sample_maps(maps)
-        enlarged = _resize(maps[:, None], self.frame_size)
+        enlarged = _resize(maps[:, None], self.frame_size)  # (B, 1, S, S)
         target = _resize(self._warp(enlarged), int(maps.shape[-1] * self.scale))[:, 0]
         return target, torch.ones_like(target)
 
     def _warp(self, pictures: Tensor) -> Tensor:
-        """Warp by M at size S, then mirror.
+        """Warp (B, C, S, S) by M at size S, then mirror.
 
-        The products and the inverse stay in float32 and in kornia's order: exact arithmetic moves
-        the sampling points by 4e-4 pixels, more than the reference's own spread, and the bfloat16
-        of an autocast region by whole cells.
+        Products and inverse stay in float32 and in kornia's order: exact arithmetic moves the sampling points
+        by 4e-4 pixels, more than the reference's own spread, and the bfloat16 of an autocast region by cells.
         """
         with torch.autocast("cpu", enabled=False), torch.autocast(pictures.device.type, enabled=False):
-            grid = self._sampling_grid(pictures)
+            last = self.frame_size - 1
+            to_unit = torch.tensor([[[2 / last, 0, -1], [0, 2 / last, -1], [0, 0, 1]]])  # pixels -> [-1, 1]
+            bottom_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(self.angles), 1, 3)
+            pixel_matrix = torch.cat([self.matrix(), bottom_row], dim=1)  # (B, 3, 3)
+            unit_matrix = to_unit @ (pixel_matrix @ torch.inverse(to_unit))
+            theta = torch.inverse(unit_matrix)[:, :2].to(pictures)  # (B, 2, 3), destination to source
+            grid = F.affine_grid(theta, list(pictures.shape), align_corners=True)  # (B, S, S, 2)
             warped = F.grid_sample(pictures, grid, align_corners=True)
         return warped.flip(-1) if self.flip else warped
 
-    def _sampling_grid(self, pictures: Tensor) -> Tensor:
-        """Where each destination pixel comes from, (B, S, S, 2) in [-1, 1]."""
-        last = self.frame_size - 1
-        to_unit = torch.tensor([[[2 / last, 0, -1], [0, 2 / last, -1], [0, 0, 1]]])
-        bottom_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(self.angles), 1, 3)
-        pixel_matrix = torch.cat([self.matrix(), bottom_row], dim=1)
-        unit_matrix = to_unit @ (pixel_matrix @ torch.inverse(to_unit))
-        theta = torch.inverse(unit_matrix)[:, :2].to(pictures)
-        return F.affine_grid(theta, list(pictures.shape), align_corners=True)
-
     def _sample_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Averages the map over each destination cell, at the places the frame's path takes."""
+        """Average the map over each destination cell, at the places the frame's path takes."""
         cells = maps.shape[-1]
         output_cells = int(cells * self.scale)
         # A destination cell spans 1 / scale**2 source cells a side: one sample for each.
         samples = round(self.scale**-2)
         side = output_cells * samples
-        grid = 2 * self._source_of((torch.arange(side).double() + 0.5) / side) - 1
+        grid = 2 * self._source_of((torch.arange(side).double() + 0.5) / side) - 1  # (B, side, side, 2)
         # On the outermost half cell there is nothing to interpolate with: the border's own value.
         sampled = F.grid_sample(maps[:, None], grid.to(maps), padding_mode="border", align_corners=False)
         corners = self._source_of(torch.arange(output_cells + 1).double() / output_cells)
-        outside = ((corners < -1e-6) | (corners > 1 + 1e-6)).any(dim=-1)
+        outside = ((corners < -1e-6) | (corners > 1 + 1e-6)).any(dim=-1)  # (B, cells + 1, cells + 1)
         covered = 1 - F.max_pool2d(outside[:, None].to(maps), 2, stride=1)
         return F.avg_pool2d(sampled, samples)[:, 0], covered[:, 0]
 
     def _source_of(self, fractions: Tensor) -> Tensor:
-        """Where a grid of the transformed frame lies in the plain frame.
+        """Find where a grid of the transformed frame lies in the plain frame.
 
         Args:
             fractions: (n,) positions along each side of the transformed frame, [0, 1].

@@ -407,14 +407,8 @@ class RetrievalOptions(ScoringOptions):
     def __post_init__(self) -> None:
         """Refuses values without meaning."""
         super().__post_init__()
-        for name, parse, text in (
-            ("--directions", parse_directions, self.directions),
-            ("--ks", parse_ks, self.ks),
-        ):
-            try:
-                parse(text)
-            except ValueError as error:
-                raise ValueError(f"{name} {error}") from error
+        parse_directions(self.directions)
+        parse_ks(self.ks)
 
     @property
     def benchmark(self) -> str:

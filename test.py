@@ -479,7 +479,7 @@ def retrieval(device: torch.device, options: opts.RetrievalOptions, command: str
     classes, sha256 = context.classes, context.checkpoint["sha256"]
     directions, ks = parse_directions(options.directions), parse_ks(options.ks)
     pooling = None if directions == ("audio_to_audio",) else options.image_pooling
-    check_request(len(clip_set.clips), directions, ks, labels_known=classes is not None)
+    check_request(len(clip_set.clips), directions, ks, labelled=classes is not None)
     identity = {
         "task": "retrieval",
         "dataset": options.dataset,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.distributed import gather_objects
@@ -42,30 +42,23 @@ NEGATIVES = ("silence", "noise", "off_screen")
 KINDS = (OWN, *NEGATIVES)
 KIND_WORDS = dict(zip(KINDS, ("own sound", "silence", "noise", "off-screen"), strict=True))
 PAIRS = tuple(combinations(KINDS, 2))
-EXTREMES = ("minimum", "median", "maximum")
 DISC = "centre disc (blind)"
 DEAF = "own map for every sound (deaf)"
-MEDIAN_RULE = PROTOCOLS["vssl_eval"]
-"""each map's upper median, by which the right sound is compared with a wrong one"""
+MEDIAN_RULE = PROTOCOLS["vssl_eval"]  # each map's upper median, to compare the right sound with a wrong one
 UNIVERSAL_QUANTILE = 0.75
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""over maps, of their lowest, middle and highest similarities"""
-CHUNK_CLIPS = 8
-"""clips whose up-sampled maps are there at once: 35 MB for 10 seeds and 224 pixels"""
+CHUNK_CLIPS = 8  # whose up-sampled maps are there at once: 35 MB for 10 seeds
 OffScreen = Literal["other_class", "any"]
-Content = Literal["both", "frames"]
 CLASSES_WANTED = (
     "Off-screen sounds are those of another class, and the classes are not known. Name a file with "
     "them (--labels), or take the sound of any other clip (--off-screen any)."
 )
-
 _MEASURES = (("pia", "pIA"), ("auc_n", "AUC_N"), ("f_loc", "F_LOC"), ("f_auc", "F_AUC"))
 LABELS = {
-    "f_loc": "F_LOC",
-    "f_auc": "F_AUC",
     "ciou_u": "cIoU_U",
     "auc_u": "AUC_U",
-    **{f"{key}_{kind}": f"{name}, {KIND_WORDS[kind]}" for key, name in _MEASURES for kind in NEGATIVES},
+    "f_loc": "F_LOC",
+    "f_auc": "F_AUC",
+    **{f"{key}_{kind}": f"{name}, {KIND_WORDS[kind]}" for kind in NEGATIVES for key, name in _MEASURES},
     **{f"iou_{a}~{b}": f"IoU of masks, {KIND_WORDS[a]} and {KIND_WORDS[b]}" for a, b in PAIRS},
     "ciou_at_0.5_own": "cIoU@0.5 (median rule), own sound",
     "ciou_at_0.5_off_screen": "cIoU@0.5 (median rule), off-screen",
@@ -73,17 +66,11 @@ LABELS = {
     "pointing_accuracy_own": "pointing (median rule), own sound",
     "pointing_accuracy_off_screen": "pointing (median rule), off-screen",
     "sensitivity_pointing_accuracy": "audio sensitivity: pointing, own minus off-screen",
-}
-"""key of a number -> its name"""
-LOWER_IS_BETTER = ("pia_", "iou_own~")
+}  # key of a number -> its name
+LOWER_IS_BETTER = ("pia_", "iou_own~")  # beginnings of keys; of all others higher is better, or
 NEITHER_IS_BETTER = ("iou_", "ciou_at_0.5_off_screen", "pointing_accuracy_off_screen")
-"""beginnings of keys; of all others higher is better"""
 
-ClipArrays = dict[str, NDArray[np.float64]]
-"""by name; the first axis is that of the clips, the second that of the draws (1 or R)"""
-
-
-# ------------------------------------------------------------------------------- which sounds
+ClipArrays = dict[str, NDArray[np.float64]]  # (N clips, 1 or R draws) by name
 
 
 class Scene(NamedTuple):
@@ -104,9 +91,6 @@ def scenes_of(
         classes: of the clips, by id; None: not known.
         off_screen: "other_class": sounds of another class; "any": of another file, which may by
             chance be of the same class.
-
-    Raises:
-        ValueError: classes are needed but not known.
     """
     if off_screen == "any":
         sounds = [str(clip.sound) for clip in clips]
@@ -117,16 +101,14 @@ def scenes_of(
     else:
         raise ValueError(CLASSES_WANTED)
     heard = set(sounds)
-    keys = [(clip.pair_key, clip.scene if clip.pair_key is None else "") for clip in clips]
     visible: dict[tuple[str | None, str], set[str]] = {}
+    keys = [(clip.pair_key, clip.scene if clip.pair_key is None else "") for clip in clips]
     for key, sound in zip(keys, sounds, strict=True):
         # The key of a pair names both things to be seen; the name of a picture need not.
         named = set() if key[0] is None else heard & set(key[0].split("_"))
         visible.setdefault(key, named).add(sound)
-    return {
-        clip.clip_id: Scene(sound, frozenset(visible[key]))
-        for clip, sound, key in zip(clips, sounds, keys, strict=True)
-    }
+    scenes = [Scene(sound, frozenset(visible[key])) for key, sound in zip(keys, sounds, strict=True)]
+    return dict(zip([clip.clip_id for clip in clips], scenes, strict=True))
 
 
 def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
@@ -136,11 +118,7 @@ def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
 
 
 def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: int) -> NDArray[np.int64]:
-    """Draw whose sound each of N clips gets as its off-screen sound: (N,) places in `clip_ids`.
-
-    Raises:
-        ValueError: no sound is off-screen for a clip.
-    """
+    """Draw whose sound each of N clips gets as its off-screen sound: (N,) places in `clip_ids`."""
     sounds = [scenes[clip_id].sound for clip_id in clip_ids]
     possible: dict[frozenset[str], NDArray[np.int64]] = {}
     drawn = np.empty(len(clip_ids), dtype=np.int64)
@@ -165,9 +143,6 @@ def white_noise(clip_ids: Sequence[str], num_samples: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(noise))
 
 
-# ------------------------------------------------------------------------------- maps and scores
-
-
 @dataclass(frozen=True)
 class NegativeResult:
     """Everything that was found of N clips with R seeds."""
@@ -176,21 +151,18 @@ class NegativeResult:
     scores: ClipArrays
     """minimum:, median: (the lower middle), maximum:, area: (pIA) and quiet: (AUC_N) of a kind of
     sound, iou:<kind>~<kind> of two masks; ciou: and auc: of own and DISC; under the median rule
-    success: and pointing: of own and off_screen; empty, where nothing is annotated. All (N, 1 or R);
-    areas and scores are in [0, 1]"""
+    success: and pointing: of own and off_screen; empty, where nothing is annotated"""
     threshold: float
     donors: NDArray[np.str_]
     """(R, N) ids of the clips whose sounds were off-screen"""
-    map_bytes: int
-    """of the low-resolution maps of all clips: 89 MB for 5,158 clips, 10 seeds and 14 x 14"""
     unreadable: tuple[tuple[str, str], ...] = ()
     """(clip id, reason) of clips that broke while being decoded; they are not among the N"""
 
 
 @torch.inference_mode()
 def evaluate_negatives(
-    model: Any,  # noqa: ANN401 - visual_features, sound_features, compare
-    read: Callable[[Content, Collection[str] | None], Iterable[Any]],
+    model: Any,  # noqa: ANN401 - with visual_features, sound_features and compare
+    read: Callable[[Literal["both", "frames"], Collection[str] | None], Iterable[Any]],
     prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     scenes: Mapping[str, Scene],
     *,
@@ -212,10 +184,6 @@ def evaluate_negatives(
         device: of the model.
         half_cosine: similarity is (cosine + 1) / 2, else the cosine.
         threshold: on the similarity; a map predicts what lies above. None: the universal one.
-
-    Raises:
-        ValueError: no clip could be decoded, a clip has no ground truth or no off-screen sound, or
-            a map is not finite.
     """
     # Frames too: a clip whose frame is broken is not to lend its sound.
     heard, encoded, unreadable = [], [], []
@@ -228,25 +196,21 @@ def evaluate_negatives(
     if not heard:
         first = f", first: {unreadable[0][1]}" if unreadable else ""
         raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
-    sounds = torch.cat(encoded)  # (N, ...)
+    sounds, place_of = torch.cat(encoded), {clip_id: place for place, clip_id in enumerate(heard)}  # (N, ...)
     donors = np.stack([draw_off_screen(heard, scenes, seed) for seed in range(num_seeds)])  # (R, N)
 
-    place_of = {clip_id: place for place, clip_id in enumerate(heard)}
-    silence: Tensor | None = None  # encoded once
     clip_ids: list[str] = []
     truths: list[bytes] = []
     parts: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     broken_later: list[tuple[str, str]] = []
+    silence: Tensor | None = None  # encoded once
     for batch in read("frames", place_of):
         broken_later += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
-        if batch.ground_truth_maps is None or len(batch.ground_truth_maps) != len(batch.clip_ids):
-            raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
         frames, zeros = prepare(batch.frames, torch.zeros(len(batch.clip_ids), num_samples, device=device))
         visual = model.visual_features(frames)  # (B, ...)
-        if silence is None:
-            silence = model.sound_features(zeros[:1])
+        silence = model.sound_features(zeros[:1]) if silence is None else silence
         places = np.array([place_of[clip_id] for clip_id in batch.clip_ids])
         noises = (white_noise(batch.clip_ids, num_samples, seed).to(device) for seed in range(num_seeds))
         features = {
@@ -257,34 +221,23 @@ def evaluate_negatives(
         }
         for kind, draws in features.items():
             maps = torch.stack([model.compare(visual, draw) for draw in draws], dim=1)  # (B, 1 or R, h, w)
-            _check_finite(maps, kind, batch.clip_ids)
+            finite = maps.isfinite().flatten(1).all(dim=1).tolist()
+            if not all(finite):
+                first = batch.clip_ids[finite.index(False)]
+                raise ValueError(
+                    f"The map of clip {first} with its {KIND_WORDS[kind]} is not finite everywhere."
+                )
             parts[kind].append(maps.float().cpu())
         clip_ids += batch.clip_ids
-        # A few hundred bytes each: the threshold is known only when all maps are.
+        # A few hundred bytes each: they are needed once the threshold is known.
         truths += [zlib.compress(truth.tobytes(), level=1) for truth in batch.ground_truth_maps]
-    cosines = {kind: torch.cat(maps) for kind, maps in parts.items()} if clip_ids else {}
+    cosines = {kind: torch.cat(maps) for kind, maps in parts.items() if maps}
     scored = tuple(gather_objects(clip_ids))
     if not scored:
         raise ValueError("No clip could be scored: every frame broke between two readings.")
     scores, threshold = score_maps(cosines, truths, device, half_cosine=half_cosine, threshold=threshold)
-    return NegativeResult(
-        scored,
-        scores,
-        threshold,
-        np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]],
-        sum(gather_objects([sum(maps.nbytes for maps in cosines.values())])),
-        (*unreadable, *gather_objects(broken_later)),
-    )
-
-
-def _check_finite(maps: Tensor, kind: str, clip_ids: Sequence[str]) -> None:
-    finite = maps.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        first = clip_ids[int(finite.logical_not().nonzero()[0])]
-        raise ValueError(
-            f"The map of clip {first} with its {kind.replace('_', '-')} sound is not finite "
-            "everywhere, so no threshold fits it. The file is damaged, or the model is."
-        )
+    donor_ids = np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]]
+    return NegativeResult(scored, scores, threshold, donor_ids, (*unreadable, *gather_objects(broken_later)))
 
 
 def score_maps(
@@ -295,14 +248,14 @@ def score_maps(
     half_cosine: bool,
     threshold: float | None,
 ) -> tuple[ClipArrays, float]:
-    """Score every map of all processes under one threshold; see `NegativeResult`.
+    """Score every map of all processes under one threshold, see `evaluate_negatives`.
 
     Args:
-        cosines: of this process's clips, (N, 1 or R, h, w) by kind of sound.
+        cosines: maps of this process's clips, (N, 1 or R, h, w) by kind of sound.
         truths: their ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
         device: to compute on.
-        half_cosine: see `evaluate_negatives`.
-        threshold: likewise.
+        half_cosine: scale of the similarity.
+        threshold: None: the universal one.
     """
 
     def upsampled(chosen: slice) -> dict[str, Tensor]:
@@ -314,19 +267,19 @@ def score_maps(
         return similarities
 
     chunks = [slice(start, start + CHUNK_CLIPS) for start in range(0, len(truths), CHUNK_CLIPS)]
-    extremes, parts, size = [], [], MEDIAN_RULE.map_size
+    parts: list[dict[str, Tensor]] = []
     for chosen in chunks:
-        flat = {kind: similarity.flatten(-2) for kind, similarity in upsampled(chosen).items()}
-        extremes.append(
-            {f"minimum:{kind}": s.amin(-1) for kind, s in flat.items()}
-            | {f"median:{kind}": s.median(-1).values for kind, s in flat.items()}
-            | {f"maximum:{kind}": s.amax(-1) for kind, s in flat.items()}
-        )
-    scores = _join(extremes)
+        parts.append({})
+        for kind, similarity in upsampled(chosen).items():
+            flat = similarity.flatten(-2)  # (B, 1 or R, M * M)
+            parts[-1] |= {f"minimum:{kind}": flat.amin(-1), f"maximum:{kind}": flat.amax(-1)}
+            parts[-1] |= {f"median:{kind}": flat.median(-1).values}
+    scores = _join(parts)
     if threshold is None:
-        threshold = universal_threshold({kind: scores[f"maximum:{kind}"] for kind in NEGATIVES})
+        threshold = universal_threshold([scores[f"maximum:{kind}"] for kind in NEGATIVES])
     threshold = float(np.float32(threshold))
 
+    size, parts = MEDIAN_RULE.map_size, []
     disc = centre_disc(size)[None].to(device)
     for chosen in chunks:
         masks = {kind: similarity > threshold for kind, similarity in upsampled(chosen).items()}
@@ -348,8 +301,7 @@ def score_maps(
     for name in (OWN, DISC):
         _, areas, cious, _ = clip_values(scores[f"ciou:{name}"][:, 0]).T
         scores |= {f"ciou:{name}": cious[:, None], f"auc:{name}": areas[:, None]}
-    scores |= {f"quiet:{kind}": quiet_areas(scores[f"area:{kind}"]) for kind in KINDS}
-    return scores, threshold
+    return scores | {f"quiet:{kind}": quiet_areas(scores[f"area:{kind}"]) for kind in KINDS}, threshold
 
 
 def _join(parts: Sequence[Mapping[str, Tensor]]) -> ClipArrays:
@@ -359,16 +311,13 @@ def _join(parts: Sequence[Mapping[str, Tensor]]) -> ClipArrays:
     return {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]}
 
 
-def universal_threshold(maxima: Mapping[str, NDArray[np.floating]]) -> float:
+def universal_threshold(maxima: Sequence[NDArray[np.float64]]) -> float:
     """Find the third quartile of the negatives' highest similarities, numpy's linear quantile.
 
-    Args:
-        maxima: (N, 1) or (N, R) for each of NEGATIVES. Each kind counts the same: silence, which no
-            seed changes, as often as there are seeds.
+    Each kind (N, 1 or R) counts the same: silence, which no seed changes, as often as there are seeds.
     """
-    num_draws = max(maxima[kind].shape[1] for kind in NEGATIVES)
-    repeated = [np.broadcast_to(maxima[kind], (len(maxima[kind]), num_draws)) for kind in NEGATIVES]
-    return float(np.float32(np.quantile(np.stack(repeated).astype(np.float64), UNIVERSAL_QUANTILE)))
+    shape = np.broadcast_shapes(*(of_kind.shape for of_kind in maxima))
+    return float(np.quantile([np.broadcast_to(of_kind, shape) for of_kind in maxima], UNIVERSAL_QUANTILE))
 
 
 def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -395,10 +344,10 @@ def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def quiet_areas(areas: ArrayLike) -> NDArray[np.float64]:
+def quiet_areas(areas: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
-    reached = np.asarray(areas, dtype=np.float64)[..., None] <= SUCCESS_THRESHOLDS
-    return np.trapezoid(reached.astype(np.float64), SUCCESS_THRESHOLDS, axis=-1)
+    reached = (areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).astype(np.float64)
+    return np.asarray(np.trapezoid(reached, SUCCESS_THRESHOLDS, axis=-1))
 
 
 def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -406,13 +355,9 @@ def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
 
 
-Means = Mapping[str, NDArray[np.float64]]
-"""means over clips, (1,) or (R,), of the scores by their names"""
-
-
-def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
-    """Compute the model's numbers in percent, (R,), or (1,) where no seed changes them."""
-    found = _f_scores(means, OWN, dict(zip(NEGATIVES, NEGATIVES, strict=True)))
+def numbers_of(means: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Compute the model's numbers in percent, (R,) or (1,), from means over clips of the scores."""
+    found = _f_scores(means, OWN, NEGATIVES)
     found |= {f"iou_{a}~{b}": 100 * means[f"iou:{a}~{b}"] for a, b in PAIRS}
     for name, column in (("ciou_at_0.5", "success"), ("pointing_accuracy", "pointing")):
         own, wrong = (100 * means[f"{column}:{kind}"] for kind in (OWN, "off_screen"))
@@ -420,32 +365,30 @@ def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def _f_scores(means: Means, predictor: str, negatives: Mapping[str, str]) -> dict[str, NDArray[np.float64]]:
-    """cIoU_U to F_AUC of a predictor; `negatives` names the maps that it shows for each kind."""
+def _f_scores(
+    means: Mapping[str, NDArray[np.float64]], predictor: str, shown: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """cIoU_U to F_AUC of a predictor; `shown` names its map for each of NEGATIVES."""
     ciou, auc = 100 * means[f"ciou:{predictor}"], 100 * means[f"auc:{predictor}"]
-    active = {kind: 100 * means[f"area:{name}"] for kind, name in negatives.items()}
-    quiet = {kind: 100 * means[f"quiet:{name}"] for kind, name in negatives.items()}
+    active = [100 * means[f"area:{name}"] for name in shown]
+    quiet = [100 * means[f"quiet:{name}"] for name in shown]
     found = {
         "ciou_u": ciou,
         "auc_u": auc,
-        "f_loc": harmonic_mean(ciou, 100 - sum(active.values(), np.zeros(1)) / len(negatives)),
-        "f_auc": harmonic_mean(auc, sum(quiet.values(), np.zeros(1)) / len(negatives)),
+        "f_loc": harmonic_mean(ciou, 100 - sum(active, np.zeros(1)) / len(shown)),
+        "f_auc": harmonic_mean(auc, sum(quiet, np.zeros(1)) / len(shown)),
     }
-    for kind in negatives:
+    for kind, area, silent in zip(NEGATIVES, active, quiet, strict=True):
+        found |= {f"pia_{kind}": area, f"auc_n_{kind}": silent}
         found |= {
-            f"pia_{kind}": active[kind],
-            f"auc_n_{kind}": quiet[kind],
-            f"f_loc_{kind}": harmonic_mean(ciou, 100 - active[kind]),
-            f"f_auc_{kind}": harmonic_mean(auc, quiet[kind]),
+            f"f_loc_{kind}": harmonic_mean(ciou, 100 - area),
+            f"f_auc_{kind}": harmonic_mean(auc, silent),
         }
     return found
 
 
 def score_table(scores: ClipArrays) -> "pd.DataFrame":
     """Table of all numbers in percent, beside those of predictors that do not hear.
-
-    Args:
-        scores: see `score_sounds`.
 
     Returns:
         a row for each of LABELS: key, label, better, score (mean over seeds) with score_low and
@@ -459,25 +402,20 @@ def score_table(scores: ClipArrays) -> "pd.DataFrame":
 
     def resampled(repeats: NDArray[np.int64]) -> list[float]:
         means = np.split(repeats @ matrix / len(matrix), ends)
-        # Rounded: sums in another order are no spread.
-        numbers = numbers_of(dict(zip(scores, means, strict=True))).values()
-        return [round(float(values.mean()), 9) for values in numbers]
+        return [float(values.mean()) for values in numbers_of(dict(zip(scores, means, strict=True))).values()]
 
     means = {name: values.mean(axis=0) for name, values in scores.items()}
     numbers = numbers_of(means)
     intervals = dict(zip(numbers, bootstrap_statistics(resampled, len(matrix)), strict=True))
     share = centre_disc(MEDIAN_RULE.map_size).double().mean().numpy()[None]
-    blind = {**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}
-    deaf = _f_scores(means, OWN, dict.fromkeys(NEGATIVES, OWN))
-    disc = _f_scores(blind, DISC, dict.fromkeys(NEGATIVES, DISC))
+    deaf = _f_scores(means, OWN, [OWN] * 3)
+    disc = _f_scores({**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}, DISC, [DISC] * 3)
     rows = []
     for key, label in LABELS.items():
-        values, (low, high) = numbers[key], intervals[key]
-        better = "" if key.startswith(NEITHER_IS_BETTER) else "higher"
+        values, better = numbers[key], "" if key.startswith(NEITHER_IS_BETTER) else "higher"
         better = "lower" if key.startswith(LOWER_IS_BETTER) else better
-        row: dict[str, Any] = {"key": key, "label": label, "better": better}
-        row |= {"score": values.mean(), "score_low": low, "score_high": high}
-        row["sd"] = values.std(ddof=1) if len(values) > 1 else np.nan
-        row |= {name: float(of.get(key, [np.nan])[0]) for name, of in (("deaf", deaf), ("disc", disc))}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        references = [float(blind[key][0]) if key in blind else np.nan for blind in (deaf, disc)]
+        rows.append((key, label, better, values.mean(), *intervals[key], spread, *references))
+    columns = ["key", "label", "better", "score", "score_low", "score_high", "sd", "deaf", "disc"]
+    return pd.DataFrame(rows, columns=columns)

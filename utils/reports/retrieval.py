@@ -28,6 +28,11 @@ RULE = (
     "either modality; by clip (R@k) it is what must be found. Neighbours by cosine, equal ones in "
     "the order of the clip list."
 )
+SCORES_HINT = (
+    "All values in %, with 95 % bootstrap intervals over the queries. Chance: expected of a gallery in "
+    "random order. Ceiling: what these clips and classes allow at most. Ties: queries of which the order of "
+    "equal neighbours decided who is among the first."
+)
 POOLING_WORDS = {
     None: "not used",
     "max": "max: maximum of each channel over the positions of the frame's map, then unit norm",
@@ -35,11 +40,6 @@ POOLING_WORDS = {
     "positions": "positions: the best of the positions of the frame's map, each of unit norm",
 }
 HEADINGS = {"score": "score", "chance": "chance", "ceiling": "ceiling", "ties": "ties"}
-SCORES_HINT = (
-    "All values in %, with 95 % bootstrap intervals over the queries. Chance: expected of a gallery in "
-    "random order. Ceiling: what these clips and classes allow at most. Ties: queries of which the order of "
-    "equal neighbours decided who is among the first."
-)
 KINDS = {"audio": "sound", "image": "frame"}
 
 
@@ -64,6 +64,7 @@ def retrieval_report(
         num_shown: best, median and worst queries on the page, of each and for each direction.
         card_of: picture and sound of a clip.
     """
+    directions, frames = identity["directions"], POOLING_WORDS[identity["image_pooling"]]
     clip_ids = list(dict.fromkeys(queries["clip_id"]))
     entries = context.entries(clip_ids, unreadable)
     entries["intervals"]["method"] = "percentile bootstrap over queries, the gallery as given"
@@ -71,9 +72,9 @@ def retrieval_report(
     if context.labels is not None:
         entries["labels"] = {**context.labels, "num_classes": queries["label"].nunique()}
         caption += f", {entries['labels']['num_classes']} classes"
-    directions: dict[str, Any] = {name: {} for name in identity["directions"]}
+    by_direction: dict[str, Any] = {name: {} for name in directions}
     for row in scores.to_dict("records"):
-        directions[row["direction"]][row["metric"]] = {
+        by_direction[row["direction"]][row["metric"]] = {
             "value": row["score"],
             "chance": row["chance"],
             "ceiling": row["ceiling"],
@@ -84,24 +85,17 @@ def retrieval_report(
         "identity": dict(identity),
         "dataset": context.benchmark,
         "rule": RULE,
-        "image_embedding": POOLING_WORDS[identity["image_pooling"]],
-        "directions": directions,
+        "image_embedding": frames,
+        "directions": by_direction,
         **entries,
         "warnings": context.warnings(unreadable),
     }
-    sections = [Section("Scores", f"{RULE} {SCORES_HINT}")]
+    sections, galleries = [Section("Scores", f"{RULE} {SCORES_HINT}")], []
     for name in directions:
-        rows = scores[scores["direction"] == name]
-        sections.append(
-            Section(_in_words(name), items=[ScoreTable(rows, HEADINGS, {"metric": "Metric"})], level=3)
-        )
-    galleries = [
-        gallery
-        for name in directions
-        for gallery in _galleries(
-            queries[queries["direction"] == name], identity["ks"][-1], num_shown, card_of
-        )
-    ]
+        table = ScoreTable(scores[scores["direction"] == name], HEADINGS, {"metric": "Metric"})
+        sections.append(Section(_in_words(name), items=[table], level=3))
+        rows = queries[queries["direction"] == name].to_dict("records")
+        galleries += _galleries(rows, identity["ks"][-1], num_shown, card_of)
     if galleries:
         sections.append(Section("Queries with their nearest neighbours", items=galleries))
     csv = scores.rename(
@@ -116,9 +110,9 @@ def retrieval_report(
         clips=queries.round(6),
         clips_file="per_query.csv",
         tables=[ScoreTable(scores, HEADINGS, {"direction": "direction", "metric": "metric"})],
-        csv=csv.assign(image_embedding=summary["image_embedding"], **provenance_columns(summary)),
-        notes=[("rule", RULE), ("frames", summary["image_embedding"]), *provenance_notes(summary)],
-        facts={"rule": RULE, "embeddings": summary["image_embedding"], **provenance_facts(summary)},
+        csv=csv.assign(image_embedding=frames, **provenance_columns(summary)),
+        notes=[("rule", RULE), ("frames", frames), *provenance_notes(summary)],
+        facts={"rule": RULE, "embeddings": frames, **provenance_facts(summary)},
         sections=sections,
     )
 
@@ -129,40 +123,35 @@ def _in_words(direction: str) -> str:
 
 
 def _galleries(
-    queries: "pd.DataFrame", largest_k: int, num_shown: int, card_of: Callable[[str], Card]
+    queries: Sequence[Mapping[Any, Any]], largest_k: int, num_shown: int, card_of: Callable[[str], Card]
 ) -> list[Gallery]:
     """Best, median and worst queries of a direction, each once; fewer where there are not enough."""
-    direction = queries["direction"].iloc[0]
-    kinds = [KINDS[modality] for modality in direction.split("_to_")]
-    labels = dict(zip(queries["clip_id"], queries["label"], strict=True))
-    metrics = [name for name in queries if "@" in name or name == "mAP"]
-    by_class = f"Prec@{largest_k}" in queries and queries[f"Prec@{largest_k}"].notna().all()
-    found = queries[f"Prec@{largest_k}"] if by_class else 1 / queries["own_rank"].astype("Float64")
-    quality = found.to_numpy(float, na_value=0.0)
+    direction, measure = queries[0]["direction"], f"Prec@{largest_k}"
+    query_kind, gallery_kind = (KINDS[modality] for modality in direction.split("_to_"))
+    by_class = not np.isnan(queries[0].get(measure, np.nan))
+    labels = {query["clip_id"]: query["label"] for query in queries}
 
-    def card(clip_id: str, kind: str, score: str, style: str) -> Card:
-        found = card_of(clip_id)
-        return replace(
-            found,
-            score=score,
-            style=style,
-            note=labels[clip_id],
-            sound=found.sound if kind == "sound" else None,
-        )
+    def card(clip_id: str, kind: str, words: str, style: str) -> Card:
+        shown = card_of(clip_id)
+        sound = shown.sound if kind == "sound" else None
+        return replace(shown, score=words, style=style, note=labels[clip_id], sound=sound)
 
-    def row(query: dict[str, Any], title: str) -> Gallery:
-        cards = [card(query["clip_id"], kinds[0], f"query: {kinds[0]}", "query")]
+    def row(query: Mapping[Any, Any], title: str) -> Gallery:
+        cards = [card(query["clip_id"], query_kind, f"query: {query_kind}", "query")]
         for place in range(1, min(NUM_SHOWN, largest_k) + 1):
-            clip_id, cosine = query[f"neighbour_{place}"], f"cosine {query[f'score_{place}']:.3f}"
-            hit = labels[clip_id] == query["label"]
-            style, verdict = ("hit", "\N{CHECK MARK} hit, ") if hit else ("miss", "✗ miss, ")
-            if not by_class:
-                style = verdict = ""
-            cards.append(card(clip_id, kinds[1], verdict + cosine, style))
-        words = ", ".join(f"{name} {100 * query[name]:.0f}" for name in metrics if query[name] == query[name])
-        return Gallery(cards, title, row=True, note=words)
+            clip_id, words, style = query[f"neighbour_{place}"], f"cosine {query[f'score_{place}']:.3f}", ""
+            if by_class:
+                style = "hit" if labels[clip_id] == query["label"] else "miss"
+                words = ("\N{CHECK MARK} hit, " if style == "hit" else "✗ miss, ") + words
+            cards.append(card(clip_id, gallery_kind, words, style))
+        metrics = [name for name in query if ("@" in name or name == "mAP") and not np.isnan(query[name])]
+        note = ", ".join(f"{name} {100 * query[name]:.0f}" for name in metrics)
+        return Gallery(cards, title, row=True, note=note)
 
-    ordered = queries.iloc[np.argsort(-quality, kind="stable")].to_dict("records")
+    # Without classes, by 1 / own rank, which is missing beyond the largest k.
+    inverse_ranks = [1 / q["own_rank"] if isinstance(q["own_rank"], int) else 0 for q in queries]
+    quality = [q[measure] for q in queries] if by_class else inverse_ranks
+    ordered = [queries[place] for place in np.argsort(-np.array(quality, float), kind="stable")]
     count = min(num_shown, len(ordered) // 3)
     middle = (len(ordered) - count) // 2
     groups = {
@@ -171,7 +160,7 @@ def _galleries(
         "worst queries": ordered[::-1][:count],
     }
     return [
-        row(query, f"{_in_words(direction)}: {title}" if place == 0 else "")
+        row(query, "" if place else f"{_in_words(direction)}: {title}")
         for title, chosen in groups.items()
         for place, query in enumerate(chosen)
     ]

@@ -108,6 +108,7 @@ def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monke
         raise error
 
     monkeypatch.setattr(decoder, fail)
+    monkeypatch.setattr("av.open", fail)  # which sounds fall back to
     broken = test_clips[1]
     assert broken.clip_id == "test_1"
     assert (str(error) or type(error).__name__) in broken.reason

@@ -41,16 +41,11 @@ def convert_strictly(
     ignored: tuple[str, ...] = (),
     part: tuple[str, ...] = ("",),
 ) -> dict[str, Tensor]:
-    """Rename the tensors of a published state dict to ours.
+    """Rename the tensors of a published state dict to those of the network that `build` makes.
 
-    Args:
-        content: official name -> tensor, with or without `module.` before the names.
-        source: of the content, for messages.
-        title: what the content should be, for messages.
-        build: makes our network, all of whose tensors must come out.
-        prefixes: beginning of our names -> that of the official ones, where they differ.
-        ignored: beginnings of official names that may be there, but never reach the map.
-        part: beginnings of those of our names that the content holds.
+    `prefixes` maps beginnings of our names to the official ones, where they differ. Official names that begin
+    as in `ignored` may be there, but never reach the map. `part`: beginnings of those of our names that the
+    content holds. `source` and `title` are for messages.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another shape, or none.
@@ -69,21 +64,16 @@ def convert_strictly(
     # Batch counters, which only training needs, are missing in files from before PyTorch 0.4.1.
     tensors = {name: torch.tensor(0) for name in ours if name.endswith("num_batches_tracked")} | tensors
 
-    shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
-    problems = {
-        "missing": [name for name in ours if name not in tensors],
-        "unknown": [name for name in tensors if name not in ours and not name.startswith(ignored)],
-        "of another shape": [
-            f"{name} {shapes[name]}, not {tuple(network[own].shape)}"
-            for name, own in ours.items()
-            if name in tensors and shapes[name] != network[own].shape
-        ],
-    }
-    words = [
-        f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:5])}{' …' if len(names) > 5 else ''}"
-        for kind, names in problems.items()
-        if names
-    ]
+    problems: dict[str, list[str]] = {"missing": [], "unknown": [], "of another shape": []}
+    problems["unknown"] = [name for name in tensors if name not in ours and not name.startswith(ignored)]
+    for official, name in ours.items():
+        shape, expected = getattr(tensors.get(official), "shape", ()), network[name].shape
+        if official not in tensors:
+            problems["missing"].append(official)
+        elif shape != expected:
+            problems["of another shape"].append(f"{official} {tuple(shape)}, not {tuple(expected)}")
+    words = [f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:5])}{' …' * (len(names) > 5)}"
+             for kind, names in problems.items() if names]  # fmt: skip
     if words:
         raise ValueError(f"{source} does not hold the weights of {title}: {'; '.join(words)}")
     return {name: tensors[official] for official, name in ours.items()}
@@ -102,7 +92,6 @@ class Release(NamedTuple):
     """whether all names begin with `module.`; None: with or without"""
     marks: tuple[str, ...]
     """tensors that tell it from other releases with the same entry"""
-    build: Callable[[], nn.Module]
     prefixes: Mapping[str, str]
     ignored: tuple[str, ...]
 
@@ -115,20 +104,19 @@ UNUSED = (*CLASSIFIERS, "imgnet.conv1_a.", "imgnet.conv1_flow.", "audnet.conv1."
           "vision_fc1.", "conv3.", "norm3.")  # fmt: skip
 ONE_PAIR = {"img_proj.0.": "img_proj.", "aud_proj.0.": "aud_proj."}
 TWO_PAIRS = {f"{kind}_proj.{i}.": f"{kind}_proj{i + 1}." for kind in ("img", "aud") for i in range(2)}
-NETWORKS = {name: partial(PeerLocaliser, config) for name, config in PEERS.items()}
+MOMENTUM = (*CLASSIFIERS, "momentum_")  # SLAVC: a second, slowly moving copy of all networks
 RELEASES = {
-    "ssl_tie": Release("SSL-TIE", "state_dict", None, STEM, lambda: SSLTIE(SSLTIEConfig()), STEMS, UNUSED),
-    "lvs": Release("LVS", "model_state_dict", True, STEM, NETWORKS["lvs"], STEMS, UNUSED),
-    "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, NETWORKS["ssl_align"], STEMS, UNUSED),
-    "ez_vsl_or_fnac": Release(
-        "EZ-VSL or FNAC", "model", None, ("img_proj.weight",), NETWORKS["ez_vsl_or_fnac"], ONE_PAIR,
-        CLASSIFIERS,
-    ),
-    "slavc": Release(  # momentum_: a second, slowly moving copy of all networks
-        "SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), NETWORKS["slavc"], TWO_PAIRS,
-        (*CLASSIFIERS, "momentum_"),
-    ),
-}  # fmt: skip
+    "ssl_tie": Release("SSL-TIE", "state_dict", None, STEM, STEMS, UNUSED),
+    "lvs": Release("LVS", "model_state_dict", True, STEM, STEMS, UNUSED),
+    "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, STEMS, UNUSED),
+    "ez_vsl_or_fnac": Release("EZ-VSL or FNAC", "model", None, ("img_proj.weight",), ONE_PAIR, CLASSIFIERS),
+    "slavc": Release("SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS, MOMENTUM),
+}
+
+
+def build_released(method: str) -> nn.Module:
+    """Build the network that a released file of a method of RELEASES fills."""
+    return SSLTIE(SSLTIEConfig()) if method == "ssl_tie" else PeerLocaliser(PEERS[method])
 
 
 def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict[str, Tensor]]:
@@ -145,7 +133,8 @@ def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict
         is_marked = {WRAPPERS.sub("", name) for name in names}.issuperset(row.marks)
         prefixed = {name.startswith("module.") for name in names}
         if is_marked and (row.data_parallel is None or prefixed == {row.data_parallel}):
-            return method, convert_strictly(weights, source, row.title, row.build, row.prefixes, row.ignored)
+            build = partial(build_released, method)
+            return method, convert_strictly(weights, source, row.title, build, row.prefixes, row.ignored)
         modules = {None: "", True: ", all names with module.", False: ", no name with module."}
         marks = f"{' and '.join(row.marks)}{modules[row.data_parallel]}"
         looked_for.append(f"{row.title}: {row.entry} with {marks}")
@@ -178,25 +167,20 @@ def sspl_prefixes(num_cycles: int) -> dict[str, dict[str, str]]:
     for cycle in range(num_cycles):
         pcm |= {f"prediction_norms.{cycle}.{i}.": f"BNPred_step.{2 * cycle + i}." for i in range(2)}
         pcm |= {f"correction_norms.{cycle}.{i}.": f"BNError_step.{3 * cycle + i}." for i in range(3)}
-    audio = {"features.": "features.", "embeddings.": "embeddings."}
+    sound = {"features.": "features.", "embeddings.": "embeddings."}
     return {
         "frame_best.pth": {"frame_encoder.features.": "feat_extractor."},
-        "sound_best.pth": {f"audio_encoder.{name}": name for name in audio} | {"audio_projection.": "fc."},
+        "sound_best.pth": {f"audio_encoder.{name}": name for name in sound} | {"audio_projection.": "fc."},
         "pcm_best.pth": {f"predictive_coding.{ours}": official for ours, official in pcm.items()},
         "ssl_head_best.pth": {"projection_head.": "projector.", "prediction_head.": "predictor."},
     }
 
 
 def convert_sspl_release(files: Mapping[str, Any], source: Path) -> tuple[SSPLConfig, dict[str, Tensor]]:
-    """Return SSPL's configuration and state dict from the files of the authors' results folder.
+    """Return SSPL's configuration and state dict from the files, by name, of the authors' results folder.
 
-    Args:
-        files: name -> content. With pcm_best.pth the model has a PCM. Without frame_best.pth, which
-            always holds ImageNet's weights, the tensors of `frame_encoder` do not come out.
-        source: folder of the files, for messages.
-
-    Raises:
-        ValueError: a file is missing, or a tensor does not fit.
+    With pcm_best.pth the model has a PCM. Without frame_best.pth, which always holds ImageNet's weights, the
+    tensors of `frame_encoder` do not come out. A missing file or a tensor that does not fit is a ValueError.
     """
     missing = [name for name in ("sound_best.pth", "ssl_head_best.pth") if name not in files]
     if missing:
@@ -221,7 +205,7 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: it is not there, or lacks a file.
         ValueError: it is broken or unknown.
     """
-    config, content = {}, {}
+    released = partial(Checkpoint, audio_config={}, frame_config={}, selection={"kind": "released file"})
     if path.is_dir():
         names = [*sspl_prefixes(0)]
         files = {name: read_checkpoint_file(path / name) for name in names if (path / name).is_file()}
@@ -230,27 +214,24 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
                 f"No checkpoint at {path}: it is a folder. Name a file, or a results folder of SSPL's "
                 f"authors, which holds {', '.join(names)}."
             )
-        sspl_config, weights = convert_sspl_release(files, path)
+        config, weights = convert_sspl_release(files, path)
         if "frame_best.pth" not in files:
             vgg16 = load_pretrained("vgg16", find_pretrained("vgg16", None))
             weights |= {f"frame_encoder.{name}": tensor for name, tensor in vgg16.items()}
-        method, config = "sspl", asdict(sspl_config)
-    else:
-        content = read_checkpoint_file(path)
-        if "format" in content:
-            return parse_checkpoint(content, path)
-        method, weights = convert_release(content, path)
-    return Checkpoint(
-        method=method, method_config=config, audio_config={}, frame_config={}, state_dict=weights,
-        epoch=int(content.get("epoch", 0)), selection={"kind": "released file"},
-    )  # fmt: skip
+        return released(method="sspl", method_config=asdict(config), state_dict=weights)
+    content = read_checkpoint_file(path)
+    if "format" in content:
+        return parse_checkpoint(content, path)
+    method, weights = convert_release(content, path)
+    epoch = int(content.get("epoch", 0))
+    return released(method=method, method_config={}, state_dict=weights, epoch=epoch)
 
 
 # ------------------------------------------------------------------------ pretrained encoders
 
 
 class PretrainedFile(NamedTuple):
-    """Published weights of an encoder; its file name ends in the first eight digits of the sha256."""
+    """Published weights of an encoder; the file name ends in the first eight digits of the sha256."""
 
     title: str
     url: str
@@ -270,19 +251,20 @@ class PretrainedFile(NamedTuple):
         return self.file_name.removesuffix(".pth")[-8:]
 
 
+TORCHVISION = "https://download.pytorch.org/models"
+TORCHVGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1"
 RANDOM = "; --random-init starts from random encoders on purpose"
 PRETRAINED = {
     "vgg16": PretrainedFile(
-        "torchvision's VGG-16, IMAGENET1K_V1", "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "torchvision's VGG-16, IMAGENET1K_V1", f"{TORCHVISION}/vgg16-397923af.pth",
         lambda: SSPL(SSPLConfig(pcm=False)).frame_encoder, ("classifier.",), f"--vgg16{RANDOM}",
     ),
     "vggish": PretrainedFile(
-        "VGGish of torchvggish",
-        "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+        "VGGish of torchvggish", f"{TORCHVGGISH}/vggish-10086976.pth",
         lambda: SSPL(SSPLConfig(pcm=False)).audio_encoder, (), f"--vggish{RANDOM}",
     ),
     "resnet18": PretrainedFile(
-        "torchvision's ResNet-18, IMAGENET1K_V1", "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        "torchvision's ResNet-18, IMAGENET1K_V1", f"{TORCHVISION}/resnet18-f37072fd.pth",
         lambda: ResNet18Encoder(3, last_stride=2), ("fc.",), "--object-prior-weights",
     ),
 }  # fmt: skip
@@ -297,13 +279,14 @@ def find_pretrained(kind: str, named: Path | None, folders: tuple[Path, ...] = F
         FileNotFoundError: there is none; the message says how to get it.
     """
     row = PRETRAINED[kind]
-    for path in [named] if named is not None else [folder / row.file_name for folder in folders]:
+    paths = [named] if named is not None else [folder / row.file_name for folder in folders]
+    for path in paths:
         if path.is_file():
             return path
-    missing = f"is not at {named}" if named is not None else f"is in none of: {', '.join(map(str, folders))}"
     raise FileNotFoundError(
-        f"{row.file_name} ({row.title}) {missing}. Fetch it into ckpts/ with: bash scripts/get_weights.sh "
-        f"{kind}; or save {row.url} (sha256 begins with {row.digits}) by hand and name it with {row.option}."
+        f"{row.file_name} ({row.title}) is not at {' or '.join(map(str, paths))}. Fetch it into ckpts/ with: "
+        f"bash scripts/get_weights.sh {kind}; or save {row.url} (sha256 begins with {row.digits}) by hand "
+        f"and name it with {row.option}."
     )
 
 
@@ -344,8 +327,8 @@ def load_object_prior(named: Path | None) -> ObjectPrior:
     return prior.eval()
 
 
-def fetch_pretrained(kind: str, folder: Path) -> None:
-    """Download and verify an encoder's weights, unless they are in the folder.
+def fetch_pretrained(kind: str, folder: Path) -> int:
+    """Download and verify an encoder's weights, unless they are in the folder; return the exit status.
 
     Raises:
         ValueError: what is there, or what came, is not the published file.
@@ -360,15 +343,17 @@ def fetch_pretrained(kind: str, folder: Path) -> None:
         try:
             torch.hub.download_url_to_file(row.url, str(target), row.digits, progress=sys.stderr.isatty())
         except RuntimeError as error:
-            words = f"{kind}: what came from {row.url} is not {row.title}: sha256 {error}."
-            raise ValueError(f"{words} Nothing was kept. Try again.") from error
+            raise ValueError(
+                f"{kind}: what came from {row.url} is not {row.title}: sha256 {error}. Nothing was kept."
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"{kind}: could not download {row.url} to {folder}: {error}. Check the network, the proxy "
-                f"(https_proxy) and the free space, or save that file by hand as {target} (sha256 begins "
-                f"with {row.digits}): it is verified whenever it is read."
+                f"(https_proxy) and the free space, or save that file by hand as {target}: it is verified "
+                "whenever it is read."
             ) from error
     sys.stdout.write(f"{kind}: {row.title}, verified: {target}\n")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -382,12 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging()
     # PyTorch's downloader sets no limit of its own: a dead connection would hang for ever.
     socket.setdefaulttimeout(30)
-
-    def fetch(kind: str) -> int:
-        fetch_pretrained(kind, options.folder)
-        return 0
-
-    return max(run_command(partial(fetch, kind)) for kind in options.names or PRETRAINED)
+    return max(
+        run_command(partial(fetch_pretrained, kind, options.folder)) for kind in options.names or PRETRAINED
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
 """Released weights are known by their content and read to the last tensor; encoders are verified."""
 
-import functools
 import hashlib
-import http.server
 import os
-import re
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -105,13 +100,12 @@ DAMAGES = {
     rf"of another shape: {KEY} \(256, 3, 3\), not \(256, 256, 3, 3\)": lambda state: state.update(
         {KEY: state[KEY][0]}
     ),
-    rf"of another shape: {KEY} \(\), not": lambda state: state.update({KEY: 3.0}),
     "50 tensors missing: .*…": lambda state: [state.pop(name) for name in [*state] if "layer3" in name],
 }
 
 
-@EVERY_RELEASE
 @pytest.mark.parametrize("words", DAMAGES)
+@pytest.mark.parametrize("method", ["ssl_tie", "slavc"])
 def test_whatever_does_not_fit_is_refused_by_name(method, words):
     official = stretched(ALL_SHAPES[method])
     official = {name: t for name, t in official.items() if not name.startswith("momentum_")}
@@ -121,28 +115,18 @@ def test_whatever_does_not_fit_is_refused_by_name(method, words):
     assert str(caught.value).startswith(f"{SOURCE} does not hold the weights of {RELEASES[method].title}")
 
 
-def mixed_prefixes():
-    content = official_file("lvs", stretched(SHAPES["lvs"]))["model_state_dict"]
-    first = next(iter(content))
-    return {"model_state_dict": {first.removeprefix("module."): content.pop(first), **content}}
-
-
 @pytest.mark.parametrize(
     "content",
     [
         {},
         {"weights": {"conv1": torch.zeros(1)}},
-        {"model": {"backbone.conv1.weight": torch.zeros(1)}},
         {"model": {"img_proj1.weight": torch.zeros(1)}},
-        {"model": {}},
         {"model": None},
         {"state_dict": [1], "best_miou": 0.5},
-        {"model_state_dict": {3: 4}},
-        mixed_prefixes(),
+        {"model_state_dict": dict.fromkeys(("audnet.conv1_a.weight", "module.x"))},
     ],
-    ids=["empty", "foreign", "another model", "half of SLAVC", "no tensors", "none", "a list", "numbers",
-         "module. on some"],
-)  # fmt: skip
+    ids=["empty", "foreign", "half of SLAVC", "none", "a list", "module. on some"],
+)
 def test_an_unknown_file_is_told_what_was_looked_for(content):
     with pytest.raises(ValueError, match=r"Looked for: SSL-TIE: state_dict") as caught:
         convert_release(content, SOURCE)
@@ -171,11 +155,10 @@ def with_module(content):
     return {f"module.{name}": tensor for name, tensor in content.items()}
 
 
-@pytest.mark.parametrize("module", [True, False], ids=["with module.", "without"])
-@pytest.mark.parametrize("num_cycles", [0, 1, 4, 11], ids=lambda n: f"{n} cycles")
-def test_every_tensor_of_the_folder_is_used_and_every_one_of_ours_filled(num_cycles, module):
+@pytest.mark.parametrize("num_cycles", [0, 1, 4], ids=lambda n: f"{n} cycles")
+def test_every_tensor_of_the_folder_is_used_and_every_one_of_ours_filled(num_cycles):
     files = sspl_files(num_cycles)
-    content = {name: with_module(tensors) if module else tensors for name, tensors in files.items()}
+    content = {name: with_module(t) if num_cycles else t for name, t in files.items()}
     config, converted = convert_sspl_release(content, SOURCE)
     assert config == SSPLConfig(pcm=num_cycles > 0, pcm_cycles=num_cycles or 4)
     assert converted.keys() == state_of("sspl", pcm=config.pcm, pcm_cycles=config.pcm_cycles).keys()
@@ -220,8 +203,6 @@ def test_a_folder_without_the_files_is_refused(tmp_path):
 PCM_DAMAGES = {
     "1 tensors missing: a0.0": lambda d: d.pop("a0.0"),
     "1 tensors unknown: a0.3": lambda d: d.update({"a0.3": d["a0.2"]}),
-    r"shape: a0.0 \(512, 1, 1\), not \(1, 512, 1, 1\)": lambda d: d.update({"a0.0": d["a0.0"][0]}),
-    "missing: BNError_step.11.bias": lambda d: d.pop("BNError_step.11.bias"),
     "20 tensors missing": lambda d: [d.pop(name) for name in list(d) if "_step" in name],
     "holds tensors twice": lambda d: d.update({"module.a0.0": d["a0.0"]}),
 }
@@ -261,15 +242,6 @@ def expect(monkeypatch):
     return change
 
 
-def test_the_table_is_of_the_published_files():
-    assert {kind: (file.file_name, file.digits) for kind, file in PRETRAINED.items()} == {
-        "vgg16": ("vgg16-397923af.pth", "397923af"),
-        "vggish": ("vggish-10086976.pth", "10086976"),
-        "resnet18": ("resnet18-f37072fd.pth", "f37072fd"),
-    }
-    assert all(file.url.startswith("https://") for file in PRETRAINED.values())
-
-
 def test_a_named_file_wins_and_folders_are_looked_through_in_turn(tmp_path):
     folders = tuple(tmp_path / name for name in ("ckpts", "hub", "nowhere"))
     for folder in folders[:2]:
@@ -282,7 +254,7 @@ def test_a_named_file_wins_and_folders_are_looked_through_in_turn(tmp_path):
     (folders[0] / "vgg16-397923af.pth").unlink()
     assert find_pretrained("vgg16", None, folders) == folders[1] / "vgg16-397923af.pth"
     mine.unlink()
-    with pytest.raises(FileNotFoundError, match=f"is not at {mine}"):  # never replaced by another
+    with pytest.raises(FileNotFoundError, match=f"is not at {mine}\\. Fetch"):  # never replaced by another
         find_pretrained("vgg16", mine, folders)
     with pytest.raises(FileNotFoundError) as caught:
         find_pretrained("vggish", None, folders)
@@ -294,12 +266,20 @@ def test_a_named_file_wins_and_folders_are_looked_through_in_turn(tmp_path):
     assert "--random-init" not in str(caught.value)  # of no use to an object prior
 
 
-@pytest.mark.parametrize("mappable", [True, False], ids=["zip", "before PyTorch 1.6"])
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_verified_weights_fill_the_encoder(tmp_path, expect, kind, mappable):
+@pytest.mark.parametrize(("kind", "mappable"), [("vgg16", True), ("vggish", False), ("resnet18", True)])
+def test_only_verified_weights_fill_the_encoder(tmp_path, expect, kind, mappable):
     path = tmp_path / "weights.pth"
     content = stretched(ENCODERS[kind])
+    # Not mappable: the format before PyTorch 1.6.
     torch.save(content, path, _use_new_zipfile_serialization=mappable)
+    with (
+        pytest.raises(ValueError, match=f"begins with {PRETRAINED[kind].digits}") as caught,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("loaded unverified"))
+        load_pretrained(kind, path)
+    for part in (str(path), sum_of(path), f"get_weights.sh {kind}", PRETRAINED[kind].url):
+        assert part in str(caught.value)
     expect(kind, path)
     state = load_pretrained(kind, path)
     with torch.device("meta"):
@@ -307,72 +287,30 @@ def test_verified_weights_fill_the_encoder(tmp_path, expect, kind, mappable):
     assert all(torch.equal(tensor.flatten()[0], content[name].flatten()[0]) for name, tensor in state.items())
 
 
-def test_a_file_with_another_sum_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
-    path = tmp_path / "vgg16-397923af.pth"
-    torch.save(stretched(ENCODERS["vgg16"]), path)
-    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("loaded unverified"))
-    with pytest.raises(ValueError, match="begins with 397923af") as caught:
-        load_pretrained("vgg16", path)
-    for part in (str(path), sum_of(path), "get_weights.sh vgg16", "download.pytorch.org"):
-        assert part in str(caught.value)
-
-
-def test_other_weights_are_refused_even_with_the_right_sum(tmp_path, expect):
-    path = tmp_path / "weights.pth"
-    for content, words in (
-        (stretched(ENCODERS["vggish"]), f"{path} does not hold the weights of torchvision's VGG-16"),
-        ([1], "holds a list, not a state dict"),
-    ):
-        torch.save(content, path)
-        expect("vgg16", path)
-        with pytest.raises(ValueError, match=re.escape(words)):
-            load_pretrained("vgg16", path)
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    requests: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        self.requests.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *_arguments):
-        pass
-
-
 @pytest.fixture
-def server(tmp_path, monkeypatch, expect):
-    """A folder, of which the files of the table come, and the requests that were made."""
-    for variable in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(variable, "127.0.0.1")
+def published(tmp_path, expect, monkeypatch):
+    """A folder, of which the files of the table come."""
     folder = tmp_path / "published"
     folder.mkdir()
-    monkeypatch.setattr(QuietHandler, "requests", [])
-    timeout = socket.getdefaulttimeout()
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
     for kind in ENCODERS:
         path = folder / kind
         path.write_bytes(f"weights of {kind}".encode())
-        expect(kind, path, f"http://127.0.0.1:{serving.server_port}")
+        expect(kind, path, folder.as_uri())
         path.rename(folder / PRETRAINED[kind].file_name)
-    yield folder, QuietHandler.requests
-    serving.shutdown()
-    serving.server_close()
-    socket.setdefaulttimeout(timeout)
+    yield folder
+    socket.setdefaulttimeout(None)
 
 
-def test_all_files_are_fetched_once_and_verified_again(server, tmp_path, capsys):
-    published, requests = server
+def test_all_files_are_fetched_once_and_verified_again(published, tmp_path, capsys):
     folder = tmp_path / "deep" / "ckpts"
     assert released.main(["--folder", str(folder)]) == 0
-    assert len(requests) == 3 and capsys.readouterr().out.count("verified") == 3
+    assert capsys.readouterr().out.count("verified") == 3
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in published.iterdir())
     for path in folder.iterdir():
         assert path.read_bytes() == (published / path.name).read_bytes()
-    assert released.main(["vggish", "--folder", str(folder)]) == 0
-    assert len(requests) == 3 and "vgg16" not in capsys.readouterr().out
+    (published / PRETRAINED["vggish"].file_name).unlink()
+    assert released.main(["vggish", "--folder", str(folder)]) == 0  # from the folder
+    assert "vgg16" not in capsys.readouterr().out
 
     cut = folder / PRETRAINED["vggish"].file_name
     cut.write_bytes(b"cut")
@@ -381,8 +319,7 @@ def test_all_files_are_fetched_once_and_verified_again(server, tmp_path, capsys)
     assert cut.read_bytes() == b"cut"
 
 
-def test_what_is_not_the_published_file_is_not_kept(server, tmp_path, caplog):
-    published, _ = server
+def test_what_is_not_the_published_file_is_not_kept(published, tmp_path, caplog):
     wrong = PRETRAINED["vgg16"]
     (published / wrong.file_name).write_bytes(b"a page that asks to log in")
     assert released.main(["--folder", str(tmp_path / "ckpts")]) == 2
@@ -392,14 +329,12 @@ def test_what_is_not_the_published_file_is_not_kept(server, tmp_path, caplog):
         assert words in caplog.text
 
 
-def test_what_cannot_be_fetched_leaves_nothing(server, tmp_path, monkeypatch, capsys):
-    published, _ = server
-
+def test_what_cannot_be_fetched_leaves_nothing(published, tmp_path, monkeypatch, capsys):
     def interrupt(*_arguments):
         raise KeyboardInterrupt
 
     (published / PRETRAINED["vgg16"].file_name).unlink()
-    with pytest.raises(ConnectionError, match=r"could not download http.*HTTP Error 404"):
+    with pytest.raises(ConnectionError, match=r"could not download file:.*No such file"):
         fetch_pretrained("vgg16", tmp_path / "ckpts")
     monkeypatch.setattr(torch.hub.shutil, "move", interrupt)
     assert released.main(["vggish", "--folder", str(tmp_path / "ckpts")]) == 130

@@ -1,6 +1,5 @@
 """Loaders: the order of clips, and decoding in worker processes."""
 
-import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,57 +14,44 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
 from datasets.clips import AudioVisualClips, Mixture, collate
+from utils.training import SIGNALS
 
 
 class SeededBatches(Sampler[list[int | Mixture]]):
     """Shuffled batches that are a function of (seed, epoch) alone, from any step on.
 
-    The last clips of an epoch that do not fill a batch are left out, as a smaller batch would have
-    fewer negatives.
+    The last clips of an epoch that do not fill a batch are left out: they would have fewer negatives.
     """
 
     mixing: Callable[[Sequence[int], int], list[int | Mixture]] | None = None
     """turns the positions of a batch of all processes into requests, by a seed: see datasets/mixing.py"""
 
     def __init__(self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)) -> None:
-        """Starts before epoch 0, step 0.
+        """Start before epoch 0, step 0.
 
         Args:
             num_clips: size of the data set.
             batch_size: clips a step.
             seed: of the whole run.
             part: of each batch that is asked for; the rest is another process's.
-
-        Raises:
-            ValueError: there are fewer clips than one batch takes.
         """
         if num_clips < batch_size:
             raise ValueError(
                 f"--batch-size {batch_size} is larger than the training set of {num_clips} clips."
             )
-        self.num_clips = num_clips
-        self.batch_size = batch_size
-        self.seed = seed
-        self.part = part
-        self.epoch = 0
-        self.first_step = 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches in an epoch."""
-        return self.num_clips // self.batch_size
+        self.num_clips, self.batch_size, self.seed, self.part = num_clips, batch_size, seed, part
+        self.steps_per_epoch = num_clips // batch_size
+        self.start_at(0, 0)
 
     def start_at(self, epoch: int, first_step: int) -> None:
-        """Makes the next iteration begin at a step of an epoch."""
-        self.epoch = epoch
-        self.first_step = first_step
+        """Make the next iteration begin at a step of an epoch."""
+        self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        """Batches of the next iteration."""
         return self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[list[int | Mixture]]:
-        """Yields what this process decodes of each batch: positions in the data set, or mixtures."""
+        """Yield what this process decodes of each batch: positions in the data set, or mixtures."""
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         order = torch.randperm(self.num_clips, generator=generator).tolist()
         for step in range(self.first_step, self.steps_per_epoch):
@@ -76,7 +62,7 @@ class SeededBatches(Sampler[list[int | Mixture]]):
 
 
 def hash_seed(*numbers: int) -> int:
-    """One seed from several small numbers, e.g. seed, epoch and step; below 2**62."""
+    """Make one seed below 2**62 of several small numbers, e.g. seed, epoch and step."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % 2**62
@@ -91,6 +77,10 @@ class ClipLoader(DataLoader[Any]):
     """
 
     _running: Any = None
+
+    def __init__(self, clips: AudioVisualClips, **settings: Any) -> None:  # noqa: ANN401 - as DataLoader
+        dataset: Any = clips
+        super().__init__(dataset, collate_fn=collate, worker_init_fn=_prepare_worker, **settings)
 
     def _get_iterator(self) -> Any:  # noqa: ANN401 - torch's iterators are private
         self._running = super()._get_iterator()
@@ -131,13 +121,11 @@ def build_train_loader(
     Move it with `batches.start_at` before iterating. `pin_memory` is for a GPU.
     """
     return ClipLoader(
-        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
-        num_workers=num_workers,
+        clips,
         batch_sampler=batches,
-        collate_fn=collate,
+        num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_prepare_worker,
     )
 
 
@@ -145,19 +133,12 @@ def build_test_loader(
     clips: AudioVisualClips, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> ClipLoader:
     """Load all clips in order, the last batch as small as it comes."""
-    return ClipLoader(
-        clips,  # type: ignore[arg-type]  # collate turns samples into a batch
-        num_workers=num_workers,
-        batch_sampler=_InOrder(len(clips), batch_size),
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_prepare_worker,
-    )
+    return ClipLoader(clips, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def _prepare_worker(_: int) -> None:
-    """Ctrl-C and cluster managers signal the whole group; the parent still needs its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """Ignore signals to the whole group: the main process still needs its workers."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _report_unless_cut_off
 
@@ -165,21 +146,6 @@ def _prepare_worker(_: int) -> None:
 def _report_unless_cut_off(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Of the thread that hands batches over: that the parent ends meanwhile is no error of its."""
+    # In the thread that hands batches over: that the main process ends meanwhile is no error.
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
-
-
-class _InOrder(Sampler[Sequence[int]]):
-    """Every clip once, in order."""
-
-    def __init__(self, num_clips: int, batch_size: int) -> None:
-        self.num_clips = num_clips
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(self.num_clips / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, self.num_clips, self.batch_size):
-            yield list(range(start, min(start + self.batch_size, self.num_clips)))

@@ -251,7 +251,7 @@ def test_each_form_holds_what_stands_beside_the_scores(nasty, form):
     for words in BESIDE:
         assert words in text, words
     if form != "csv":
-        assert "4 scored of 6 listed" in text and "2 without files, 0 unreadable" in text
+        assert "clips: 4 of 6 listed" in text and "2 without files, 0 unreadable" in text
         assert "95%, percentile bootstrap over clips, 2000 resamples, seed 0" in text
         assert "2 of 6 listed clips are missing" in text  # the warnings, too
 
@@ -576,8 +576,10 @@ def test_success_curves_show_the_rates_in_the_page_s_colours():
         "baseline",
         "ceiling",
     ]
-    for (_, _, style), colour in zip(plot.legend, ("#0072b2", "#c04f00", "#008560", "#5a6775"), strict=True):
-        assert f"stroke: {colour}" in style
+    for (_, _, style), colour in zip(
+        plot.legend, ("--curve-0", "--curve-1", "--curve-2", "--muted"), strict=True
+    ):
+        assert f"stroke: var({colour})" in style
     assert not re.search("#(?:0072b2|c04f00|008560|5a6775|dde2e8)", plot.svg)
     assert "var(--curve-0)" in plot.svg and "cIoU@0.5" in plot.svg and "<image" not in plot.svg
     (path,) = [d for d, style in re.findall(r'<path d="([^"]*)"[^>]*style="([^"]*)"', plot.svg, re.DOTALL)

@@ -20,6 +20,7 @@ from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOL
 from utils.evaluation.protocols import LocalisationProtocol
 from utils.evaluation.statistics import SCORE_KEYS
 from utils.reports.report import (
+    PLOT_VARIABLES,
     EvaluationContext,
     Gallery,
     Plot,
@@ -373,7 +374,7 @@ def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
         line = "-" if not dashes else (0, dashes)
         axes.plot(SUCCESS_THRESHOLDS, rates, color=colour, linestyle=line, linewidth=width, zorder=layer)
         css = " ".join(f"{2 * length:g}" for length in dashes) or "none"
-        legend.append((name, kind, f"stroke: {colour}; stroke-dasharray: {css}"))
+        legend.append((name, kind, f"stroke: {PLOT_VARIABLES[colour]}; stroke-dasharray: {css}"))
     axes.axvline(0.5, color="#5a6775", linewidth=0.8, linestyle=":")
     axes.text(0.5, 102, "cIoU@0.5", ha="center", color="#5a6775")
     axes.set(xlabel="threshold on cIoU", ylabel="clips that reach it (%)", xlim=(0, 1), ylim=(0, 100.5))

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import matplotlib.figure  # imported when results are written
     import pandas as pd
 
-SHORT_SHA256 = 12
-"""digits of a sha256 where there is little room"""
 CURVE_COLOURS = ("#0072b2", "#c04f00", "#008560", "#b2528a", "#a87400")
 """of plots, and as --curve-0 … of the page, which has others in dark mode"""
 PLOT_VARIABLES = {
@@ -52,39 +50,23 @@ class EvaluationContext:
     clip_list: str
     clip_list_sha256: str
     num_listed: int
-    missing: tuple[str, ...]
-    """listed clips without files, with the reason"""
-    cut: str | None = None
-    """which published cut of the benchmark the list is, or that it is none; None: not known"""
+    missing: tuple[str, ...]  # listed clips without files, with the reason
+    cut: str | None = None  # which published cut of the benchmark the list is, or that it is none
     frame_geometry: str
-    audio: str = "own"
-    """own, or shuffled: each frame with another clip's sound"""
-    note: str = ""
-    """the user's words"""
-    checkpoint: dict[str, Any]
-    """path, sha256, method, epoch, selection, training list, ..."""
-    leak: dict[str, Any]
-    """checked, num_clips, first, message"""
-    num_chosen_on: int
-    """scored clips on which the checkpoint's epoch was chosen as the best"""
-    object_prior: float | None = None
-    """share of the model's map beside a map of objects; None: the model alone"""
-    labels: dict[str, str] | None = None
-    """where classes were read: path, sha256 and form of the file; None: not known"""
-    classes: dict[str, str] | None = None
-    """class of each scored clip with an object, by its id; None: not known"""
-    saved_maps: dict[str, Any] | None = None
-    """file that the maps were read from: path, sha256, made_by; None: they come from the model"""
+    audio: str = "own"  # or shuffled: each frame with another clip's sound
+    note: str = ""  # the user's words
+    checkpoint: dict[str, Any]  # path, sha256, method, epoch, selection, training list, ...
+    leak: dict[str, Any]  # checked, num_clips, first, message
+    num_chosen_on: int  # scored clips on which the checkpoint's epoch was chosen as the best
+    object_prior: float | None = None  # share of the model's map beside a map of objects
+    labels: dict[str, str] | None = None  # path, sha256 and form of the file with the classes
+    classes: dict[str, str] | None = None  # class of each scored clip with an object, by its id
+    saved_maps: dict[str, Any] | None = None  # file of the maps, where they come from one
     environment: dict[str, str]
     command: str
 
     def entries(self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """Entries of summary.json that all tasks have.
-
-        Args:
-            clip_ids: of the scored clips.
-            unreadable: (clip id, reason) of those that could not be decoded.
-        """
+        """Entries of summary.json that all tasks have; unreadable: (clip id, reason)."""
         ids = "\n".join(sorted(clip_ids))
         return {
             "num_clips": len(clip_ids),
@@ -169,48 +151,37 @@ class EvaluationContext:
         return found
 
 
-def provenance_notes(summary: Mapping[str, Any]) -> list[Note]:
-    """Notes that stand below the tables of every task, from `EvaluationContext.entries`."""
-    checkpoint, listed = summary["checkpoint"], summary["clip_list"]
-    short_sha256 = checkpoint["sha256"][:SHORT_SHA256]
-    notes = [
-        ("clips", f"{summary['num_clips']} scored of {summary['num_listed']} listed"),
-        ("missing", f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable"),
-        ("clip list", f"{listed['name']} (sha256 {listed['sha256'][:SHORT_SHA256]})"),
-        ("scored clips", f"sha256 {summary['scored_clips_sha256'][:SHORT_SHA256]}"),
-        ("leak check", summary["leak_check"]["message"]),
-        ("checkpoint", f"{checkpoint['method']}, {checkpoint['epoch']} epochs (sha256 {short_sha256})"),
-        ("frames, sound", f"{summary['frame_geometry']}, {summary['audio']}"),
-        (
-            "intervals",
-            "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(**summary["intervals"]),
-        ),
-    ]
-    notes += [("published cut", summary["cut"])] if summary["cut"] else []
-    notes += [("note", summary["note"])] if summary["note"] else []
-    return notes + [("warning", warning) for warning in summary["warnings"]]
-
-
 def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Table at the end of every page: all that is needed to repeat an evaluation."""
+    """Facts at the end of every page: all that is needed to repeat an evaluation."""
     checkpoint, labels, maps = summary["checkpoint"], summary["labels"], summary["scored_from_maps"]
     facts = {
         "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
+        "missing": f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable",
         "data": summary["data_root"],
         "clip list": "{name} (sha256 {sha256})".format(**summary["clip_list"]),
+        "scored clips": f"sha256 {summary['scored_clips_sha256']}",
         "published cut": summary["cut"],
         "classes": labels and "{form} {path} (sha256 {sha256})".format(**labels),
-        "frames": summary["frame_geometry"],
-        "sound": summary["audio"],
+        "frames, sound": f"{summary['frame_geometry']}, {summary['audio']}",
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
         "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
         "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
         "leak check": summary["leak_check"]["message"],
-        "intervals": "{confidence:.0%}, {method}, {resamples} resamples".format(**summary["intervals"]),
+        "intervals": "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(
+            **summary["intervals"]
+        ),
         "environment": ", ".join(f"{name} {value}" for name, value in summary["environment"].items()),
+        "note": summary["note"],
         "command": summary["command"],
     }
     return {name: words for name, words in facts.items() if words}
+
+
+def provenance_notes(summary: Mapping[str, Any]) -> list[Note]:
+    """Notes below the tables of every task: the facts and the warnings."""
+    own = ("data", "maps", "environment", "command")  # of this machine: they stay on the page
+    notes = [fact for fact in provenance_facts(summary).items() if fact[0] not in own]
+    return notes + [("warning", warning) for warning in summary["warnings"]]
 
 
 def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,14 +209,10 @@ def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds another evaluation's results.
-
-    Args:
-        folder: for the results.
-        identity: what two results of one folder must have in common; `identity` of the summary there.
+    """Refuse a folder that holds another evaluation's results: a summary with another `identity`.
 
     Raises:
-        FileExistsError: the summary there is of another evaluation.
+        FileExistsError: it does.
         ValueError: the summary there cannot be read.
     """
     path = folder / "summary.json"
@@ -270,37 +237,41 @@ def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Rows of a DataFrame as a table of texts and of the page."""
+    """Rows of a DataFrame as a table of texts and of the page.
+
+    A score `x` (percent, NaN: none) has the ends of its interval in the columns `x_low` and `x_high`, if
+    they are known. On the page `kind` (model, baseline, ceiling) and `note` stand below the last name.
+    """
 
     scores: "pd.DataFrame"
-    """names of rows; scores in percent (NaN: none), where known with the ends of their intervals
-    under <name>_low and <name>_high; on the page `kind` (model, baseline, ceiling) and `note` (a few
-    words) stand below the last name"""
-    headings: dict[str, str]
-    """column -> heading, in order"""
+    headings: dict[str, str]  # column -> heading, in order
     names: dict[str, str] = field(default_factory=lambda: {"protocol": "protocol", "predictor": "predictor"})
-    """columns that name a row -> heading, before the others"""
     title: str = ""
     hint: str = ""
-    bar: str | None = None
-    """column that the page also shows as a bar"""
-    digits: int = 1
-    """behind the point, on the page"""
-    fold: bool = False
-    """stands under its title, on the page, which opens and closes it"""
+    bar: str | None = None  # column that the page also shows as a bar
+    digits: int = 1  # behind the point, on the page
+    fold: bool = False  # the page opens and closes it by its title
 
-    def cells(self) -> list[list[str]]:
-        """Words of each row: 58.50 [51.20, 65.30]; a dash where there is no score."""
-        rows = self.scores.to_dict("records")
-        return [
-            [str(row[name]) for name in self.names] + [_with_interval(row, key) for key in self.headings]
-            for row in rows
+    def text(self, style: str, escape: Callable[[str], str] = str) -> str:
+        """Set the table by tabulate: 58.50 [51.20, 65.30], and a dash where there is no score."""
+        from tabulate import tabulate  # noqa: PLC0415
+
+        cells = [
+            [*(escape(str(row[name])) for name in self.names), *(_cell(row, key) for key in self.headings)]
+            for row in self.scores.to_dict("records")
         ]
+        heads = [escape(head) for head in (*self.names.values(), *self.headings.values())]
+        sides = ["left"] * len(self.names) + ["right"] * len(self.headings)
+        return tabulate(cells, heads, tablefmt=style, disable_numparse=True, colalign=sides)
 
-    @property
-    def heads(self) -> list[str]:
-        """Headings of all columns."""
-        return [*self.names.values(), *self.headings.values()]
+
+def _cell(row: Mapping[Any, Any], key: str) -> str:
+    score, low, high = row[key], row.get(f"{key}_low", np.nan), row.get(f"{key}_high", np.nan)
+    if not isinstance(score, float):
+        return str(score)
+    if np.isnan(score):
+        return "-"
+    return f"{score:.2f}" if np.isnan(low) else f"{score:.2f} [{low:.2f}, {high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -309,8 +280,7 @@ class Plot:
 
     title: str
     svg: str
-    legend: Sequence[tuple[str, str, str]] = ()
-    """name, kind (model, baseline, ceiling) and style of each line, as SVG's"""
+    legend: Sequence[tuple[str, str, str]] = ()  # name, kind, and style as SVG's, of each line
 
 
 @dataclass(frozen=True)
@@ -318,27 +288,21 @@ class Card:
     """A clip on the page."""
 
     clip_id: str
-    score: str
-    """in words"""
-    pictures: Sequence[bytes]
-    """JPEG"""
-    sound: bytes | None = None
-    """MP3; None: no player"""
+    score: str  # in words
+    pictures: Sequence[bytes]  # JPEG
+    sound: bytes | None = None  # MP3; None: no player
     note: str = ""
-    style: str = ""
-    """query, hit or miss, of a row"""
+    style: str = ""  # query, hit or miss, in a row
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Clips side by side."""
+    """Clips side by side; in one row: a query with its neighbours."""
 
     cards: Sequence[Card]
     title: str = ""
     row: bool = False
-    """a query with its neighbours, in one row"""
-    note: str = ""
-    """below a row"""
+    note: str = ""  # below a row
 
 
 @dataclass(frozen=True)
@@ -348,8 +312,7 @@ class Tile:
     label: str
     value: str
     unit: str = ""
-    style: str = ""
-    """lead: in colour; words: smaller"""
+    style: str = ""  # lead: in colour; words: smaller
     notes: Sequence[str] = ()
 
 
@@ -360,46 +323,30 @@ class Section:
     title: str
     hint: str = ""
     items: Sequence[ScoreTable | Plot | Gallery] = ()
-    level: int = 2
-    """of its heading"""
-    code: str = ""
-    """name behind the title, in the letters of code"""
+    level: int = 2  # of its heading
+    code: str = ""  # name behind the title, in the letters of code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What an evaluation writes."""
+    """Everything that an evaluation writes."""
 
-    title: str
-    """of the page"""
-    caption: str
-    """of the tables"""
-    eyebrow: str
-    """of the page: the task"""
-    summary: dict[str, Any]
-    """summary.json; has `warnings`"""
-    clips: "pd.DataFrame"
-    """per_clip.csv, as it is written"""
+    title: str  # of the page
+    caption: str  # of the tables
+    eyebrow: str  # of the page: the task
+    summary: dict[str, Any]  # summary.json; has `warnings`
+    clips: "pd.DataFrame"  # per_clip.csv, as it is written
     clips_file: str = "per_clip.csv"
-    tables: Sequence[ScoreTable]
-    """of table.md, table.tex and the screen"""
-    csv: "pd.DataFrame"
-    """table.csv"""
-    notes: Sequence[Note]
-    """below the tables"""
-    facts: Mapping[str, str]
-    """at the end of the page"""
+    tables: Sequence[ScoreTable]  # of table.md, table.tex and the screen
+    csv: "pd.DataFrame"  # table.csv
+    notes: Sequence[Note]  # below the tables
+    facts: Mapping[str, str]  # at the end of the page
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write all files of an evaluation; summary.json comes last and says that all are there.
-
-    Args:
-        folder: made if missing.
-        report: what goes into them.
-    """
+    """Write all files of an evaluation; summary.json comes last and says that all are there."""
     clips = report.clips.to_csv(index=False, lineterminator="\n")
     write_atomically(folder / report.clips_file, clips.encode())
     for form in ("md", "tex", "csv"):
@@ -422,67 +369,34 @@ def render_table(report: Report, form: str) -> str:
         return json.dumps(report.summary, indent=2, allow_nan=False) + "\n"
     if form == "csv":
         return report.csv.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    from tabulate import tabulate  # noqa: PLC0415
-
-    def table(one: ScoreTable, heads: list[str], cells: list[list[str]]) -> str:
-        sides = ["left"] * len(one.names) + ["right"] * len(one.headings)
-        style = {"md": "pipe", "tex": "latex_raw"}[form]
-        return tabulate(cells, heads, tablefmt=style, disable_numparse=True, colalign=sides)
-
+    style, escape = {"md": ("pipe", escape_markdown), "tex": ("latex_raw", escape_latex)}[form]
+    notes = [escape(f"{name}: {words}") for name, words in report.notes]
+    tables = [table.text(style, escape) for table in report.tables]
     if form == "md":
-        parts = [f"{escape_markdown(report.caption)}, in percent [95 % interval]"]
-        for one in report.tables:
-            words = [[escape_markdown(cell, keep="[]") for cell in row] for row in one.cells()]
-            parts += [
-                *([f"**{one.title}**"] if one.title else []),
-                table(one, [escape_markdown(head) for head in one.heads], words),
-            ]
-        parts.append("\n".join(f"- {name}: {escape_markdown(words)}" for name, words in report.notes))
-        return "\n\n".join(parts) + "\n"
-    caption = rf"\caption{{{escape_latex(report.caption)}, in percent [95\,\% interval].}}"
-    parts = [r"\begin{table}", r"\centering", caption]
-    for one in report.tables:
-        words = [[escape_latex(cell) for cell in row] for row in one.cells()]
-        parts += [*([escape_latex(one.title)] if one.title else [])]
-        parts += [table(one, list(map(escape_latex, one.heads)), words), "", r"\smallskip"]
-    notes = "\\\\\n".join(escape_latex(f"{name}: {words}") for name, words in report.notes)
-    return "\n".join([*parts, rf"\parbox{{\linewidth}}{{\footnotesize {notes}}}", r"\end{table}"]) + "\n"
+        caption = f"{escape(report.caption)}, in percent [95 % interval]"
+        return "\n\n".join([caption, *tables, "\n".join(f"- {note}" for note in notes)]) + "\n"
+    lines = [r"\begin{table}", r"\centering"]
+    lines.append(rf"\caption{{{escape(report.caption)}, in percent [95\,\% interval].}}")
+    lines += [f"{table}\n\n\\smallskip" for table in tables]
+    lines += [r"\parbox{\linewidth}{\footnotesize", "\\\\\n".join(notes) + "}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
 
 
 def screen_table(caption: str, tables: Sequence[ScoreTable], notes: Sequence[Note]) -> str:
     """Scores for the screen: the caption, each table, then the rules (notes called `protocol ...`)."""
-    from tabulate import tabulate  # noqa: PLC0415
-
-    parts = [f"{caption}, in percent [95 % interval]"]
-    for table in tables:
-        sides = ["left"] * len(table.names) + ["right"] * len(table.headings)
-        parts += [f"\n{table.title}"] if table.title else []
-        parts.append(
-            tabulate(table.cells(), table.heads, tablefmt="plain", disable_numparse=True, colalign=sides)
-        )
     rules = [(name.removeprefix("protocol "), words) for name, words in notes if name.startswith("protocol ")]
-    return "\n".join([*parts, *(f"{name}: {words}" for name, words in rules)])
+    lines = [f"{caption}, in percent [95 % interval]", *(table.text("plain") for table in tables)]
+    return "\n".join([*lines, *(f"{name}: {words}" for name, words in rules)])
 
 
-def escape_markdown(text: str, keep: str = "") -> str:
+def escape_markdown(text: str) -> str:
     """Text for Markdown, in one line."""
-    marked = "".join(f"\\{c}" if c in r"\`*_[]<>|" and c not in keep else c for c in text)
-    return " ".join(marked.split())
+    return " ".join("".join(f"\\{c}" if c in r"\`*_[]<>|" else c for c in text).split())
 
 
 def escape_latex(text: str) -> str:
     """Text for LaTeX, in one line."""
     return " ".join("".join(LATEX_CHARACTERS.get(c, c) for c in text).split())
-
-
-def _with_interval(row: Mapping[str, Any], key: str) -> str:
-    score, low, high = row[key], row.get(f"{key}_low"), row.get(f"{key}_high")
-    if not isinstance(score, float):
-        return str(score)
-    if np.isnan(score):
-        return "-"
-    known = low is not None and high is not None and not np.isnan(low)
-    return f"{score:.2f} [{low:.2f}, {high:.2f}]" if known else f"{score:.2f}"
 
 
 # --------------------------------------------------------------------------------------- the page

@@ -40,15 +40,10 @@ if TYPE_CHECKING:
 
 MODEL, CEILING = "model", "ceiling"
 DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"
-AREA_SIDE = 224
-"""side of the frame in whose pixels areas are given, whatever the size of a rule's map"""
-SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}
-"""SLAVC's classes: the annotated area is below this many pixels of 224 x 224; else huge"""
-MOST_BOXES = 3
-"""clips with so many boxes or more are one group"""
-FEW_CLIPS = 30
-"""a group of fewer clips is marked: the percentile interval is too narrow there"""
-
+AREA_SIDE = 224  # of the frame in whose pixels areas are given, whatever the size of a rule's map
+SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}  # SLAVC's: the area is below, else huge
+MOST_BOXES = 3  # clips with so many boxes or more are one group
+FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: marked
 MAPS_FORMAT = "sound localisation maps 2"
 
 Columns = dict[str, NDArray[Any]]
@@ -57,35 +52,28 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class LocalisationResult:
-    """Everything that an evaluation found."""
+    """Everything that an evaluation found.
 
-    protocols: tuple[LocalisationProtocol, ...]
-    """the rules, the headline first"""
+    `clips` has a row for each protocol, predictor and clip, the clips always in the same order, with the
+    columns protocol, predictor, kind (model, baseline or ceiling), clip_id; ciou in [0, 1] (NaN: prediction
+    and truth are both empty), pointing (0 or 1; NaN: no peak), confidence (NaN: no map), where objects are
+    outlined iou and f_curve; area (pixels of 224 x 224), num_boxes (NaN: not known), pair_key, has_object
+    (False: the sound has no source in the frame). Clips that broke while being decoded, and those alone,
+    are in `unreadable`.
+    """
+
+    protocols: tuple[LocalisationProtocol, ...]  # the headline first
     clips: "pd.DataFrame"
-    """a row for each protocol, predictor and clip, the clips always in the same order: protocol,
-    predictor, kind (model, baseline or ceiling), clip_id; ciou in [0, 1] (NaN: prediction and truth
-    are both empty), pointing (0 or 1; NaN: no peak), confidence (NaN: no map), where objects are
-    outlined iou and f_curve; area (pixels of 224 x 224), num_boxes (NaN: not known), pair_key,
-    has_object (False: the sound has no source in the frame)"""
-    unreadable: tuple[tuple[str, str], ...] = ()
-    """(clip id, reason) of clips that broke while being decoded; they are not scored"""
-    num_non_finite: int = 0
-    """scored clips whose map is not a finite number everywhere: a miss"""
-    maps: NDArray[np.float32] | None = None
-    """(N, h, w) the model's similarity maps"""
-    object_maps: NDArray[np.float32] | None = None
-    """(N, h', w') what was mixed in; None: the model alone"""
-    alpha: float = 1.0
-    """share of the model's map beside the objects'"""
+    unreadable: tuple[tuple[str, str], ...] = ()  # (clip id, reason)
+    num_non_finite: int = 0  # clips whose map is not a finite number everywhere: a miss
+    maps: NDArray[np.float32] | None = None  # (N, h, w) the model's similarity maps
+    object_maps: NDArray[np.float32] | None = None  # (N, h', w') what was mixed in
+    alpha: float = 1.0  # share of the model's map beside the objects'
 
     @property
     def headline(self) -> "pd.DataFrame":
         """Rows of the first predictor, the model if there is one, under the first rule: a clip each."""
-        first = self.clips.iloc[0]
-        chosen = (self.clips["protocol"] == first["protocol"]) & (
-            self.clips["predictor"] == first["predictor"]
-        )
-        return self.clips[chosen]
+        return self.clips[: self.clips["clip_id"].nunique()]
 
     @property
     def num_empty(self) -> int:
@@ -112,32 +100,28 @@ def evaluate_localisation(  # noqa: C901 - reads from top to bottom
     on_batch: Callable[[Any, Tensor, Sequence[float]], None] | None = None,
     shared: bool = False,
 ) -> LocalisationResult:
-    """Score a model, the blind baselines and the ceiling on the same clips.
-
-    Each clip is decoded and localised once, whatever the number of rules; rules that differ in name
-    only are scored once.
+    """Score a model, the blind baselines and the ceiling on the same clips, each decoded and localised once.
 
     Args:
-        localise: batch -> similarity maps (B, h, w), by a model in evaluation mode; None: blind
-            predictors (two more of them) and ceilings alone.
+        localise: batch -> similarity maps (B, h, w), by a model in evaluation mode; None: blind predictors
+            (two more of them) and ceilings alone.
         batches: decoded clips, each exactly once, with clip_ids, ground_truth_maps (B, M, M),
-            bounding_boxes (of each clip (N, 4), or None for all where objects are outlined),
-            pair_keys, and `broken` clips (clip_id, reason).
+            bounding_boxes (of each clip (N, 4), or None for all where objects are outlined), pair_keys, and
+            `broken` clips.
         protocols: the scoring rules, the headline first.
         objects: batch -> maps of objects, to be mixed into the model's; None: the model alone.
         model_name: what its row is called.
         negatives: the set has frames whose sound has no source in them: clips without a box.
-        on_batch: called with the batch, its localisation maps (B, M, M) under the headline rule, on
-            their device, and its consensus IoUs.
-        shared: each process brings its own part of the batches; all of them get the whole result,
-            in the order of their ranks.
+        on_batch: called with the batch, its localisation maps (B, M, M) and consensus IoUs under the first
+            rule.
+        shared: each process brings its own part of the batches; all get the whole result, in rank order.
 
     Returns:
         the clips in the order of the batches.
 
     Raises:
-        ValueError: no clip could be scored, a clip came twice, or a clip has no boxes; the rules
-            are none, come twice, or score maps of different sizes.
+        ValueError: no clip could be scored, a clip came twice, or a clip has no boxes; the rules are none,
+            come twice, or score maps of different sizes.
     """
     names, sizes = [protocol.name for protocol in protocols], {protocol.map_size for protocol in protocols}
     if not names or len(set(names)) != len(names) or len(sizes) != 1:
@@ -145,7 +129,7 @@ def evaluate_localisation(  # noqa: C901 - reads from top to bottom
             f"Scoring takes one protocol or more, each once and all of one map size, got {names} of sizes "
             f"{sorted(sizes)}."
         )
-    rules = list(dict.fromkeys(protocol.rule for protocol in protocols))
+    rules = list(dict.fromkeys(protocol.rule for protocol in protocols))  # some differ in name only
     shapes = {DISC: centre_disc(*sizes)}
     if localise is None:
         more = {"whole frame (blind)": whole_frame(*sizes), "centre square (blind)": centre_square(*sizes)}
@@ -319,13 +303,7 @@ def _join(parts: Sequence[Columns]) -> Columns:
 
 
 def save_maps(path: Path, result: LocalisationResult, context: Mapping[str, Any]) -> None:
-    """Write a result's similarity maps, to be scored again by `read_maps`.
-
-    Args:
-        path: .npz file.
-        result: with the maps.
-        context: plain values that stand beside the scores, see reports.report.EvaluationContext.
-    """
+    """Write similarity maps, and the plain values that stand beside their scores, to an .npz file."""
     header = {"format": MAPS_FORMAT, "context": dict(context), "unreadable": result.unreadable}
     arrays = {
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
@@ -382,12 +360,9 @@ def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFr
         metrics: family of EXTRA_METRICS that the benchmark has beside consensus IoU.
 
     Returns:
-        columns protocol, predictor and kind; for each of SCORE_KEYS and of the family's names the
-        score under that name, and its interval's ends under <name>_low and <name>_high; NaN where
-        there is none. Clips without an object count only in the family's.
-
-    Raises:
-        ValueError: clips lack what the family needs.
+        columns protocol, predictor and kind; for each of SCORE_KEYS and of the family's names the score under
+        that name, and its interval's ends under <name>_low and <name>_high; NaN where there is none. Clips
+        without an object count only in the family's.
     """
     import pandas as pd  # noqa: PLC0415
 
@@ -400,13 +375,20 @@ def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFr
     rows = []
     for place, ((protocol, predictor, kind), one) in enumerate(groups):
         row = {"protocol": protocol, "predictor": predictor, "kind": kind}
+        scores: dict[str, Sequence[float]]
         scores = {key: (means[place, k], *ends[place, k]) for k, key in enumerate(SCORE_KEYS)}
         if metrics is not None:
             scores |= extra_scores(metrics, one, kind)
-        for key, (score, low, high) in scores.items():
-            row |= {key: score, f"{key}_low": low, f"{key}_high": high}
-        rows.append(row)
+        rows.append(row | _flat(scores))
     return pd.DataFrame(rows)
+
+
+def _flat(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Name -> (score, low, high), as columns of a score table."""
+    ends = ("", "_low", "_high")
+    return {
+        key + end: value for key, values in scores.items() for end, value in zip(ends, values, strict=True)
+    }
 
 
 def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> dict[str, tuple[float, float, float]]:
@@ -478,10 +460,8 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
     """Model's scores on groups of clips, beside blind guesses and ceiling, in percent.
 
     Returns:
-        by name of `clip_groups`, a row for each protocol and group with clips: protocol, name,
-        num_clips, few_clips, the headline numbers with the ends of their intervals as in
-        `score_table`, best_blind and ceiling (cIoU@0.5 of the best baseline there, and of the rule's
-        ceiling).
+        by name of `clip_groups`, a row for each protocol and group with clips: protocol, name, num_clips,
+        few_clips, the headline numbers as in `score_table`, best_blind and ceiling (their cIoU@0.5 there).
     """
     import pandas as pd  # noqa: PLC0415
 
@@ -506,9 +486,7 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
                 alike = protocols == protocols[model]
                 row = {"protocol": protocols[model], "name": name, "num_clips": num_clips}
                 row |= {"few_clips": num_clips < FEW_CLIPS}
-                for k, key in enumerate(SCORE_KEYS):
-                    low, high = ends[place, k]
-                    row |= {key: means[model, k], f"{key}_low": low, f"{key}_high": high}
+                row |= _flat({key: (means[model, k], *ends[place, k]) for k, key in enumerate(SCORE_KEYS)})
                 row["best_blind"] = means[alike & (kinds == "baseline"), 0].max()
                 row["ceiling"] = means[alike & (kinds == CEILING), 0].max()
                 rows.append(row)

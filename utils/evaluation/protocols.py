@@ -12,10 +12,8 @@ from torch.nn import functional as F
 
 Upsampling = Literal["cv2_linear", "bilinear_align_corners", "bicubic", "bicubic_align_corners"]
 
-SLAVC_OBJECT_SCALE = 2.5
-"""By which SLAVC's program divides object maps."""
-BELOW_ONE = 1 - 2**-24
-"""The largest float32 below 1."""
+SLAVC_OBJECT_SCALE = 2.5  # by which SLAVC's program divides object maps
+BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 UPSAMPLING_WORDS: dict[Upsampling, str] = {
     "cv2_linear": "cv2 bilinear, half-pixel centres",
@@ -38,31 +36,25 @@ class LocalisationProtocol:
     name: str
     upsampling: Upsampling
     normalisation: Literal["min_max", "min_max_or_unchanged", "inverted_min_max", "half_cosine"]
-    """min-max of each map; the three differ in a constant map, see `normalise`"""
+    # of each map; the three min-max ones differ in a constant map, see `normalise`
     threshold: Literal["median", "fixed", "adaptive"]
-    """median: the upper half of each clip's pixels; fixed: `value` on the normalised map; adaptive:
-    as many pixels as the truth annotates (half, where it annotates none)"""
+    # median: the upper half of each clip's pixels; fixed: `value` on the normalised map; adaptive: as many
+    # pixels as the truth annotates (half, where it annotates none)
     comparison: Literal[">", ">="]
-    """how a pixel's value stands to the threshold, which is a pixel's value itself under the median
-    and the adaptive rule: > predicts one pixel less"""
-    value: float | None = None
-    """of the fixed threshold, in [0, 1]"""
-    keep_maximum: bool = False
-    """predict what is at 1 even where the comparison leaves it out"""
-    object_prior: Literal["maps", "scores"] = "maps"
-    """what is mixed with an object prior, see `mix`: normalised maps, or raw scores"""
-    map_size: int = 224
-    """side of the scored map, pixels"""
+    # of a pixel's value with the threshold, which is a pixel's value itself under the median and the adaptive
+    # rule: > predicts one pixel less
+    value: float | None = None  # of the fixed threshold, in [0, 1]
+    keep_maximum: bool = False  # predict what is at 1 even where the comparison leaves it out
+    object_prior: Literal["maps", "scores"] = "maps"  # what is mixed with it: normalised maps, raw scores
+    map_size: int = 224  # side of the scored map, pixels
     ground_truth: str = (
         "boxes truncated to whole pixels of 224 x 224 and cut to the frame: their union, or the "
         "consensus of annotators; masks as they are"
-    )
-    """how annotation becomes pixels, the same under every rule"""
-    authors: str = field(default="", compare=False)
-    """whose rule it is"""
+    )  # how annotation becomes pixels, the same under every rule
+    authors: str = field(default="", compare=False)  # whose rule it is
 
     def __post_init__(self) -> None:
-        """Refuses a fixed threshold without its value, and the reverse."""
+        """Refuse a fixed threshold without its value, and the reverse."""
         if (self.threshold == "fixed") != (self.value is not None):
             raise ValueError(f"{self.name}: a fixed threshold, and only that, takes a value.")
 
@@ -147,22 +139,12 @@ USUAL_PROTOCOLS = "ssl_tie,sspl"
 
 
 def default_protocols(headline: str | None) -> str:
-    """Names of the rules under which a benchmark is scored unless others are named.
-
-    Args:
-        headline: rule under which metrics of the benchmark's own are published, if there is one.
-    """
+    """Names of the rules for a benchmark, after that under which its own metrics are published, if any."""
     return USUAL_PROTOCOLS if headline is None else f"{headline},{USUAL_PROTOCOLS}"
 
 
 def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
-    """The rules that a user named.
-
-    Args:
-        names: of PROTOCOLS, with commas between, or 'all'.
-
-    Returns:
-        in the order of the names.
+    """Rules that a user named, in that order: names of PROTOCOLS with commas between, or 'all'.
 
     Raises:
         ValueError: a name is unknown or comes twice.
@@ -181,26 +163,19 @@ def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a rule makes of similarity maps."""
+    """Pixels that a rule predicts of similarity maps."""
 
-    localisation_maps: Tensor
-    """(B, M, M) float32, as `normalise` returns them; shared between rules, not to be written to"""
-    masks: Tensor
-    """(B, M, M) bool, the predicted pixels"""
-    confidences: Tensor
-    """(B,) float64, mean of the quarter of the pixels with the highest scores before they are
-    normalised: (map + 1) / 2, or what is mixed of it and an object prior, where the rule mixes
-    scores (SLAVC's), elsewhere the model's up-sampled map; NaN if that is not finite"""
+    localisation_maps: Tensor  # (B, M, M) float32, of `normalise`; shared between rules, not to be written to
+    masks: Tensor  # (B, M, M) bool, the predicted pixels
+    confidences: Tensor  # (B,) float64, see _top_quarter_means; of SLAVC's scores where the rule mixes scores
 
 
 @dataclass(frozen=True)
 class ObjectMaps:
     """Where objects are, to be mixed with similarity maps."""
 
-    maps: Tensor
-    """(B, h, w), at least 0"""
-    alpha: float
-    """share of the similarity map, in [0, 1]; the object map has the rest"""
+    maps: Tensor  # (B, h, w), at least 0
+    alpha: float  # share of the similarity map, in [0, 1]; the object map has the rest
 
 
 def predict(
@@ -246,17 +221,6 @@ def _predict_alike(
     own = upsample(similarity_maps, rules[0])  # (B, M, M)
     maps = own if objects is None else mix(own, objects, rules[0])
     mixes_scores = rules[0].object_prior == "scores"
-    num_pixels = maps[0].numel()
-
-    # One selection of ranks for all thresholds. A single map can have a threshold for each clip.
-    thresholds: dict[str, LocalisationProtocol]
-    thresholds = {rule.threshold: rule for rule in rules if rule.threshold != "fixed"}
-    ranks = [threshold_ranks(rule, num_pixels, num_annotated) for rule in thresholds.values()]
-    columns = [part[:, None].expand(len(part), 1) if len(part) == len(maps) else part[None] for part in ranks]
-    columns = [part.expand(len(maps), -1).to(maps.device) for part in columns]
-    widths = [part.shape[1] for part in columns]
-    at_ranks = values_at_ranks(maps.flatten(1), torch.cat(columns, 1)).split(widths, 1) if columns else ()
-    limits = {name: part.flatten()[:, None, None] for name, part in zip(thresholds, at_ranks, strict=True)}
 
     confidences = _top_quarter_means(maps if mixes_scores else own)
     if mixes_scores and objects is None:
@@ -264,10 +228,16 @@ def _predict_alike(
     span = _value_range(maps)
     halved = mixes_scores and objects is not None
     normalised: dict[str, Tensor] = {}
+    limits: dict[str, Tensor] = {}
     predictions = []
     for rule in rules:
         if rule.normalisation not in normalised:
             normalised[rule.normalisation] = _rescale(maps, span, rule, halved=halved)
+        if rule.threshold not in ("fixed", *limits):
+            ranks = threshold_ranks(rule, maps[0].numel(), num_annotated).to(maps.device)
+            # A single map can have a threshold for each clip.
+            ranks = ranks[:, None] if len(ranks) == len(maps) else ranks[None].expand(len(maps), -1)
+            limits[rule.threshold] = values_at_ranks(maps.flatten(1), ranks).flatten()[:, None, None]
         scored = normalised[rule.normalisation]
         if rule.value is not None:
             limit = maps.new_tensor(rule.value)
@@ -377,7 +347,7 @@ def values_at_ranks(values: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _top_quarter_means(maps: Tensor) -> Tensor:
-    """(B, M, M) -> (B,) float64, NaN where a number is not finite."""
+    """Mean of the quarter of the pixels with the highest values: (B, M, M) -> (B,) float64, or NaN."""
     num_pixels = maps[0].numel()
     quarter = max(1, num_pixels // 4)
     ranks = torch.full((len(maps), 1), num_pixels - quarter, device=maps.device)

@@ -13,20 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from utils.evaluation.metrics import SUCCESS_THRESHOLDS
 
-SCORE_KEYS = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")
-"""headline numbers; the columns of `clip_values`"""
-RESAMPLES = 2000
-"""resamples of the clips behind each interval"""
-SIGN_FLIPS = 9999
-"""random sign flips of a test; all of them where that is no more"""
-CONFIDENCE = 0.95
-"""share of intervals that hold the true value, in the long run and for many clips"""
+SCORE_KEYS = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")  # columns of `clip_values`
+RESAMPLES = 2000  # of the clips, behind each interval
+SIGN_FLIPS = 9999  # random ones of a test; all of them where that is no more
+CONFIDENCE = 0.95  # share of intervals that hold the true value, in the long run and for many clips
 SEED = 0
-CHUNK = 1 << 21
-"""draws that are held at once; does not change the result"""
+CHUNK = 1 << 21  # draws that are held at once; does not change the result
 
-Interval = tuple[float, float]
-"""lower and upper end"""
+Interval = tuple[float, float]  # lower and upper end
 
 
 def clip_values(cious: ArrayLike, pointing: ArrayLike | None = None) -> NDArray[np.float64]:
@@ -56,34 +50,23 @@ def bootstrap_intervals(values: NDArray[np.float64], *, seed: int = SEED) -> NDA
         seed: of the draws.
 
     Returns:
-        (K, 2) lower and upper ends. NaN where a column holds NaN, or the same value for each clip:
-        clips that agree say nothing about how far others would stray.
+        (K, 2) lower and upper ends. NaN where a column holds NaN, or the same value for each clip: clips that
+        agree say nothing about how far others would stray.
     """
     means = np.concatenate([repeats @ values for repeats in _resample(len(values), seed)]) / len(values)
-    ends = _percentiles(means)
-    ends[~(np.ptp(values, axis=0) > 0)] = np.nan
-    return ends
+    return _percentiles(means, np.ptp(values, axis=0) > 0)
 
 
 def bootstrap_statistics(
     statistics: Callable[[NDArray[np.int64]], Sequence[float]], num_clips: int, *, seed: int = SEED
 ) -> NDArray[np.float64]:
-    """Percentile bootstrap intervals of numbers that are no means over clips.
+    """Percentile bootstrap intervals of K numbers that are no means over clips, (K, 2), else as above.
 
-    Args:
-        statistics: how often each clip counts, (N,) -> K numbers; `bootstrap_intervals` of as many
-            clips draws the same resamples.
-        num_clips: N, one or more.
-        seed: of the draws.
-
-    Returns:
-        (K, 2) lower and upper ends; NaN where a number is NaN, or the same in each resample.
+    `statistics` takes how often each clip counts, (N,); the resamples are those of `bootstrap_intervals`.
     """
     found = [statistics(repeats) for chunk in _resample(num_clips, seed) for repeats in chunk]
-    values = np.array(found, np.float64)
-    ends = _percentiles(values)
-    ends[~(np.ptp(values, axis=0) > 0)] = np.nan
-    return ends
+    values = np.array(found, np.float64)  # (R, K)
+    return _percentiles(values, np.ptp(values, axis=0) > 0)
 
 
 def _resample(num_clips: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -97,10 +80,10 @@ def _resample(num_clips: int, seed: int) -> Iterator[NDArray[np.int64]]:
         yield np.bincount(drawn.ravel(), minlength=count * num_clips).reshape(count, num_clips)
 
 
-def _percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, K) of resamples -> (K, 2)."""
+def _percentiles(values: NDArray[np.float64], differ: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(R, K) of resamples -> (K, 2), NaN where clips do not differ."""
     outside = (1 - CONFIDENCE) / 2
-    return np.quantile(values, [outside, 1 - outside], axis=0).T
+    return np.where(differ, np.quantile(values, [outside, 1 - outside], axis=0), np.nan).T
 
 
 def plain_interval(ends: ArrayLike) -> Interval | None:

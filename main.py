@@ -25,6 +25,7 @@ from datasets.augmentation import to_displayable
 from datasets.benchmarks import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry
+from datasets.lists import find_leak
 from datasets.loaders import ClipLoader, SeededBatches, build_test_loader, build_train_loader, hash_seed
 from models import METHODS
 from models.method import Method
@@ -42,7 +43,6 @@ from utils.distributed import (
 )
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.leaks import find_leak
 from utils.training import (
     Interruption,
     TrainingRun,
@@ -294,8 +294,8 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
         allow_missing=options.data.allow_missing,
     )
     leak = find_leak(training_set.clip_ids, validation_set.clip_ids, purpose="validation")
-    if leak.num_clips:
-        logger.warning("%s", leak.message)
+    if leak["num_clips"]:
+        logger.warning("%s", leak["message"])
     return validation_set
 
 

@@ -41,7 +41,7 @@ from datasets.augmentation import as_float, normalise
 from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
-from datasets.lists import find_list, published_list, without_negatives
+from datasets.lists import find_leak, find_list, published_list, without_negatives
 from datasets.loaders import ClipLoader, build_test_loader
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
@@ -68,7 +68,6 @@ from utils.evaluation.retrieval import (
     save_embeddings,
 )
 from utils.files import BrokenFileError, check_place, file_sha256, moved_when_whole, write_atomically
-from utils.leaks import find_leak
 from utils.reports.localisation import (
     choose_clips,
     describe_extra_metrics,
@@ -383,7 +382,7 @@ def describe(
     if options.training_list is not None:
         trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
     if clip_set.source_ids is not None:
-        leak = find_leak(trained_on, clip_set.source_ids, purpose="test").as_dict()
+        leak = find_leak(trained_on, clip_set.source_ids, purpose="test")
     else:
         message = (
             f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap with "

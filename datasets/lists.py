@@ -424,6 +424,36 @@ def published_list(
     return {"cut": row.cut, **names, "is_scored": is_scored, "words": words}
 
 
+def find_leak(
+    training_clips: Collection[str] | None, scored_clips: Collection[str], *, purpose: str
+) -> dict[str, Any]:
+    """Compare the training list with a list that is scored.
+
+    Args:
+        training_clips: ids; None when not known.
+        scored_clips: ids.
+        purpose: what the second list is for, e.g. "test".
+
+    Returns:
+        checked (False: the training clips are not known), num_clips in both lists, the first five of them,
+        and a message.
+    """
+    if training_clips is None:
+        message = (
+            "The checkpoint does not say which clips it was trained on, so the overlap with the "
+            f"{purpose} list could not be checked; name its list with --training-list."
+        )
+        return {"checked": False, "num_clips": None, "first": [], "message": message}
+    shared = sorted(set(training_clips) & set(scored_clips))
+    message = f"No {purpose} clip was trained on."
+    if shared:
+        message = (
+            f"LEAK: {len(shared)} of {len(scored_clips)} {purpose} clips are in the training list, first: "
+            f"{', '.join(shared[:5])}. The scores are not those of unseen clips."
+        )
+    return {"checked": True, "num_clips": len(shared), "first": shared[:5], "message": message}
+
+
 # ---------------------------------------------------------------------------------- command line
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from datasets.clips import Batch
+from datasets.lists import find_leak
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.leaks import find_leak
 from utils.reports.report import EvaluationContext
 
 SHA256 = "0123456789abcdef" * 4
@@ -93,7 +93,7 @@ def make_context(**changes):
             "epoch": 80,
             "selection": {"kind": "last"},
         },
-        leak=find_leak(["other"], ["clip_0"], purpose="test").as_dict(),
+        leak=find_leak(["other"], ["clip_0"], purpose="test"),
         num_chosen_on=0,
         environment={"torch": "2.11", "device": "cpu"},
         command="python test.py localisation --output 'results/<a>'",

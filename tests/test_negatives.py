@@ -18,6 +18,7 @@ from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SegmentConfig, 
 from datasets.clips import AudioVisualClips, Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
+from datasets.lists import find_leak
 from models import METHODS, build_localiser, localiser_names
 from opts import NegativeOptions
 from utils.evaluation.negatives import (
@@ -37,7 +38,6 @@ from utils.evaluation.negatives import (
     white_noise,
 )
 from utils.evaluation.protocols import upsample
-from utils.leaks import find_leak
 from utils.reports.negatives import negatives_report
 from utils.reports.report import render_table, screen_table, write_report
 
@@ -455,7 +455,7 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
 
 
 def test_every_table_says_what_leaked_what_is_missing_and_which_cut_it_is():
-    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test").as_dict()
+    leak = find_leak(["clip_0", "clip_3"], ["clip_0", "clip_1"], purpose="test")
     context = make_context(leak=leak, missing=("x: no frame",), cut="VGG-SS, 4,911 clips")
     torn = (("y", "torn"), ("z", "torn"))
     report = make_report(replace(evaluate(Listener()), unreadable=torn), context, off_screen="any")

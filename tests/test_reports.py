@@ -21,10 +21,10 @@ import torch
 from result_inputs import SHA256, make_context, make_result
 
 from datasets.benchmarks import DATA_SETS
+from datasets.lists import find_leak
 from utils.evaluation.metrics import SUCCESS_THRESHOLDS
 from utils.evaluation.protocols import PROTOCOLS
 from utils.evaluation.statistics import SCORE_KEYS
-from utils.leaks import find_leak
 from utils.reports.localisation import choose_clips, localisation_report, success_plot
 from utils.reports.report import (
     Card,
@@ -166,8 +166,8 @@ DISTRUST = {
     "2 of 6 listed clips are missing or broken and not scored, first: clip_9 (no frame)":
         {"missing": ("clip_9 (no frame)", "clip_8"), "num_listed": 6},
     "1 clips could not be decoded and are not scored, first: frame/torn.jpg cannot": {"num_listed": 5},
-    "LEAK: 1 of 2": {"leak": find_leak(["clip_0"], ["clip_0", "clip_1"], purpose="test").as_dict()},
-    "could not be checked": {"leak": find_leak(None, ["clip_0"], purpose="test").as_dict()},
+    "LEAK: 1 of 2": {"leak": find_leak(["clip_0"], ["clip_0", "clip_1"], purpose="test")},
+    "could not be checked": {"leak": find_leak(None, ["clip_0"], purpose="test")},
     "CHOSEN ON TEST: this epoch was picked as the best on 4 of": {"num_chosen_on": 4},
     "No clip list was given": {"clip_list": "every clip found"},
     "CONTROL: each frame": {"audio": "shuffled"},
@@ -226,7 +226,7 @@ def test_foreign_summary_is_refused(tmp_path, content):
 
 @pytest.fixture
 def nasty():
-    leak = find_leak(["clip_0"], [f"clip_{index}" for index in range(4)], purpose="test").as_dict()
+    leak = find_leak(["clip_0"], [f"clip_{index}" for index in range(4)], purpose="test")
     return make_report(num_listed=6, missing=("clip_8 (no frame)", "clip_9"), leak=leak, note=NASTY)
 
 

@@ -549,7 +549,6 @@ def embed_all(
         part = embed_clips(
             localiser.model,
             (batch.to(device) for batch in bar),
-            lambda batch: localiser.model.prepare(batch.frames, batch.waveforms),
             num_clips=len(own.clips),
             image_pooling=pooling,
         )
@@ -597,7 +596,6 @@ def negatives(device: torch.device, options: opts.NegativeOptions, command: str)
     result = evaluate_negatives(
         localiser.model,
         read,
-        localiser.model.prepare,
         scenes,
         num_seeds=options.seeds,
         num_samples=localiser.audio.num_samples,

@@ -161,9 +161,8 @@ class NegativeResult:
 
 @torch.inference_mode()
 def evaluate_negatives(
-    model: Any,  # noqa: ANN401 - with visual_features, sound_features and compare
+    model: Any,  # noqa: ANN401
     read: Callable[[Literal["both", "frames"], Collection[str] | None], Iterable[Any]],
-    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     scenes: Mapping[str, Scene],
     *,
     num_seeds: int,
@@ -175,9 +174,8 @@ def evaluate_negatives(
     """Score a model with every kind of sound; processes share the clips, and all get the result.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, with prepare, visual_features, sound_features and compare.
         read: decodes this process's clips in batches, "both" or their "frames"; only some, or all.
-        prepare: frames and waveforms (B, L) -> what the model's encoders take.
         scenes: of all clips, by id.
         num_seeds: R, draws of the noise and of the off-screen sound of each clip.
         num_samples: L, of silence and noise.
@@ -191,7 +189,7 @@ def evaluate_negatives(
         unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if batch.clip_ids:
             heard += batch.clip_ids
-            encoded.append(model.sound_features(prepare(batch.frames, batch.waveforms)[1]).cpu())
+            encoded.append(model.sound_features(model.prepare(batch.frames, batch.waveforms)[1]).cpu())
     heard, encoded, unreadable = map(gather_objects, (heard, encoded, unreadable))
     if not heard:
         first = f", first: {unreadable[0][1]}" if unreadable else ""
@@ -208,7 +206,8 @@ def evaluate_negatives(
         broken_later += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
-        frames, zeros = prepare(batch.frames, torch.zeros(len(batch.clip_ids), num_samples, device=device))
+        zeros = torch.zeros(len(batch.clip_ids), num_samples, device=device)
+        frames, zeros = model.prepare(batch.frames, zeros)
         visual = model.visual_features(frames)  # (B, ...)
         silence = model.sound_features(zeros[:1]) if silence is None else silence
         places = np.array([place_of[clip_id] for clip_id in batch.clip_ids])
@@ -216,7 +215,7 @@ def evaluate_negatives(
         features = {
             OWN: [sounds[places].to(device)],
             "silence": [silence.expand(len(places), *silence.shape[1:])],
-            "noise": (model.sound_features(prepare(batch.frames, noise)[1]) for noise in noises),
+            "noise": (model.sound_features(model.prepare(batch.frames, noise)[1]) for noise in noises),
             "off_screen": (sounds[donor[places]].to(device) for donor in donors),
         }
         for kind, draws in features.items():

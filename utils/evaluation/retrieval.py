@@ -71,19 +71,17 @@ def fixed_point(vectors: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embed_clips(
-    model: Any,  # noqa: ANN401 - with embed_audio and embed_frames
+    model: Any,  # noqa: ANN401
     batches: Iterable[Any],
-    views: Callable[[Any], tuple[Tensor, Tensor]],
     *,
     num_clips: int,
     image_pooling: str | None,
 ) -> Embeddings:
-    """Embed clips in evaluation mode.
+    """Embed clips, decoded in batches.
 
     Args:
-        model: offers embed_audio and embed_frames.
+        model: in evaluation mode, with prepare, embed_audio and embed_frames.
         batches: decoded clips, each exactly once.
-        views: batch -> what the model's encoders take.
         num_clips: most clips that come.
         image_pooling: how a frame's map becomes its embedding; None: sounds only.
     """
@@ -96,7 +94,7 @@ def embed_clips(
         unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
-        frames, sounds = views(batch)
+        frames, sounds = model.prepare(batch.frames, batch.waveforms)
         found = {"audio": model.embed_audio(sounds)}
         if image_pooling is not None:
             found["image"] = model.embed_frames(frames, image_pooling)

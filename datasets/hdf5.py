@@ -212,12 +212,17 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     """
     close_files()  # what lies there now counts
     folder = paths[0].parent
-    shards: dict[tuple[str, int], dict[str, Path]] = {}  # (size, number; 0: the only one) -> kind -> file
-    for path in paths:
+    files: dict[str, dict[tuple[str, int], Path]] = {"frames": {}, "audios": {}, "spects": {}}
+    for path in paths:  # kind -> (size, number; 0: the only one) -> file
         match = AUTHORS_NAME.fullmatch(path.name)
         assert match
-        shards.setdefault((match[3], int(match[4] or 0)), {})[match[2]] = path
-    numbers = sorted(number for _, number in shards)
+        files[match[2]][match[3], int(match[4] or 0)] = path
+    shards = sorted(files["frames"])
+    if alone := sorted(files["frames"].keys() ^ files["audios"].keys()):
+        kind = "audios" if alone[0] in files["frames"] else "frames"
+        name = "_".join([f"h5py_{split}_{kind}{alone[0][0]}", *([str(alone[0][1])] if alone[0][1] else [])])
+        raise FileNotFoundError(f"{folder}: no {name}.h5, which belongs to the files there.")
+    numbers = [number for _, number in shards]
     if len({size for size, _ in shards}) > 1 or (len(numbers) > 1 and numbers[0] == 0):
         raise ValueError(
             f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
@@ -229,17 +234,16 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
         )
     frames: list[HDF5Row] = []
     sounds: list[HDF5Row] = []
-    for (size, number), shard in sorted(shards.items()):
-        for kind in {"frames", "audios"} - shard.keys():
-            name = f"h5py_{split}_{kind}{size}" + (f"_{number}.h5" if number else ".h5")
-            raise FileNotFoundError(f"{folder}: no {name} beside {next(iter(shard.values())).name}.")
-        num_rows = {path.name: _num_rows(path, split, kind) for kind, path in shard.items()}
-        if len(set(num_rows.values())) > 1:
-            counts = ", ".join(f"{name} {count}" for name, count in num_rows.items())
-            raise ValueError(f"{folder}: row i of each file must be the same clip, but they hold: {counts}.")
-        rows = range(min(num_rows.values()))
-        frames += [HDF5Row(shard["frames"], f"{split}_frames", row) for row in rows]
-        sounds += [HDF5Row(shard["audios"], f"{split}_audios", row) for row in rows]
+    for shard in shards:
+        both = [files[kind][shard] for kind in ("frames", "audios")]
+        num_rows, num_sounds = (_num_rows(path, split) for path in both)
+        if num_rows != num_sounds:
+            raise ValueError(
+                f"{folder}: {both[0].name} holds {num_rows} and {both[1].name} {num_sounds} clips. Row i of "
+                "each must be the same clip."
+            )
+        frames += [HDF5Row(both[0], f"{split}_frames", row) for row in range(num_rows)]
+        sounds += [HDF5Row(both[1], f"{split}_audios", row) for row in range(num_rows)]
     ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
     if len(ids) != len(frames):
         raise ValueError(
@@ -250,20 +254,16 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     return StoredClips(frames_by_id, sounds_by_id, ids_known=clip_ids is not None)
 
 
-def _num_rows(path: Path, split: Split, kind: str) -> int:
+def _num_rows(path: Path, split: Split) -> int:
     """Return the number of clips, after a look at the data set's form."""
     file, arrays = _open_whole(path)
-    key = f"{split}_{kind}"
+    key, form = f"{split}_frames", "(N, 256, 256, 3), float32 or uint8"
+    if "_audios" in path.name:
+        key, form = f"{split}_audios", "(N, 48000), float32"
     if key not in arrays:
         raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file)}")
     shape, dtype = arrays[key].shape, arrays[key].dtype
-    if kind == "frames":
-        expected = "(N, 256, 256, 3), float32 or uint8"
-        fits = len(shape) == 4 and shape[3] == 3 and dtype in (np.float32, np.uint8)
-    elif kind == "audios":
-        expected, fits = "(N, 48000), float32", len(shape) == 2 and dtype == np.float32
-    else:
-        expected, fits = "(N, 3, 96, 64), float32", shape[1:] == (3, 96, 64)
-    if not fits or 0 in shape:
-        raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {expected}")
+    fits = len(shape) == 4 and shape[3] == 3 if key.endswith("frames") else len(shape) == 2
+    if not fits or 0 in shape or dtype.name not in form:
+        raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {form}")
     return int(shape[0])

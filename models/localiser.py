@@ -22,15 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from datasets.audio import (
-    AudioConfig,
-    SegmentConfig,
-    SpectrogramConfig,
-    fit_window,
-    is_silent,
-    load_waveform,
-    resample,
-)
+from datasets.audio import AudioWindow, fit_window, is_silent, load_waveform, resample
 from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
 from datasets.video import open_video, read_frames, read_sound, sound_around, write_video
@@ -88,7 +80,8 @@ class Localiser:
 
     model: Any
     """SSLTIE, SSPL or PeerLocaliser"""
-    audio: AudioConfig | SegmentConfig | SpectrogramConfig
+    audio: AudioWindow
+    """what the model hears"""
     frame: FrameConfig
     checkpoint: Checkpoint
     """what the file says of the model"""
@@ -96,18 +89,9 @@ class Localiser:
     """how pictures become square"""
 
     @property
-    def device(self) -> torch.device:
-        """Where the model's weights are."""
-        return next(self.model.parameters()).device
-
-    @property
     def geometry(self) -> FrameGeometry:
         """From a picture of any size to the square that the model sees."""
         return FrameGeometry(self.frame.frame_size, self.frame_geometry)
-
-    def square_in(self, width: int, height: int) -> Square:
-        """Return where the model looks in a picture of that size."""
-        return Square(*self.geometry.square_in(width, height))
 
     def __call__(
         self,
@@ -123,28 +107,32 @@ class Localiser:
                 method hears is taken, as in a test: short sounds are repeated.
 
         Raises:
-            FileNotFoundError: a file is not there.
             ValueError: a file cannot be read, or an array has another shape or type.
         """
         image, waveform = _as_picture(picture), self._as_waveform(sound)
-        similarity_map = None
-        if not is_silent(waveform):
-            (similarity_map,) = self.similarity_maps([image], self.sound_features([waveform]))
-        return HeatMap(np.asarray(image), similarity_map, self.square_in(*image.size))
+        maps = (
+            [None]
+            if is_silent(waveform)
+            else self._similarity_maps([image], self._sound_features([waveform]))
+        )
+        return HeatMap(np.asarray(image), maps[0], Square(*self.geometry.square_in(*image.size)))
 
     @torch.inference_mode()
-    def sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Encode windows (L,) of sound, one row each, for `similarity_maps`."""
-        return self.model.sound_features(self.model.front_end(torch.stack(tuple(waveforms)).to(self.device)))
+    def _sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Encode windows (L,) of sound, one row each."""
+        sounds = torch.stack(tuple(waveforms)).to(self._device)  # (B, L)
+        return self.model.sound_features(self.model.front_end(sounds))
 
     @torch.inference_mode()
-    def similarity_maps(
-        self, pictures: Sequence[Image.Image], sounds: Sequence[Tensor] | Tensor
-    ) -> NDArray[np.float32]:
-        """Compare B pictures with as many rows of `sound_features`: (B, h, w)."""
+    def _similarity_maps(self, pictures: Sequence[Image.Image], sounds: Sequence[Tensor] | Tensor) -> Any:  # noqa: ANN401
+        """Compare B pictures with as many rows of `_sound_features`: float32 (B, h, w)."""
         squares = torch.stack([to_tensor(self.geometry.apply_to_frame(picture)) for picture in pictures])
-        visual = self.model.visual_features(normalise(as_float(squares.to(self.device))))
+        visual = self.model.visual_features(normalise(as_float(squares.to(self._device))))  # of (B, 3, S, S)
         return self.model.compare(visual, torch.stack(tuple(sounds))).float().cpu().numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def video(
         self,
@@ -169,8 +157,8 @@ class Localiser:
             seconds, picture uint8 RGB (H, W, 3), similarity map (h, w) or None where the sound is silent.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UnusableVideoError: it is no video, lacks pictures or sound, or breaks on the way.
+            FileNotFoundError, UnusableVideoError: there is no such file, it is no video, lacks pictures or
+                sound, or breaks on the way.
         """
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
@@ -183,10 +171,10 @@ class Localiser:
             heard = [moment for moment, window in new.items() if not is_silent(window)]
             rows = {moment: rows.get(moment) for moment in moments}
             if heard:
-                rows |= zip(heard, self.sound_features([new[moment] for moment in heard]), strict=True)
+                rows |= zip(heard, self._sound_features([new[moment] for moment in heard]), strict=True)
             pairs = [(Image.fromarray(p), rows[m]) for (_, p), m in zip(batch, moments, strict=True)]
             pairs = [(picture, row) for picture, row in pairs if row is not None]
-            maps = iter(self.similarity_maps(*zip(*pairs, strict=True)) if pairs else ())
+            maps = iter(self._similarity_maps(*zip(*pairs, strict=True)) if pairs else ())
             for (seconds, picture), moment in zip(batch, moments, strict=True):
                 current = None if rows[moment] is None else next(maps)
                 if mean is None or current is None or smoothing == 0:
@@ -199,7 +187,7 @@ class Localiser:
     def _as_waveform(self, sound: Any) -> Tensor:  # noqa: ANN401 - see __call__
         """Return the method's window of the sound, (L,)."""
         if isinstance(sound, str | Path):
-            return load_waveform(_existing(sound), self.audio)
+            return load_waveform(Path(sound), self.audio)
         samples, rate = sound if isinstance(sound, tuple) else (sound, self.audio.sample_rate)
         samples = torch.as_tensor(samples).cpu()
         if not samples.is_floating_point() or samples.ndim not in (1, 2) or not samples.numel():
@@ -214,10 +202,10 @@ class Localiser:
 
 
 class VideoResult(NamedTuple):
-    """What `localise_video` wrote."""
+    """What `localise_video` wrote: files, number of pictures, and seconds at which the last one ends."""
 
     frames: int
-    seconds: float  # when the last picture ends
+    seconds: float
     silent_frames: int  # pictures around which the sound is silent: nothing is drawn on them
     output: Path
     contact_sheet: Path
@@ -254,17 +242,17 @@ def localise_video(
     max_seconds = options.get("max_seconds")
     until = min(filter(None, (max_seconds, announced)), default=None)
     expected = None if until is None else round(until * rate)
-    sheet, lines, times, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], [0.0], 0
+    sheet, lines, end, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], 0.0, 0
 
     def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        nonlocal num_silent
+        nonlocal end, num_silent
         for seconds, picture, similarity_map in localiser.video(source, **options):
-            heat = HeatMap(picture, similarity_map, localiser.square_in(picture.shape[1], picture.shape[0]))
+            square = Square(*localiser.geometry.square_in(picture.shape[1], picture.shape[0]))
+            heat = HeatMap(picture, similarity_map, square)
             drawing = heat.overlay(opacity=opacity, box=box)
             sheet.add(drawing, seconds)
             lines.append(f"{seconds:.6f},{format_peak(heat.peak)}")
-            times.append(seconds)
-            num_silent += similarity_map is None
+            end, num_silent = seconds + float(1 / rate), num_silent + (similarity_map is None)
             on_progress(len(lines) - 1, expected)
             yield seconds, drawing
 
@@ -276,25 +264,18 @@ def localise_video(
         write_video(video_file, drawn(), source, max_seconds=max_seconds)
         sheet_file.write_bytes(encode_png(sheet.draw()))
         peaks_file.write_text("\n".join(lines) + "\n")
-    end = times[-1] + float(1 / rate)
     return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
 
 
 def _as_picture(picture: Any) -> Image.Image:  # noqa: ANN401 - see Localiser.__call__
     if isinstance(picture, str | Path):
-        picture = read_frame(_existing(picture))
+        picture = read_frame(Path(picture))
     if isinstance(picture, Image.Image):
         return ImageOps.exif_transpose(picture).convert("RGB")  # as the camera was held
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"Expected a picture of uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}.")
     return Image.fromarray(pixels)
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    return Path(path)
 
 
 def load_localiser(

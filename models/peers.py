@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
-from datasets.augmentation import as_float, normalise
+from datasets.frames import FrameConfig
 from models.encoders import ResNet18Encoder, global_max_pool, similarity_map
+from models.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +50,16 @@ PEERS: dict[str, PeerConfig] = {
 }
 
 
-class PeerLocaliser(nn.Module):
-    """Two encoders and P pairs of projections; P = 1 stands for none below."""
+class PeerLocaliser(Method):
+    """Two encoders and P pairs of projections; P = 1 stands for none below. It is scored, never trained."""
 
     def __init__(self, config: PeerConfig, audio: SpectrogramConfig | None = None) -> None:
-        super().__init__()
+        super().__init__(audio or config.audio(), FrameConfig())
         width = ResNet18Encoder.embedding_size
         self.imgnet = ResNet18Encoder(3, last_stride=config.last_stride)
         self.audnet = ResNet18Encoder(1, last_stride=config.last_stride)
         self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(config.num_projections))
         self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in range(config.num_projections))
-        self.front_end = (audio or config.audio()).build_front_end()  # without weights
-
-    @torch.no_grad()
-    def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise frames, uint8 (B, 3, H, W), and turn waveforms (B, L) into log-spectrograms."""
-        return normalise(as_float(frames)), self.front_end(waveforms)  # (B, 3, H, W), (B, 1, F, T)
 
     def visual_features(self, frames: Tensor) -> Tensor:
         """Encode normalised frames (B, 3, H, W) -> (B, P, 512, h, w), unit norm; h = H/16 or H/32."""
@@ -83,10 +78,6 @@ class PeerLocaliser(nn.Module):
         pairs = zip(visual.unbind(dim=1), sound.unbind(dim=1), strict=True)
         maps = [similarity_map(frames, sounds) for frames, sounds in pairs]  # P of (B, h, w)
         return torch.stack(maps).mean(dim=0)
-
-    def localise(self, frames: Tensor, log_spectrogram: Tensor) -> Tensor:
-        """Similarity map (B, h, w) in [-1, 1] of each frame with its own sound."""
-        return self.compare(self.visual_features(frames), self.sound_features(log_spectrogram))
 
 
 class ObjectPrior(nn.Module):

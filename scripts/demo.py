@@ -118,13 +118,7 @@ def load_once(path: Path, changed_at: int, device: str) -> Localiser:
 
 
 def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[Any, str]:  # noqa: C901, PLR0915
-    """Build and serve the page; return it and its address.
-
-    Args:
-        options: of the program, with absolute paths.
-        uploads: folder of uploads and results.
-        examples: folder to copy the examples into.
-    """
+    """Build and serve the page, with folders of uploads and of copied examples; return it and its address."""
     gr: Any = import_module("gradio")  # not above: it reads its settings from the environment now
 
     def refusal(words: str) -> Exception:
@@ -274,8 +268,9 @@ def serve(options: DemoOptions) -> int:
         signal.signal(number, lambda *_: stopped.set())
     if options.host not in LOOPBACK:
         logger.warning("%s: who reaches this computer can use the page, without password.", options.host)
-    folders = [name for name in ("checkpoints", "runs", "examples") if getattr(options, name) is not None]
-    paths = {name: getattr(options, name).resolve() for name in folders}
+    paths: dict[str, Any] = {
+        name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
+    }
     use_full_float32()
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
         uploads, examples = Path(name).resolve() / "uploads", Path(name).resolve() / "examples"

@@ -1,6 +1,5 @@
 """A headless Chromium, driven through its DevTools protocol."""
 
-import base64
 import itertools
 import json
 import shutil
@@ -12,9 +11,7 @@ from contextlib import contextmanager
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
     "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
     "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0",
-    "--window-size=1300,1200",
 )  # fmt: skip
 SECONDS = 90
 
@@ -63,10 +60,6 @@ class Tab:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
-
-    def save_screenshot(self, path):
-        picture = self.call("Page.captureScreenshot", format="png")["data"]
-        path.write_bytes(base64.b64decode(picture))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,12 +25,13 @@ import torch
 from chromium import find_chromium, open_tab
 from command_line import ENVIRONMENT, ROOT, free_port
 from conftest import RATE, draw_frame, tone
+from localiser_inputs import checkpoint_of
 from PIL import Image
 from video_inputs import make_video
 
 from models import build_localiser
 from scripts import demo
-from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.checkpoint import save_checkpoint
 
 needs_page = pytest.mark.skipif(find_spec("gradio") is None, reason="requirements-demo.txt is not installed")
 needs_browser = pytest.mark.skipif(
@@ -78,13 +78,6 @@ def test_examples_are_the_user_s_own_or_a_stamps_set_s(tmp_path):
         (stamps / "VGGSound_test" / "audio" / f"{name}.wav").touch()
     videos, pairs = demo.copy_examples(stamps, folder)
     assert videos == [] and pairs[1] == [str(folder / "b.jpg"), str(folder / "b.wav")]
-
-
-@pytest.mark.parametrize("name", ["max_mb", "max_seconds", "max_waiting", "port"])
-def test_limits_that_let_nothing_through_are_refused(name):
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be"):
-        demo.DemoOptions(**{name: 0})
-    assert demo.DemoOptions().host == "127.0.0.1"
 
 
 # With the page
@@ -140,14 +133,7 @@ def as_file(path):
 
 def save_model(path, seed):
     torch.manual_seed(seed)
-    checkpoint = Checkpoint(
-        method="ssl_tie",
-        method_config={},
-        audio_config={"window_seconds": 1.0, "fft_size": 256, "hop_length": 200, "mel_bins": 32},
-        frame_config={"frame_size": 96},
-        state_dict=build_localiser("ssl_tie", {}).state_dict(),
-    )
-    save_checkpoint(path, checkpoint)
+    save_checkpoint(path, checkpoint_of("ssl_tie", build_localiser("ssl_tie", {}).state_dict()))
 
 
 def start_page(*arguments):
@@ -236,21 +222,22 @@ def test_a_picture_and_a_sound(server, tmp_path):
 
 
 @needs_page
-def test_what_is_wrong_is_said_on_the_page(server):
-    upload = server.upload("clip.mp4", b"this is no video")
-    event, data = server.ask("localise_video", ["one.pth"], False, as_file(upload), 0)
-    assert event == "error" and data["error"].startswith("clip.mp4")
-    assert str(Path(upload).parent) not in data["error"]
-    event, data = server.ask("localise_video", ["one.pth"], False, None, 0)
-    assert event == "error" and "Upload or record first" in data["error"]
-    event, data = server.ask("localise_picture", ["one.pth"], False, None, None)
-    assert event == "error" and "Upload or record first" in data["error"]
-    event, _ = server.ask("localise_video", ["../x.pth"], False, as_file(upload), 0)
-    assert event == "error"
-
-
-@needs_page
-def test_uploads_have_a_largest_size(server):
+def test_what_is_wrong_is_said_on_the_page(server, tmp_path):
+    Image.new("1", (5_001, 5_000)).save(tmp_path / "large.png")
+    upload, large, sound = (as_file(server.upload(name, content)) for name, content in (
+        ("clip.mp4", b"this is no video"), ("large.png", (tmp_path / "large.png").read_bytes()),
+        ("a.wav", server.sound.read_bytes()),
+    ))  # fmt: skip
+    for name, values, words in (
+        ("localise_video", (["one.pth"], False, upload, 0), "clip.mp4"),
+        ("localise_video", (["one.pth"], False, None, 0), "Upload or record first"),
+        ("localise_picture", (["one.pth"], False, None, None), "Upload or record first"),
+        ("localise_picture", (["one.pth"], False, large, sound), "at most 25 million"),
+        ("localise_video", (["../x.pth"], False, upload, 0), ""),
+    ):
+        event, data = server.ask(name, *values)
+        assert event == "error" and words in str(data)
+        assert str(Path(upload["path"]).parent) not in str(data)
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.upload("large.mp4", bytes(5_100_000))
     assert refused.value.code == 413
@@ -298,18 +285,7 @@ def test_an_upload_that_names_a_file_does_not_show_it(server):
     ):
         upload = server.upload(name, content.encode())
         event, data = server.ask("localise_video", ["one.pth"], False, as_file(upload), 0)
-        assert event == "error", name
-        assert f"{name} cannot be read" in data["error"]
-
-
-@needs_page
-def test_a_picture_s_size_has_a_limit(server, tmp_path):
-    Image.new("1", (5_001, 5_000)).save(tmp_path / "large.png")
-    sound = server.upload("a.wav", server.sound.read_bytes())
-    large = server.upload("large.png", (tmp_path / "large.png").read_bytes())
-    files = map(as_file, (large, sound))
-    event, data = server.ask("localise_picture", ["one.pth"], False, *files)
-    assert event == "error" and "at most 25 million" in data["error"]
+        assert event == "error" and f"{name} cannot be read" in data["error"]
 
 
 @needs_page
@@ -365,20 +341,8 @@ def test_a_visitor_uploads_waits_and_sees_the_result(server, tmp_path):
         tab.evaluate("document.querySelector('#localise_video').click()")
         for name in ("video_first", "video_second"):
             tab.wait_for(f"(document.querySelector('#{name} video') || {{}}).readyState >= 2")
-        played = tab.evaluate(
-            """(async () => {
-                const video = document.querySelector('#video_second video');
-                video.muted = true;
-                await video.play();
-                await new Promise(done => video.ontimeupdate = () =>
-                    video.currentTime > 0.2 && done());
-                return [video.duration, video.videoWidth, video.videoHeight];
-            })()"""
-        )
-        assert played[0] == pytest.approx(2, abs=0.2) and played[1:] == [160, 120]
         words = tab.evaluate("document.querySelector('#video_words').innerText")
         assert "one.pth: " in words and "two.pth: " in words
-        tab.save_screenshot(Path(os.environ.get("VSSL_SCREENSHOT", tmp_path / "page.png")))
         hosts = {urllib.parse.urlparse(a).netloc for a in tab.addresses if a.startswith("http")}
         assert hosts == {f"127.0.0.1:{server.port}"}  # no font, script or counter from elsewhere
 

@@ -18,7 +18,7 @@ from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import close_files, undo_levelling
-from datasets.loaders import SeededBatches, build_test_loader, build_train_loader
+from datasets.loaders import build_test_loader
 from utils.files import BrokenFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,9 +252,8 @@ def numbered(*numbers):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (rename("h5py_train_audios_10k.h5", "audios.h5"), "no h5py_train_audios_10k.h5 beside"),
-        (rewrite("audios", lambda a: a[:3]), "audios_10k.h5 3, .*frames_10k.h5 5"),
-        (rewrite("spects", lambda a: a[:4]), "spects_10k.h5 4"),
+        (rename("h5py_train_audios_10k.h5", "audios.h5"), "no h5py_train_audios_10k.h5"),
+        (rewrite("audios", lambda a: a[:3]), "frames_10k.h5 holds 5 and .*audios_10k.h5 3"),
         (rewrite("frames", lambda a: a.transpose(0, 3, 1, 2)), "expected .N, 256, 256, 3"),
         (rewrite("frames", lambda a: a.astype(np.int64)), "int64, expected"),
         (rewrite("audios", lambda a: a.astype(np.float64)), "float64, expected"),
@@ -294,19 +293,12 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
     assert isinstance(clips[2], BrokenClip)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_read_what_this_process_reads(training_files, num_workers):
+def test_workers_read_what_this_process_reads(training_files):
     clips = as_clips(build_clips("flickr", training_files[0], clip_list=None))
     expected = [clips[i] for i in range(NUM_CLIPS)]  # the files are open now
-    loader = build_test_loader(clips, batch_size=2, num_workers=num_workers, pin_memory=False)
+    loader = build_test_loader(clips, batch_size=2, num_workers=2, pin_memory=False)
     frames = torch.cat([batch.frames for batch in loader])
     assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))
-    batches = SeededBatches(NUM_CLIPS, 2, seed=0)
-    train = build_train_loader(clips, batches, num_workers=num_workers, pin_memory=False)
-    for _ in range(2):
-        for batch in train:
-            for clip_id, waveform in zip(batch.clip_ids, batch.waveforms, strict=True):
-                assert torch.equal(waveform, expected[int(clip_id[4:])].waveform)
 
 
 def test_no_open_file_crosses_a_fork(training_files):

@@ -228,8 +228,7 @@ def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--object-prior", "1.5"], "--object-prior must be from 0 to 1"),
-        (["--object-prior", "nan"], "--object-prior must be from 0 to 1"),
+        (["--object-prior", "1.5"], "--object-prior must be at least 0 and at most 1"),
         (["--object-prior-weights", "x.pth"], "--object-prior-weights needs --object-prior"),
     ],
 )

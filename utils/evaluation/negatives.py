@@ -85,12 +85,9 @@ def scenes_of(
 ) -> dict[str, Scene]:
     """Find which sounds are right for which frames; no sound of the same picture is off-screen.
 
-    Args:
-        clips: with clip_id, sound, scene (clips with the same picture share it) and pair_key (what the
-            clips of a pair have in common; their ids are <first>_<second>_…_<class of the sound>).
-        classes: of the clips, by id; None: not known.
-        off_screen: "other_class": sounds of another class; "any": of another file, which may by
-            chance be of the same class.
+    Clips with the same picture share a scene, those of a pair a pair_key; ids of these are
+    <first>_<second>_…_<class of the sound>. Off-screen are sounds of another class, or of "any"
+    other file, which may by chance be of the same class.
     """
     if off_screen == "any":
         sounds = [str(clip.sound) for clip in clips]
@@ -174,8 +171,8 @@ def evaluate_negatives(
     """Score a model with every kind of sound; processes share the clips, and all get the result.
 
     Args:
-        model: in evaluation mode, with prepare, visual_features, sound_features and compare.
-        read: decodes this process's clips in batches, "both" or their "frames"; only some, or all.
+        model: in evaluation mode.
+        read: decodes this process's clips in batches, "both" or their "frames"; all, or only some.
         scenes: of all clips, by id.
         num_seeds: R, draws of the noise and of the off-screen sound of each clip.
         num_samples: L, of silence and noise.
@@ -249,12 +246,8 @@ def score_maps(
 ) -> tuple[ClipArrays, float]:
     """Score every map of all processes under one threshold, see `evaluate_negatives`.
 
-    Args:
-        cosines: maps of this process's clips, (N, 1 or R, h, w) by kind of sound.
-        truths: their ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
-        device: to compute on.
-        half_cosine: scale of the similarity.
-        threshold: None: the universal one.
+    `cosines` are this process's maps (N, 1 or R, h, w) by kind of sound; `truths` the clips'
+    ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
     """
 
     def upsampled(chosen: slice) -> dict[str, Tensor]:
@@ -320,14 +313,11 @@ def universal_threshold(maxima: Sequence[NDArray[np.float64]]) -> float:
 
 
 def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Measure how large masks are, and how much those of two kinds have in common.
-
-    Args:
-        masks: by kind, (B, 1 or R, M, M) bool; one mask is compared with each of R.
+    """Measure how large masks (B, 1 or R, M, M) are, and how much those of two kinds have in common.
 
     Returns:
-        float64 in [0, 1]: `area:<kind>` (B, 1 or R) share of predicted pixels, pIA, and
-        `iou:<kind>~<kind>` (B, 1 or R) of each of PAIRS, 1 where both masks are empty.
+        float64 (B, 1 or R) in [0, 1]: `area:<kind>` share of predicted pixels, pIA, and
+        `iou:<kind>~<kind>` of each of PAIRS, 1 where both masks are empty.
     """
     flat = torch.cat(list(masks.values()), dim=1).flatten(-2).float()  # (B, K, M * M)
     shared = (flat @ flat.mT).double()  # (B, K, K) numbers of pixels, which float32 adds up exactly
@@ -401,7 +391,8 @@ def score_table(scores: ClipArrays) -> "pd.DataFrame":
 
     def resampled(repeats: NDArray[np.int64]) -> list[float]:
         means = np.split(repeats @ matrix / len(matrix), ends)
-        return [float(values.mean()) for values in numbers_of(dict(zip(scores, means, strict=True))).values()]
+        numbers = numbers_of(dict(zip(scores, means, strict=True))).values()
+        return [round(float(values.mean()), 9) for values in numbers]  # another order of sums is no spread
 
     means = {name: values.mean(axis=0) for name, values in scores.items()}
     numbers = numbers_of(means)

@@ -77,14 +77,7 @@ def embed_clips(
     num_clips: int,
     image_pooling: str | None,
 ) -> Embeddings:
-    """Embed clips, decoded in batches.
-
-    Args:
-        model: in evaluation mode, with prepare, embed_audio and embed_frames.
-        batches: decoded clips, each exactly once.
-        num_clips: most clips that come.
-        image_pooling: how a frame's map becomes its embedding; None: sounds only.
-    """
+    """Embed decoded clips, at most num_clips; image_pooling None: their sounds only."""
     if not hasattr(model, "embed_audio"):
         raise ValueError(f"{type(model).__name__} has no embeddings for retrieval.")
     clip_ids: list[str] = []
@@ -235,10 +228,7 @@ def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def check_request(num_clips: int, directions: Sequence[str], ks: Sequence[int], *, labelled: bool) -> None:
     """Refuse as many neighbours as clips, and sounds to be found by sounds without classes."""
     if ks[-1] >= num_clips:
-        raise ValueError(
-            f"--ks {ks[-1]}: of {num_clips} clips, each has {num_clips - 1} others. Take smaller "
-            "numbers, or more clips."
-        )
+        raise ValueError(f"--ks {ks[-1]}: of {num_clips} clips, each has {num_clips - 1} others. Take fewer.")
     if not labelled and "audio_to_audio" in directions:
         raise ValueError(
             "audio_to_audio is scored by class only: name the classes with --labels, or choose "
@@ -255,15 +245,7 @@ def evaluate_retrieval(
     device: torch.device | None = None,
     on_queries: Callable[[int], object] | None = None,
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """Score retrieval in each direction; see `check_request`.
-
-    Args:
-        embeddings: of N clips.
-        labels: class of each clip; None: only R@k, between the modalities.
-        directions: keys of DIRECTIONS.
-        ks: numbers of neighbours, ascending.
-        device: to compute on; None: the CPU.
-        on_queries: called with the number of queries done since the last call.
+    """Score retrieval in some of DIRECTIONS; labels are the clips' classes, None: only R@k.
 
     Returns:
         a row for each direction and query: direction, clip_id, label, own_rank (of the other half

@@ -149,7 +149,8 @@ def take_step(model, inputs, world_size):
         "loss": output.loss.detach(),
         "terms": output.terms,
         "gradients": {n: p.grad for n, p in model.named_parameters() if p.requires_grad},
-        "buffers": dict(model.named_buffers()),
+        # Not those of the front end, which are in no checkpoint and here not even filled.
+        "buffers": {n: buffer for n, buffer in model.named_buffers() if n in model.state_dict()},
         "maps": output.similarity_map,
     }
 

@@ -258,14 +258,10 @@ class TrainingRun:
         log_every: int,
         diagnose: Callable[[Mapping[str, float]], str | None],
     ) -> None:
-        """Make the folder and open the logs.
+        """Make the folder, write options and the listed clips that are missing, and open the logs.
 
-        Args:
-            options: of the run, as plain values.
-            missing: listed training clips that are not trained on, with the reason.
-            steps_per_epoch: full batches in an epoch.
-            log_every: steps between two TensorBoard entries.
-            diagnose: mean terms of some steps -> a warning about them, or None.
+        TensorBoard gets an entry every `log_every` steps; `diagnose` gets their mean losses, by name, and may
+        return a warning.
         """
         self.diagnose, self.steps_per_epoch, self.log_every = diagnose, steps_per_epoch, log_every
         if not is_main_process():
@@ -321,11 +317,7 @@ class TrainingRun:
             self.broken[clip.clip_id] = clip.reason
 
     def note_step(self, loss: Tensor, terms: Mapping[str, Tensor], clip_ids: tuple[str, ...]) -> None:
-        """Count a finished step of these clips: its loss and its terms, scalars by name.
-
-        Raises:
-            FloatingPointError: a loss is not finite; nothing is saved from there on.
-        """
+        """Count a finished step of these clips; a loss that is not finite raises FloatingPointError."""
         self.step += 1
         self._recent.append((self.step, clip_ids, {"loss": loss.detach(), **terms}))
         if self.step % self.log_every == 0 or self.step == self.steps_per_epoch:
@@ -397,9 +389,6 @@ class TrainingRun:
     def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
         """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far.
 
-        Args:
-            scores: of the validation, by name; None without one.
-
         Raises:
             ValueError: no step could be made, as no clip can be decoded.
         """
@@ -432,12 +421,9 @@ class TrainingRun:
         return is_best
 
     def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Refuse weights that no run can go on from, before they are scored or saved.
+        """Raise FloatingPointError for weights that no run can go on from, before they are scored or saved.
 
         A step's loss is that before the step, so that it does not show what the step has done.
-
-        Raises:
-            FloatingPointError: a number is not finite.
         """
         self._log_recent()  # a loss that is not finite is found here, and says more
         broken = find_non_finite(state_dict)
@@ -449,12 +435,7 @@ class TrainingRun:
             )
 
     def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
-        """Write last.pth, and best.pth where the epoch is the best on a benchmark's clips.
-
-        Args:
-            checkpoint: of now.
-            best_on: the benchmark and its clips; None if the epoch is not the best.
-        """
+        """Write last.pth, and best.pth of the best epoch: `best_on` names the benchmark and its clips."""
         if best_on is not None:
             checkpoint.selection = {"kind": "best", **best_on}
             # First: last.pth knows the best score, so that after a crash between the two best.pth would

@@ -8,13 +8,13 @@ n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
 
 import logging
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import av.error
@@ -23,7 +23,6 @@ import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,13 +36,11 @@ VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .
 # FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
 # out: they make FFmpeg read other files, so that an upload could show any video of the demo's computer.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm"
+INDEXED_FORMATS = ("mov", "matroska")  # begin of the names of those with an index of key frames
 FRAME_RATE = 25  # frames per second of the numbering
 # Holes in the sound's time stamps are filled with silence; less is rounding, more is a jump of the clock.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
 CUT_OFF_SECONDS = 0.5  # a file that ends this much before its announced end was cut off; less is rounding
-# Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
-# within one temporal layer only; the other codecs have no such mark.
-SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
 
@@ -52,21 +49,19 @@ Picture = NDArray[np.uint8]
 
 
 class UnusableVideoError(BrokenFileError):
-    """A video that has no pictures, no sound, or cannot be decoded."""
+    """A video that has no pictures, no sound, or cannot be decoded.
+
+    `kind` is what failures are counted by: no_video_stream, no_audio_stream, silent, truncated, too_short or
+    unreadable.
+    """
 
     def __init__(self, path: Path, reason: str, kind: str = "unreadable") -> None:
-        """Keep words for the user, and for counting a kind.
-
-        Args:
-            path: of the video.
-            reason: what was found and what was expected.
-            kind: no_video_stream, no_audio_stream, silent, truncated, too_short or unreadable.
-        """
         super().__init__(path, reason)
         self.kind = kind
 
 
-class Video(NamedTuple):
+@dataclass
+class Video:
     """An open video."""
 
     container: InputContainer
@@ -80,6 +75,28 @@ class Video(NamedTuple):
     """usual number of pictures a second"""
     seconds: float | None
     """where pictures and sound end; None: the file does not tell"""
+    end: float = 0.0
+    """where what `shown_frames` has read so far ends, seconds"""
+
+    def shown_frames(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Decode pictures in the order of showing, with the second at which each is shown."""
+        decoding_stamps: list[int] = []
+        num_frames = 0
+        for packet in self.container.demux(self.pictures, self.sound):
+            if packet.pts is not None:
+                packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base - self.begin
+                self.end = max(self.end, float(packet_end))
+            if packet.stream.index != self.pictures.index:  # not stream_index, which is 0 at the end
+                continue
+            if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
+                decoding_stamps.append(packet.dts)
+            for frame in self.pictures.decode(packet):
+                stamp = frame.pts
+                # AVI does not tell the order of showing: the k-th picture takes the k-th packet's stamp.
+                if stamp is None or self.container.format.name == "avi":
+                    stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
+                num_frames += 1
+                yield stamp * self.tick - self.begin, frame
 
 
 @contextmanager
@@ -92,20 +109,19 @@ def open_video(path: Path) -> Iterator[Video]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"No video at {path}: there is no such file.")
+    options = {"format_whitelist": FORMATS}
     try:
         # A title in another encoding than UTF-8 is no reason to refuse a video.
-        with av.open(
-            str(path), metadata_errors="replace", options={"format_whitelist": FORMATS}
-        ) as container:
+        with av.open(str(path), metadata_errors="replace", options=options) as container:
             # The cover of a music file is a video stream too.
             moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            sounds, kinds = container.streams.audio, ("no_video_stream", "no_audio_stream")
-            for kind, streams, words in zip(
-                kinds, (moving, sounds), ("moving picture", "sound"), strict=True
+            for streams, words, kind in (
+                (moving, "moving picture", "no_video_stream"),
+                (container.streams.audio, "sound", "no_audio_stream"),
             ):
                 if not streams:
-                    advice = "for a picture and a sound there is test.py image"
-                    raise UnusableVideoError(path, f"the file has no {words}; {advice}", kind)
+                    reason = f"the file has no {words}; for a picture and a sound there is test.py image"
+                    raise UnusableVideoError(path, reason, kind)
                 if streams[0].codec_context is None:
                     raise UnusableVideoError(path, f"there is no decoder for its {words}")
             begin, seconds = Fraction(container.start_time or 0, av.time_base), None
@@ -117,13 +133,12 @@ def open_video(path: Path) -> Iterator[Video]:
             rate = moving[0].average_rate
             rate = rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
             tick = moving[0].time_base or Fraction(1, FRAME_RATE)
-            yield Video(container, moving[0], sounds[0], tick, begin, rate, seconds)
+            yield Video(container, moving[0], container.streams.audio[0], tick, begin, rate, seconds)
     except av.error.ArgumentError as error:
-        words = "MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, ASF, Ogg …"
         raise UnusableVideoError(
             path,
-            f"it is not of a format that is read here ({words}); what only names other files, as playlists "
-            "do, is not, and for a picture there is test.py image",
+            "it is not of a format that is read here (MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, ASF, Ogg …); "
+            "what only names other files, as playlists do, is not, and for a picture there is test.py image",
         ) from error
     except BrokenFileError:
         raise
@@ -152,21 +167,11 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
         FileNotFoundError: there is no such file.
         UnusableVideoError: it breaks on the way, after the pictures before that, or has no picture.
     """
-    last, end, size, num_damaged = -1.0, 0.0, None, 0
+    last, size, num_damaged = -1.0, None, 0
     with open_video(path) as video:
-        announced, stream = video.seconds, video.pictures
-        stream.thread_type, stream.codec_context.thread_count = "AUTO", 0  # one video, all cores
-
-        def picture_packets() -> Iterator[av.Packet]:
-            nonlocal end
-            for packet in video.container.demux(stream, video.sound):
-                if packet.pts is not None:
-                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    end = max(end, float(packet_end - video.begin))
-                if packet.stream_index == stream.index:
-                    yield packet
-
-        for moment, frame in _shown_frames(video, picture_packets()):
+        announced = video.seconds
+        video.pictures.thread_type, video.pictures.codec_context.thread_count = "AUTO", 0  # all cores
+        for moment, frame in video.shown_frames():
             seconds = float(moment)
             if max_seconds is not None and seconds >= max_seconds:
                 announced = None
@@ -175,32 +180,14 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
                 continue  # before the clip, or on screen for no time
             last = seconds
             num_damaged += frame.is_corrupt
-            size = size or _natural_size(frame, stream)
+            size = size or _natural_size(frame, video.pictures)
             yield seconds, _upright(frame, size)
     if size is None:
         raise UnusableVideoError(path, "no picture came out of the decoder")
     if num_damaged:
-        logger.warning(
-            "%s: %d pictures are damaged, and shown as far as they are decoded.", path, num_damaged
-        )
-    if announced is not None and end < announced - CUT_OFF_SECONDS:
-        logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, end)
-
-
-def _shown_frames(video: Video, packets: Iterable[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Decode pictures in the order of showing, with the second at which each is shown."""
-    decoding_stamps: list[int] = []
-    num_frames = 0
-    for packet in packets:
-        if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
-            decoding_stamps.append(packet.dts)
-        for frame in packet.decode():
-            stamp = frame.pts
-            # AVI does not tell the order of showing: the k-th picture takes the k-th packet's stamp.
-            if stamp is None or video.container.format.name == "avi":
-                stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
-            num_frames += 1
-            yield stamp * video.tick - video.begin, frame
+        logger.warning("%s: %d pictures are damaged, and shown as far as decoded.", path, num_damaged)
+    if announced is not None and video.end < announced - CUT_OFF_SECONDS:
+        logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, video.end)
 
 
 def _natural_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
@@ -215,17 +202,10 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
     return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
 
 
-# ---------------------------------------------------------------------- numbered frames, few pictures decoded
-
-
 def read_numbered_frames(
     path: Path, numbers: Sequence[int], *, needed: int, frame_size: int, squash: bool = True
 ) -> dict[int, Picture]:
-    """Read frames by their number, decoding as few pictures as possible.
-
-    Decoded are the pictures from the key frame before the first wanted frame to the last wanted frame and,
-    where the codec marks them, no others that no picture refers to. Files whose packets do not tell when they
-    are shown are decoded from the beginning.
+    """Read frames by their number, decoding from the last key frame before them where the file has an index.
 
     Args:
         path: of the video.
@@ -238,91 +218,47 @@ def read_numbered_frames(
         number -> uint8 RGB (H, W, 3), upright.
 
     Raises:
+        FileNotFoundError: there is no such file.
         UnusableVideoError: it is too short, cannot be decoded, or a picture that is needed is damaged.
     """
-
-    def render(frame: av.VideoFrame) -> Picture:
-        if frame.is_corrupt:
-            raise UnusableVideoError(path, "a picture that is needed is damaged")
-        width, height = _natural_size(frame, video.pictures)
-        scale = frame_size / min(width, height)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return _upright(frame, (frame_size, frame_size) if squash else size)
-
+    moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
+    first = moments[numbers[0]]
     with open_video(path) as video:
-        stream = video.pictures
+        stream, container = video.pictures, video.container
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
-        # The last time stamp before each moment.
-        moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
-        limits = [math.ceil((moment + video.begin) / video.tick) - 1 for moment in moments.values()]
-        packets: list[av.Packet] = []
-        end = 0
-        for packet in video.container.demux(stream):
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if not packet.size or stamp is None:
-                continue
-            end = max(end, stamp + (packet.duration or round(1 / (video.rate * video.tick))))
-            # Nothing is shown before it is decoded: all pictures from here on are too late.
-            if packet.dts is not None and packet.dts > limits[-1]:
+        frames = video.shown_frames()
+        if container.format.name.startswith(INDEXED_FORMATS):
+            container.seek(int((first + video.begin) * av.time_base))
+            # Pictures before the key frame may lack what they refer to.
+            frames = dropwhile(lambda shown: not shown[1].key_frame, frames)
+            key_frame = next(frames, None)
+            if key_frame is not None and key_frame[0] < first:
+                frames = chain([key_frame], frames)
+            else:
+                container.seek(container.start_time or 0)
+                frames = video.shown_frames()
+        # The frame that is shown just before each moment; the first stands in for what precedes it.
+        waiting, shown, end = deque(numbers), None, Fraction(0)
+        pictures: dict[int, Picture] = {}
+        for moment, frame in chain(frames, [(None, None)]):
+            while shown and waiting and moments[waiting[0]] <= (end if moment is None else moment):
+                if shown.is_corrupt:
+                    raise UnusableVideoError(path, "a picture that is needed is damaged")
+                width, height = _natural_size(shown, stream)
+                scale = frame_size / min(width, height)
+                size = (max(1, round(width * scale)), max(1, round(height * scale)))
+                picture = _upright(shown, (frame_size, frame_size) if squash else size)
+                pictures[waiting.popleft()] = picture
+            if frame is None or moment is None or not waiting:
                 break
-            if packet.is_keyframe and packet.pts is not None and packet.pts <= limits[0]:
-                packets.clear()
-            packets.append(packet)
-        if limits[list(numbers).index(needed)] >= end:
-            seconds, at = float(end * video.tick - video.begin), float(moments[needed])
-            words = f"its pictures end at {seconds:.2f} s, frame {needed} is shown at {at:.2f} s"
-            raise UnusableVideoError(path, words, "too_short")
-        limits = [limit for limit in limits if limit < end]
-        if video.container.format.name != "avi":
-            few = _decode_few(stream, packets, limits, render)
-            if few is not None:
-                return dict(zip(numbers, few, strict=False))
-    with open_video(path) as video:
-        frames = _shown_frames(video, video.container.demux(video.pictures))
-        pictures = _choose_frames(frames, {n: moments[n] for n in numbers[: len(limits)]}, render)
-    if needed not in pictures:
+            shown, end = frame, moment + (frame.duration * video.tick or 1 / video.rate)
+    if shown is None:
         raise UnusableVideoError(path, "no picture came out of the decoder")
+    if needed not in pictures:
+        at = float(moments[needed])
+        words = f"its pictures end at {float(end):.2f} s, frame {needed} is shown at {at:.2f} s"
+        raise UnusableVideoError(path, words, "too_short")
     return pictures
-
-
-def _choose_frames(
-    frames: Iterable[tuple[Fraction, av.VideoFrame]],
-    moments: dict[int, Fraction],
-    render: Callable[[av.VideoFrame], Picture],
-) -> dict[int, Picture]:
-    """Render the frame that is shown just before each moment; the first stands in for what precedes it."""
-    waiting, pictures, shown = list(moments), {}, None
-    for moment, frame in chain(frames, [(Fraction(10**9), None)]):
-        while waiting and shown is not None and moment >= moments[waiting[0]]:
-            pictures[waiting.pop(0)] = render(shown)
-        if not waiting:
-            break
-        shown = frame
-    return pictures
-
-
-def _decode_few(
-    stream: VideoStream,
-    packets: list[av.Packet],
-    limits: list[int],
-    render: Callable[[av.VideoFrame], Picture],
-) -> list[Picture] | None:
-    """Decode the picture shown at each time stamp; None if it did not come out of the packets as expected."""
-    stamps = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
-    if not stamps or not packets[0].is_keyframe or any(packet.pts is None for packet in packets):
-        return None
-    wanted = [stamps[max(bisect_right(stamps, limit) - 1, 0)] for limit in limits]
-    final = max(place for place, packet in enumerate(packets) if packet.pts in wanted)
-    context = stream.codec_context
-    context.open(strict=False)  # some decoders would take skip_frame for the whole stream
-    pictures: dict[int, Picture] = {}
-    for packet in [*packets[: final + 1], None]:
-        if packet is not None and context.name in SKIPPING_CODECS:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        for frame in context.decode(packet):
-            if frame.pts in wanted:
-                pictures[frame.pts] = render(frame)
-    return [pictures[stamp] for stamp in wanted] if pictures.keys() == set(wanted) else None
 
 
 # ---------------------------------------------------------------------------------------------------- sound
@@ -355,19 +291,11 @@ def read_sound(
 
 
 def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
-    """Cut the window that a method hears around a moment of a video.
+    """Cut the window (L,) that a method hears around a moment of a video, from its whole sound (L',).
 
     The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
     window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is repeated
     as in a test, and is the same at each moment.
-
-    Args:
-        sound: (L',) at the method's rate, L' at least 1.
-        seconds: the moment.
-        audio: the method's audio configuration.
-
-    Returns:
-        (L,).
     """
     if len(sound) < audio.num_samples:
         return fit_window(sound, audio)
@@ -390,7 +318,7 @@ def _sound_pieces(
     layout: str | None = None,
     refuse_cut_off: bool = False,
 ) -> Generator[NDArray[np.float32], None, None]:
-    """Decode the first sound from time 0 on, without holes: (C, L) each, mixed to a layout if given."""
+    """Decode the first sound from time 0 to `max_seconds`: (C, l) each, mixed to a layout if given."""
     limit = math.inf if max_seconds is None else round(max_seconds * sample_rate)
     place, end = 0, 0.0  # of the next sample that comes out; of what went in, in seconds
     resampler, form = None, None
@@ -407,18 +335,18 @@ def _sound_pieces(
             if resampler is not None and (is_hole or new_form != form):
                 due += _arrays(resampler.resample(None))
                 resampler = None
+            if is_hole:
+                silence = round((seconds - end) * sample_rate)
+                place += min(0, silence)  # the sound begins before the clip
+                due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
+                end = seconds
             if frame is not None:
-                if is_hole:
-                    place = round(seconds * sample_rate) if form is None and seconds < 0 else place
-                    silence = round(seconds * sample_rate) - place - sum(d.shape[1] for d in due)
-                    due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
-                    end = seconds
                 form = new_form
                 resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
                 end += frame.samples / frame.sample_rate
                 frame.pts = None  # the resampler is to count samples, not stamps that are rounded
                 due += _arrays(resampler.resample(frame))
-            for samples in due:
+            for samples in due:  # (C, l)
                 first, last = max(0, -place), min(samples.shape[1], limit - place)
                 place += samples.shape[1]
                 if first < last:
@@ -450,7 +378,7 @@ def write_video(
         path: of the file, whatever its name ends in.
         frames: seconds, rising, and uint8 RGB (H, W, 3), all of one size. An odd side grows by a copy of its
             last line, as H.264 stores colour at half the size.
-        source: the video whose sound, rate and colours are taken.
+        source: the video whose sound and rate are taken.
         max_seconds: where the sound ends; None: at its own end.
 
     Raises:
@@ -458,20 +386,17 @@ def write_video(
         OSError: the file cannot be written.
     """
     with open_video(source) as video:
-        rate, is_bt709 = video.rate, video.pictures.codec_context.colorspace == Colorspace.ITU709
+        rate = video.rate
+    sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, layout="stereo"), 0
     # The index at the beginning lets browsers play before they have the whole file.
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        shown = out.add_stream("libx264", rate=rate)
-        shown.pix_fmt = "yuv420p"
+    with closing(sound), av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
         # Without pictures between later ones (bf 0), no player has to start before time 0.
-        shown.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
-        context = shown.codec_context
+        shown = out.add_stream("libx264", rate, options={"preset": "veryfast", "crf": "20", "bf": "0"})
+        shown.pix_fmt, context = "yuv420p", shown.codec_context
         context.time_base = Fraction(1, CLOCK)
-        if is_bt709:  # as those of HD videos; others are BT.601, without a word
-            context.colorspace = context.color_primaries = context.color_trc = BT709
-            context.color_range = LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
         heard = out.add_stream("aac", SOUND_RATE, layout="stereo")
-        sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, layout="stereo"), 0
 
         def write_sound(until: float) -> None:
             nonlocal place
@@ -481,19 +406,17 @@ def write_video(
                 place += samples.shape[1]
                 out.mux(heard.encode(piece))
 
-        with closing(sound):
-            for seconds, picture in frames:
-                odd = [(0, side % 2) for side in picture.shape[:2]]
-                even = np.pad(picture, (*odd, (0, 0)), "edge") if any(map(any, odd)) else picture
-                if not context.is_open:
-                    shown.height, shown.width = even.shape[:2]
-                frame = av.VideoFrame.from_ndarray(even, "rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709" if is_bt709 else "ITU601")
-                frame.pts, frame.time_base = round(seconds * CLOCK), Fraction(1, CLOCK)
-                out.mux(shown.encode(frame))
-                write_sound(seconds)
-            for packet in shown.encode(None):
-                packet.duration = round(CLOCK / rate)  # counts for the last one only
-                out.mux(packet)
-            write_sound(math.inf)
-            out.mux(heard.encode(None))
+        for seconds, picture in frames:
+            even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], "edge")
+            if not context.is_open:
+                shown.height, shown.width = even.shape[:2]
+            frame = av.VideoFrame.from_ndarray(even, "rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+            frame.pts, frame.time_base = round(seconds * CLOCK), Fraction(1, CLOCK)
+            out.mux(shown.encode(frame))
+            write_sound(seconds)
+        for packet in shown.encode(None):
+            packet.duration = round(CLOCK / rate)  # counts for the last one only
+            out.mux(packet)
+        write_sound(math.inf)
+        out.mux(heard.encode(None))

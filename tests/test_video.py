@@ -12,7 +12,6 @@ import torchaudio
 from PIL import Image
 from video_inputs import AUDIO_RATE, HEIGHT, WIDTH, make_video, number_on, tone
 
-import datasets.video
 from datasets.video import UnusableVideoError, read_numbered_frames, read_sound
 
 SIZE = 48
@@ -69,16 +68,6 @@ def test_the_frame_is_pixel_for_pixel_that_of_a_full_decode(tmp_path, name, numb
     picture = read(path, number)
     np.testing.assert_array_equal(np.asarray(picture), expected.to_ndarray())
     assert number_on(picture) in {number - 1, number - 2}
-
-
-@pytest.mark.parametrize(
-    "name", ["one_key_frame.mp4", "key_frames.mp4", "b_pyramid.mkv", "hevc.mp4", "vp9.webm"]
-)
-def test_common_files_need_no_decode_from_the_beginning(tmp_path, monkeypatch, name):
-    path = make_video(tmp_path / name, **KINDS[name])
-    monkeypatch.setattr(datasets.video, "_shown_frames", None)
-    for number in range(26, 38):
-        assert number_on(read(path, number)) == number - 1
 
 
 @pytest.mark.parametrize(
@@ -210,14 +199,6 @@ def decode_every_frame(path, *, to_rgb):
                 frame.reformat(format="rgb24", threads=1)
 
 
-def make_every_frame(path, folder):
-    """As the authors prepared videos: each picture of 25 a second is written."""
-    pictures = read_numbered_frames(path, range(1, 251), needed=125, frame_size=299)
-    read_sound(path, 16_000, 10)
-    for number, picture in pictures.items():
-        Image.fromarray(picture).save(folder / f"{number:03d}.jpg", quality=95)
-
-
 def fastest(*works):
     """CPU seconds of each: they take turns, so that other work on the computer slows all."""
     times = []
@@ -239,10 +220,9 @@ def test_speed_beside_decoding_every_frame(tmp_path, key_frame_every, least):
         lambda: (read(path, 125), read_sound(path, 16_000, 10)),
         lambda: decode_every_frame(path, to_rgb=False),
         lambda: decode_every_frame(path, to_rgb=True),
-        lambda: make_every_frame(path, tmp_path),
     )
     sys.stdout.write(f"key frame every {key_frame_every}: {1000 * ours:.0f} ms of one core")
-    for name, other in zip(("decoded", "decoded to RGB", "written"), others, strict=True):
+    for name, other in zip(("decoded", "decoded to RGB"), others, strict=True):
         sys.stdout.write(f"; every frame {name}: {1000 * other:.0f} ms, {other / ours:.1f} times")
     sys.stdout.write("\n")
     assert others[0] > least * ours

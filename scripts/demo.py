@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     """Build and serve the page, with folders of uploads and of copied examples; return it and its address."""
     gr: Any = import_module("gradio")  # not above: it reads its settings from the environment now
 
-    def refusal(words: str) -> Exception:
-        return gr.Error(words, print_exception=False)
+    refusal = partial(gr.Error, print_exception=False)
 
     def uploads_only(component: Any) -> Any:  # noqa: ANN401 - a component of Gradio
         """Take no addresses: this computer fetches nothing on a visitor's behalf."""
@@ -184,9 +183,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         def work(localiser: Localiser, output: Path, *_: float) -> str:
             width, height = read_frame_size(Path(picture))
             if width * height > MAX_MEGAPIXELS * 10**6:
-                raise ValueError(
-                    f"It has {width} x {height} pixels; at most {MAX_MEGAPIXELS} million are taken."
-                )
+                raise ValueError(f"{width} x {height} pixels; at most {MAX_MEGAPIXELS} million are taken.")
             heat = localiser(picture, sound)
             heat.save(output, box=box)
             if heat.peak is None:

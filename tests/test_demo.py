@@ -86,15 +86,13 @@ def test_examples_are_the_user_s_own_or_a_stamps_set_s(tmp_path):
 @dataclass
 class Server:
     address: str
-    process: subprocess.Popen
     checkpoints: Path
     video: Path
     picture: Path
     sound: Path
 
-    @property
-    def port(self):
-        return int(self.address.rstrip("/").split(":")[-1])
+    def __post_init__(self):
+        self.port = int(self.address.rstrip("/").split(":")[-1])
 
     def get(self, path):
         """Status and content."""
@@ -165,11 +163,9 @@ def server(tmp_path_factory):
         "--examples", examples, "--max-seconds", 2, "--max-mb", 5, "--device", "cpu",
     )  # fmt: skip
     said = process.stdout.readline()
-    if not said.startswith("Open http://127.0.0.1:"):
-        process.terminate()
-        pytest.fail(f"{said}{process.communicate()[1]}")
+    assert said.startswith("Open http://127.0.0.1:"), process.communicate()[1]
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield Server(said.split()[1], process, checkpoints, video, picture, sound)
+    yield Server(said.split()[1], checkpoints, video, picture, sound)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
 

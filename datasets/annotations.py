@@ -19,17 +19,12 @@ from PIL import Image
 from datasets.frames import FrameGeometry
 from utils.files import BrokenFileError
 
-Boxes = NDArray[np.float64]
-"""(N, 4)."""
+Boxes = NDArray[np.float64]  # (N, 4)
 
-FLICKR_CANVAS = 256
-"""Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels."""
-PIXEL_JSON_CANVAS = 224
-"""Side of the canvas on which the boxes of IS3 and VPO are given, pixels."""
-MAX_FRACTION = 2.0
-"""Annotators drew a little beyond the frame; what lies further out is in another unit."""
-SLIP = -1e6
-"""Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16."""
+FLICKR_CANVAS = 256  # Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels
+PIXEL_JSON_CANVAS = 224  # Side of the canvas on which the boxes of IS3 and VPO are given, pixels
+MAX_FRACTION = 2.0  # Annotators drew a little beyond the frame; what lies further out is in another unit
+SLIP = -1e6  # Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16
 JSON_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 """What reading a JSON of another form than expected raises."""
 
@@ -88,10 +83,8 @@ def read_vgg_ss_json(path: Path) -> dict[str, Boxes]:
 class SoundedFrame:
     """A frame with one of its sounds, and the boxes of what makes that sound."""
 
-    frame_name: str
-    """of the file, without its suffix"""
-    sound_name: str
-    """likewise"""
+    frame_name: str  # of the file, without its suffix
+    sound_name: str  # likewise
     bounding_boxes: Boxes
 
 
@@ -267,12 +260,9 @@ class Labels:
     """One class for each clip, and where that was read."""
 
     path: str
-    sha256: str
-    """of the file"""
-    form: str
-    """which of the known forms the file has"""
-    classes: dict[str, str]
-    """clip id -> class"""
+    sha256: str  # of the file
+    form: str  # which of the known forms the file has
+    classes: dict[str, str]  # clip id -> class
 
     def of(self, clip_ids: Sequence[str]) -> list[str]:
         """Return the classes of clips, in their order.

@@ -41,18 +41,13 @@ class Folders:
     """Names of the folders in which each clip has files of its own."""
 
     frames: str
-    sounds: tuple[str, ...]
-    """looked through in this order"""
-    boxes: str | None = None
-    """of <clip_id>.xml"""
-    frame_name: str | None = None
-    """file name inside a folder per clip; None: the frames are <clip_id>.jpg"""
+    sounds: tuple[str, ...]  # looked through in this order
+    boxes: str | None = None  # of <clip_id>.xml
+    frame_name: str | None = None  # file name inside a folder per clip; None: the frames are <clip_id>.jpg
     masks: str | None = None
     """of <video>/<video>_<k>.png, k = 1, 2 …: frames k of videos with one sound each (AVSBench)"""
-    by_category: bool = False
-    """the videos lie in a folder for each category"""
-    frame_infix: str = ""
-    """what stands in a frame's name between the video's and _<k>"""
+    by_category: bool = False  # the videos lie in a folder for each category
+    frame_infix: str = ""  # what stands in a frame's name between the video's and _<k>
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +55,20 @@ class DataSet:
     """What is special about a data set."""
 
     title: str
-    roots: tuple[str, ...]
-    """the root itself and sub-folders of it in which the data may lie"""
-    folders: tuple[Folders, ...]
-    """looked for in this order"""
-    split: Split | None = None
-    """which of the SSPL authors' HDF5 files hold it; None: they have no file of it"""
-    read_xml: Callable[[Path], Boxes] | None = None
-    """reader of one clip's file of boxes"""
+    roots: tuple[str, ...]  # the root itself and sub-folders of it in which the data may lie
+    folders: tuple[Folders, ...]  # looked for in this order
+    split: Split | None = None  # which of the SSPL authors' HDF5 files hold it; None: they have no file of it
+    read_xml: Callable[[Path], Boxes] | None = None  # reader of one clip's file of boxes
     read_json: Callable[[Path], Mapping[str, Boxes | SoundedFrame]] | None = None
     """reader of a file of all clips' boxes, taken by --annotations"""
-    boxes_json: str | None = None
-    """place of that file in the data set"""
-    annotators_needed: int = 1
-    """boxes that make a full vote, see consensus_map"""
+    boxes_json: str | None = None  # place of that file in the data set
+    annotators_needed: int = 1  # boxes that make a full vote, see consensus_map
     negatives: str | None = None
     """official list of frames with sounds that are not seen in them, which are added"""
     pair_key: Callable[[str], str] | None = None
     """clip id -> what clips of one scene with different sounds share"""
-    ids_of_training: bool = True
-    """ids are those of training lists, so that leaks can be looked for"""
-    metrics: Literal["detection", "pairs", "masks"] | None = None
-    """further scores beside consensus IoU"""
+    ids_of_training: bool = True  # ids are those of training lists, so that leaks can be looked for
+    metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
     headline: str | None = None
     """protocol under which its numbers are published, scored first; None: ssl_tie, then sspl"""
     numbers_published: bool = True
@@ -107,8 +94,7 @@ class DataSet:
         return None
 
 
-SSPL_DATA = "5k_labeled/Data"
-"""Where SSPL's authors keep what a benchmark consists of."""
+SSPL_DATA = "5k_labeled/Data"  # Where SSPL's authors keep what a benchmark consists of
 
 
 def scene_of(clip_id: str) -> str:
@@ -224,13 +210,11 @@ class ClipFiles:
 
     frames: Mapping[str, Source]
     sounds: Mapping[str, Source]
-    expected: dict[str, str]
-    """kind of content -> pattern of its place, for messages"""
+    expected: dict[str, str]  # kind of content -> pattern of its place, for messages
     boxes: Mapping[str, Callable[[], Boxes]] | None = None
     """what reads a clip's boxes, and may raise BrokenFileError"""
     masks: Mapping[str, Path] | None = None
-    ids_known: bool = True
-    """False: HDF5 files without ids; they are row numbers"""
+    ids_known: bool = True  # False: HDF5 files without ids; they are row numbers
 
     @property
     def annotated(self) -> Set[str] | None:
@@ -251,9 +235,7 @@ def find_files(
         annotations: JSON of boxes, instead of what lies in its place.
 
     Raises:
-        FileNotFoundError: the root or the folders are not there, or a file of a set is missing.
-        ValueError: the data set is there in several ways, HDF5 files are broken or do not go
-            together, cannot hold such a set, or its boxes come in no JSON.
+        FileNotFoundError, ValueError: files are missing, broken, there in several ways, or cannot hold it.
     """
     row = DATA_SETS[dataset]
     if annotations is not None and row.read_json is None:
@@ -448,17 +430,12 @@ class ClipSet:
 
     dataset: str
     clips: tuple[Clip, ...]
-    list_name: str
-    """the clip list, or 'every clip found' without one"""
-    list_sha256: str
-    """of the list file, or of the sorted ids found"""
+    list_name: str  # the clip list, or 'every clip found' without one
+    list_sha256: str  # of the list file, or of the sorted ids found
     num_listed: int
-    missing: tuple[str, ...] = ()
-    """'<clip_id>: <what is wrong>' for each listed clip that is left out"""
-    ids_known: bool = True
-    """False: the data is HDF5 files without ids, and the clip ids are row numbers"""
-    cut: str = ""
-    """which published cut of a benchmark the list is, or that it is none"""
+    missing: tuple[str, ...] = ()  # '<clip_id>: <what is wrong>' for each listed clip that is left out
+    ids_known: bool = True  # False: the data is HDF5 files without ids, and the clip ids are row numbers
+    cut: str = ""  # which published cut of a benchmark the list is, or that it is none
     source_ids: tuple[str, ...] | None = None
     """clips whose frames or sounds these are, to look for leaks; None: not as training sets name
     their clips"""
@@ -547,7 +524,9 @@ def build_clips(
     if pairs is not None:
         pair_ids = pairs.clip_ids
         sources |= {pair_id: split_pair(pair_id) for pair_id in pair_ids}
-        files = replace(files, boxes={**(files.boxes or {}), **dict.fromkeys(pair_ids, _no_boxes)})
+        files = replace(
+            files, boxes={**(files.boxes or {}), **dict.fromkeys(pair_ids, partial(np.zeros, (0, 4)))}
+        )
         list_name = f"{list_name} and {pairs.name}"
         list_sha256 = hashlib.sha256(f"{list_sha256} {pairs.sha256}".encode()).hexdigest()
 
@@ -583,10 +562,6 @@ def build_clips(
 def _every_clip(which: str, clip_ids: Iterable[str]) -> ClipList:
     ids = tuple(sorted(clip_ids))
     return ClipList(f"every clip {which}", ids, ids_sha256(ids))
-
-
-def _no_boxes() -> Boxes:
-    return np.zeros((0, 4))
 
 
 def _check_annotations(dataset: str, files: ClipFiles) -> None:

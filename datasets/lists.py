@@ -37,8 +37,7 @@ MEDIA_SUFFIXES = frozenset(
 HEADER_NAMES = frozenset(
     {"video", "video_id", "audio", "clip", "clip_id", "id", "file", "filename", "frame", "image"}
 )
-PAIR_COLUMNS = ["video", "audio", "label"]
-"""Of SLAVC's lists of frames with sounds that are not seen in them."""
+PAIR_COLUMNS = ["video", "audio", "label"]  # Of SLAVC's lists of frames with sounds that are not seen in them
 JOIN = "+"
 """Between the names of a pair's frame and sound; the ids of an extended benchmark's positives hold none."""
 
@@ -47,23 +46,17 @@ JOIN = "+"
 class ListRow:
     """A line of lists.csv: a published list, a published cut of a benchmark, or both."""
 
-    name: str
-    """empty: only the ids' digest is known, no file can be fetched"""
-    pairs: bool
-    """frames with the sounds of other clips, see split_pair, instead of clips"""
+    name: str  # empty: only the ids' digest is known, no file can be fetched
+    pairs: bool  # frames with the sounds of other clips, see split_pair, instead of clips
     clips: int
-    benchmarks: tuple[str, ...]
-    """on which the clips are a cut with a name"""
+    benchmarks: tuple[str, ...]  # on which the clips are a cut with a name
     cut: str
-    published_by: tuple[str, ...]
-    """protocols whose authors published numbers on these clips"""
+    published_by: tuple[str, ...]  # protocols whose authors published numbers on these clips
     repository: str
     commit: str
     path: str
-    sha256: str
-    """of the file"""
-    ids_sha256: str
-    """see ids_sha256(); only of cuts"""
+    sha256: str  # of the file
+    ids_sha256: str  # see ids_sha256(); only of cuts
     note: str
 
     @property
@@ -82,8 +75,7 @@ def _read_rows() -> list[ListRow]:
 
 
 ROWS = _read_rows()
-LISTS = {row.name: row for row in ROWS if row.name}
-"""The lists that can be fetched, by name."""
+LISTS = {row.name: row for row in ROWS if row.name}  # The lists that can be fetched, by name
 
 
 @dataclass(frozen=True)

@@ -306,8 +306,10 @@ def draw_galleries(result: LocalisationResult, clips: AudioVisualClips, count: i
                 continue  # broken between its two readings: left out of the pictures
             heat = headline_map(result, row.Index)
             pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
-            sound = encode_mp3(sample.waveform[: sample.sound_length].numpy(), clips.audio.sample_rate)
-            cards.append(Card(row.clip_id, f"cIoU {row.ciou:.2f}", [*map(encode_jpeg, pictures)], sound))
+            # As long as it is, where the sample repeats it to fill the window.
+            sound = read_window(clips.clips[places[row.clip_id]].audio_source, clips.audio)
+            mp3 = encode_mp3(sound.numpy(), clips.audio.sample_rate)
+            cards.append(Card(row.clip_id, f"cIoU {row.ciou:.2f}", [*map(encode_jpeg, pictures)], mp3))
         galleries.append(Gallery(cards, title))
     return galleries
 

@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import consensus_map, mask_map
-from datasets.audio import AudioWindow, read_window, tile
+from datasets.audio import AudioWindow, load_waveform
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
 from utils.files import BrokenFileError
 
-Content = Literal["both", "frames", "sounds", "truth"]
-"""What of a clip is read; truth: its boxes or its mask alone."""
+Content = Literal["both", "frames", "sounds", "truth"]  # truth: its boxes or its mask alone
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,9 @@ class Clip:
     clip_id: str
     frame_source: Source
     audio_source: Source
-    bounding_boxes: NDArray[np.float64] | None = None
-    """(N, 4) fractions of the frame on disk"""
-    annotators_needed: int = 1
-    """boxes that make a full vote, see consensus_map"""
-    mask_source: Path | None = None
-    """picture whose values above 0 are the object, where the data set has no boxes"""
+    bounding_boxes: NDArray[np.float64] | None = None  # (N, 4) fractions of the frame on disk
+    annotators_needed: int = 1  # boxes that make a full vote, see consensus_map
+    mask_source: Path | None = None  # picture of the object, where the data set has no boxes
     pair_key: str | None = None
     """what clips of one scene with different sounds share; None: the data set has no pairs"""
 
@@ -61,12 +57,9 @@ class Clip:
 class Mixture(NamedTuple):
     """A request for a clip that is heard together with another's sound, see datasets/mixing.py."""
 
-    position: int
-    """of the clip in the data set"""
-    partner: int
-    """position of the clip whose sound is mixed in"""
-    strength: float
-    """share of that sound"""
+    position: int  # of the clip in the data set
+    partner: int  # position of the clip whose sound is mixed in
+    strength: float  # share of that sound
 
 
 @dataclass(frozen=True)
@@ -74,18 +67,11 @@ class Sample:
     """One decoded clip."""
 
     clip_id: str
-    frame: Tensor
-    """uint8 (3, S, S), or (3, H, W) as it is stored if it is still to be cropped"""
-    waveform: Tensor
-    """float32 (L,), the whole window"""
-    sound_length: int
-    """samples of the sound, L at most; the rest of the window repeats it"""
-    bounding_boxes: NDArray[np.float64] | None
-    """(N, 4) fractions of `frame`"""
-    ground_truth_map: NDArray[np.float32] | None
-    """(M, M) in [0, 1]"""
+    frame: Tensor  # uint8 (3, S, S), or (3, H, W) as it is stored if it is still to be cropped
+    waveform: Tensor  # float32 (L,), the whole window
+    bounding_boxes: NDArray[np.float64] | None = None  # (N, 4) fractions of `frame`
+    ground_truth_map: NDArray[np.float32] | None = None  # (M, M) in [0, 1]
     pair_key: str | None = None
-    """of the clip"""
 
 
 @dataclass(frozen=True)
@@ -104,25 +90,20 @@ class Batch:
     frames: Tensor
     """uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if they are still to be cropped: smaller
     ones lie in the top-left corner, the rest is 0"""
-    waveforms: Tensor
-    """float32 (B, L), the whole window"""
+    waveforms: Tensor  # float32 (B, L), the whole window
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
     ground_truth_maps: NDArray[np.float32] | None
     """(B, M, M) in [0, 1]; None where the data set has neither boxes nor masks"""
     broken: tuple[BrokenClip, ...]
-    picture_sizes: tuple[tuple[int, int], ...] = ()
-    """B heights and widths of the pictures in `frames`, pixels"""
-    sound_lengths: tuple[int, ...] = ()
-    """B lengths of the sounds, samples: what follows in `waveforms` repeats them"""
-    pair_keys: tuple[str | None, ...] = ()
-    """B keys, equal for clips of one scene with different sounds, see Clip"""
+    picture_sizes: tuple[tuple[int, int], ...] = ()  # B heights and widths in `frames`, pixels
+    pair_keys: tuple[str | None, ...] = ()  # equal for clips of one scene with different sounds
 
     def __len__(self) -> int:
         """B."""
         return len(self.clip_ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         return replace(
             self,
             frames=self.frames.to(device, non_blocking=True),
@@ -130,7 +111,7 @@ class Batch:
         )
 
     def part(self, chosen: slice) -> "Batch":
-        """Some of the batch's samples; the broken clips stay with the whole."""
+        """Return some of the samples; the broken clips stay with the whole batch."""
         maps = self.ground_truth_maps
         return replace(
             self,
@@ -141,17 +122,16 @@ class Batch:
             ground_truth_maps=None if maps is None else maps[chosen],
             broken=(),
             picture_sizes=self.picture_sizes[chosen],
-            sound_lengths=self.sound_lengths[chosen],
             pair_keys=self.pair_keys[chosen],
         )
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, for asynchronous copies; called by DataLoader."""
+        """Return the batch in page-locked memory, for asynchronous copies; called by DataLoader."""
         return replace(self, frames=self.frames.pin_memory(), waveforms=self.waveforms.pin_memory())
 
 
 def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
-    """The same frames and boxes, each with the sound of another clip.
+    """Return the same frames and boxes, each with the sound of another clip.
 
     A model that listens must do worse on them; one that only sees does as well.
 
@@ -195,7 +175,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         map_size: int = 224,
         content: Content = "both",
     ) -> None:
-        """Keeps what is needed to decode.
+        """Keep what is needed to decode.
 
         Args:
             clips: what to decode, in order.
@@ -219,17 +199,16 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         return len(self.clips)
 
     def __getitem__(self, request: int | Mixture) -> Sample | BrokenClip:
-        """Decodes one clip; a broken file gives a BrokenClip, never another clip."""
+        """Decode one clip; a broken file gives a BrokenClip, never another clip."""
         clip = self.clips[request if isinstance(request, int) else request.position]
         try:
-            waveform, length = torch.empty(0), 0
+            waveform = torch.empty(0)
             if self.content in ("both", "sounds"):
-                waveform, length = self._hear(clip)
+                waveform = self._hear(clip)
             if isinstance(request, Mixture):
-                waveform, length = self._mixed(waveform, request), len(waveform)
+                waveform = self._mixed(waveform, request)
             if self.content == "sounds":
-                nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
-                return Sample(clip.clip_id, nothing, waveform, length, None, None)
+                return Sample(clip.clip_id, torch.empty(3, 0, 0, dtype=torch.uint8), waveform)
             if self.content == "truth" and self.geometry.mode == "squash" and clip.mask_source is None:
                 picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
             else:
@@ -238,19 +217,15 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))
         frame = picture if self.random_crop else self.geometry.apply_to_frame(picture)
-        return Sample(
-            clip.clip_id, to_tensor(frame), waveform, length, boxes, ground_truth_map, pair_key=clip.pair_key
-        )
+        return Sample(clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map, clip.pair_key)
 
-    def _hear(self, clip: Clip) -> tuple[Tensor, int]:
-        """Reads the window of a sound (L,), repeated to fill it, and how long the sound itself is."""
-        waveform = read_window(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
-        return tile(waveform[None], [len(waveform)], self.audio.num_samples)[0], len(waveform)
+    def _hear(self, clip: Clip) -> Tensor:
+        return load_waveform(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
 
     def _mixed(self, waveform: Tensor, request: Mixture) -> Tensor:
-        """The clip's sound (L,) with its share of the partner's."""
+        """Return the clip's sound (L,) with its share of the partner's."""
         try:
-            other, _ = self._hear(self.clips[request.partner])
+            other = self._hear(self.clips[request.partner])
         except BrokenFileError as error:
             raise BrokenFileError(error.path, f"{error.reason} (the sound to be mixed in)") from error
         return (1 - request.strength) * waveform + request.strength * other
@@ -258,21 +233,19 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
     def _truth_of(
         self, clip: Clip, picture: Image.Image
     ) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None]:
-        """Boxes (N, 4) as fractions of the square and map (M, M); none if no square is cut yet."""
+        """Return boxes (N, 4) as fractions of the square and map (M, M); none if no square is cut yet."""
         if self.random_crop:
             return None, None
         if clip.mask_source is not None:
-            truth = mask_map(clip.mask_source, self.geometry, picture.size, self.map_size)
-            return None, truth
+            return None, mask_map(clip.mask_source, self.geometry, picture.size, self.map_size)
         if clip.bounding_boxes is None:
             return None, None
         boxes = self.geometry.apply_to_boxes(clip.bounding_boxes, *picture.size)
-        needed = clip.annotators_needed
-        return boxes, consensus_map(boxes, annotators_needed=needed, size=self.map_size)
+        return boxes, consensus_map(boxes, annotators_needed=clip.annotators_needed, size=self.map_size)
 
 
 def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
-    """Samples -> Batch; a batch whose clips are all broken has length 0."""
+    """Make a batch of samples; one whose clips are all broken has length 0."""
     whole = [sample for sample in samples if isinstance(sample, Sample)]
     maps = [s.ground_truth_map for s in whole if s.ground_truth_map is not None]
     return Batch(
@@ -283,13 +256,12 @@ def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
         ground_truth_maps=np.stack(maps) if maps else None,
         broken=tuple(sample for sample in samples if isinstance(sample, BrokenClip)),
         picture_sizes=tuple((s.frame.shape[1], s.frame.shape[2]) for s in whole),
-        sound_lengths=tuple(sample.sound_length for sample in whole),
         pair_keys=tuple(sample.pair_key for sample in whole),
     )
 
 
 def _stack_pictures(pictures: list[Tensor]) -> Tensor:
-    """uint8 (3, H, W) of any sizes -> (B, 3, H, W) of the largest, channels last as decoded."""
+    """Stack uint8 (3, H, W) of any sizes to (B, 3, H, W) of the largest, channels last as decoded."""
     if not pictures:
         return torch.empty(0)
     heights, widths = ({picture.shape[axis] for picture in pictures} for axis in (1, 2))

@@ -1,4 +1,4 @@
-"""Lists of clips: the published ones by name, a user's own, and which of them were scored.
+"""Lists of clips: the published ones by name, a user's own, and which of them were scored or trained on.
 
 lists.csv holds a line for each published list and each published cut of a benchmark: where it is, its
 count, the sha256 of the file and of its ids, and by which protocols its authors published numbers on
@@ -339,7 +339,7 @@ def _download(row: ListRow, url: str, target: Path) -> bytes:
         ) from error
 
 
-# ------------------------------------------------------------------------- which clips were scored
+# ------------------------------------------------------------- which clips were scored or trained on
 
 
 def ids_sha256(clip_ids: Iterable[str]) -> str:

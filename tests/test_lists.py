@@ -19,6 +19,7 @@ from datasets.lists import (
     MEDIA_SUFFIXES,
     ROWS,
     fetch_list,
+    find_leak,
     find_list,
     ids_sha256,
     name_cut,
@@ -477,3 +478,25 @@ def test_published_negatives_are_recognised(tmp_path, dataset, positives, count,
     assert words.endswith(f"; {count:,} negatives: SLAVC's list") and "none" not in words
     assert published_list("slavc", "SLAVC", f"{dataset}_extended", listed, ids)["is_scored"]
     assert "none" in name_cut(f"{dataset}_extended", "E", listed, ids[1:])
+
+
+# ------------------------------------------------------------------------------------------ leaks
+
+
+def test_clips_in_both_lists_are_counted_and_named():
+    training = [f"clip_{index}" for index in (9, 3, 5, 1, 7, 8, 2, 4, 4)]
+    scored = tuple(f"clip_{index}" for index in (8, 7, 6, 5, 4, 3, 2, 0))
+    leak = find_leak(training, scored, purpose="validation")
+    assert leak["checked"] and leak["num_clips"] == 6
+    assert leak["first"] == ["clip_2", "clip_3", "clip_4", "clip_5", "clip_7"]
+    assert "LEAK: 6 of 8 validation clips" in leak["message"]
+    assert "first: clip_2, clip_3, clip_4, clip_5, clip_7." in leak["message"]
+    clean = find_leak(["a", "b"], ["c", "d"], purpose="test")
+    assert clean == {"checked": True, "num_clips": 0, "first": [], "message": "No test clip was trained on."}
+
+
+def test_unknown_training_list_is_not_taken_for_a_clean_one():
+    leak = find_leak(None, ["a"], purpose="test")
+    assert not leak["checked"] and leak["num_clips"] is None and leak["first"] == []
+    assert "could not be checked" in leak["message"] and "--training-list" in leak["message"]
+    assert find_leak([], ["a"], purpose="test")["checked"]

@@ -310,7 +310,6 @@ def test_short_sounds_are_repeated_to_fill_the_window(train_clips):
         time = np.arange(round(16_000 * seconds)) / 16_000
         soundfile.write(clip.audio_source, 0.5 * np.sin(2500 * time**2), 16_000)
     batch = collate([train_clips[i] for i in range(4)])
-    assert batch.sound_lengths == (4800, 16_000, 11_200, 16_000)
     expected = torch.stack([load_waveform(clip.audio_source, AUDIO) for clip in clips])
     assert expected.shape == (4, 16_000)
     assert torch.equal(batch.waveforms, expected)

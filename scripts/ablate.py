@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,76 +33,63 @@ from utils.training import configure_logging, run_command
 logger = logging.getLogger("ablate")
 
 ROOT = Path(__file__).resolve().parents[1]
-GRIDS = Path(__file__).with_name("grids.json")
-Runs = dict[tuple[str, str], list[list[str]]]
-"""commands by variant and seed"""
+GRIDS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("grids.json").read_text())
 
 
 def find_grid(name: str) -> dict[str, Any]:
     """Returns a grid by its name in grids.json, or from a file of the form of one there."""
-    grids = json.loads(GRIDS.read_text())
-    if name in grids:
-        return grids[name]
+    if name in GRIDS:
+        return GRIDS[name]
     if not Path(name).is_file():
         raise ValueError(
-            f"There is no grid {name!r}: it is neither one of {', '.join(grids)} nor a JSON file."
+            f"There is no grid {name!r}: it is neither one of {', '.join(GRIDS)} nor a JSON file."
         )
     try:
         grid = json.loads(Path(name).read_text())
-        texts = [grid["method"], grid.setdefault("options", ""), *grid["variants"].values()]
-        fits = texts[2:] and all(isinstance(text, str) for text in texts)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        fits = False
-    if not fits:
-        raise ValueError(f'{name} must hold {{"method": …, "options": "--…", "variants": {{name: "--…"}}}}.')
+        shlex.split(" ".join([grid["method"], grid.setdefault("options", ""), *grid["variants"].values()]))
+        if not grid["variants"]:
+            raise ValueError("it has no variants")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
+        raise ValueError(f"{name} must hold {form} ({error!r}).") from error
     return grid
 
 
-def plan(grid: dict[str, Any], seeds: Sequence[str], folder: Path, sections: Sequence[Sequence[str]]) -> Runs:
-    """Lists the commands of each run, by (variant, seed): main.py, then the tasks of test.py."""
+def plan(
+    grid: dict[str, Any], seed: str, variant: str, run_dir: Path, sections: list[list[str]]
+) -> list[list[str]]:
+    """Lists the commands of a run, main.py and the tasks of test.py, after they have been parsed."""
     options, *tasks = sections
-    if not tasks:
-        raise ValueError(
-            "Name how the runs are scored: -- localisation --benchmark … after the options of main.py."
-        )
-    runs = {}
-    for seed in seeds:
-        for variant, own in grid["variants"].items():
-            run_dir = folder / variant / f"seed-{seed}"
-            words = [grid["method"], *shlex.split(grid.get("options", "")), *options, *shlex.split(own)]
-            train = [*words, "--seed", seed, "--output", str(run_dir)]
-            checkpoint = ["--checkpoint", str(run_dir / "last.pth")]
-            tests = [[task[0], *checkpoint, *task[1:], "--output", str(run_dir / task[0])] for task in tasks]
-            opts.parse_train_options(train)
-            for test in tests:
-                opts.parse_test_options(test)
-            runs[variant, seed] = [["main.py", *train], *(["test.py", *test] for test in tests)]
-    return runs
+    words = [grid["method"], *shlex.split(grid["options"]), *options, *shlex.split(grid["variants"][variant])]
+    train = [*words, "--seed", seed, "--output", str(run_dir)]
+    opts.parse_train_options(train)
+    commands = [["main.py", *train]]
+    for task, *words in tasks:
+        test = [task, "--checkpoint", str(run_dir / "last.pth"), *words, "--output", str(run_dir / task)]
+        opts.parse_test_options(test)
+        commands.append(["test.py", *test])
+    return commands
 
 
-def make(folder: Path, commands: Sequence[Sequence[str]]) -> int:
-    """Runs the commands of one run that have not been finished; returns the exit status of the last.
+def make(run_dir: Path, commands: list[list[str]]) -> int:
+    """Runs the commands of a run that have not been finished; returns the exit status of the last.
 
     Raises:
         ValueError: the folder holds a run of other commands.
     """
-    record, text = folder / "commands.txt", "".join(shlex.join(command) + "\n" for command in commands)
+    record, text = run_dir / "commands.txt", "".join(shlex.join(command) + "\n" for command in commands)
     if record.exists() and record.read_text() != text:
         raise ValueError(
-            f"{folder} was made by other commands, see {record.name} there. Give the options that it was "
+            f"{run_dir} was made by other commands, see {record.name} there. Give the options that it was "
             "made with, or name another --output."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(record, text.encode())
     train, *tests = commands
-    if not all((folder / test[1] / "summary.json").exists() for test in tests):
-        resume = ["--resume"] if (folder / "last.pth").exists() else []
-        status = run_program([*train, *resume])
-        if status:
-            return status
-    for test in tests:
-        status = 0 if (folder / test[1] / "summary.json").exists() else run_program(test)
-        if status:
+    waiting = [test for test in tests if not (run_dir / test[1] / "summary.json").exists()]
+    resume = ["--resume"] if (run_dir / "last.pth").exists() else []
+    for command in [[*train, *resume], *waiting] if waiting else []:
+        if status := run_program(command):
             return status
     return 0
 
@@ -121,40 +109,16 @@ def run_program(command: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def ablate(runs: Runs, folder: Path, command: str) -> int:
-    """Makes all runs and the table; returns 0, 1 if a run failed, 128 + signal when stopped."""
-    failed = []
-    for (variant, seed), commands in runs.items():
-        logger.info("%s, seed %s", variant, seed)
-        status = make(folder / variant / f"seed-{seed}", commands)
-        if status > 128:
-            logger.warning("Stopped in %s, seed %s; call again to go on.", variant, seed)
-            return status
-        if status:
-            failed.append(f"{variant}, seed {seed}")
-    for name in failed:
-        logger.error("Failed: %s; its messages stand above. Call again to try again.", name)
-    write_table(folder, runs, command, failed)
-    return 1 if failed else 0
-
-
-def write_table(folder: Path, runs: Runs, command: str, failed: Sequence[str]) -> None:
+def write_table(folder: Path, rows: list[dict[str, Any]], notes: list[str]) -> None:
     """Writes runs.csv, and table.md with mean and sample standard deviation over seeds; prints the latter."""
-    rows = []
-    for (variant, seed), (_, *tests) in runs.items():
-        for path in (folder / variant / f"seed-{seed}" / test[1] / "summary.json" for test in tests):
-            if path.exists():
-                rows += scores_of(json.loads(path.read_text()), variant, seed)
-    if not rows:
-        return
     each = pd.DataFrame(rows).drop_duplicates(["rule", "variant", "seed"])
-    each = each.sort_values("seed", key=lambda seeds: seeds == "", kind="stable")
+    each = each.sort_values("seed", key=lambda seeds: seeds == "", kind="stable")  # blind baselines last
     if (each.groupby("rule")["clips"].nunique() > 1).any():
         raise ValueError(
             f"{folder}: runs were scored on different clips. Remove the older results; call again."
         )
     each.to_csv(folder / "runs.csv", index=False)
-    parts = [f"Made by `{command}`.", *(f"**Failed: {name}.**" for name in failed)]
+    parts = notes
     for rule, part in each.drop(columns=["seed", "clips"]).groupby("rule", sort=False):
         grouped = part.drop(columns="rule").dropna(axis=1, how="all").groupby("variant", sort=False)
         deviation = grouped.std().map(" ± {:.2f}".format).replace(" ± nan", "")
@@ -169,10 +133,8 @@ def scores_of(summary: dict[str, Any], variant: str, seed: str) -> list[dict[str
     """Lists scores, percent: a row for the model and for each blind baseline, which has no seed."""
     if "protocols" not in summary:  # of negatives; the deaf guess is left out, it is another for each model
         scores = {key: one["mean"] for key, one in summary["scores"].items()}
-        rows = [
-            ("universal threshold", variant, scores),
-            ("universal threshold", DISC, summary["without_ears"][DISC]),
-        ]
+        blind = summary["without_ears"][DISC]
+        rows = [("universal threshold", variant, scores), ("universal threshold", DISC, blind)]
     else:
         rows = [
             (
@@ -190,22 +152,56 @@ def scores_of(summary: dict[str, Any], variant: str, seed: str) -> list[dict[str
     ]
 
 
+def ablate(own: argparse.Namespace, sections: list[list[str]], command: str) -> int:
+    """Makes all runs and the table; returns 0, 1 if a run failed, 128 + signal when stopped."""
+    grid = find_grid(own.grid)
+    chosen = list(grid["variants"]) if own.variants is None else own.variants.split(",")
+    if unknown := set(chosen) - grid["variants"].keys():
+        raise ValueError(
+            f"--variants: {own.grid} has {', '.join(grid['variants'])}; not {', '.join(unknown)}."
+        )
+    if len(sections) < 2:
+        raise ValueError(
+            "Name how runs are scored, as in: -- OPTIONS OF main.py -- localisation --benchmark …"
+        )
+    runs = {}
+    for seed in own.seeds.split(","):
+        for variant in chosen:
+            run_dir = own.output / variant / f"seed-{seed}"
+            runs[variant, seed] = (run_dir, plan(grid, seed, variant, run_dir, sections))
+    if own.dry_run:
+        lines = [shlex.join(("python", *one)) for _, commands in runs.values() for one in commands]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return 0
+    failed, rows = [], []
+    for (variant, seed), (run_dir, commands) in runs.items():
+        logger.info("%s, seed %s", variant, seed)
+        status = make(run_dir, commands)
+        if status > 128:
+            logger.warning("Stopped in %s, seed %s; call again to go on.", variant, seed)
+            return status
+        if status:
+            failed.append(f"{variant}, seed {seed}")
+            logger.error("Failed: %s; its messages stand above. Call again to try again.", failed[-1])
+        else:
+            summaries = [
+                json.loads((run_dir / test[1] / "summary.json").read_text()) for test in commands[1:]
+            ]
+            rows += [row for summary in summaries for row in scores_of(summary, variant, seed)]
+    if rows:
+        write_table(own.output, rows, [f"Made by `{command}`.", *(f"**Failed: {name}.**" for name in failed)])
+    return 1 if failed else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 for failed runs, 2 for bad input."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     configure_logging()
-    sections: list[list[str]] = [[]]
-    for word in given:
-        if word == "--":
-            sections.append([])
-        else:
-            sections[-1].append(word)
-    grids = json.loads(GRIDS.read_text()).items()
     parser = argparse.ArgumentParser(
         prog="ablate.sh",
         usage="%(prog)s GRID --output DIR [options] -- OPTIONS OF main.py -- TASK OF test.py ...",
         description="Trains and scores every variant of a grid with every seed: one table.",
-        epilog="grids: " + "; ".join(f"{name} ({grid['about']})" for name, grid in grids),
+        epilog="grids: " + "; ".join(f"{name} ({grid['about']})" for name, grid in GRIDS.items()),
         allow_abbrev=False,
     )
     parser.add_argument("grid", metavar="GRID", help="name of a grid, or a JSON file with one")
@@ -213,25 +209,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="4", help="commas between them")
     parser.add_argument("--variants", help="only these, commas between them; default: all")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    own = parser.parse_args(sections[0])
-
-    def command() -> int:
-        grid = find_grid(own.grid)
-        if own.variants is not None:
-            chosen = own.variants.split(",")
-            if unknown := set(chosen) - grid["variants"].keys():
-                raise ValueError(
-                    f"--variants: {own.grid} has {', '.join(grid['variants'])}; not {', '.join(unknown)}."
-                )
-            grid["variants"] = {name: grid["variants"][name] for name in chosen}
-        runs = plan(grid, own.seeds.split(","), own.output, sections[1:])
-        if own.dry_run:
-            for commands in runs.values():
-                sys.stdout.write("".join(f"python {shlex.join(one)}\n" for one in commands))
-            return 0
-        return ablate(runs, own.output, "bash scripts/ablate.sh " + shlex.join(given))
-
-    return run_command(command)
+    first, *sections = [
+        list(words) for end, words in groupby(given, lambda word: word == "--") if not end
+    ] or [[]]
+    own = parser.parse_args(first)
+    return run_command(lambda: ablate(own, sections, "bash scripts/ablate.sh " + shlex.join(given)))
 
 
 if __name__ == "__main__":

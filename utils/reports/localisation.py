@@ -1,6 +1,6 @@
 """Report of sound localisation: summary.json, tables and page from an evaluation's DataFrame."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from utils.evaluation.localisation import (
 )
 from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOLDS
 from utils.evaluation.protocols import LocalisationProtocol
-from utils.evaluation.statistics import SCORE_KEYS
+from utils.evaluation.statistics import SCORE_KEYS, plain_interval
 from utils.reports.report import (
     PLOT_VARIABLES,
     EvaluationContext,
@@ -167,23 +167,18 @@ def plain_protocols(
     """
     plain = []
     for protocol in protocols:
-        rule = {name: value for name, value in asdict(protocol).items() if name != "published_lists"}
-        rows = []
+        found = {**asdict(protocol), "description": protocol.description, "rows": []}
         for row in scores[scores["protocol"] == protocol.name].to_dict("records"):
             one = {"name": row["predictor"], "kind": row["kind"], **_plain_scores(row, SCORE_KEYS)}
             if extra is not None:
                 further = _plain_scores(row, extra["words"])
                 one |= {"extra_intervals": further.pop("intervals"), "extra": further}
-            rows.append(one)
-        found = {**rule, "description": protocol.description, "rows": rows}
+            found["rows"].append(one)
         if groups is not None:
+            facts = ("name", "num_clips", "few_clips", "best_blind", "ceiling")
             found["groups"] = {
                 name: [
-                    {
-                        **{key: row[key] for key in ("name", "num_clips", "few_clips")},
-                        **_plain_scores(row, SCORE_KEYS),
-                        **{key: row[key] for key in ("best_blind", "ceiling")},
-                    }
+                    {**{key: row[key] for key in facts}, **_plain_scores(row, SCORE_KEYS)}
                     for row in table[table["protocol"] == protocol.name].to_dict("records")
                 ]
                 for name, table in groups.items()
@@ -192,13 +187,11 @@ def plain_protocols(
     return plain
 
 
-def _plain_scores(row: Mapping[Any, Any], keys: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def _plain_scores(row: Mapping[Any, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Scores by name, None where there is none, and `intervals` likewise."""
-    ends = {key: (row[f"{key}_low"], row[f"{key}_high"]) for key in keys}
     plain: dict[str, Any] = {key: None if np.isnan(row[key]) else row[key] for key in keys}
-    return plain | {
-        "intervals": {key: None if np.isnan(pair[0]) else list(pair) for key, pair in ends.items()}
-    }
+    ends = {key: plain_interval((row[f"{key}_low"], row[f"{key}_high"])) for key in plain}
+    return plain | {"intervals": ends}
 
 
 def describe_extra_metrics(benchmark: Benchmark) -> dict[str, Any] | None:

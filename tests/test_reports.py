@@ -659,7 +659,8 @@ def test_a_run_from_disk_to_the_page_passes_through_few_files(
             seen.add(frame.f_code.co_filename)
 
     given = ["localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root",
-             tiny_data.root, "--output", tmp_path / "out", "--workers", 0, "--device", "cpu", "--gallery", 1]  # fmt: skip
+             tiny_data.root, "--output", tmp_path / "out", "--workers", 0, "--device", "cpu",
+             "--gallery", 1]  # fmt: skip
     before = sys.getprofile()
     sys.setprofile(note)
     try:

@@ -16,7 +16,7 @@ from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
-from utils.options import Options, add_group, build, flag, option
+from utils.options import Options, add_group, build, flag, option, refuse_dropped
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
@@ -51,19 +51,6 @@ DROPPED = {
     "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
 }
 """Options of earlier versions -> why they are gone, or what to use instead."""
-
-
-def refuse_dropped(arguments: Sequence[str]) -> None:
-    """Refuse a command line with an option of an earlier version.
-
-    Raises:
-        ValueError: an option, as `--option`, `--no-option` or `--option=value`, is in DROPPED.
-    """
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        known = name.replace("--no-", "--", 1)
-        if known in DROPPED:
-            raise ValueError(f"{name} is no longer there. {DROPPED[known]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +145,7 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         ValueError: values contradict each other, an option is no longer there, or the method is not complete.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    refuse_dropped(arguments)
+    refuse_dropped(DROPPED, arguments)
     parser = argparse.ArgumentParser("main.py", description="Trains a sound localiser.")
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name, row in METHODS.items():
@@ -483,7 +470,7 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
         ValueError: values contradict each other, or an option is no longer there.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    refuse_dropped(arguments)
+    refuse_dropped(DROPPED, arguments)
     parser = argparse.ArgumentParser("test.py", description="Scores a trained sound localiser.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, (group, summary) in _TEST_TASKS.items():

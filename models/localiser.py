@@ -187,7 +187,7 @@ class Localiser:
     def _as_waveform(self, sound: Any) -> Tensor:  # noqa: ANN401 - see __call__
         """Return the method's window of the sound, (L,)."""
         if isinstance(sound, str | Path):
-            return load_waveform(Path(sound), self.audio)
+            return load_waveform(_existing(sound), self.audio)
         samples, rate = sound if isinstance(sound, tuple) else (sound, self.audio.sample_rate)
         samples = torch.as_tensor(samples).cpu()
         if not samples.is_floating_point() or samples.ndim not in (1, 2) or not samples.numel():
@@ -267,9 +267,15 @@ def localise_video(
     return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
 
 
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return Path(path)
+
+
 def _as_picture(picture: Any) -> Image.Image:  # noqa: ANN401 - see Localiser.__call__
     if isinstance(picture, str | Path):
-        picture = read_frame(Path(picture))
+        picture = read_frame(_existing(picture))
     if isinstance(picture, Image.Image):
         return ImageOps.exif_transpose(picture).convert("RGB")  # as the camera was held
     pixels = np.asarray(picture)

@@ -288,5 +288,6 @@ def serve(options: DemoOptions) -> int:
 if __name__ == "__main__":
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
+    DROPPED = {"--timeout": "There is no second process to wait for; --max-seconds limits a video."}
     SUMMARY = "Serves a page that localises sounds in one's own videos and pictures."
-    sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None))))
+    sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None, DROPPED))))

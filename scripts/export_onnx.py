@@ -27,6 +27,9 @@ from utils.training import configure_logging, run_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # the oldest that PyTorch's exporter writes without converting
+DROPPED = dict.fromkeys(
+    ("--torchscript", "--benchmark", "--threads"), "ONNX is written and compared; time it with your runtime."
+)
 TOLERANCE = 1e-4  # of a similarity, against PyTorch's
 
 
@@ -156,4 +159,4 @@ def export(options: ExportOptions) -> int:
 if __name__ == "__main__":
     configure_logging()
     summary = "Writes a trained localiser as ONNX."
-    sys.exit(run_command(lambda: export(parse_group(ExportOptions, "export.sh", summary, None))))
+    sys.exit(run_command(lambda: export(parse_group(ExportOptions, "export.sh", summary, None, DROPPED))))

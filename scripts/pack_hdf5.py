@@ -26,9 +26,13 @@ from datasets.clips import Clip
 from datasets.frames import read_frame
 from datasets.hdf5 import FORMAT
 from utils.files import BrokenFileError, moved_when_whole
+from utils.options import refuse_dropped
 from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("pack_hdf5")
+
+_WHOLE = "Clips are packed whole, in one file; readers cut and scale them."
+DROPPED = dict.fromkeys(("--seconds", "--frame-size", "--clips-per-file"), _WHOLE)
 
 
 def encode_clip(
@@ -117,9 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--workers", type=int, default=4, metavar="N", help="decoding processes; 0: in this one")
     add("--sample-rate", type=int, default=16_000, metavar="HZ", help="of the sounds")
     add("--allow-missing", action="store_true", help="leave out clips that cannot be read")
-    options = parser.parse_args(arguments)
     configure_logging()
-    return run_command(lambda: pack(options))
+
+    def command() -> int:
+        refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
+        return pack(parser.parse_args(arguments))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

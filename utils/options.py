@@ -10,9 +10,10 @@ import argparse
 import ast
 import inspect
 import math
+import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
@@ -65,8 +66,28 @@ def build(config_class: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - 
     return config_class(**{name: values[name] for name in names if name in values})
 
 
-def parse_group(config_class: type, program: str, summary: str, arguments: Sequence[str] | None) -> Any:  # noqa: ANN401
+def refuse_dropped(dropped: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Refuse a command line with an option of an earlier version; `dropped` says what to use instead.
+
+    Raises:
+        ValueError: an option, as `--option`, `--no-option` or `--option=value`, is in `dropped`.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        known = name.replace("--no-", "--", 1)
+        if known in dropped:
+            raise ValueError(f"{name} is no longer there. {dropped[known]}")
+
+
+def parse_group(
+    config_class: type,
+    program: str,
+    summary: str,
+    arguments: Sequence[str] | None,
+    dropped: Mapping[str, str] | None = None,
+) -> Any:  # noqa: ANN401
     """Parse the command line (None: of this process) of a program with one group; return the group."""
+    refuse_dropped(dropped or {}, sys.argv[1:] if arguments is None else arguments)
     help_format = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
         program, description=summary, formatter_class=help_format, allow_abbrev=False

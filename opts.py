@@ -9,9 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from torch import nn
+
 from datasets.benchmarks import BENCHMARKS, BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig
-from models import METHODS, check_method
+from models import METHODS
+from models.method import Method
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
@@ -20,11 +23,13 @@ from utils.options import Options, add_group, build, flag, option, refuse_droppe
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
+_MEMORY = "Lower --batch-size, or use more GPUs."
+_NOISE = "A step has one noise, its level drawn between 0.01 and 1 of full scale."
 _MIXING = "Sounds are mixed as the authors' curriculum says: docs/method_ssl_tie.md."
 DROPPED = {
-    "--micro-batches": "Parts of a batch have no negatives in common: lower --batch-size, or use more GPUs.",
-    "--recompute-audio": "Activations are always kept: lower --batch-size, or use more GPUs.",
-    "--head-megabytes": "The contrast is always computed at once: lower --batch-size, or use more GPUs.",
+    "--micro-batches": _MEMORY,
+    "--recompute-audio": _MEMORY,
+    "--head-megabytes": _MEMORY,
     "--view-pool": "SSPL draws any of the 1,058 views of a frame each time, as its authors do.",
     "--feature-cache": "SSPL's frozen encoders see new views in every step, so there is nothing to keep.",
     "--tf32": "Use --precision tf32.",
@@ -35,22 +40,21 @@ DROPPED = {
     "--max-rotation": "The largest angle is the authors' 30 degrees; --no-rotation takes rotation out.",
     "--sharpness": "It is the authors' 0.03.",
     "--audio-encodings": "The sound is encoded once in a step, with the same results as the authors' twice.",
-    "--noise-sounds": "A step has one noise.",
-    "--noise-quietest": "The noise's level is drawn between 0.01 and 1 of full scale.",
-    "--noise-loudest": "The noise's level is drawn between 0.01 and 1 of full scale.",
-    "--mixing-probability": _MIXING,
-    "--mixing-probability-growth": _MIXING,
-    "--mixing-probability-limit": _MIXING,
-    "--mixing-strength": _MIXING,
-    "--mixing-strength-growth": _MIXING,
-    "--mixing-strength-limit": _MIXING,
-    "--mixing-candidates": "The nearest sound is looked for among 4,000, as by the authors.",
-    "--mixing-refresh": "Neighbours are found anew in every epoch, as by the authors.",
+    **dict.fromkeys(("--noise-sounds", "--noise-quietest", "--noise-loudest"), _NOISE),
+    **{
+        f"--mixing-{name}{ending}": _MIXING
+        for name in ("probability", "strength")
+        for ending in ("", "-growth", "-limit")
+    },
+    **dict.fromkeys(("--mixing-candidates", "--mixing-refresh"), _MIXING),
     "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
     "--peer": "It went with --as-published.",
     "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
 }
 """Options of earlier versions -> why they are gone, or what to use instead."""
+
+
+# --------------------------------------------------------------------------------------- of main.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,63 +142,13 @@ class TrainOptions(SimpleNamespace):
     """
 
 
-def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """Parse the command line of main.py.
-
-    Raises:
-        ValueError: values contradict each other, an option is no longer there, or the method is not complete.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    refuse_dropped(DROPPED, arguments)
-    parser = argparse.ArgumentParser("main.py", description="Trains a sound localiser.")
-    methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-    for name, row in METHODS.items():
-        sub = methods.add_parser(
-            name,
-            help=(inspect.getdoc(inspect.getmodule(row.model)) or row.model.__name__).splitlines()[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-        for group in train_groups(name).values():
-            add_group(sub, group)
-    values = vars(parser.parse_args(arguments))
-    method = values["method"]
-    check_method(method)
-    groups = {name: build(group, values) for name, group in train_groups(method).items()}
-    options = TrainOptions(method=method, **groups)
-    METHODS[method].model.check_options(options)
-    return options
-
-
-def train_groups(method: str) -> dict[str, type]:
-    """Return the option groups of main.py for a method, by name."""
-    return {**SHARED_GROUPS, **METHODS[method].groups}
+# --------------------------------------------------------------------------------------- of test.py
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(Options):
-    """Which video to localise in, and how its heat maps are made and drawn."""
+class TestTask(Options):
+    """What every task of test.py takes."""
 
-    checkpoint: Path
-    """written by main.py, or a released file (ckpts/README.md)"""
-    input: Path
-    """video with sound, in any format that FFmpeg reads"""
-    output: Path
-    """MP4 to write; a contact sheet and the peaks go beside it"""
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
-    """how frames that are not square become so for the model"""
-    audio_step: float = option(0.2, at_least=0)
-    """seconds from one encoded sound to the next; a frame takes the nearest. 0: each frame has its own"""
-    smoothing: float = option(0.0, at_least=0)
-    """time constant of the exponential mean over past maps, seconds; 0: none"""
-    box: bool = False
-    """draw the box around the region of the peak where the map is at least half-way up to it"""
-    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
-    """of the hottest heat"""
-    batch_size: int = option(8, at_least=1)
-    """frames localised at once; does not change the maps but for rounding"""
-    max_seconds: float | None = option(None, above=0)
-    """stop after so many seconds of the video; none: at its end"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
     dry_run: bool = False
@@ -202,35 +156,84 @@ class VideoOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(Options):
-    """Which picture and sound to localise, and how the heat map is drawn."""
+class DrawingOptions(TestTask):
+    """How heat maps are made and drawn."""
 
     checkpoint: Path
     """written by main.py, or a released file (ckpts/README.md)"""
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    """how pictures that are not square become so for the model"""
+    box: bool = False
+    """draw the box around the region of the peak where the map is at least half-way up to it"""
+    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
+    """of the hottest heat"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(DrawingOptions):
+    """Draw where the sound comes from into your own video."""
+
+    input: Path
+    """video with sound, in any format that FFmpeg reads"""
+    output: Path
+    """MP4 to write; a contact sheet and the peaks go beside it"""
+    audio_step: float = option(0.2, at_least=0)
+    """seconds from one encoded sound to the next; a frame takes the nearest. 0: each frame has its own"""
+    smoothing: float = option(0.0, at_least=0)
+    """time constant of the exponential mean over past maps, seconds; 0: none"""
+    batch_size: int = option(8, at_least=1)
+    """frames localised at once; does not change the maps but for rounding"""
+    max_seconds: float | None = option(None, above=0)
+    """stop after so many seconds of the video; none: at its end"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(DrawingOptions):
+    """Draw where a sound comes from into a picture."""
+
     image: Path
     """picture of any size, in any format that Pillow reads"""
     sound: Path
     """sound in any format that libsndfile or FFmpeg reads, or a video for its sound"""
     output: Path
     """PNG to write; the peak goes beside it as CSV"""
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
-    """how a picture that is not square becomes so for the model"""
-    box: bool = False
-    """draw the box around the region of the peak where the map is at least half-way up to it"""
-    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
-    """of the hottest heat"""
     max_seconds: float = option(600.0, above=0)
     """longest sound that is decoded whole, for a method that hears its middle"""
     max_megapixels: float = option(64.0, above=0)
     """largest picture that is taken, millions of pixels; drawing takes 28 bytes for each"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    dry_run: bool = False
-    """print all options and stop"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOptions(Options):
+class BaselineOptions(TestTask):
+    """What blind predictors and the best possible map score, from the boxes alone."""
+
+    benchmark: str = option(choices=BENCHMARKS)
+    """data set with boxes"""
+    annotations: Path
+    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
+    clip_list: str | None = None
+    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    protocol: str | None = None
+    """scoring rules, commas between them, or all (docs/evaluation.md); none: ssl_tie,sspl, after
+    the rule under which metrics of the benchmark's own are published"""
+    output: Path | None = None
+    """JSON file for the scores; none: only on the screen"""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown rules."""
+        super().__post_init__()
+        _check_protocols(self.protocol)
+
+
+def _check_protocols(names: str | None) -> None:
+    try:
+        find_protocols(names or "all")
+    except ValueError as error:
+        raise ValueError(f"--protocol: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(TestTask):
     """Which clips a checkpoint is scored on, and what its results say."""
 
     data_root: Path
@@ -253,10 +256,6 @@ class ScoringOptions(Options):
     """clips scored at once; does not change the scores but for rounding"""
     workers: int = option(4, at_least=0)
     """decoding processes; 0 decodes in the main process"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    dry_run: bool = False
-    """print all options and stop"""
 
 
 SAID_BY_SAVED_MAPS = (
@@ -268,7 +267,7 @@ SAID_BY_SAVED_MAPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisationOptions(ScoringOptions):
-    """What to score, and how."""
+    """Where in the frame does the sound come from: cIoU and AUC on a benchmark."""
 
     checkpoint: Path | None = None
     """written by main.py, or a released file (ckpts/README.md)"""
@@ -329,39 +328,8 @@ class LocalisationOptions(ScoringOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineOptions(Options):
-    """What to score without a model: blind predictors and ceilings, from boxes alone."""
-
-    benchmark: str = option(choices=BENCHMARKS)
-    """data set with boxes"""
-    annotations: Path
-    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
-    clip_list: str | None = None
-    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    protocol: str | None = None
-    """scoring rules, commas between them, or all (docs/evaluation.md); none: ssl_tie,sspl, after
-    the rule under which metrics of the benchmark's own are published"""
-    output: Path | None = None
-    """JSON file for the scores; none: only on the screen"""
-    dry_run: bool = False
-    """print all options and stop"""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown rules."""
-        super().__post_init__()
-        _check_protocols(self.protocol)
-
-
-def _check_protocols(names: str | None) -> None:
-    try:
-        find_protocols(names or "all")
-    except ValueError as error:
-        raise ValueError(f"--protocol: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
 class RetrievalOptions(ScoringOptions):
-    """What to retrieve, and how it is scored."""
+    """Which clips sound or look alike: nearest neighbours by class and by clip."""
 
     checkpoint: Path
     """written by main.py, or a released file (ckpts/README.md)"""
@@ -405,7 +373,7 @@ class RetrievalOptions(ScoringOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NegativeOptions(ScoringOptions):
-    """Which clips are scored with sounds that are not theirs, and how."""
+    """What the model shows for silence, noise and sounds that are not in the picture."""
 
     checkpoint: Path
     """written by main.py, or a released file (ckpts/README.md)"""
@@ -440,46 +408,92 @@ class NegativeOptions(ScoringOptions):
 TestOptions = (
     LocalisationOptions | BaselineOptions | RetrievalOptions | NegativeOptions | VideoOptions | ImageOptions
 )
-
-_TEST_TASKS: dict[str, tuple[type[TestOptions], str]] = {
-    "localisation": (
-        LocalisationOptions,
-        "where in the frame does the sound come from: cIoU and AUC on a benchmark",
-    ),
-    "baselines": (
-        BaselineOptions,
-        "what blind predictors and the best possible map score, from the boxes alone",
-    ),
-    "retrieval": (
-        RetrievalOptions,
-        "which clips sound or look alike: nearest neighbours by class and by clip",
-    ),
-    "negatives": (
-        NegativeOptions,
-        "what the model shows for silence, noise and sounds that are not in the picture",
-    ),
-    "video": (VideoOptions, "draws where the sound comes from into your own video"),
-    "image": (ImageOptions, "draws where a sound comes from into a picture"),
+TASKS: dict[str, type[TestOptions]] = {
+    "localisation": LocalisationOptions,
+    "baselines": BaselineOptions,
+    "retrieval": RetrievalOptions,
+    "negatives": NegativeOptions,
+    "video": VideoOptions,
+    "image": ImageOptions,
 }
+"""Tasks of test.py; the first line of a class says what its task does"""
+
+
+# ------------------------------------------------------------------------------------------- parsing
+
+
+def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
+    """Parse the command line of main.py.
+
+    Raises:
+        ValueError: values contradict each other, an option is no longer there, or the method is not complete.
+    """
+    titles = {name: inspect.getdoc(inspect.getmodule(row.model)) for name, row in METHODS.items()}
+    groups = {name: [*train_groups(name).values()] for name in METHODS}
+    method, values = _parse("main.py", "Trains a sound localiser.", "METHOD", titles, groups, arguments)
+    check_method(method)
+    options = TrainOptions(
+        method=method, **{name: build(group, values) for name, group in train_groups(method).items()}
+    )
+    METHODS[method].model.check_options(options)
+    return options
 
 
 def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
-    """Command line of test.py -> options of the chosen task.
+    """Parse the command line of test.py.
 
     Raises:
         ValueError: values contradict each other, or an option is no longer there.
     """
+    titles = {name: inspect.getdoc(group) for name, group in TASKS.items()}
+    groups = {name: [group] for name, group in TASKS.items()}
+    task, values = _parse("test.py", "Scores a trained sound localiser.", "TASK", titles, groups, arguments)
+    return build(TASKS[task], values)
+
+
+def _parse(
+    program: str,
+    summary: str,
+    metavar: str,
+    titles: Mapping[str, str | None],
+    groups: Mapping[str, Sequence[type]],
+    arguments: Sequence[str] | None,
+) -> tuple[str, dict[str, Any]]:
+    """Parse a command line with a sub-command for each title; return its name and the values."""
     arguments = sys.argv[1:] if arguments is None else arguments
     refuse_dropped(DROPPED, arguments)
-    parser = argparse.ArgumentParser("test.py", description="Scores a trained sound localiser.")
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for name, (group, summary) in _TEST_TASKS.items():
-        sub = tasks.add_parser(
-            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    parser = argparse.ArgumentParser(program, description=summary)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
+    for name, title in titles.items():
+        words = (title or name).splitlines()[0]
+        command = commands.add_parser(
+            name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
-        add_group(sub, group)
+        for group in groups[name]:
+            add_group(command, group)
     values = vars(parser.parse_args(arguments))
-    return build(_TEST_TASKS[values["task"]][0], values)
+    return values.pop("command"), values
+
+
+def train_groups(method: str) -> dict[str, type]:
+    """Return the option groups of main.py for a method, by name."""
+    return {**SHARED_GROUPS, **METHODS[method].groups}
+
+
+def check_method(name: str) -> None:
+    """Refuse a method that could not be trained to an end.
+
+    Raises:
+        ValueError: names everything that its row in METHODS or its class lacks.
+    """
+    row = METHODS[name]
+    methods = ("augment", "visual_features", "sound_features", "compare", "build_optimizer")
+    missing = [f"the group {g!r}" for g in ("model", "audio", "optimisation") if g not in row.groups]
+    missing += [f"{row.model.__name__}.{m}()" for m in methods if getattr(row.model, m) is getattr(Method, m)]
+    if row.model.forward is nn.Module.forward:
+        missing.append(f"{row.model.__name__}.forward()")
+    if missing:
+        raise ValueError(f"The method {name!r} lacks {', '.join(missing)}: see CONTRIBUTING.md.")
 
 
 def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:

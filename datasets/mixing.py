@@ -61,12 +61,6 @@ class AudioMixingOptions(Options):
     mixing_start_epoch: int = option(1, at_least=1)
     """first epoch with mixing, counted from 1"""
 
-    def __post_init__(self) -> None:
-        """Refuse a setting of a thing that is switched off."""
-        super().__post_init__()
-        if self.mixing_start_epoch != 1 and not self.audio_mixing:
-            raise ValueError("--mixing-start-epoch needs --audio-mixing.")
-
 
 class Mixing(NamedTuple):
     """What is mixed in an epoch."""

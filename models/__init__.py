@@ -1,7 +1,6 @@
 """Networks, losses and methods: everything with parameters."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,34 +52,14 @@ METHODS: dict[str, MethodRow] = {
 """Every method that can be trained, by name"""
 
 
-def check_method(name: str) -> None:
-    """Refuse a method that main.py could not train to an end.
-
-    Args:
-        name: a key of METHODS.
-
-    Raises:
-        ValueError: names everything that its row or its class lacks.
-    """
-    row = METHODS[name]
-    missing = [f"the group {g!r}" for g in ("model", "audio", "optimisation") if g not in row.groups]
-    if "optimisation" in row.groups:
-        options = {field.name for field in fields(row.groups["optimisation"])}
-        missing += [f"the option {o!r} of training" for o in ("epochs", "batch_size") if o not in options]
-    methods = ("augment", "forward", "visual_features", "sound_features", "compare", "build_optimizer")
-    missing += [f"{row.model.__name__}.{m}()" for m in methods if getattr(row.model, m) is getattr(Method, m)]
-    if missing:
-        raise ValueError(f"The method {name!r} lacks {', '.join(missing)}: see CONTRIBUTING.md.")
+def localiser_names() -> tuple[str, ...]:
+    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
+    return (*METHODS, *PEERS)
 
 
 def audio_config_class(name: str) -> type:
     """Return the class that says what a method of METHODS or a peer of PEERS hears."""
     return METHODS[name].groups["audio"] if name in METHODS else PEERS[name].audio
-
-
-def localiser_names() -> tuple[str, ...]:
-    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
-    return (*METHODS, *PEERS)
 
 
 def build_localiser(
@@ -100,10 +79,10 @@ def build_localiser(
     Raises:
         TypeError: the configuration has an entry that the method does not know.
     """
+    audio, frame = audio or audio_config_class(name)(), frame or FrameConfig()
     if name in PEERS:
         return PeerLocaliser(PEERS[name], audio)
     row = METHODS[name]
-    audio, frame = audio or row.groups["audio"](), frame or FrameConfig()
     return row.model(row.groups["model"](**config), audio=audio, frame=frame)  # type: ignore[call-arg, misc]
 
 

@@ -5,22 +5,21 @@ Localisation", ACM MM 2022. A training step on frames x, sounds a and a transfor
 
     loss = w1 contrastive(x, a) + w2 contrastive(T(x), a) + w3 mse(map(T(x), a), T(map(x, a)))
 
-with w1 = w2 = 0.5 and w3 = lambda = 1.
+with w1 = w2 = 0.5 and w3 = lambda = 1. B frames, A sounds (of all processes), D = 512, maps of h x w.
 
 Deliberate differences from the authors' program, all without effect on its published behaviour:
 
 1. The sound is encoded once in a step, not twice: loss and gradients are the same, the audio batch norms take
    both updates at once (`audio_encodings = 2` encodes twice).
 2. A clip's own sound is masked by -inf among the batch's negatives. The authors multiply it by -99, which
-   does the same while the own similarity is positive, and makes the clip its own strongest negative when it
-   is not.
+   does the same while the own similarity is positive, and else makes the clip its own strongest negative.
 3. Region means are a softmax over log-sigmoids, so that a saturated region gives no NaN: the authors' float32
    hard-negative region becomes 0/0 once a whole map is above 0.899.
 4. The head runs in float32 whatever the precision of the encoders.
 5. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are not built.
 6. `--equivariance-target masked` mends the blurred, mostly blank target of the authors' transform.
 7. Silence and noise can be further negatives (`--negative-sounds`), after an idea of SSL-SaN (BMVC 2025),
-   whose formulas are not known to us; without the option nothing changes.
+   whose formulas are not known to us.
 """
 
 import logging
@@ -34,19 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets import augmentation as aug
 from datasets.audio import AudioConfig
-from datasets.augmentation import (
-    CROP_NUMBERS,
-    LOOK_NUMBERS,
-    MASK_NUMBERS,
-    AugmentationConfig,
-    as_float,
-    change_look,
-    draw_for_clips,
-    normalise,
-    random_crop,
-    spec_augment,
-)
 from datasets.clips import Batch, Clip
 from datasets.frames import FrameConfig
 from datasets.geometry import GeometricConfig, GeometricTransform
@@ -140,33 +128,22 @@ class SSLTIE(Method):
         *,
         audio: AudioConfig | None = None,
         frame: FrameConfig | None = None,
-        augmentation: AugmentationConfig | None = None,
+        augmentation: aug.AugmentationConfig | None = None,
         geometric: GeometricConfig | None = None,
         negatives: NegativeSoundConfig | None = None,
     ) -> None:
-        """Build both encoders, randomly initialised.
-
-        Args:
-            config: thresholds, weights and switches.
-            audio: of the log-mel spectrogram.
-            frame: size of the frames.
-            augmentation: of training frames and spectrograms.
-            geometric: transforms of the equivariance branch.
-            negatives: training sounds that no frame shows.
-        """
+        """Build both encoders, randomly initialised; without a group of options, its defaults hold."""
         super().__init__(audio or AudioConfig(), frame or FrameConfig())
         self.config = config
-        self.augmentation = augmentation or AugmentationConfig()
+        self.augmentation = augmentation or aug.AugmentationConfig()
         self.geometric = geometric or GeometricConfig()
         self.negatives = negatives or NegativeSoundConfig()
         self.random_crop = self.augmentation.crop
         self.excerpt_seconds = self.augmentation.audio_excerpt_seconds
-        # Without losses of transformed frames the equivariance branch is not computed.
         self.uses_transform = config.transformed_contrastive_weight > 0 or config.equivariance_weight > 0
+        passes = 2 if self.uses_transform and config.audio_encodings == 1 else 1
         self.imgnet = ResNet18Encoder(3)
-        self.audnet = ResNet18Encoder(
-            1, batch_norm_passes=2 if self.uses_transform and config.audio_encodings == 1 else 1
-        )
+        self.audnet = ResNet18Encoder(1, batch_norm_passes=passes)
 
     # ------------------------------------------------------------------------------------ the localiser
 
@@ -180,11 +157,9 @@ class SSLTIE(Method):
         Raises:
             ValueError: the spectrogram is not (B, 1, F, T).
         """
-        if log_mel_spectrogram.ndim != 4 or log_mel_spectrogram.shape[1] != 1:
-            raise ValueError(
-                "log_mel_spectrogram must be (B, 1, mel_bins, frames), "
-                f"got {tuple(log_mel_spectrogram.shape)}"
-            )
+        shape = tuple(log_mel_spectrogram.shape)
+        if len(shape) != 4 or shape[1] != 1:
+            raise ValueError(f"log_mel_spectrogram must be (B, 1, mel_bins, frames), got {shape}")
         features = self.audnet(log_mel_spectrogram)  # (B, 512, F/16, T/16)
         return F.normalize(at_least_float32(global_max_pool(features)), dim=1)
 
@@ -201,79 +176,6 @@ class SSLTIE(Method):
         return pool_positions(self.imgnet(frames), pooling)
 
     # --------------------------------------------------------------------------------------- training
-
-    @classmethod
-    def check_options(cls, options: Any) -> None:  # noqa: ANN401
-        """Refuse masks that do not fit, and negative sounds without a contrast."""
-        options.augmentation.check_fits(options.audio.mel_bins, options.audio.num_frames)
-        weights = options.model.contrastive_weight, options.model.transformed_contrastive_weight
-        if options.negatives.negative_sounds is not None and max(weights) == 0:
-            raise ValueError(
-                "--negative-sounds are negatives of the contrast, which has no part in the loss: "
-                "--contrastive-weight and --transformed-contrastive-weight are 0."
-            )
-
-    @classmethod
-    def from_options(cls, options: Any) -> "SSLTIE":  # noqa: ANN401
-        """Build the model with all that training needs."""
-        return cls(
-            options.model,
-            audio=options.audio,
-            frame=options.frame,
-            augmentation=options.augmentation,
-            geometric=options.geometric,
-            negatives=options.negatives,
-        )
-
-    def build_optimizer(self, recipe: SSLTIERecipe) -> torch.optim.Optimizer:
-        """Adam over all parameters."""
-        return torch.optim.Adam(
-            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-
-    def networks(self) -> Sequence[torch.nn.Module]:
-        """Return the parts that --compile compiles."""
-        return [self.imgnet, self.audnet]
-
-    def curriculum(self, options: Any, clips: Sequence[Clip]) -> MixingCurriculum | None:  # noqa: ANN401
-        """Return the audio-mix curriculum, if it is wanted."""
-        if not options.mixing.audio_mixing:
-            return None
-        first, epochs = options.mixing.mixing_start_epoch, options.optimisation.epochs
-        if first > epochs:
-            logger.warning("Mixing begins with epoch %d, after the last of --epochs.", first)
-        return MixingCurriculum(
-            options.mixing, clips, self.audio, options.run.seed, excerpt_seconds=self.excerpt_seconds
-        )
-
-    @torch.no_grad()
-    def augment(
-        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
-    ) -> dict[str, Any]:
-        """Make the arguments of `forward` of a batch: see `Method`."""
-        count, total = len(batch), len(batch) if global_size is None else global_size
-        numbers = draw_for_clips(
-            seed, count, CROP_NUMBERS + LOOK_NUMBERS + MASK_NUMBERS, first=first, total=total
-        )
-        for_crop, for_look, for_masks = numbers.split([CROP_NUMBERS, LOOK_NUMBERS, MASK_NUMBERS], dim=1)
-
-        frames = as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
-        if self.random_crop:
-            frames = random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
-        frames = normalise(change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
-
-        power = self.front_end.power(batch.waveforms)  # (B, F, T)
-        power = spec_augment(power, self.augmentation, for_masks)
-
-        drawn = GeometricTransform.sample(self.geometric, total, frames.shape[-1], random.Random(seed))
-        transform = drawn.of_frames(first, count)
-        return {
-            "frames": frames,
-            "log_mel_spectrogram": self.front_end.to_decibels(power),  # (B, 1, F, T)
-            "transformed_frames": transform.warp_frames(frames),  # (B, 3, S * scale, S * scale)
-            "transform": transform.warp_maps,
-            "negative_sounds": self.draw_negative_sounds(seed, frames.device),
-        }
 
     def forward(
         self,
@@ -293,8 +195,8 @@ class SSLTIE(Method):
             frames: (B, 3, H, W), normalised.
             log_mel_spectrogram: (B, 1, F, T), dB.
             transformed_frames: (B, 3, H', W'), the transform of `frames`.
-            transform: applies the same transform to maps (B, h, w) and returns the transformed maps (B, h',
-                w') with the weight of each cell in the equivariance loss.
+            transform: applies the same transform to maps (B, h, w) and returns the transformed maps
+                (B, h', w') with the weight of each cell in the equivariance loss.
             negative_sounds: (K, 1, F, T), dB, of sounds that no frame shows, the same in all processes; each
                 is one more negative of every frame.
 
@@ -305,28 +207,24 @@ class SSLTIE(Method):
             ValueError: the processes have batches of different sizes.
         """
         config = self.config
-        sounds, own_offset = gather_rows(
-            self.sound_features(log_mel_spectrogram)
-        )  # (A, D), A of all processes
-        again = sounds
+        sounds, own_offset = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
+        again, num_sounds = sounds, len(sounds)
         if self.uses_transform and config.audio_encodings == 2:
-            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))
-        num_sounds = len(sounds)
+            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
         if negative_sounds is not None:
-            silent = self.encode_negative_sounds(negative_sounds)  # (K, D)
-            sounds, again = torch.cat([sounds, silent]), torch.cat([again, silent])  # (A + K, D)
+            negatives = self.encode_negative_sounds(negative_sounds)  # (K, D)
+            sounds, again = torch.cat([sounds, negatives]), torch.cat([again, negatives])  # (A + K, D)
 
         logits, plain_map = self.contrast(self.visual_features(frames), sounds, own_offset)
         terms = {"contrastive": contrastive_loss(logits)}
-        if negative_sounds is not None:  # how similar the frames are to them, in what is positive for each
-            of_negatives = logits.detach()[:, 1 + num_sounds :][:, : len(negative_sounds)]  # (B, K)
-            terms["negative_similarity"] = of_negatives.mean() * config.temperature
+        if negative_sounds is not None:  # their mean similarity with the frames, in what is positive for each
+            columns = logits.detach()[:, 1 + num_sounds :][:, : len(negative_sounds)]  # (B, K)
+            terms["negative_similarity"] = columns.mean() * config.temperature
         loss = config.contrastive_weight * terms["contrastive"]
 
         if self.uses_transform:
-            logits, transformed_map = self.contrast(
-                self.visual_features(transformed_frames), again, own_offset
-            )
+            visual = self.visual_features(transformed_frames)  # (B, D, h', w')
+            logits, transformed_map = self.contrast(visual, again, own_offset)
             target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
             terms["contrastive_transformed"] = contrastive_loss(logits)
             terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
@@ -338,15 +236,12 @@ class SSLTIE(Method):
         return TrainingOutput(loss, {name: term.detach() for name, term in terms.items()}, plain_map.detach())
 
     def contrast(self, visual: Tensor, sounds: Tensor, own_offset: int = 0) -> tuple[Tensor, Tensor]:
-        """Compute the contrastive logits and the own similarity maps of a batch.
+        """Contrast frames (B, D, h, w) with sounds (A, D), both of unit norm.
 
-        Args:
-            visual: (B, D, h, w), unit norm along D.
-            sounds: (A, D), unit norm.
-            own_offset: index of frame 0's own sound; frame i's is the i-th after it.
+        Frame i's own sound is own_offset + i.
 
         Returns:
-            logits (B, A + 1 or A + 2) and similarity maps (B, h, w).
+            logits (B, A + 1 or A + 2) and own similarity maps (B, h, w).
         """
         config = self.config
         hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
@@ -362,21 +257,47 @@ class SSLTIE(Method):
             )
         return logits, own_maps(maps, own_offset)
 
-    # --------------------------------------------------------------------------------- negative sounds
+    @torch.no_grad()
+    def augment(
+        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
+    ) -> dict[str, Any]:
+        """Make the arguments of `forward` of a batch: see `Method`."""
+        count, total = len(batch), len(batch) if global_size is None else global_size
+        parts = [aug.CROP_NUMBERS, aug.LOOK_NUMBERS, aug.MASK_NUMBERS]
+        numbers = aug.draw_for_clips(seed, count, sum(parts), first=first, total=total)
+        for_crop, for_look, for_masks = numbers.split(parts, dim=1)
+
+        frames = aug.as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
+        if self.random_crop:
+            frames = aug.random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
+        frames = aug.normalise(aug.change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
+
+        power = self.front_end.power(batch.waveforms)  # (B, F, T)
+        power = aug.spec_augment(power, self.augmentation, for_masks)
+
+        drawn = GeometricTransform.sample(self.geometric, total, frames.shape[-1], random.Random(seed))
+        transform = drawn.of_frames(first, count)
+        return {
+            "frames": frames,
+            "log_mel_spectrogram": self.front_end.to_decibels(power),  # (B, 1, F, T)
+            "transformed_frames": transform.warp_frames(frames),  # (B, 3, S * scale, S * scale)
+            "transform": transform.warp_maps,
+            "negative_sounds": self.draw_negative_sounds(seed, frames.device),  # (K, 1, F, T)
+        }
 
     def draw_negative_sounds(self, seed: int, device: torch.device) -> Tensor | None:
         """Make the negative sounds of a step, (K, 1, F, T) in dB; None without any.
 
-        Silence is a waveform of zeros, hence -100 dB everywhere. Noise is Gaussian and white; its standard
-        deviation is drawn between 0.01 and 1 of full scale, evenly on a logarithmic scale. Both follow from
-        the seed of the step alone, so that all processes have the same ones.
+        Silence is a waveform of zeros. Noise is white and Gaussian, its standard deviation drawn from 0.01 to
+        1 of full scale, evenly on a logarithmic scale. Both follow from the seed of the step alone, so that
+        all processes have the same ones.
         """
         kinds = self.negatives.negative_sounds
         if kinds is None:
             return None
         waveforms = torch.zeros(1 + kinds.count(","), self.audio.num_samples)  # (K, L)
         if "noise" in kinds:
-            generator = torch.Generator().manual_seed(2**62 + seed)  # not the numbers of the clips
+            generator = torch.Generator().manual_seed(2**62 + seed)  # other numbers than those of the clips
             level = math.log(0.01) * torch.rand(1, generator=generator)
             waveforms[-1] = level.exp() * torch.randn(self.audio.num_samples, generator=generator)
         return self.front_end(waveforms.to(device))
@@ -384,9 +305,9 @@ class SSLTIE(Method):
     def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
         """Encode sounds that no frame shows, (K, 1, F, T) -> (K, 512), unit norm, as at test time.
 
-        The batch norms normalise them by their running statistics, which stay as they are: so the clips'
-        sounds are normalised among themselves as ever, and silence is embedded as it will be when it is
-        alone. Gradients reach all weights, but do not go through the statistics.
+        Running statistics normalise them, and stay as they are: so the clips' sounds are normalised among
+        themselves as ever, and silence is embedded as it will be when it is alone. Gradients reach all
+        weights, but do not go through the statistics.
         """
         training = self.audnet.training
         self.audnet.eval()
@@ -394,6 +315,47 @@ class SSLTIE(Method):
             return self.sound_features(log_mel_spectrogram)
         finally:
             self.audnet.train(training)
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:  # noqa: ANN401
+        """Refuse masks that do not fit, and negatives or a curriculum without what they are part of."""
+        options.augmentation.check_fits(options.audio.mel_bins, options.audio.num_frames)
+        weights = options.model.contrastive_weight, options.model.transformed_contrastive_weight
+        if options.negatives.negative_sounds is not None and max(weights) == 0:
+            raise ValueError(
+                "--negative-sounds are negatives of the contrast, which has no part in the loss: "
+                "--contrastive-weight and --transformed-contrastive-weight are 0."
+            )
+        if options.mixing.mixing_start_epoch != 1 and not options.mixing.audio_mixing:
+            raise ValueError("--mixing-start-epoch needs --audio-mixing.")
+
+    @classmethod
+    def from_options(cls, options: Any) -> "SSLTIE":  # noqa: ANN401
+        """Build the model with all that training needs."""
+        names = ("audio", "frame", "augmentation", "geometric", "negatives")
+        return cls(options.model, **{name: getattr(options, name) for name in names})
+
+    def build_optimizer(self, recipe: SSLTIERecipe) -> torch.optim.Optimizer:
+        """Adam over all parameters."""
+        return torch.optim.Adam(
+            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Return the parts that --compile compiles."""
+        return [self.imgnet, self.audnet]
+
+    def curriculum(self, options: Any, clips: Sequence[Clip]) -> MixingCurriculum | None:  # noqa: ANN401
+        """Return the audio-mix curriculum, if it is wanted."""
+        mixing = options.mixing
+        if not mixing.audio_mixing:
+            return None
+        if mixing.mixing_start_epoch > options.optimisation.epochs:
+            logger.warning(
+                "Mixing begins with epoch %d, after the last of --epochs.", mixing.mixing_start_epoch
+            )
+        excerpt = self.excerpt_seconds
+        return MixingCurriculum(mixing, clips, self.audio, options.run.seed, excerpt_seconds=excerpt)
 
 
 # -------------------------------------------------------------------------------------------------- losses
@@ -411,15 +373,16 @@ def trimap_contrastive_logits(
     """Compute the logits of the tri-map contrast; column 0 is the positive (SSL-TIE Eq. 2-5).
 
     The frame's positive region is sigmoid((s - positive_threshold) / sharpness), its hard-negative region
-    sigmoid((negative_threshold - s) / sharpness); what lies between is ignored.
+    sigmoid((negative_threshold - s) / sharpness); what lies between is ignored. Without a negative_threshold
+    there are no hard negatives.
 
     Args:
-        maps: (B, A, h, w), entry [i, j] is the similarity of frame i with sound j.
-        positive_threshold: epsilon+, similarity.
-        negative_threshold: epsilon-, similarity; None leaves the hard negatives out.
-        sharpness: tau of the sigmoids, similarity.
+        maps: (B, A, h, w), entry [i, j] is the similarity of frame i with sound j; its own is own_offset + i.
+        positive_threshold: epsilon+.
+        negative_threshold: epsilon-.
+        sharpness: tau of the sigmoids.
         temperature: divisor of the logits.
-        own_offset: index of frame 0's own sound; frame i's is the i-th after it.
+        own_offset: index of frame 0's own sound.
 
     Returns:
         (B, 1 + A [+ 1]): own sound in the positive region | every sound in its own positive region, the
@@ -469,18 +432,10 @@ def contrastive_loss(logits: Tensor) -> Tensor:
 
 
 def equivariance_loss(similarity_map: Tensor, target: Tensor, coverage: Tensor) -> Tensor:
-    """Mean squared difference of two maps over the covered cells (SSL-TIE Eq. 8).
+    """Mean squared difference of two maps (B, h, w), weighted by coverage in [0, 1] (SSL-TIE Eq. 8).
 
     Among several processes it is divided by their mean coverage, so that the mean of their losses is that of
-    all maps together.
-
-    Args:
-        similarity_map: (B, h, w), of the transformed frames.
-        target: (B, h, w), the transformed map of the plain frames.
-        coverage: (B, h, w) in [0, 1], weight of each cell; all ones scores every cell.
-
-    Returns:
-        scalar; 0 when no cell is covered.
+    all maps together; 0 when no cell is covered.
 
     Raises:
         ValueError: the shapes differ.

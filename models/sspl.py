@@ -58,9 +58,7 @@ from utils.options import Options, option
 
 logger = logging.getLogger(__name__)
 
-PROJECTION_SIZE = 2048
-"""Length of projection z and prediction p"""
-
+PROJECTION_SIZE = 2048  # length of projection z and prediction p
 COLLAPSED_SPREAD = 0.01  # of pooled features, audio embeddings or predictions, below which a warning is due
 COLLAPSED_RANK = 1.5  # of the projections, likewise
 FLAT_STD = 1e-3  # similarity_std below which a map shows nothing
@@ -114,11 +112,7 @@ class SSPLRecipe(Options):
     """decoupled; the PCM's rates a and b are exempt"""
 
     def completed(self, config: SSPLConfig) -> "SSPLRecipe":
-        """Fill in the authors' values for the variant where none was given.
-
-        Raises:
-            ValueError: a rate is given for a PCM that is not there.
-        """
+        """Fill in the authors' values for the variant where none was given."""
         if self.pcm_learning_rate is not None and not config.pcm:
             raise ValueError("--pcm-learning-rate has nothing to set with --no-pcm.")
         epochs, audio, head = (20, 2e-5, 5e-5) if config.pcm else (100, 5e-4, 2e-3)
@@ -134,16 +128,11 @@ class SSPLRecipe(Options):
 class View(NamedTuple):
     """What one view of a batch yields."""
 
-    similarity_map: Tensor
-    """(B, h, w) in [-1, 1]"""
-    attention_map: Tensor
-    """(B, h, w) in [0, 1]"""
-    pooled_feature: Tensor
-    """(B, 512)"""
-    projection: Tensor
-    """(B, 2048)"""
-    prediction: Tensor
-    """(B, 2048)"""
+    similarity_map: Tensor  # (B, h, w) in [-1, 1]
+    attention_map: Tensor  # (B, h, w) in [0, 1]
+    pooled_feature: Tensor  # (B, 512)
+    projection: Tensor  # (B, 2048)
+    prediction: Tensor  # (B, 2048)
 
 
 class SSPL(Method):
@@ -154,13 +143,7 @@ class SSPL(Method):
     def __init__(
         self, config: SSPLConfig, *, audio: SegmentConfig | None = None, frame: FrameConfig | None = None
     ) -> None:
-        """Build all networks, randomly initialised; the frozen ones need published weights.
-
-        Args:
-            config: with or without the PCM.
-            audio: of the log-mel segments.
-            frame: size of the frames.
-        """
+        """Build all networks, randomly initialised; the frozen ones need published weights."""
         super().__init__(audio or SegmentConfig(), frame or FrameConfig())
         self.config = config
         self.frame_encoder = VGG16Encoder()
@@ -188,14 +171,12 @@ class SSPL(Method):
         return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
 
     def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Compare features of B frames with those of as many sounds; the PCM, where there is one, runs here.
+        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [-1, 1].
 
-        Returns:
-            similarity maps (B, h, w) in [-1, 1].
+        The PCM, where there is one, runs here.
         """
-        audio_embedding, audio_target = sound.split(
-            [VGG16Encoder.embedding_size, VGGishEncoder.embedding_size], dim=1
-        )
+        sizes = [VGG16Encoder.embedding_size, VGGishEncoder.embedding_size]
+        audio_embedding, audio_target = sound.split(sizes, dim=1)  # (B, 512), (B, 128)
         aligned = self.align(visual, audio_target)  # (B, 512, h, w)
         with torch.autocast(aligned.device.type, enabled=False):
             return cosine_map(aligned, audio_embedding)
@@ -228,12 +209,7 @@ class SSPL(Method):
         return pool_positions(self.frame_encoder(frames), pooling)
 
     def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Make of VGGish's embeddings (B, S, 128) what localises and what the PCM predicts.
-
-        Returns:
-            audio embedding u (B, 512) and audio target a (B, 128), the latter of unit norm and without
-            gradient.
-        """
+        """Make u (B, 512) and a (B, 128, unit norm, without gradient) of VGGish's embeddings (B, S, 128)."""
         audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)  # (B, 128)
         projected = self.audio_projection(segment_embeddings)  # (B, S, 512)
         return at_least_float32(projected).mean(dim=1), audio_target
@@ -259,12 +235,7 @@ class SSPL(Method):
             )
 
     def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
-        """Give the frozen encoders their published weights.
-
-        Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: a file's sha256 is not the published one, or it cannot be read.
-        """
+        """Give the frozen encoders their published weights; FileNotFoundError or ValueError without them."""
         from models.released import load_frozen_encoders  # noqa: PLC0415 - it imports this file
 
         if options.frozen.random_init:
@@ -284,11 +255,7 @@ class SSPL(Method):
         return [part for part in parts if part is not None]
 
     def build_optimizer(self, recipe: SSPLRecipe) -> torch.optim.Optimizer:
-        """AdamW over the trained parts, in the authors' order; the PCM's rates a and b are not decayed.
-
-        Args:
-            recipe: completed.
-        """
+        """AdamW over the trained parts, in the authors' order; the PCM's rates a and b are not decayed."""
         heads = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
         parts: list[tuple[str, list[nn.Parameter], float | None, float]] = [
             (
@@ -405,7 +372,6 @@ class ProjectionHead(nn.Module):
     """
 
     def __init__(self, in_features: int = 512) -> None:
-        """Build three layers with torch's default initialisation."""
         super().__init__()
         self.layer1 = _hidden(in_features, PROJECTION_SIZE)
         self.layer2 = _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
@@ -423,7 +389,6 @@ class PredictionHead(nn.Module):
     """Projection z of one view -> prediction p of the other view's, both (B, 2048)."""
 
     def __init__(self, hidden_features: int = 512) -> None:
-        """Build a bottleneck with torch's default initialisation."""
         super().__init__()
         self.layer1 = _hidden(PROJECTION_SIZE, hidden_features)
         self.layer2 = nn.Linear(hidden_features, PROJECTION_SIZE)

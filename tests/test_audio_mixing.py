@@ -16,6 +16,7 @@ from distributed_workers import narrow_encoder
 from test_end_to_end import SMALL, assert_same_weights
 
 import main
+import opts
 from datasets.audio import AudioConfig
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip, Mixture, collate
@@ -46,8 +47,9 @@ def test_the_schedule_grows_by_epoch_and_is_capped():
 
 
 def test_settings_of_a_mixing_that_is_off_are_refused():
+    words = "ssl_tie --train-set vggsound --data-root d --output o --mixing-start-epoch 2".split()
     with pytest.raises(ValueError, match="--mixing-start-epoch needs --audio-mixing"):
-        AudioMixingOptions(mixing_start_epoch=2)
+        opts.parse_train_options(words)
     with pytest.raises(ValueError, match="--mixing-start-epoch must be at least 1"):
         AudioMixingOptions(audio_mixing=True, mixing_start_epoch=0)
 

@@ -173,7 +173,7 @@ def test_compiled_networks_give_the_same_loss(inputs):
 
 def known_options():
     groups = [group for method in METHODS for group in opts.train_groups(method).values()]
-    groups += [group for group, _ in opts._TEST_TASKS.values()]
+    groups += opts.TASKS.values()
     return {flag(f.name) for group in groups for f in fields(group) if not f.metadata.get("hidden")}
 
 

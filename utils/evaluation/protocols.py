@@ -218,32 +218,43 @@ def _predict_alike(
     objects: ObjectMaps | None,
 ) -> list[Prediction]:
     """Predict by rules that score the same maps."""
-    own = upsample(similarity_maps, rules[0])  # (B, M, M)
+    own = upsample(similarity_maps, rules[0])  # (C, M, M); C is B, or 1
     maps = own if objects is None else mix(own, objects, rules[0])
     mixes_scores = rules[0].object_prior == "scores"
 
-    confidences = _top_quarter_means(maps if mixes_scores else own)
+    # All ranks in one selection: it takes most of the time of scoring.
+    num_pixels = maps[0].numel()
+    ranks = {"top quarter": torch.tensor([num_pixels - max(1, num_pixels // 4)])}
+    for rule in rules:
+        if rule.threshold != "fixed":
+            ranks[rule.threshold] = threshold_ranks(rule, num_pixels, num_annotated)
+    # Columns (C, 1); a single map can have a threshold for each clip, (1, B).
+    columns = [
+        part[:, None] if len(part) == len(maps) else part[None].expand(len(maps), -1)
+        for part in ranks.values()
+    ]
+    selected = values_at_ranks(maps.flatten(1), torch.cat([part.to(maps.device) for part in columns], 1))
+    at_ranks = dict(zip(ranks, selected.split([part.shape[1] for part in columns], 1), strict=True))
+
+    if mixes_scores or objects is None:
+        confidences = _top_quarter_means(maps, at_ranks["top quarter"])
+    else:
+        confidences = _top_quarter_means(own, values_at_ranks(own.flatten(1), columns[0].to(own.device)))
     if mixes_scores and objects is None:
         confidences = (confidences + 1) / 2
     span = _value_range(maps)
     halved = mixes_scores and objects is not None
     normalised: dict[str, Tensor] = {}
-    limits: dict[str, Tensor] = {}
     predictions = []
     for rule in rules:
         if rule.normalisation not in normalised:
             normalised[rule.normalisation] = _rescale(maps, span, rule, halved=halved)
-        if rule.threshold not in ("fixed", *limits):
-            ranks = threshold_ranks(rule, maps[0].numel(), num_annotated).to(maps.device)
-            # A single map can have a threshold for each clip.
-            ranks = ranks[:, None] if len(ranks) == len(maps) else ranks[None].expand(len(maps), -1)
-            limits[rule.threshold] = values_at_ranks(maps.flatten(1), ranks).flatten()[:, None, None]
         scored = normalised[rule.normalisation]
         if rule.value is not None:
             limit = maps.new_tensor(rule.value)
         else:
             # Normalising keeps the order, so that a rank's pixel is the same before and after it.
-            limit = _rescale(limits[rule.threshold], span, rule, halved=halved)
+            limit = _rescale(at_ranks[rule.threshold].flatten()[:, None, None], span, rule, halved=halved)
         strict = rule.comparison == ">"
         if rule.keep_maximum:
             # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
@@ -346,15 +357,11 @@ def values_at_ranks(values: Tensor, ranks: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _top_quarter_means(maps: Tensor) -> Tensor:
-    """Mean of the quarter of the pixels with the highest values: (B, M, M) -> (B,) float64, or NaN."""
-    num_pixels = maps[0].numel()
-    quarter = max(1, num_pixels // 4)
-    ranks = torch.full((len(maps), 1), num_pixels - quarter, device=maps.device)
-    least = values_at_ranks(maps.flatten(1), ranks)  # (B, 1)
+def _top_quarter_means(maps: Tensor, least: Tensor) -> Tensor:
+    """Mean of the quarter of the pixels with the highest values, `least` (C, 1) of them: (C,), or NaN."""
     beyond = (maps - least[:, None]).clamp_(min=0)
     # Rows first: their sums are the same whatever the batch and the number of threads.
-    means = beyond.sum(2).sum(1, dtype=torch.float64) / quarter + least[:, 0]
+    means = beyond.sum(2).sum(1, dtype=torch.float64) / max(1, maps[0].numel() // 4) + least[:, 0]
     lowest, highest = _value_range(maps)
     return torch.where(torch.isfinite(highest - lowest).flatten(), means, torch.nan)
 

@@ -46,16 +46,11 @@ def test_the_code_stays_small():
     """The budget, lowered with each rebuilt part; a new feature has to make room for itself."""
     tests = [path.read_text().count("\n") for path in (ROOT / "tests").glob("*.py")]
     product = [path.read_text().count("\n") for path in SOURCES]
-    pages = [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "ckpts/README.md",
-        *(ROOT / "docs").glob("*.md"),
-    ]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert len(SOURCES) <= 62
     assert sum(product) <= 15_900
     assert sum(tests) <= 18_650
-    assert sum(len(path.read_text().split()) for path in pages) <= 13_650
+    assert sum(len(path.read_text().split()) for path in pages) <= 11_000
 
 
 def test_no_source_reads_outside_the_project():

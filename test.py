@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,10 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
 
     Each process scores its part of the clips; the main one writes the results of all.
     """
+    # The model first: that its file is missing is said before the data are looked through.
+    source = from_saved_maps
+    if options.checkpoint is not None:
+        source = partial(from_model, load_localiser(options.checkpoint, device))
     clip_set = build_clips(
         options.benchmark,
         options.data_root,
@@ -121,7 +125,6 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
         negatives=options.negatives,
         allow_missing=options.allow_missing,
     )
-    source = from_model if options.from_maps is None else from_saved_maps
     context, clips, localise, objects, unreadable = source(device, options, clip_set, command)
     if options.labels is not None:
         context = with_classes(context, options.labels, clip_set.clip_ids)
@@ -202,11 +205,14 @@ and clips that could not be decoded when the maps were made"""
 
 
 def from_model(
-    device: torch.device, options: opts.LocalisationOptions, clip_set: ClipSet, command: str
+    localiser: Localiser,
+    device: torch.device,
+    options: opts.LocalisationOptions,
+    clip_set: ClipSet,
+    command: str,
 ) -> Source:
     """Localise with a checkpoint."""
-    assert options.checkpoint is not None, "LocalisationOptions asks for it"
-    localiser = load_localiser(options.checkpoint, device)
+    assert options.checkpoint is not None, "the caller has loaded it"
     sha256 = file_sha256(options.checkpoint)
     context = describe(options, localiser, clip_set, device, sha256, command)
     method, epoch = localiser.checkpoint.method, localiser.checkpoint.epoch

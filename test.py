@@ -45,7 +45,7 @@ from datasets.lists import find_leak, find_list, published_list, without_negativ
 from datasets.loaders import ClipLoader, build_test_loader
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
-from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
+from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.evaluation.localisation import (
     LocalisationResult,
     evaluate_localisation,
@@ -62,7 +62,6 @@ from utils.evaluation.retrieval import (
     embed_clips,
     evaluate_retrieval,
     load_embeddings,
-    merge_embeddings,
     parse_directions,
     parse_ks,
     save_embeddings,
@@ -94,7 +93,6 @@ from utils.reports.visualisation import (
     encode_png,
     format_peak,
     overlay_localisation_map,
-    write_jpeg,
 )
 from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
 
@@ -156,7 +154,8 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
         for place in range(int(min(overlays_left, len(cious)))):
             boxes = batch.bounding_boxes[place]
             _, overlay = draw_clip(batch.frames[place], maps[place], boxes, cious[place])
-            write_jpeg(options.output / "overlays" / f"{batch.clip_ids[place]}.jpg", overlay)
+            path = options.output / "overlays" / f"{batch.clip_ids[place]}.jpg"
+            write_atomically(path, encode_jpeg(overlay), durable=False)
             overlays_left -= 1
 
     with loader, bar:
@@ -505,10 +504,7 @@ def retrieval(device: torch.device, options: opts.RetrievalOptions, command: str
         return status
 
     labels = None if classes is None else [classes[clip_id] for clip_id in embeddings.clip_ids]
-    with tqdm(total=len(embeddings.clip_ids) * len(directions), desc="searching", unit="query") as bar:
-        queries, scores = evaluate_retrieval(
-            embeddings, labels, directions, ks, device=device, on_queries=bar.update
-        )
+    queries, scores = evaluate_retrieval(embeddings, labels, directions, ks, device=device)
     clips = {clip.clip_id: clip for clip in clip_set.clips}
     thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
 
@@ -554,13 +550,8 @@ def embed_all(
     own = replace(clip_set, clips=shard(clip_set.clips, rank(), world_size()))
     with build_loader(options, localiser, own, device) as loader:
         bar = tqdm(loader, desc="embedding", unit="batch", disable=not is_main_process())
-        part = embed_clips(
-            localiser.model,
-            (batch.to(device) for batch in bar),
-            num_clips=len(own.clips),
-            image_pooling=pooling,
-        )
-    embeddings = merge_embeddings(gather_objects([part]))
+        batches, num_clips = (batch.to(device) for batch in bar), len(clip_set.clips)
+        embeddings = embed_clips(localiser.model, batches, num_clips=num_clips, image_pooling=pooling)
     if is_main_process():
         save_embeddings(path, embeddings, identity)
     return embeddings

@@ -12,8 +12,10 @@ again. Folders that hold results may stand in place of checkpoints; they are rea
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from utils.evaluation.negatives import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.files import file_sha256
 from utils.reports.localisation import REFERENCES, SCORE_HEADINGS, rule_words, score_tiles, success_plot
@@ -42,25 +45,16 @@ from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("collect")
 
-TEST_PROGRAM = Path(__file__).resolve().parents[1] / "test.py"
+ROOT = Path(__file__).resolve().parents[1]
 MUST_AGREE = ("benchmark", "scored_clips_sha256", "frame_geometry", "audio")
 """entries of the summaries without which scores are not those of the same clips"""
-OF_A_MODEL = ("checkpoint", "trained", "leak check", "note", "warning")
-"""notes that name their model even where all have the same"""
 DIFFERENCES = {f"delta_{key}": f"Δ {SCORE_HEADINGS[key]}" for key in SCORE_KEYS[:3]}
 TESTED = {"gained": "hits gained", "lost": "hits lost", "p": "p"}
 """columns that compare with the first model on the same clips; p is McNemar's of the hits gained and lost"""
-WORDLESS = ("last", "best", "latest")
-"""file names that say nothing of a model; their folder's name does"""
 
 
 def read_result(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Read what test.py left: summary.json, and per_clip.csv in the order of its ids.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file cannot be read, or the two do not fit.
-    """
+    """Read what test.py localisation left: summary.json, and per_clip.csv in the order of its ids."""
     try:
         clips = pd.read_csv(folder / "per_clip.csv", dtype={"clip_id": str})
         summary = json.loads((folder / "summary.json").read_text())
@@ -71,6 +65,29 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             f"{folder} cannot be read ({error!r}): remove it and score the model anew."
         ) from error
     return summary, clips.sort_values("clip_id", ignore_index=True)
+
+
+def score_rows(summary: Mapping[str, Any], name: str) -> pd.DataFrame:
+    """List the scores of a summary in percent: a row for each rule and predictor, `name` is the model.
+
+    Columns: protocol, predictor, kind, each score x, and of localisation x_low and x_high.
+    """
+    if "protocols" not in summary:  # of negatives; the deaf guess is left out, it is another for each model
+        rows = [
+            {"predictor": name, "kind": "model", **{k: one["mean"] for k, one in summary["scores"].items()}},
+            {"predictor": DISC, "kind": "baseline", **summary["without_ears"][DISC]},
+        ]
+        return pd.DataFrame(rows).assign(protocol="universal threshold")
+    rows = []
+    for rule in summary["protocols"]:
+        for row in rule["rows"]:
+            flat = {"protocol": rule["name"], "predictor": row["name"], "kind": row["kind"]}
+            ends = {**row["intervals"], **row.get("extra_intervals", {})}
+            for key, score in {**{key: row[key] for key in SCORE_KEYS}, **row.get("extra", {})}.items():
+                low, high = ends.get(key) or (np.nan, np.nan)
+                flat |= {key: np.nan if score is None else score, f"{key}_low": low, f"{key}_high": high}
+            rows.append(flat | ({"predictor": name} if row["kind"] == "model" else {}))
+    return pd.DataFrame(rows)
 
 
 def compare_results(folders: Mapping[str, Path], command: str) -> Report:
@@ -84,14 +101,16 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
         FileNotFoundError: a file is not there.
         ValueError: a file cannot be read, or the results are not of the same clips, boxes and rules.
     """
-    results = {name: read_result(folder) for name, folder in folders.items()}
-    summaries = {name: summary for name, (summary, _) in results.items()}
-    (first_name, (first, first_clips)), *others = results.items()
-    for name, (summary, clips) in others:
+    summaries, clips = {}, {}
+    for name, folder in folders.items():
+        summaries[name], clips[name] = read_result(folder)
+    (first_name, first), *others = summaries.items()
+    first_clips, rules = clips[first_name], rules_of(first)
+    for name, summary in others:
         different = [key for key in MUST_AGREE if summary[key] != first[key]]
-        different += ["protocols"] if rules_of(summary) != rules_of(first) else []
+        different += ["protocols"] if rules_of(summary) != rules else []
         # A blind mask's consensus IoU follows from the boxes alone.
-        if not different and not clips.filter(like=":disc").equals(first_clips.filter(like=":disc")):
+        if not different and not clips[name].filter(like=":disc").equals(first_clips.filter(like=":disc")):
             different = ["boxes"]
         if different:
             raise ValueError(
@@ -99,23 +118,18 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
                 f"{', '.join(different)}. Score all on the same clips, with the same options."
             )
 
-    rows, curves, comparisons = [], [], []
-    for place, protocol in enumerate(first["protocols"]):
-        rule = protocol["name"]
-        for name, (summary, clips) in results.items():
-            row = flat_row(summary["protocols"][place]["rows"][0], rule, name)
-            if name != first_name:
-                found = compare_paired(values_of(clips, rule), values_of(first_clips, rule))
-                comparisons.append({"protocol": rule, "model": name, "compared_with": first_name, **found})
-                row |= flat_difference(found, first_name)
-            rows.append(row)
-            curves.append(curve_of(clips[f"{rule}:ciou"], rule, name, "model"))
-        for row in protocol["rows"][1:]:
-            rows.append(flat_row(row, rule, row["name"]))
-            column = next((c for c, blind in REFERENCES.items() if blind == row["name"]), "ceiling")
-            curves.append(curve_of(first_clips[f"{rule}:{column}"], rule, row["name"], row["kind"]))
-    scores = pd.DataFrame(rows).fillna(dict.fromkeys((*TESTED, "note"), ""))
-    all_curves = pd.concat(curves, ignore_index=True)
+    found = pd.concat([score_rows(summary, name) for name, summary in summaries.items()])
+    found = found.drop_duplicates(["protocol", "predictor"])  # blind baselines are the same for all
+    found = found.sort_values("kind", key=lambda kinds: kinds != "model", kind="stable")
+    scores = pd.concat([found[found["protocol"] == rule["name"]] for rule in rules])
+    comparisons, differences = [], []
+    for protocol in scores["protocol"].unique():
+        for name, _ in others:
+            pair = compare_paired(values_of(clips[name], protocol), values_of(first_clips, protocol))
+            comparisons.append({"protocol": protocol, "model": name, "compared_with": first_name, **pair})
+            differences.append({"protocol": protocol, "predictor": name, **difference(pair, first_name)})
+    scores = scores.merge(pd.DataFrame(differences), "left", ["protocol", "predictor"])
+    scores = scores.fillna(dict.fromkeys((*TESTED, "note"), ""))
 
     extra = {name: name for name in (first["extra_metrics"] or {"shown": ()})["shown"]}
     names = {"protocol": "protocol", "predictor": "model"}
@@ -123,31 +137,27 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
     tables += [ScoreTable(scores, extra, names)] if extra else []
     hint = f"All compared with {first_name} on the same clips; p is McNemar's, of the hits gained and lost."
     sections = [Section("Scores", hint)]
-    for one in first["protocols"]:
-        of_rule = scores[scores["protocol"] == one["name"]]
+    columns = {predictor: column for column, predictor in REFERENCES.items()} | dict.fromkeys(clips, "ciou")
+    for rule in rules:
+        protocol = rule["name"]
+        of_rule, curves = scores[scores["protocol"] == protocol], []
+        for name, kind in zip(of_rule["predictor"], of_rule["kind"], strict=True):
+            cious = clips.get(name, first_clips)[f"{protocol}:{columns.get(name, 'ceiling')}"]
+            curve = {"predictor": name, "kind": kind, "ciou": cious, "has_object": cious.notna()}
+            curves.append(pd.DataFrame(curve))
         headings = {**SCORE_HEADINGS, **TESTED, **extra}
         table = ScoreTable(of_rule, headings, {"predictor": "Name"}, bar=SCORE_KEYS[0])
-        plot = success_plot(all_curves[all_curves["protocol"] == one["name"]], one["name"])
-        sections.append(Section("Protocol", rule_words(one), [table, plot], level=3, code=one["name"]))
+        plot = success_plot(pd.concat(curves), protocol)
+        sections.append(Section("Protocol", rule_words(rule), [table, plot], level=3, code=protocol))
 
-    noted = {name: provenance_notes(summary) for name, summary in summaries.items()}
-    shared = [
-        note
-        for note in noted[first_name]
-        if note[0] not in OF_A_MODEL and all(note in notes for notes in noted.values())
-    ]
-    notes = [(f"protocol {one['name']}", rule_words(one)) for one in first["protocols"]] + shared
-    for name, of_model in noted.items():
-        notes += [(f"{what} of {name}", words) for what, words in of_model if (what, words) not in shared]
-    columns = {
-        name: {"num_clips": one["num_clips"], **provenance_columns(one)} for name, one in summaries.items()
-    }
-    beside = pd.DataFrame([columns.get(name, columns[first_name]) for name in scores["predictor"]])
-    cious = [
-        clips.set_index("clip_id").filter(like=":ciou").add_prefix(f"{name}:")
-        for name, (_, clips) in results.items()
-    ]
-    left_out = ("rows", "protocols", "groupings", "protocol")
+    noted: dict[tuple[str, str], list[str]] = {}  # what is the same for all is said once
+    for name, summary in summaries.items():
+        for note in provenance_notes(summary):
+            noted.setdefault(note, []).append(name)
+    shared = [note for note, of in noted.items() if len(of) == len(summaries)]
+    own = [(f"{what} of {', '.join(of)}", w) for (what, w), of in noted.items() if (what, w) not in shared]
+    origins = [summaries.get(name, first) for name in scores["predictor"]]
+    beside = [{"num_clips": one["num_clips"], **provenance_columns(one)} for one in origins]
     return Report(
         title=f"{first_name} compared with {', '.join(name for name, _ in others)} on {first['benchmark']}",
         caption=f"Sound localisation on {first['benchmark']}, {first['num_clips']} clips",
@@ -156,26 +166,23 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
             "identity": {"task": "comparison"},
             **{key: first[key] for key in ("num_clips", "num_without_object", "intervals", *MUST_AGREE)},
             "compared_with": first_name,
-            "protocols": rules_of(first),
+            "protocols": rules,
             "rows": json.loads(scores.to_json(orient="records")),
             "comparisons": comparisons,
-            "models": [
-                {"name": name, **{key: one[key] for key in one if key not in left_out}}
-                for name, one in summaries.items()
-            ],
+            "models": [{"name": name, **one["checkpoint"]} for name, one in summaries.items()],
             "warnings": [f"{name}: {words}" for name, one in summaries.items() for words in one["warnings"]],
             "command": command,
         },
-        clips=pd.concat(cious, axis=1).reset_index(),
+        clips=pd.concat(clips, names=["model"]).reset_index("model"),
         tables=tables,
-        csv=scores.drop(columns="note").join(beside),
-        notes=notes,
+        csv=scores.drop(columns="note").join(pd.DataFrame(beside)),
+        notes=[(f"protocol {rule['name']}", rule_words(rule)) for rule in rules] + shared + own,
         facts={
             **{name: provenance_facts(one)["checkpoint"] for name, one in summaries.items()},
-            **{name: words for name, words in shared if name != "command"},
+            **dict(shared),
             "command": command,
         },
-        tiles=score_tiles(scores, f"{first['num_clips']}, the same for all", first["protocols"][0]["name"]),
+        tiles=score_tiles(scores, f"{first['num_clips']}, the same for all", rules[0]["name"]),
         sections=sections,
     )
 
@@ -193,136 +200,102 @@ def values_of(clips: pd.DataFrame, rule: str) -> np.ndarray:
     return clip_values(located[f"{rule}:ciou"].where(~misses, np.minimum(located[f"{rule}:ciou"], 0.4999999)))
 
 
-def curve_of(cious: pd.Series, rule: str, name: str, kind: str) -> pd.DataFrame:
-    """Rows for `success_plot`; clips without an object have no consensus IoU."""
-    columns = {"protocol": rule, "predictor": name, "kind": kind, "ciou": cious, "has_object": cious.notna()}
-    return pd.DataFrame(columns)
-
-
-def flat_row(row: Mapping[str, Any], rule: str, name: str) -> dict[str, Any]:
-    """Row of a summary as one of a ScoreTable."""
-    ends = {**row["intervals"], **row.get("extra_intervals", {})}
-    flat: dict[str, Any] = {"protocol": rule, "predictor": name, "kind": row["kind"]}
-    for key, score in {**{key: row[key] for key in SCORE_KEYS}, **row.get("extra", {})}.items():
-        low, high = ends.get(key) or (np.nan, np.nan)
-        flat |= {key: np.nan if score is None else score, f"{key}_low": low, f"{key}_high": high}
-    return flat
-
-
-def flat_difference(found: Mapping[str, Any], first_name: str) -> dict[str, Any]:
+def difference(pair: Mapping[str, Any], first_name: str) -> dict[str, Any]:
     """Result of `compare_paired` as columns of a ScoreTable."""
-    words = f"{found['differences']['ciou_at_0.5']:+.1f} points against {first_name}"
-    flat: dict[str, Any] = {"gained": str(found["only_first"]), "lost": str(found["only_second"])}
-    flat |= {"p": f"{found['p_value']:.2g}", "note": words}
+    words = f"{pair['differences']['ciou_at_0.5']:+.1f} points against {first_name}"
+    flat: dict[str, Any] = {"gained": str(pair["only_first"]), "lost": str(pair["only_second"])}
+    flat |= {"p": f"{pair['p_value']:.2g}", "note": words}
     for key in SCORE_KEYS[:3]:
-        low, high = found["intervals"][key] or (np.nan, np.nan)
+        low, high = pair["intervals"][key] or (np.nan, np.nan)
         ends = {f"delta_{key}_low": low, f"delta_{key}_high": high}
-        flat |= {f"delta_{key}": found["differences"][key], **ends}
+        flat |= {f"delta_{key}": pair["differences"][key], **ends}
     return flat
 
 
 # ------------------------------------------------------------------------------------- command line
 
 
-def score(checkpoint: Path, folder: Path, options: Sequence[str], *, printed: bool) -> None:
-    """Score a checkpoint, in a process of its own, unless the folder holds the results of this very command.
+def run_program(command: Sequence[str]) -> int:
+    """Run main.py or test.py to its end, and hand signals on to it; return its exit status."""
+    words = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    # In a session of its own a terminal's Ctrl-C does not reach it twice, which would end it at once.
+    process = subprocess.Popen(words, stdout=sys.stderr, start_new_session=True)
+    handlers = {
+        number: signal.signal(number, lambda number, _: process.send_signal(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    status = process.wait()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
-    Raises:
-        ValueError: the evaluation failed; it has said why.
-    """
-    arguments = ["localisation", "--checkpoint", str(checkpoint), "--output", str(folder), *options]
+
+def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
+    """Score a checkpoint, unless the folder holds the results of this very command and file."""
+    command = ["test.py", "localisation", *options, "--checkpoint", str(checkpoint), "--output", str(folder)]
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        same_command = summary["command"] == "python test.py " + shlex.join(arguments)
+        same_command = summary["command"] == "python " + shlex.join(command)
         if same_command and summary["checkpoint"]["sha256"] == file_sha256(checkpoint):
             logger.info("%s has been scored: %s", checkpoint, folder)
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass  # test.py looks closer, and refuses a folder that is not this model's
-    program = [sys.executable, str(TEST_PROGRAM), *arguments]
-    finished = subprocess.run(program, check=False, stdout=None if printed else sys.stderr.fileno())
-    if finished.returncode:
+    if status := run_program(command):
         raise ValueError(
-            f"Scoring {checkpoint} ended with status {finished.returncode}; its message stands above. Models "
-            "that were scored before it are kept: mend it and call again."
+            f"Scoring {checkpoint} ended with status {status}; its message stands above. Models that were "
+            "scored before it are kept: mend it and call again."
         )
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name checkpoints, fit for folders: by the file, and its folder where that says nothing."""
-    stems = [path.name.split(".pt")[0] for path in paths]
-    names: list[str] = []
-    for path, stem in zip(paths, stems, strict=True):
-        clear = stem not in WORDLESS and stems.count(stem) == 1
-        name = re.sub(r"[^\w.+-]", "_", stem if clear else f"{path.absolute().parent.name}_{stem}")
-        numbered = (f"{name}-{number}" for number in range(2, len(paths) + 2))
-        names.append(name if name not in names else next(one for one in numbered if one not in names))
-    return names
+    """Name checkpoints, fit for folders, by where their paths differ."""
+    shared = os.path.commonpath([path.absolute().parent for path in paths])
+    names = [str(path.absolute().relative_to(shared)).split(".pt")[0] for path in paths]
+    return [re.sub(r"[^\w.+-]", "_", name) for name in names]
 
 
-def compare_models(given: Sequence[Path], options: Sequence[str], command: str) -> int:
-    """Score checkpoints one after the other and write the comparison; return 0.
-
-    Args:
-        given: two or more checkpoints, or folders with results; all are compared with the first.
-        options: of `test.py localisation`, with --output, without --checkpoint.
-        command: for the record.
-
-    Raises:
-        ValueError: the options do not fit, an evaluation failed, or the results are not of the same clips.
-    """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--output", type=Path)
-    own.add_argument("--checkpoint")
-    own.add_argument("--save-maps")
-    own.add_argument("--table", choices=("md", "tex", "csv", "json"))
-    try:
-        found, rest = own.parse_known_args(options)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    refusals = {
-        f"A comparison takes two checkpoints or more, got {len(given)}.": len(given) < 2,
-        "Checkpoints stand before `--`, without --checkpoint.": found.checkpoint is not None,
-        "--save-maps names one file, which each model would write over the one before; save the maps of each "
-        "by `test.py localisation`.": found.save_maps is not None,
-        "--output is missing: name a folder for the comparison, after `--`.": found.output is None,
-    }
-    for words, applies in refusals.items():
-        if applies:
-            raise ValueError(words)
-    check_results_folder(found.output, {"task": "comparison"})
+def compare_models(given: Sequence[str]) -> int:
+    """Score checkpoints one after the other and write the comparison with the first; return 0."""
+    usage = "compare_models.sh A.pth B.pth ... -- --output DIR [options of test.py localisation]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
+    end = given.index("--") if "--" in given else len(given)
+    parser.add_argument("models", nargs="*", type=Path, help="checkpoints, or folders with results")
+    paths = parser.parse_args(given[:end]).models
+    after = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    after.add_argument("--output", type=Path, required=True)
+    after.add_argument("--table", choices=("md", "tex", "csv", "json"))
+    own, options = after.parse_known_args(given[end + 1 :])
+    if {"--checkpoint", "--save-maps"} & {word.split("=")[0] for word in options}:
+        raise ValueError(
+            "Checkpoints stand before `--`, without --checkpoint; the maps of each are saved by `test.py "
+            "localisation --save-maps`."
+        )
+    names = distinct_names(paths) if paths else []
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"A comparison takes two checkpoints or more, each once, got {len(names)}.")
+    check_results_folder(own.output, {"task": "comparison"})
     folders = {}
-    for place, (path, name) in enumerate(zip(given, distinct_names(given), strict=True), start=1):
-        logger.info("%d of %d: %s", place, len(given), path)
-        has_results = (path / "summary.json").is_file()
-        folders[name] = path if has_results else found.output / name
-        if not has_results:
-            score(path, folders[name], rest, printed=found.table is None)
-    report = compare_results(folders, command)
-    write_report(found.output, report)
-    words = f"Report: {found.output / 'report.html'}"
-    if found.table is not None:
-        sys.stdout.write(render_table(report, found.table))
-        logger.info("%s", words)
+    for place, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        logger.info("%d of %d: %s", place, len(paths), path)
+        folders[name] = path
+        if not (path / "summary.json").is_file():
+            folders[name] = own.output / name
+            score(path, folders[name], options)
+    report = compare_results(folders, "bash scripts/compare_models.sh " + shlex.join(given))
+    write_report(own.output, report)
+    logger.info("Report: %s", own.output / "report.html")
+    if own.table is not None:
+        sys.stdout.write(render_table(report, own.table))
     else:
-        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{words}\n")
+        sys.stdout.write(screen_table(report.caption, report.tables, report.notes) + "\n")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 for bad input."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
     configure_logging()
-    parser = argparse.ArgumentParser(
-        prog="compare_models.sh",
-        usage="%(prog)s A.pth B.pth ... -- [options of test.py localisation]",
-        description="Scores several checkpoints on the same clips: one table, one report.",
-    )
-    parser.add_argument("models", nargs="+", type=Path, help="checkpoints or results")
-    end = given.index("--") if "--" in given else len(given)
-    models = parser.parse_args(given[:end]).models
-    command = "bash scripts/compare_models.sh " + shlex.join(given)
-    return run_command(lambda: compare_models(models, given[end + 1 :], command))
+    return run_command(lambda: compare_models(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ threshold for all clips of a data set:
     F_LOC   = harmonic mean of cIoU_U and 100 - pIA, over the kinds of negatives
     F_AUC   = harmonic mean of AUC_U and AUC_N, over the kinds of negatives
 
-Each frame is encoded once, whatever the number of sounds, and each clip's sound too, though it is
-other clips' negative: so all sounds are encoded before any frame is. t is known only at the end, so
-the maps are kept as small as the model makes them.
+Each clip's sound is encoded once, though it is other clips' negative: so all sounds are encoded before
+any frame is. t is known only at the end, so the maps are kept as small as the model makes them.
 """
 
 import hashlib
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -120,17 +119,16 @@ def draw_off_screen(clip_ids: Sequence[str], scenes: Mapping[str, Scene], seed: 
     possible: dict[frozenset[str], NDArray[np.int64]] = {}
     drawn = np.empty(len(clip_ids), dtype=np.int64)
     for place, clip_id in enumerate(clip_ids):
-        shown = scenes[clip_id].on_screen
-        if shown not in possible:
-            possible[shown] = np.flatnonzero([sound not in shown for sound in sounds])
-        if not len(possible[shown]):
+        on_screen = scenes[clip_id].on_screen
+        if on_screen not in possible:
+            possible[on_screen] = np.flatnonzero([sound not in on_screen for sound in sounds])
+        if not len(possible[on_screen]):
             raise ValueError(
                 f"There is no off-screen sound for {clip_id}: all {len(clip_ids)} clips sound of "
-                f"what its scene has ({', '.join(sorted(shown))}). Score clips that differ more; "
+                f"what its scene has ({', '.join(sorted(on_screen))}). Score clips that differ more; "
                 "where only classes are too few, --off-screen any takes any other clip's sound."
             )
-        rng = _clip_rng("off-screen", clip_id, seed)
-        drawn[place] = possible[shown][rng.integers(len(possible[shown]))]
+        drawn[place] = _clip_rng("off-screen", clip_id, seed).choice(possible[on_screen])
     return drawn
 
 
@@ -146,14 +144,12 @@ class NegativeResult:
 
     clip_ids: tuple[str, ...]
     scores: ClipArrays
-    """minimum:, median: (the lower middle), maximum:, area: (pIA) and quiet: (AUC_N) of a kind of
-    sound, iou:<kind>~<kind> of two masks; ciou: and auc: of own and DISC; under the median rule
-    success: and pointing: of own and off_screen; empty, where nothing is annotated"""
+    """of each kind of sound maximum:, area: (pIA) and quiet: (AUC_N), of two kinds iou:<kind>~<kind>;
+    of own and DISC ciou: and auc:; under the median rule of own and off_screen success: and pointing:;
+    empty, where nothing is annotated"""
     threshold: float
-    donors: NDArray[np.str_]
-    """(R, N) ids of the clips whose sounds were off-screen"""
-    unreadable: tuple[tuple[str, str], ...] = ()
-    """(clip id, reason) of clips that broke while being decoded; they are not among the N"""
+    donors: NDArray[np.str_]  # (R, N) ids of the clips whose sounds were off-screen
+    unreadable: tuple[tuple[str, str], ...] = ()  # (clip id, reason), not among the N
 
 
 @torch.inference_mode()
@@ -198,15 +194,13 @@ def evaluate_negatives(
     truths: list[bytes] = []
     parts: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     broken_later: list[tuple[str, str]] = []
-    silence: Tensor | None = None  # encoded once
     for batch in read("frames", place_of):
         broken_later += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
         zeros = torch.zeros(len(batch.clip_ids), num_samples, device=device)
         frames, zeros = model.prepare(batch.frames, zeros)
-        visual = model.visual_features(frames)  # (B, ...)
-        silence = model.sound_features(zeros[:1]) if silence is None else silence
+        visual, silence = model.visual_features(frames), model.sound_features(zeros[:1])  # (B, ...), (1, ...)
         places = np.array([place_of[clip_id] for clip_id in batch.clip_ids])
         noises = (white_noise(batch.clip_ids, num_samples, seed).to(device) for seed in range(num_seeds))
         features = {
@@ -217,21 +211,16 @@ def evaluate_negatives(
         }
         for kind, draws in features.items():
             maps = torch.stack([model.compare(visual, draw) for draw in draws], dim=1)  # (B, 1 or R, h, w)
-            finite = maps.isfinite().flatten(1).all(dim=1).tolist()
-            if not all(finite):
-                first = batch.clip_ids[finite.index(False)]
-                raise ValueError(
-                    f"The map of clip {first} with its {KIND_WORDS[kind]} is not finite everywhere."
-                )
+            if not maps.isfinite().all():
+                names = ", ".join(batch.clip_ids)
+                raise ValueError(f"A map of clips {names} with {KIND_WORDS[kind]} is not finite everywhere.")
             parts[kind].append(maps.float().cpu())
         clip_ids += batch.clip_ids
         # A few hundred bytes each: they are needed once the threshold is known.
         truths += [zlib.compress(truth.tobytes(), level=1) for truth in batch.ground_truth_maps]
     cosines = {kind: torch.cat(maps) for kind, maps in parts.items() if maps}
-    scored = tuple(gather_objects(clip_ids))
-    if not scored:
-        raise ValueError("No clip could be scored: every frame broke between two readings.")
     scores, threshold = score_maps(cosines, truths, device, half_cosine=half_cosine, threshold=threshold)
+    scored = tuple(gather_objects(clip_ids))
     donor_ids = np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]]
     return NegativeResult(scored, scores, threshold, donor_ids, (*unreadable, *gather_objects(broken_later)))
 
@@ -250,23 +239,14 @@ def score_maps(
     ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
     """
 
-    def upsampled(chosen: slice) -> dict[str, Tensor]:
-        similarities = {}
+    def upsampled(chosen: slice) -> Iterator[tuple[str, Tensor]]:
         for kind, maps in cosines.items():
             scaled = (maps[chosen].to(device) + 1) / 2 if half_cosine else maps[chosen].to(device)
             large = upsample(scaled.flatten(0, 1), MEDIAN_RULE)
-            similarities[kind] = large.unflatten(0, scaled.shape[:2])  # (B, 1 or R, M, M)
-        return similarities
+            yield kind, large.unflatten(0, scaled.shape[:2])  # (B, 1 or R, M, M)
 
     chunks = [slice(start, start + CHUNK_CLIPS) for start in range(0, len(truths), CHUNK_CLIPS)]
-    parts: list[dict[str, Tensor]] = []
-    for chosen in chunks:
-        parts.append({})
-        for kind, similarity in upsampled(chosen).items():
-            flat = similarity.flatten(-2)  # (B, 1 or R, M * M)
-            parts[-1] |= {f"minimum:{kind}": flat.amin(-1), f"maximum:{kind}": flat.amax(-1)}
-            parts[-1] |= {f"median:{kind}": flat.median(-1).values}
-    scores = _join(parts)
+    scores = _join([{f"maximum:{kind}": m.amax((-2, -1)) for kind, m in upsampled(one)} for one in chunks])
     if threshold is None:
         threshold = universal_threshold([scores[f"maximum:{kind}"] for kind in NEGATIVES])
     threshold = float(np.float32(threshold))
@@ -274,7 +254,7 @@ def score_maps(
     size, parts = MEDIAN_RULE.map_size, []
     disc = centre_disc(size)[None].to(device)
     for chosen in chunks:
-        masks = {kind: similarity > threshold for kind, similarity in upsampled(chosen).items()}
+        masks = {kind: similarity > threshold for kind, similarity in upsampled(chosen)}
         unpacked = [np.frombuffer(zlib.decompress(packed), np.float32) for packed in truths[chosen]]
         truth = TruthMaps(torch.from_numpy(np.stack(unpacked)).view(-1, size, size).to(device))
         found = compare_masks(masks)
@@ -308,16 +288,14 @@ def universal_threshold(maxima: Sequence[NDArray[np.float64]]) -> float:
 
     Each kind (N, 1 or R) counts the same: silence, which no seed changes, as often as there are seeds.
     """
-    shape = np.broadcast_shapes(*(of_kind.shape for of_kind in maxima))
-    return float(np.quantile([np.broadcast_to(of_kind, shape) for of_kind in maxima], UNIVERSAL_QUANTILE))
+    return float(np.quantile(np.broadcast_arrays(*maxima), UNIVERSAL_QUANTILE))
 
 
 def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Measure how large masks (B, 1 or R, M, M) are, and how much those of two kinds have in common.
 
-    Returns:
-        float64 (B, 1 or R) in [0, 1]: `area:<kind>` share of predicted pixels, pIA, and
-        `iou:<kind>~<kind>` of each of PAIRS, 1 where both masks are empty.
+    Returns float64 (B, 1 or R) in [0, 1]: `area:<kind>` share of predicted pixels, pIA, and
+    `iou:<kind>~<kind>` of each of PAIRS, 1 where both masks are empty.
     """
     flat = torch.cat(list(masks.values()), dim=1).flatten(-2).float()  # (B, K, M * M)
     shared = (flat @ flat.mT).double()  # (B, K, K) numbers of pixels, which float32 adds up exactly
@@ -344,35 +322,27 @@ def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
 
 
-def numbers_of(means: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    """Compute the model's numbers in percent, (R,) or (1,), from means over clips of the scores."""
-    found = _f_scores(means, OWN, NEGATIVES)
-    found |= {f"iou_{a}~{b}": 100 * means[f"iou:{a}~{b}"] for a, b in PAIRS}
+Means = Mapping[str, NDArray[np.float64]]  # over clips, of NegativeResult.scores: (R,) or (1,)
+
+
+def f_numbers(means: Means) -> dict[str, NDArray[np.float64]]:
+    """Compute cIoU_U to F_AUC in percent, (R,) or (1,)."""
+    ciou, auc = 100 * means[f"ciou:{OWN}"], 100 * means[f"auc:{OWN}"]
+    found, inactive, quiet = {"ciou_u": ciou, "auc_u": auc}, np.zeros(1), np.zeros(1)
+    for kind in NEGATIVES:
+        area, silent = 100 * means[f"area:{kind}"], 100 * means[f"quiet:{kind}"]
+        inactive, quiet = inactive + (100 - area) / 3, quiet + silent / 3
+        found |= {f"pia_{kind}": area, f"f_loc_{kind}": harmonic_mean(ciou, 100 - area)}
+        found |= {f"auc_n_{kind}": silent, f"f_auc_{kind}": harmonic_mean(auc, silent)}
+    return found | {"f_loc": harmonic_mean(ciou, inactive), "f_auc": harmonic_mean(auc, quiet)}
+
+
+def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
+    """Compute the model's numbers in percent, (R,) or (1,)."""
+    found = f_numbers(means) | {f"iou_{a}~{b}": 100 * means[f"iou:{a}~{b}"] for a, b in PAIRS}
     for name, column in (("ciou_at_0.5", "success"), ("pointing_accuracy", "pointing")):
         own, wrong = (100 * means[f"{column}:{kind}"] for kind in (OWN, "off_screen"))
         found |= {f"{name}_own": own, f"{name}_off_screen": wrong, f"sensitivity_{name}": own - wrong}
-    return found
-
-
-def _f_scores(
-    means: Mapping[str, NDArray[np.float64]], predictor: str, shown: Sequence[str]
-) -> dict[str, NDArray[np.float64]]:
-    """cIoU_U to F_AUC of a predictor; `shown` names its map for each of NEGATIVES."""
-    ciou, auc = 100 * means[f"ciou:{predictor}"], 100 * means[f"auc:{predictor}"]
-    active = [100 * means[f"area:{name}"] for name in shown]
-    quiet = [100 * means[f"quiet:{name}"] for name in shown]
-    found = {
-        "ciou_u": ciou,
-        "auc_u": auc,
-        "f_loc": harmonic_mean(ciou, 100 - sum(active, np.zeros(1)) / len(shown)),
-        "f_auc": harmonic_mean(auc, sum(quiet, np.zeros(1)) / len(shown)),
-    }
-    for kind, area, silent in zip(NEGATIVES, active, quiet, strict=True):
-        found |= {f"pia_{kind}": area, f"auc_n_{kind}": silent}
-        found |= {
-            f"f_loc_{kind}": harmonic_mean(ciou, 100 - area),
-            f"f_auc_{kind}": harmonic_mean(auc, silent),
-        }
     return found
 
 
@@ -398,14 +368,17 @@ def score_table(scores: ClipArrays) -> "pd.DataFrame":
     numbers = numbers_of(means)
     intervals = dict(zip(numbers, bootstrap_statistics(resampled, len(matrix)), strict=True))
     share = centre_disc(MEDIAN_RULE.map_size).double().mean().numpy()[None]
-    deaf = _f_scores(means, OWN, [OWN] * 3)
-    disc = _f_scores({**means, f"area:{DISC}": share, f"quiet:{DISC}": quiet_areas(share)}, DISC, [DISC] * 3)
+    disc = {f"ciou:{OWN}": means[f"ciou:{DISC}"], f"auc:{OWN}": means[f"auc:{DISC}"]}
+    for kind in NEGATIVES:
+        disc |= {f"area:{kind}": share, f"quiet:{kind}": quiet_areas(share)}
+    own = {f"{name}:{kind}": means[f"{name}:{OWN}"] for name in ("area", "quiet") for kind in NEGATIVES}
+    references = [f_numbers({**means, **blind}) for blind in (own, disc)]
     rows = []
     for key, label in LABELS.items():
         values, better = numbers[key], "" if key.startswith(NEITHER_IS_BETTER) else "higher"
         better = "lower" if key.startswith(LOWER_IS_BETTER) else better
         spread = values.std(ddof=1) if len(values) > 1 else np.nan
-        references = [float(blind[key][0]) if key in blind else np.nan for blind in (deaf, disc)]
-        rows.append((key, label, better, values.mean(), *intervals[key], spread, *references))
+        blind = [found[key][0] if key in found else np.nan for found in references]
+        rows.append((key, label, better, values.mean(), *intervals[key], spread, *blind))
     columns = ["key", "label", "better", "score", "score_low", "score_high", "sd", "deaf", "disc"]
     return pd.DataFrame(rows, columns=columns)

@@ -12,16 +12,18 @@ device. mAP needs every score, so the neighbours come from the same pass.
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
+from utils.distributed import gather_objects
 from utils.evaluation.statistics import bootstrap_intervals
 from utils.files import write_atomically
 
@@ -77,12 +79,12 @@ def embed_clips(
     num_clips: int,
     image_pooling: str | None,
 ) -> Embeddings:
-    """Embed decoded clips, at most num_clips; image_pooling None: their sounds only."""
+    """Embed the num_clips decoded clips that processes share; image_pooling None: their sounds only."""
     if not hasattr(model, "embed_audio"):
         raise ValueError(f"{type(model).__name__} has no embeddings for retrieval.")
     clip_ids: list[str] = []
     unreadable: list[tuple[str, str]] = []
-    stores: dict[str, Tensor] = {}
+    vectors: dict[str, list[Tensor]] = {"audio": [], "image": []}
     for batch in batches:
         unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
@@ -91,34 +93,23 @@ def embed_clips(
         found = {"audio": model.embed_audio(sounds)}
         if image_pooling is not None:
             found["image"] = model.embed_frames(frames, image_pooling)
-        for name, vectors in found.items():
-            if not vectors.isfinite().all():
+        for name, of_batch in found.items():
+            if not of_batch.isfinite().all():
                 raise ValueError(f"An {name} embedding of clips {', '.join(batch.clip_ids)} is not finite.")
-            if 4 * num_clips * vectors[0].numel() > MAX_BYTES:
+            if 4 * num_clips * of_batch[0].numel() > MAX_BYTES:
                 raise ValueError(
                     f"The embeddings of {num_clips} clips would take more than {MAX_BYTES >> 30} GiB. Keep "
                     "one vector a frame (--image-pooling max or mean), or score fewer clips (--clip-list)."
                 )
-            if name not in stores:
-                stores[name] = torch.empty(num_clips, *vectors.shape[1:])
-            stores[name][len(clip_ids) : len(clip_ids) + len(vectors)] = fixed_point(vectors).cpu()
+            vectors[name].append(fixed_point(of_batch).cpu())
         clip_ids += batch.clip_ids
+    clip_ids, unreadable = gather_objects(clip_ids), gather_objects(unreadable)
     if not clip_ids:
         first = f", first: {unreadable[0][1]}" if unreadable else ""
         raise ValueError(f"No clip could be embedded ({len(unreadable)} unreadable{first}).")
-    parts = {name: store[: len(clip_ids)] for name, store in stores.items()}
-    return Embeddings(tuple(clip_ids), parts["audio"], parts.get("image"), tuple(unreadable))
-
-
-def merge_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
-    """Join those of several processes; all with frames, or all without."""
-    images = [part.image for part in parts if part.image is not None]
-    return Embeddings(
-        tuple(clip_id for part in parts for clip_id in part.clip_ids),
-        torch.cat([part.audio for part in parts]),
-        torch.cat(images) if images else None,
-        tuple(broken for part in parts for broken in part.unreadable),
-    )
+    parts = {name: gather_objects(of_batches) for name, of_batches in vectors.items()}
+    image = torch.cat(parts["image"]) if parts["image"] else None
+    return Embeddings(tuple(clip_ids), torch.cat(parts["audio"]), image, tuple(unreadable))
 
 
 def save_embeddings(path: Path, embeddings: Embeddings, identity: Mapping[str, str | None]) -> None:
@@ -147,8 +138,9 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
         record = json.loads(str(arrays["record"]))
         vectors = {n: fixed_point(torch.from_numpy(arrays[n])) for n in ("audio", "image") if n in arrays}
         unreadable = tuple((clip_id, reason) for clip_id, reason in record["unreadable"])
-        clip_ids = tuple(arrays["clip_ids"].tolist())
-        loaded = Embeddings(clip_ids, vectors["audio"], vectors.get("image"), unreadable)
+        loaded = Embeddings(
+            tuple(arrays["clip_ids"].tolist()), vectors["audio"], vectors.get("image"), unreadable
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a whole file of embeddings ({error}): delete it.") from error
     wanted = {name: value for name, value in identity.items() if None not in (value, record.get(name, ""))}
@@ -161,68 +153,31 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
     return None if identity["image pooling"] is not None and loaded.image is None else loaded
 
 
-class Neighbours(NamedTuple):
-    """The best of a gallery for each query, the best first, equal scores by place."""
-
-    indices: NDArray[np.int64]  # (Q, K) places in the gallery
-    scores: NDArray[np.float64]  # (Q, K) cosines
-
-    def num_tied(self, k: int) -> int:
-        """Count the queries whose k-th and next neighbour score the same."""
-        return int((self.scores[:, k - 1 : k] == self.scores[:, k : k + 1]).sum())
-
-
 @torch.inference_mode()
-def nearest(
-    queries: Tensor,
-    gallery: Tensor,
-    count: int,
-    *,
-    device: torch.device | None = None,
-    on_block: Callable[[slice, Tensor], object] | None = None,
-) -> Neighbours:
-    """Find exact nearest neighbours by cosine, block by block: never all scores at once.
+def rank_gallery(
+    queries: Tensor, gallery: Tensor, device: torch.device | None = None
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
+    """Rank the gallery for each query by cosine, block by block: never all scores at once.
 
-    Args:
-        queries: (Q, D) as in Embeddings, or (Q, P, D) with P positions each, of which the best counts.
-        gallery: (G, D) or (G, P', D) likewise.
-        count: neighbours of each query, at most G.
-        device: to compute on; None: that of the queries.
-        on_block: called with the places of some queries and their scores (R, G).
+    Queries (Q, D) and gallery (G, D) are as in Embeddings; of (…, P, D) with P positions the best counts.
+    Yields the place of the first of R queries, their scores (R, G), and places (R, G) in the gallery, the
+    best first, equal ones in its order.
     """
     device, width = device or queries.device, queries.shape[-1]
     queries, gallery = (vectors.reshape(len(vectors), -1, width) for vectors in (queries, gallery))
     rows = max(1, BLOCK_BYTES // (8 * max(len(gallery), width * queries.shape[1])))
-    all_scores = torch.empty(min(rows, len(queries)), len(gallery), dtype=torch.float64, device=device)
-    found = []
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows].to(device, torch.float64)  # (R, P, D)
-        scores = all_scores[: len(block)]  # (R, G)
-        # A sixteenth of a block stays in the cache.
-        at_once = max(1, BLOCK_BYTES // (128 * gallery.shape[1] * max(width, len(block) * block.shape[1])))
+        sizes = gallery.shape[1] * max(width, len(block) * block.shape[1])
+        scores = torch.empty(len(block), len(gallery), dtype=torch.float64, device=device)
+        at_once = max(1, BLOCK_BYTES // (128 * sizes))  # a sixteenth of a block stays in the cache
         for first in range(0, len(gallery), at_once):
             part = gallery[first : first + at_once].to(device, torch.float64)  # (G', P', D)
             products = block.flatten(0, 1) @ part.flatten(0, 1).T  # (R * P, G' * P')
-            if len(products) * products.shape[1] > len(block) * len(part):
-                products = products.view(*block.shape[:2], *part.shape[:2]).amax(dim=(1, 3))
-            scores[:, first : first + at_once] = products
-        found.append([array.cpu().numpy() for array in _highest(scores, count)])
-        if on_block is not None:
-            on_block(slice(start, start + len(block)), scores)
-    indices, cosines = zip(*found, strict=True)
-    return Neighbours(np.concatenate(indices), np.concatenate(cosines))
-
-
-def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Places and values (R, count) of the highest of each row of (R, G), equal ones by place."""
-    highest, places = scores.topk(min(count + 1, scores.shape[1]), dim=1)
-    # topk takes any of several equals: where one of them must stay out, all are sorted.
-    tied = (highest[:, count - 1 : count] == highest[:, count:]).any(dim=1)
-    if tied.any():
-        places[tied, :count] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :count]
-    places = places[:, :count].sort(dim=1).values
-    highest, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
-    return places.gather(1, order), highest
+            products = products.view(*block.shape[:2], *part.shape[:2])
+            scores[:, first : first + at_once] = products.amax(dim=(1, 3))
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        yield start, scores.cpu().numpy(), order.cpu().numpy()
 
 
 def check_request(num_clips: int, directions: Sequence[str], ks: Sequence[int], *, labelled: bool) -> None:
@@ -243,7 +198,6 @@ def evaluate_retrieval(
     ks: Sequence[int],
     *,
     device: torch.device | None = None,
-    on_queries: Callable[[int], object] | None = None,
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """Score retrieval in some of DIRECTIONS; labels are the clips' classes, None: only R@k.
 
@@ -257,52 +211,49 @@ def evaluate_retrieval(
     """
     import pandas as pd  # noqa: PLC0415 - only where results are written
 
-    clip_ids, vectors = np.array(embeddings.clip_ids), {"audio": embeddings.audio, "image": embeddings.image}
-    num_clips, device = len(clip_ids), device or torch.device("cpu")
+    clip_ids, num_clips = np.array(embeddings.clip_ids), len(embeddings.clip_ids)
     check_request(num_clips, directions, ks, labelled=labels is not None)
     classes = None if labels is None else np.unique(np.asarray(labels, np.str_), return_inverse=True)[1]
     tables, scores = [], []
     for direction in directions:
-        queries, gallery = (vectors[modality] for modality in DIRECTIONS[direction])
-        if queries is None or gallery is None:
-            raise ValueError("These embeddings are of sounds only; the frames were not embedded.")
-        precisions = np.zeros(num_clips)
-
-        def on_block(places: slice, block: Tensor, precisions: NDArray[np.float64] = precisions) -> None:
-            if classes is not None:
-                precisions[places] = average_precisions(block.cpu().numpy(), classes, places.start)
-            if on_queries is not None:
-                on_queries(len(block))
-
-        # One more for the own clip, and one to see whether the last place is tied.
-        found = nearest(queries, gallery, min(ks[-1] + 2, num_clips), device=device, on_block=on_block)
-        own = found.indices == np.arange(num_clips)[:, None]  # (Q, K)
+        queries, gallery = (getattr(embeddings, modality) for modality in DIRECTIONS[direction])
+        blocks, precisions = [], []
+        with tqdm(total=num_clips, desc=direction, unit="query") as bar:
+            for first, block, order in rank_gallery(queries, gallery, device):
+                # One more for the own clip, and one to see whether the last place is tied.
+                nearest = order[:, : ks[-1] + 2]
+                blocks.append((nearest, np.take_along_axis(block, nearest, axis=1)))
+                if classes is not None:
+                    precisions.append(average_precisions(block, classes, first))
+                bar.update(len(block))
+        indices, cosines = map(np.concatenate, zip(*blocks, strict=True))  # (Q, K)
+        own = indices == np.arange(num_clips)[:, None]
         order = np.argsort(own, axis=1, kind="stable")[:, :-1]
-        indices = np.take_along_axis(found.indices, order, axis=1)
-        others = Neighbours(indices, np.take_along_axis(found.scores, order, axis=1))
+        others, other_cosines = (np.take_along_axis(a, order, axis=1) for a in (indices, cosines))
         table = {"direction": direction, "clip_id": clip_ids, "label": labels or "", "own_rank": pd.NA}
         for place in range(min(NUM_SHOWN, ks[-1])):
-            table |= {f"neighbour_{place + 1}": clip_ids[others.indices[:, place]]}
-            table |= {f"score_{place + 1}": others.scores[:, place]}
+            table |= {f"neighbour_{place + 1}": clip_ids[others[:, place]]}
+            table |= {f"score_{place + 1}": other_cosines[:, place]}
 
         # Name -> values (Q,), chance, ceiling (a clip alone in its class finds nobody), ties.
         metrics: dict[str, tuple[NDArray[Any], float, float, int]] = {}
         if classes is not None:
-            same = classes[others.indices] == classes[:, None]  # (Q, K)
+            same = classes[others] == classes[:, None]  # (Q, K)
             partners = np.bincount(classes)[classes] - 1  # (Q,)
             possible = (partners > 0).mean()
             for k in ks:
                 chance = chance_accuracy(partners, num_clips - 1, k)
-                metrics[f"Acc@{k}"] = (same[:, :k].any(axis=1), chance, possible, others.num_tied(k))
+                metrics[f"Acc@{k}"] = (same[:, :k].any(axis=1), chance, possible, num_tied(other_cosines, k))
             for k in ks:
                 chance, ceiling = partners.mean() / (num_clips - 1), np.minimum(partners, k).mean() / k
-                metrics[f"Prec@{k}"] = (same[:, :k].mean(axis=1), chance, ceiling, others.num_tied(k))
-            metrics["mAP"] = (precisions, chance_average_precision(partners, num_clips - 1), possible, 0)
+                metrics[f"Prec@{k}"] = (same[:, :k].mean(axis=1), chance, ceiling, num_tied(other_cosines, k))
+            chance = chance_average_precision(partners, num_clips - 1)
+            metrics["mAP"] = (np.concatenate(precisions), chance, possible, 0)
         if len(set(DIRECTIONS[direction])) == 2:
             hits = own[:, : ks[-1]]
             table["own_rank"] = pd.Series(hits.argmax(axis=1) + 1, dtype="Int64").where(hits.any(axis=1))
             for k in ks:
-                metrics[f"R@{k}"] = (hits[:, :k].any(axis=1), k / num_clips, 1.0, found.num_tied(k))
+                metrics[f"R@{k}"] = (hits[:, :k].any(axis=1), k / num_clips, 1.0, num_tied(cosines, k))
         values = {name: metric[0].astype(np.float64) for name, metric in metrics.items()}
         tables.append(pd.DataFrame(table | values))
         ends = 100 * bootstrap_intervals(np.stack(list(values.values()), axis=1))
@@ -314,12 +265,17 @@ def evaluate_retrieval(
     return pd.concat(tables, ignore_index=True), pd.DataFrame(scores, columns=columns)
 
 
+def num_tied(cosines: NDArray[np.float64], k: int) -> int:
+    """Count the queries whose k-th and next neighbour score the same; (Q, K), the best first."""
+    return int((cosines[:, k - 1 : k] == cosines[:, k : k + 1]).sum())
+
+
 def average_precisions(
     scores: NDArray[np.float64], classes: NDArray[np.int64], first: int
 ) -> NDArray[np.float64]:
-    """Return the AP (R,) of the queries from `first` on, from their scores (R, G); equal ones count at once.
+    """Return the AP (R,) of the queries from `first` on, of their scores (R, G) without the own clip's.
 
-    The query's own clip is left out; a clip alone in its class has 0.
+    Equal scores count at once; a clip alone in its class has 0.
     """
     from sklearn.metrics import average_precision_score  # noqa: PLC0415 - takes a second to import
 

@@ -4,7 +4,6 @@ Pictures are uint8 RGB arrays (H, W, 3).
 """
 
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -12,8 +11,6 @@ import numpy as np
 import scipy
 import soundfile
 from numpy.typing import NDArray
-
-from utils.files import write_atomically
 
 # Min-max normalised maps sit near 0.3 on background; heat starts above that, so that it marks a source
 # instead of tinting the whole frame.
@@ -49,28 +46,15 @@ class Square(NamedTuple):
 class Peak(NamedTuple):
     """The strongest cell of a similarity map."""
 
-    x: float
-    """of its centre, pixels of the frame from the left edge"""
-    y: float
-    """likewise, from the upper edge"""
-    similarity: float
-    """its value, not normalised"""
-
-
-# ---------------------------------------------------------------------------------------------------- maps
+    x: float  # of its centre, pixels of the frame from the left edge
+    y: float  # likewise, from the upper edge
+    similarity: float  # not normalised
 
 
 def find_peak(similarity_map: SimilarityMap, square: Square, width: int, height: int) -> Peak | None:
-    """Find the strongest cell of a map (h, w); the first in reading order among equals.
+    """Find the strongest cell of a map (h, w), the first in reading order, in a frame of width x height.
 
-    Args:
-        similarity_map: (h, w), not normalised.
-        square: where it lies in the frame.
-        width: of the frame, pixels.
-        height: of the frame, pixels.
-
-    Returns:
-        None where the map is the same everywhere, or not a finite number somewhere.
+    None where the map is the same everywhere, or not a finite number somewhere.
     """
     lowest, highest = similarity_map.min(), similarity_map.max()
     if not np.isfinite(lowest) or not np.isfinite(highest) or lowest == highest:
@@ -87,22 +71,16 @@ def format_peak(peak: Peak | None) -> str:
 
 
 def peak_box(similarity_map: SimilarityMap, square: Square) -> NDArray[np.float64]:
-    """Box the region that hangs together with the peak, up-sampled, from BOX_LEVEL on.
+    """Box the region of a map (h, w) that hangs together with the peak, up-sampled, from BOX_LEVEL on.
 
-    Args:
-        similarity_map: (h, w), not normalised.
-        square: where it lies in the frame.
-
-    Returns:
-        (1, 4) fractions of the frame's width and height; (0, 4) where there is no peak.
+    Returns (1, 4) fractions of the frame's width and height; (0, 4) where there is no peak.
     """
     if find_peak(similarity_map, square, 1, 1) is None:
         return NO_BOXES
-    side = BOX_GRID
-    localisation_map = _upsample(similarity_map, side, side)
+    localisation_map = _upsample(similarity_map, BOX_GRID, BOX_GRID)
     row, column = np.unravel_index(np.argmax(localisation_map), localisation_map.shape)
-    regions = cv2.connectedComponentsWithStats((localisation_map >= BOX_LEVEL).astype(np.uint8))
-    left, top, width, height = regions[2][regions[1][row, column], :4] / side
+    _, regions, boxes, _ = cv2.connectedComponentsWithStats((localisation_map >= BOX_LEVEL).astype(np.uint8))
+    left, top, width, height = boxes[regions[row, column], :4] / BOX_GRID
     return np.array([[*square.in_frame(left, top), *square.in_frame(left + width, top + height)]])
 
 
@@ -111,9 +89,6 @@ def _upsample(similarity_map: SimilarityMap, width: int, height: int) -> Similar
     lowest = similarity_map.min()
     scaled = (similarity_map - lowest) / (similarity_map.max() - lowest)
     return np.asarray(cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-
-
-# ------------------------------------------------------------------------------------------------- drawing
 
 
 def overlay_localisation_map(
@@ -132,9 +107,8 @@ def overlay_localisation_map(
     Args:
         frame: (H, W, 3), any strides.
         localisation_map: (H, W) in [0, 1]; NaN gives no heat.
-        bounding_boxes: (N, 4) x_min, y_min, x_max, y_max, fractions of width and height; what lies outside is
-            not drawn.
-        caption: short ASCII text for a strip in the upper left corner; empty for none.
+        bounding_boxes: (N, 4) x_min, y_min, x_max, y_max, fractions of width and height.
+        caption: short ASCII text for a strip in the upper left corner.
         opacity: of the hottest heat, 0 to 1.
     """
     strength = np.nan_to_num(localisation_map.astype(np.float32), nan=0.0)
@@ -152,16 +126,21 @@ def overlay_localisation_map(
         for left, top, right, bottom in edges:
             # The last pixel inside the box, so that a box up to 1.0 stays within the frame.
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, pen)
-    if caption:
-        scale = max(0.4, min(height, width) / 500)
-        pen = max(1, round(scale))
-        (text_width, _), _ = cv2.getTextSize(caption, FONT, scale, pen)
-        scale *= min(1.0, 0.94 * width / max(text_width, 1))
-        (text_width, text_height), descent = cv2.getTextSize(caption, FONT, scale, pen)
-        padding = max(2, text_height // 2)
-        picture[: text_height + descent + padding, : text_width + 2 * padding] //= 4
-        corner = (padding, text_height + padding // 2 + 1)
-        cv2.putText(picture, caption, corner, FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
+    return draw_caption(picture, caption) if caption else picture
+
+
+def draw_caption(picture: Picture, caption: str) -> Picture:
+    """Write a short ASCII text into the upper left corner of this very picture."""
+    height, width = picture.shape[:2]
+    scale = max(0.4, min(height, width) / 500)
+    pen = max(1, round(scale))
+    (text_width, _), _ = cv2.getTextSize(caption, FONT, scale, pen)
+    scale *= min(1.0, 0.94 * width / max(text_width, 1))
+    (text_width, text_height), descent = cv2.getTextSize(caption, FONT, scale, pen)
+    padding = max(2, text_height // 2)
+    picture[: text_height + descent + padding, : text_width + 2 * padding] //= 4
+    corner = (padding, text_height + padding // 2 + 1)
+    cv2.putText(picture, caption, corner, FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
     return picture
 
 
@@ -175,20 +154,15 @@ def draw_localisation(
 ) -> Picture:
     """Draw heat, a colour bar with the map's smallest and largest value, and the peak's box.
 
-    Args:
-        frame: (H, W, 3).
-        similarity_map: (h, w), not normalised; None: the sound is silent, and only the word is drawn.
-        square: where the map lies in the frame.
-        opacity: of the hottest heat, 0 to 1.
-        box: draw the box of `peak_box`.
-
-    Returns:
-        A new picture of the same size. A map without a peak gives no heat.
+    The map (h, w) lies in this square of the frame and is not normalised; None: the sound is silent,
+    and only the word is drawn. A map without a peak gives no heat.
     """
     height, width = frame.shape[:2]
+    if similarity_map is None:
+        return draw_caption(frame.copy(), "silent")
+    if find_peak(similarity_map, square, width, height) is None:
+        return frame.copy()
     heat = np.full((height, width), np.nan, np.float32)
-    if similarity_map is None or find_peak(similarity_map, square, width, height) is None:
-        return overlay_localisation_map(frame, heat, NO_BOXES, "silent" if similarity_map is None else "")
     left, right = round(square.left * width), round(square.right * width)
     top, bottom = round(square.top * height), round(square.bottom * height)
     heat[top:bottom, left:right] = _upsample(similarity_map, right - left, bottom - top)
@@ -225,72 +199,50 @@ def _draw_colour_bar(picture: Picture, lowest: float, highest: float, opacity: f
 
 
 class ContactSheet:
-    """A few pictures of a video, evenly spaced, whose length need not be known before its end."""
+    """Twelve pictures of a video at most, evenly spaced, whose length need not be known before its end."""
 
-    def __init__(self, num_pictures: int = 12, num_columns: int = 4) -> None:
-        self._num_pictures, self._num_columns = num_pictures, num_columns
+    def __init__(self) -> None:
         self._num_seen, self._stride = 0, 1
         self._kept: list[tuple[Picture, float]] = []
 
     def add(self, picture: Picture, seconds: float) -> None:
         """Look at the next picture of the video, all of one size, and when it is shown."""
-        wanted = self._num_seen % self._stride == 0
+        if self._num_seen % self._stride == 0:
+            scale = min(1.0, THUMBNAIL_SIDE / max(picture.shape[:2]))
+            size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+            thumbnail = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+            self._kept.append((thumbnail, seconds))
         self._num_seen += 1
-        if not wanted:
-            return
-        scale = min(1.0, THUMBNAIL_SIDE / max(picture.shape[:2]))
-        size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
-        thumbnail = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-        self._kept.append((thumbnail, seconds))
-        if len(self._kept) == 8 * self._num_pictures:  # every other is dropped: memory is bounded
+        if len(self._kept) == 96:  # every other is dropped: memory is bounded
             self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     def draw(self) -> Picture:
-        """Draw the sheet, of at least one picture; time runs along the rows."""
-        last = len(self._kept) - 1
-        places = np.unique(np.rint(np.linspace(0, last, min(self._num_pictures, last + 1))).astype(int))
-        height, width = self._kept[0][0].shape[:2]
-        columns = min(self._num_columns, len(places))
-        rows = -(-len(places) // columns)
-        sides = (rows * (height + GUTTER) - GUTTER, columns * (width + GUTTER) - GUTTER, 3)
-        sheet, blank = np.full(sides, 255, np.uint8), np.full((height, width), np.nan, np.float32)
-        for index, place in enumerate(places):
-            picture, seconds = self._kept[place]
-            row, column = divmod(index, columns)
-            top, left = row * (height + GUTTER), column * (width + GUTTER)
-            captioned = overlay_localisation_map(picture, blank, NO_BOXES, f"{seconds:.2f} s")
-            sheet[top : top + height, left : left + width] = captioned
-        return sheet
-
-
-# --------------------------------------------------------------------------------------------------- files
+        """Draw the sheet, of at least one picture; time runs along the rows of four."""
+        places = np.unique(np.linspace(0, len(self._kept) - 1, 12).round().astype(int)).tolist()
+        tiles = [draw_caption(self._kept[place][0], f"{self._kept[place][1]:.2f} s") for place in places]
+        columns = min(4, len(tiles))
+        tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+        around = ((0, GUTTER), (0, GUTTER), (0, 0))
+        padded = [np.pad(tile, around, constant_values=255) for tile in tiles]
+        rows = [np.hstack(padded[first : first + columns]) for first in range(0, len(padded), columns)]
+        return np.vstack(rows)[:-GUTTER, :-GUTTER]
 
 
 def encode_jpeg(picture: Picture) -> bytes:
     """Return the bytes of a JPEG file of quality 85."""
-    return _encode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 def encode_png(picture: Picture) -> bytes:
     """Return the bytes of a PNG file."""
-    return _encode(".png", picture, [])
-
-
-def _encode(suffix: str, picture: Picture, settings: list[int]) -> bytes:
-    return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)[1].tobytes()
-
-
-def write_jpeg(path: Path, picture: Picture) -> None:
-    """Write a JPEG file that is never seen half-written; missing parent folders are made."""
-    write_atomically(path, encode_jpeg(picture), durable=False)
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def encode_mp3(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
-    """Encode a sound as MP3, which every browser plays: some 30 kB for 10 s at 16 kHz.
+    """Encode a sound (L,) as MP3, which every browser plays: some 30 kB for 10 s at 16 kHz.
 
-    Args:
-        waveform: (L,), nominally in [-1, 1]; louder samples are cut.
-        sample_rate: Hz; one that MP3 does not know is brought to 16,000.
+    Samples outside [-1, 1] are cut; a rate that MP3 does not know is brought to 16,000 Hz.
     """
     if sample_rate not in MP3_RATES:
         # Not imported by name: scipy.signal takes a second, and few programs come here.

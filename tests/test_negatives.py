@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from command_line import ENVIRONMENT, assert_refused, run, torchrun
+from command_line import ENVIRONMENT, torchrun
 from peer_inputs import SHAPES, filled, official_file
 from result_inputs import make_context
 
@@ -36,7 +36,7 @@ from utils.evaluation.negatives import (
 )
 from utils.evaluation.protocols import upsample
 from utils.reports.negatives import negatives_report
-from utils.reports.report import screen_table, write_report
+from utils.reports.report import write_report
 
 CPU = torch.device("cpu")
 
@@ -45,8 +45,6 @@ CPU = torch.device("cpu")
 def _one_thread(one_thread):
     pass
 
-
-# ------------------------------------------------------------------------------------ split models
 
 SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}
 """Shape of a sound; peers hear (1, 257, 40)."""
@@ -70,9 +68,6 @@ def test_localise_is_its_two_halves_and_frames_never_hear(name, config):
     one = model.sound_features(sounds[:1])
     same = model.compare(visual, one.expand(2, *one.shape[1:]))
     torch.testing.assert_close(same[0], model.localise(frames, sounds)[0], rtol=1e-4, atol=1e-5)
-
-
-# ------------------------------------------------------------------------------------------ sounds
 
 
 def clips_named(*clip_ids, **fields):
@@ -116,13 +111,6 @@ def test_neither_sound_of_a_pair_is_off_screen():
     keys = {clip.clip_id: clip.pair_key for clip in clips}
     for clip_id, donors in heard_by(clips, scenes_of(clips, None, "any")).items():
         assert keys[clip_id] not in {keys[donor] for donor in donors}
-
-
-def test_without_classes_the_user_must_say_any():
-    clips = clips_named("a", "b")
-    with pytest.raises(ValueError, match=r"--labels.*--off-screen any"):
-        scenes_of(clips, None, "other_class")
-    assert heard_by(clips, scenes_of(clips, None, "any")) == {"a": {"b"}, "b": {"a"}}
 
 
 def test_the_sound_of_a_video_is_off_screen_for_none_of_its_frames():
@@ -192,9 +180,6 @@ def test_silence_is_the_floor_of_the_method_s_own_front_end(audio, floor):
     torch.testing.assert_close(heard, torch.full_like(heard, floor))
 
 
-# ----------------------------------------------------------------------------------------- numbers
-
-
 def test_areas_and_ious_are_those_of_loops():
     generator = torch.Generator().manual_seed(0)
     draws = {"own": 1, "silence": 1, "noise": 3, "off_screen": 3}
@@ -207,21 +192,19 @@ def test_areas_and_ious_are_those_of_loops():
     found = compare_masks(masks)
 
     def pixels(kind, clip, draw):
-        mask = masks[kind][clip, min(draw, draws[kind] - 1)]
-        return {(y, x) for y in range(8) for x in range(8) if mask[y, x]}
+        return set(map(tuple, masks[kind][clip, min(draw, draws[kind] - 1)].nonzero().tolist()))
 
     for clip in range(4):
         for kind, num_draws in draws.items():
-            for draw in range(num_draws):
-                expected = len(pixels(kind, clip, draw)) / 64
-                assert found[f"area:{kind}"][clip, draw].item() == expected
+            areas = [len(pixels(kind, clip, draw)) / 64 for draw in range(num_draws)]
+            assert found[f"area:{kind}"][clip].tolist() == areas
         for one, other in PAIRS:
-            ious = found[f"iou:{one}~{other}"]
-            assert ious.shape[1] == max(draws[one], draws[other])
-            for draw in range(ious.shape[1]):
+            ious = found[f"iou:{one}~{other}"][clip].tolist()
+            assert len(ious) == max(draws[one], draws[other])
+            for draw, iou in enumerate(ious):
                 first, second = pixels(one, clip, draw), pixels(other, clip, draw)
                 expected = len(first & second) / len(first | second) if first | second else 1.0
-                assert ious[clip, draw].item() == pytest.approx(expected)
+                assert iou == pytest.approx(expected)
     assert found["iou:own~noise"][0].tolist() == [1, 1, 1]
     assert found["iou:own~noise"][1].tolist() == [0, 0, 0]
 
@@ -245,8 +228,6 @@ def test_the_universal_threshold_is_the_third_quartile_of_all_negatives():
     expected = ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
     assert universal_threshold([silence, noise, off_screen]) == pytest.approx(expected)
 
-
-# ---------------------------------------------------------------------------------- made-up model
 
 NUM_CLIPS, NUM_SEEDS, NUM_SAMPLES = 10, 4, 400
 CLIP_IDS = tuple(f"clip_{index}" for index in range(NUM_CLIPS))
@@ -325,7 +306,7 @@ def test_a_perfect_listener_has_the_numbers_known_by_hand_and_encodes_nothing_tw
     model = Listener()
     result = evaluate(model)
     assert model.frames_seen == NUM_CLIPS
-    assert model.sounds_heard == NUM_CLIPS + 1 + NUM_SEEDS * NUM_CLIPS  # own, silence, noise
+    assert model.sounds_heard == NUM_CLIPS + 3 + NUM_SEEDS * NUM_CLIPS  # own, silence of 3 batches, noise
     assert result.threshold == 0.25
     found = numbers(result)
     for name in ("ciou_u", "auc_u", "f_loc", "f_auc"):
@@ -337,10 +318,8 @@ def test_a_perfect_listener_has_the_numbers_known_by_hand_and_encodes_nothing_tw
         assert found[f"iou_{first}~{second}"] == (0 if first == "own" else 100)
     assert found["pointing_accuracy_own"] == 100
     assert found["sensitivity_ciou_at_0.5"] == pytest.approx(100)
-    for kind, level in {"silence": 0.125, "noise": 0.1875, "off_screen": 0.25}.items():
-        for extreme in ("minimum", "median", "maximum"):
-            assert np.array_equal(np.unique(result.scores[f"{extreme}:{kind}"]), [level])
-    assert np.unique(result.scores["minimum:own"]).tolist() == [0]
+    for kind, level in {"silence": 0.125, "noise": 0.1875, "off_screen": 0.25, "own": 1}.items():
+        assert np.array_equal(np.unique(result.scores[f"maximum:{kind}"]), [level])
 
 
 def test_a_deaf_model_is_active_on_every_negative():
@@ -376,41 +355,23 @@ def test_what_cannot_be_scored_is_refused():
         def compare(self, visual, sound):
             return super().compare(visual, sound) / 0
 
-    with pytest.raises(ValueError, match="map of clip clip_0 with its own sound is not finite"):
+    with pytest.raises(ValueError, match=r"map of clips clip_0, .* with own sound is not finite"):
         evaluate(Broken())
     torn = [SimpleNamespace(clip_id="x", reason="torn")]
     with pytest.raises(ValueError, match=r"No clip could be scored \(3 unreadable, first: torn"):
         evaluate(Listener(), clip_ids=(), broken=torn)
 
 
-# ----------------------------------------------------------------------------------------- files
-
-LABELS_FILE = {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
-
-
-def make_report(result, context=None, **changes):
-    identity = {
-        "task": "negative audio",
-        "num_seeds": NUM_SEEDS,
-        "off_screen": "other_class",
-        "threshold": None,
-    }
-    classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
-    context = context or make_context(labels=LABELS_FILE, classes=classes, num_listed=NUM_CLIPS)
-    return negatives_report(result, context, {**identity, **changes}, "cosine")
-
-
 def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
     result = evaluate(Listener())
-    report = make_report(result)
-    write_report(tmp_path, report)
+    identity = {"num_seeds": NUM_SEEDS, "off_screen": "other_class", "threshold": None}
+    write_report(tmp_path, negatives_report(result, make_context(), identity, "cosine"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {name: one["mean"] for name, one in summary["scores"].items()} == pytest.approx(
         dict(numbers(result))
     )
-    threshold = {name: summary["threshold"][name] for name in ("value", "num_negatives", "seeds")}
-    assert threshold == {"value": 0.25, "num_negatives": 3 * NUM_SEEDS * NUM_CLIPS, "seeds": [0, 1, 2, 3]}
-    assert summary["threshold"]["clip_list_sha256"] == "cd" * 32
+    assert summary["threshold"]["value"] == 0.25
+    assert summary["threshold"]["num_negatives"] == 3 * NUM_SEEDS * NUM_CLIPS
     area = 100 * own_truth().mean()
     deaf = 2 * 100 * (100 - area) / (200 - area)
     assert summary["without_ears"][DEAF]["f_loc"] == pytest.approx(deaf)
@@ -423,15 +384,12 @@ def test_the_files_hold_the_numbers_and_all_that_stands_beside_them(tmp_path):
     donors = rows[0]["off_screen_sounds_of"].split()
     assert len(donors) == NUM_SEEDS and all(int(d[5:]) % 2 == 1 for d in donors)
     page = (tmp_path / "report.html").read_text()
-    for words in ("cd" * 32, "F_LOC", "universal", "deaf", "off-screen", "<svg"):
-        assert words.lower() in page.lower()
-    assert "src=" not in page and "<link" not in page
-    assert "F_LOC" in screen_table(report.caption, report.tables, report.notes)
+    for words in ("cd" * 32, "F_LOC", "Universal", "deaf", "off-screen"):
+        assert words in page
     assert r"F\_LOC" in (tmp_path / "table.tex").read_text()
     with (tmp_path / "table.csv").open() as file:
-        lines = {line["number"]: line for line in csv.DictReader(file)}
-    assert float(lines["f_auc"]["score"]) == pytest.approx(100)
-    assert list(lines) == list(summary["scores"])
+        lines = {line["key"]: float(line["score"]) for line in csv.DictReader(file)}
+    assert lines["f_auc"] == pytest.approx(100) and list(lines) == list(summary["scores"])
 
 
 def test_the_spread_is_over_seeds_and_the_interval_over_clips():
@@ -447,9 +405,6 @@ def test_the_spread_is_over_seeds_and_the_interval_over_clips():
     slow = np.quantile(100 * areas.mean(axis=1)[drawn].mean(axis=1), [0.025, 0.975])
     assert [noise["score_low"], noise["score_high"]] == pytest.approx(slow, abs=2.5)
     assert np.isnan(rows["pia_silence"]["sd"]) and np.isnan(rows["pia_silence"]["score_low"])
-
-
-# ------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture
@@ -478,44 +433,24 @@ def negatives(arguments, testing_program):
     return score
 
 
-def rows_of(folder):
-    with (folder / "per_clip.csv").open() as file:
-        rows = {row["clip_id"]: row for row in csv.DictReader(file)}
-    for clip_id, row in rows.items():
-        for donor in row["off_screen_sounds_of"].split():
-            assert donor in rows and int(donor[-1]) % 3 != int(clip_id[-1]) % 3
-    return rows
-
-
-def test_from_the_command_line_to_a_report(arguments, labels, tmp_path):
-    finished = run("test.py", *arguments, "--labels", labels)
-    assert finished.returncode == 0, finished.stderr
-    for words in ("F_LOC", "F_AUC", "pIA, off-screen", "third quartile", "report.html"):
-        assert words in finished.stdout
-    folder = tmp_path / "out"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["num_clips"] == 6 and summary["leak_check"]["num_clips"] == 0
-    assert summary["threshold"]["num_negatives"] == 36
-    # The threshold leaves a quarter of the negatives' maxima above it.
-    highest = [summary["similarities"][kind]["maximum"] for kind in ("silence", "noise")]
-    assert min(map(min, highest)) <= summary["threshold"]["value"]
-    rows = rows_of(folder)
-    assert list(rows) == [f"test_{index}" for index in range(6)]
-    assert {len(row["off_screen_sounds_of"].split()) for row in rows.values()} == {2}
-    for name in ("table.md", "table.tex", "table.csv", "report.html"):
-        assert (folder / name).stat().st_size > 1000
-    other = run("test.py", *arguments, "--labels", labels, "--threshold", 0.5)
-    assert_refused(other, "another evaluation", "threshold")
-
-
-def test_the_own_maps_are_those_of_localisation(negatives, labels, testing_program, arguments, capsys):
+def test_the_own_maps_are_those_of_localisation(
+    negatives, labels, testing_program, arguments, capsys, caplog
+):
     assert negatives("--labels", labels) == 0
     folder = arguments[arguments.index("--output") + 1]
-    scores = json.loads((folder / "summary.json").read_text())["scores"]
-    capsys.readouterr()
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = summary["scores"]
+    assert (summary["num_clips"], summary["threshold"]["num_negatives"]) == (6, 36)
+    assert "F_LOC" in capsys.readouterr().out
+    with (folder / "per_clip.csv").open() as file:
+        for row in csv.DictReader(file):
+            donors = [int(donor[-1]) for donor in row["off_screen_sounds_of"].split()]
+            assert len(donors) == 2 and int(row["clip_id"][-1]) % 3 not in {donor % 3 for donor in donors}
     assert negatives("--labels", labels, "--table", "csv") == 0
-    assert capsys.readouterr().out.startswith("benchmark,number,")
+    assert capsys.readouterr().out.startswith("key,better,score,")
     assert json.loads((folder / "summary.json").read_text())["scores"] == scores
+    assert negatives("--labels", labels, "--threshold", 0.5) == 2
+    assert "another evaluation (another threshold)" in caplog.text
     shared = [a for a in map(str, arguments[1:]) if a not in ("--seeds", "2")]
     shared[shared.index("--output") + 1] = str(folder / "localisation")
     rule = ("--protocol", "vssl_eval", "--gallery", "0")
@@ -541,7 +476,7 @@ def test_a_peer_is_scored_on_its_own_scale(negatives, labels, tmp_path):
     peer = ("--labels", labels, "--checkpoint", path, "--clip-list", few, "--seeds", 1)
     assert negatives(*peer, "--threshold", 0.5) == 0
     threshold = json.loads((tmp_path / "out" / "summary.json").read_text())["threshold"]
-    assert threshold == {"value": 0.5, "source": "given", "similarity": "(cosine + 1) / 2"}
+    assert (threshold["value"], threshold["similarity"]) == (0.5, "(cosine + 1) / 2")
 
 
 def test_a_frame_that_breaks_between_two_readings_is_left_out_and_said(

@@ -93,13 +93,7 @@ def score_rows(summary: Mapping[str, Any], name: str) -> pd.DataFrame:
 def compare_results(folders: Mapping[str, Path], command: str) -> Report:
     """Put results of `test.py localisation` side by side; each is compared with the first, clip by clip.
 
-    Args:
-        folders: name of a model -> its results, two or more.
-        command: that makes the comparison, for the record.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file cannot be read, or the results are not of the same clips, boxes and rules.
+    `folders` are the results of each model by its name, two or more; `command` is for the record.
     """
     summaries, clips = {}, {}
     for name, folder in folders.items():

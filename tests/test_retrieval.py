@@ -97,17 +97,6 @@ def test_the_order_is_that_of_a_full_sort_whatever_the_blocks(positions, make, b
     np.testing.assert_array_equal(cosines, np.take_along_axis(scores, order, axis=1))
 
 
-def test_rounding_keeps_float32_and_makes_equal_vectors_score_the_same(monkeypatch):
-    monkeypatch.setattr(utils.evaluation.retrieval, "BLOCK_BYTES", 8 * 9 * 9)
-    vectors = F.normalize(torch.randn(50, 512), dim=-1)
-    rounded = fixed_point(vectors)
-    assert (rounded.double() * 2**26).frac().abs().max() == 0
-    assert (rounded - vectors).abs().max() <= 2.0**-27
-    order, cosines = ranked(rounded[:1].expand(50, 512), rounded[:1].expand(50, 512))
-    assert (order == np.arange(50)).all()  # a collapsed model: the gallery in its order
-    assert len(np.unique(cosines)) == 1
-
-
 def test_golden_queues_of_the_authors_program():
     golden = arrays("retrieval")
     embeddings = fixed_point(F.normalize(torch.from_numpy(golden["emb"]), dim=-1))
@@ -377,42 +366,26 @@ def make_report(classes=CLASSES, directions=ALL, num_shown=2, **changes):
     return queries, report
 
 
-def test_the_files_hold_the_scores_and_all_that_stands_beside_them(tmp_path):
+def test_the_files_hold_the_scores(tmp_path):
     queries, report = make_report()
     write_report(tmp_path, report)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    for name in ALL:
-        rows = queries[queries["direction"] == name]
-        for metric, row in summary["directions"][name].items():
-            assert row["value"] == pytest.approx(100 * rows[metric].mean())
-    assert summary["directions"]["audio_to_audio"]["Prec@3"]["chance"] == pytest.approx(100 * 3 / 11)
-    assert "R@1" not in summary["directions"]["audio_to_audio"]
-    assert summary["labels"]["num_classes"] == 3
-    assert summary["num_clips"] == COUNT and not summary["complete"]
-    assert "gallery as given" in summary["intervals"]["method"]
+    assert (summary["num_clips"], summary["complete"], summary["labels"]["num_classes"]) == (COUNT, False, 3)
     assert any("torn" in warning for warning in summary["warnings"])
-    for form in ("md", "tex", "csv"):
-        plain = (tmp_path / f"table.{form}").read_text().replace("\\", "")
-        for expected in (
-            "ssl_tie_vgg_ss_4911",
-            "cd" * 6,
-            summary["checkpoint"]["sha256"][:12],
-            "torn",
-            "max:",
-        ):
-            assert expected in plain, (form, expected)
     lines = pd.read_csv(tmp_path / "table.csv")
     assert len(lines) == sum(map(len, summary["directions"].values()))
     for line in lines.to_dict("records"):
         found = summary["directions"][line["direction"]][line["metric"]]
+        values = queries[queries["direction"] == line["direction"]][line["metric"]]
         assert line["score"] == pytest.approx(found["value"], abs=1e-4)
+        assert found["value"] == pytest.approx(100 * values.mean())
         assert [line["score_low"], line["score_high"]] == pytest.approx(found["interval"], abs=1e-4)
     rows = pd.read_csv(tmp_path / "per_query.csv")
     assert len(rows) == 3 * COUNT and (rows["neighbour_1"] != rows["clip_id"]).all()
     class_of = rows["neighbour_1"].map(dict(zip(CLIP_IDS, CLASSES, strict=True)))
     assert (rows["Acc@1"] == (class_of == rows["label"])).all()
-    cross = rows["direction"] != "audio_to_audio"
-    assert (rows["own_rank"].notna() == (rows["R@3"] == 1)).all() and rows["R@1"].notna().equals(cross)
+    assert (rows["own_rank"].notna() == (rows["R@3"] == 1)).all()
+    assert rows["R@1"].notna().equals(rows["direction"] != "audio_to_audio")
 
 
 def test_the_page_shows_queries_with_their_neighbours():

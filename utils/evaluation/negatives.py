@@ -82,11 +82,10 @@ class Scene(NamedTuple):
 def scenes_of(
     clips: Sequence[Any], classes: Mapping[str, str] | None, off_screen: OffScreen
 ) -> dict[str, Scene]:
-    """Find which sounds are right for which frames; no sound of the same picture is off-screen.
+    """Find which sounds are right for which frames: those of the class, or file, and of the same picture.
 
     Clips with the same picture share a scene, those of a pair a pair_key; ids of these are
-    <first>_<second>_…_<class of the sound>. Off-screen are sounds of another class, or of "any"
-    other file, which may by chance be of the same class.
+    <first>_<second>_…_<class of the sound>.
     """
     if off_screen == "any":
         sounds = [str(clip.sound) for clip in clips]
@@ -99,12 +98,12 @@ def scenes_of(
     heard = set(sounds)
     visible: dict[tuple[str | None, str], set[str]] = {}
     keys = [(clip.pair_key, clip.scene if clip.pair_key is None else "") for clip in clips]
-    for key, sound in zip(keys, sounds, strict=True):
+    for (pair, scene), sound in zip(keys, sounds, strict=True):
         # The key of a pair names both things to be seen; the name of a picture need not.
-        named = set() if key[0] is None else heard & set(key[0].split("_"))
-        visible.setdefault(key, named).add(sound)
-    scenes = [Scene(sound, frozenset(visible[key])) for key, sound in zip(keys, sounds, strict=True)]
-    return dict(zip([clip.clip_id for clip in clips], scenes, strict=True))
+        named = set() if pair is None else heard & set(pair.split("_"))
+        visible.setdefault((pair, scene), named).add(sound)
+    found = zip(clips, sounds, keys, strict=True)
+    return {clip.clip_id: Scene(sound, frozenset(visible[key])) for clip, sound, key in found}
 
 
 def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:
@@ -166,15 +165,10 @@ def evaluate_negatives(
 ) -> NegativeResult:
     """Score a model with every kind of sound; processes share the clips, and all get the result.
 
-    Args:
-        model: in evaluation mode.
-        read: decodes this process's clips in batches, "both" or their "frames"; all, or only some.
-        scenes: of all clips, by id.
-        num_seeds: R, draws of the noise and of the off-screen sound of each clip.
-        num_samples: L, of silence and noise.
-        device: of the model.
-        half_cosine: similarity is (cosine + 1) / 2, else the cosine.
-        threshold: on the similarity; a map predicts what lies above. None: the universal one.
+    `read` decodes this process's clips in batches, "both" or their "frames"; all, or only some ids.
+    Of each clip's noise (num_samples long) and off-screen sound there are R = num_seeds draws. The
+    similarity is the cosine or (cosine + 1) / 2; a map predicts what lies above the threshold on it,
+    by default the universal one.
     """
     # Frames too: a clip whose frame is broken is not to lend its sound.
     heard, encoded, unreadable = [], [], []
@@ -233,10 +227,9 @@ def score_maps(
     half_cosine: bool,
     threshold: float | None,
 ) -> tuple[ClipArrays, float]:
-    """Score every map of all processes under one threshold, see `evaluate_negatives`.
+    """Score this process's maps (N, 1 or R, h, w) by kind of sound, and return the scores of all.
 
-    `cosines` are this process's maps (N, 1 or R, h, w) by kind of sound; `truths` the clips'
-    ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
+    `truths` are the clips' ground-truth maps (M, M) float32 of MEDIAN_RULE's size, compressed.
     """
 
     def upsampled(chosen: slice) -> Iterator[tuple[str, Tensor]]:
@@ -349,10 +342,9 @@ def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:
 def score_table(scores: ClipArrays) -> "pd.DataFrame":
     """Table of all numbers in percent, beside those of predictors that do not hear.
 
-    Returns:
-        a row for each of LABELS: key, label, better, score (mean over seeds) with score_low and
-        score_high (95 %, over clips; NaN where each clip has the same), sd (over seeds; NaN where no
-        seed changes it), deaf and disc (NaN where these have no such number).
+    A row for each of LABELS: key, label, better, score (mean over seeds) with score_low and score_high
+    (95 %, over clips; NaN where each clip has the same), sd (over seeds; NaN where no seed changes it),
+    deaf and disc (NaN where these have no such number).
     """
     import pandas as pd  # noqa: PLC0415 - only where results are written
 

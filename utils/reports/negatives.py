@@ -32,14 +32,7 @@ HINT = (
 def negatives_report(
     result: NegativeResult, context: EvaluationContext, identity: Mapping[str, Any], similarity: str
 ) -> Report:
-    """Put together everything that an evaluation with negative sounds writes.
-
-    Args:
-        result: of the evaluation.
-        context: what stands beside every number.
-        identity: see check_results_folder; has num_seeds, off_screen and threshold.
-        similarity: the scale of the threshold, in words.
-    """
+    """Put together everything that an evaluation writes; `similarity` is the threshold's scale, in words."""
     scores, num_clips, num_seeds = score_table(result.scores), len(result.clip_ids), identity["num_seeds"]
     source, num_negatives = "given by --threshold", None
     if identity["threshold"] is None:
@@ -48,11 +41,8 @@ def negatives_report(
     warnings, other = context.warnings(result.unreadable, int(result.scores["empty"].sum())), "class"
     if identity["off_screen"] == "any":
         other = "file, class not known"
-        warnings = [
-            "Off-screen sounds are those of any other clip: some of them may be of the same class, and "
-            "right for the frame.",
-            *warnings,
-        ]
+        words = "Off-screen sounds are those of any other clip: some may be of the same class, and right."
+        warnings.insert(0, words)
     entries = context.entries(result.clip_ids, result.unreadable)
     entries["intervals"]["method"] = "percentile bootstrap over clips, the threshold as given"
     rows = scores.set_index("key").to_dict("index")

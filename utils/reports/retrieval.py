@@ -52,16 +52,9 @@ def retrieval_report(
     num_shown: int,
     card_of: Callable[[str], Card],
 ) -> Report:
-    """Put together everything that a retrieval writes.
+    """Put together everything that a retrieval writes, of the tables of `evaluate_retrieval`.
 
-    Args:
-        queries: see `evaluate_retrieval`.
-        scores: likewise.
-        context: what stands beside every number.
-        identity: see check_results_folder; has directions, ks and image_pooling.
-        unreadable: (clip id, reason) of clips that could not be decoded.
-        num_shown: best, median and worst queries on the page, of each and for each direction.
-        card_of: picture and sound of a clip.
+    The page shows `num_shown` best, median and worst queries, of each and for each direction.
     """
     frames, clip_ids = POOLING_WORDS[identity["image_pooling"]], queries["clip_id"].unique().tolist()
     entries = context.entries(clip_ids, unreadable)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import opts
 from datasets.annotations import read_labels
-from datasets.audio import AudioConfig, load_waveform, read_window
+from datasets.audio import AudioConfig, load_waveform
 from datasets.augmentation import as_float, normalise
 from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
@@ -311,9 +311,7 @@ def draw_galleries(result: LocalisationResult, clips: AudioVisualClips, count: i
                 continue  # broken between its two readings: left out of the pictures
             heat = headline_map(result, row.Index)
             pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
-            # As long as it is, where the sample repeats it to fill the window.
-            sound = read_window(clips.clips[places[row.clip_id]].audio_source, clips.audio)
-            mp3 = encode_mp3(sound.numpy(), clips.audio.sample_rate)
+            mp3 = encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
             cards.append(Card(row.clip_id, f"cIoU {row.ciou:.2f}", [*map(encode_jpeg, pictures)], mp3))
         galleries.append(Gallery(cards, title))
     return galleries
@@ -511,7 +509,7 @@ def retrieval(device: torch.device, options: opts.RetrievalOptions, command: str
     @cache
     def card_of(clip_id: str) -> Card:
         picture = np.asarray(thumbnail.apply_to_frame(read_frame(clips[clip_id].frame_source)))
-        sound = read_window(clips[clip_id].audio_source, localiser.audio).numpy()
+        sound = load_waveform(clips[clip_id].audio_source, localiser.audio).numpy()
         return Card(clip_id, "", [encode_jpeg(picture)], encode_mp3(sound, localiser.audio.sample_rate))
 
     report = retrieval_report(

@@ -5,6 +5,7 @@ linear log-spectrogram of LVS, EZ-VSL, SLAVC, FNAC and SSL-Align.
 """
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,8 +33,6 @@ MIN_COMMON_RATE = 25
 HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
 BLOCK = 2**20  # samples of each channel that are decoded at once
-# Of sounds that libsndfile cannot decode. Playlists and their like are left out: they name other files.
-FFMPEG_FORMATS = "mov,matroska,asf,ogg,flac,aac,mp3,wav,aiff,caf,amr,avi,mpegts"
 
 
 # ---------------------------------------------------------------------------------------- files to waveforms
@@ -46,7 +45,7 @@ def load_waveform(
     excerpt_seconds: float | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> Tensor:
-    """Read the window of a sound that a method hears: mono, at one rate, short sounds repeated to fill it.
+    """Read the window of a sound that a method hears: (L,) float32 mono, nominally in [-1, 1].
 
     Args:
         source: a sound file, or a row of an HDF5 file.
@@ -54,138 +53,79 @@ def load_waveform(
         excerpt_seconds: use only the first seconds of the sound; None: all of it.
         max_seconds: refuse a longer sound where all of it would be decoded to find its middle.
 
-    Returns:
-        (L,) float32, nominally in [-1, 1].
-
     Raises:
         BrokenFileError: the sound cannot be decoded, holds no sample, or is too long.
     """
-    waveform = read_window(source, window, excerpt_seconds=excerpt_seconds, max_seconds=max_seconds)
-    return fit_window(waveform, window)
-
-
-def read_window(
-    source: Source,
-    window: "AudioWindow",
-    *,
-    excerpt_seconds: float | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Tensor:
-    """Read what `load_waveform` repeats: at most (L,).
-
-    A centred window is always full: the middle of a short sound depends on how often it is repeated.
-    """
     rate, seconds = window.sample_rate, excerpt_seconds or math.inf
-    if window.centred:
-        return fit_window(read_sound(source, rate, seconds=seconds, max_seconds=max_seconds), window)
-    # A little more than the window, so that its last samples are resampled as those of the whole sound.
-    needed = window.num_samples / rate + 0.01
-    return read_sound(source, rate, seconds=min(seconds, needed))[: window.num_samples]
+    if not window.centred:
+        # A little more than the window, so that its last samples are resampled as those of the whole sound.
+        seconds = min(seconds, window.num_samples / rate + 0.01)
+    return fit_window(read_sound(source, rate, seconds=seconds, max_seconds=max_seconds), window)
 
 
 def read_sound(
     source: Source, sample_rate: int, *, seconds: float = math.inf, max_seconds: float = MAX_SECONDS
 ) -> Tensor:
-    """Read a sound from its beginning, mono (the mean of its channels), at one rate.
-
-    Args:
-        source: a sound file, or a row of an HDF5 file.
-        sample_rate: Hz of the result.
-        seconds: read only the first seconds.
-        max_seconds: refuse a sound of which more than this would have to be decoded.
-
-    Returns:
-        (L,) float32, nominally in [-1, 1], L at least 1.
+    """Read the first seconds of a sound at one rate: (L,) float32, the mean of its channels, L at least 1.
 
     Raises:
-        BrokenFileError: the sound cannot be decoded, holds no sample, is too long, or cannot be resampled.
+        BrokenFileError: it cannot be decoded or resampled, holds no sample, or more than `max_seconds` of it
+            would have to be decoded.
     """
     if isinstance(source, HDF5Row):
         samples, rate = read_stored_sound(source)
     else:
-        try:
-            samples, rate = _decode_by_libsndfile(source, min(seconds, max_seconds))
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a decoder raises for a damaged file
-            decoded = _decode_by_ffmpeg(source, min(seconds, max_seconds))
-            if decoded is None:
-                raise BrokenFileError(source, str(error) or type(error).__name__) from error
-            samples, rate = decoded
-        _check_not_cut_off(source)
-        if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
-            raise BrokenFileError(
-                source, f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
-            )
-    if len(samples) == 0:
-        raise BrokenFileError(source, "it holds no audio sample")
-    if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
-        raise BrokenFileError(
-            source,
-            f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable memory; "
-            "convert the file to a usual rate",
-        )
-    if seconds < math.inf:
-        samples = samples[: math.ceil(seconds * rate)]
-    if not np.isfinite(samples).all():
-        raise BrokenFileError(source, "it holds samples that are not finite numbers")
-    return resample(torch.from_numpy(samples), rate, sample_rate)
+        samples, rate = _decode(source, min(seconds, max_seconds), sample_rate)
+    first = samples if seconds == math.inf else samples[: math.ceil(seconds * rate)]
+    reason = None
+    if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
+        reason = f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
+    elif len(samples) == 0:
+        reason = "it holds no audio sample"
+    elif rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
+        reason = f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable "
+        reason += "memory; convert the file to a usual rate"
+    elif not np.isfinite(first).all():
+        reason = "it holds samples that are not finite numbers"
+    if reason:
+        raise BrokenFileError(source, reason)
+    return resample(torch.from_numpy(first), rate, sample_rate)
 
 
-def _decode_by_libsndfile(path: Path, seconds: float) -> tuple[NDArray[np.float32], int]:
-    """Decode (L,) mono and its rate, one sample beyond `seconds` at most.
+def _decode(path: Path, seconds: float, fallback_rate: int) -> tuple[NDArray[np.float32], int]:
+    """Decode a file, one sample beyond `seconds` at most: (L,) mono, and its rate.
 
-    It is done block by block, as the length that a header announces may be absurd.
+    What libsndfile cannot decode, such as M4A, is left to FFmpeg, which resamples it to `fallback_rate`.
     """
-    with soundfile.SoundFile(path) as file:
-        wanted = math.ceil(seconds * min(file.samplerate, HIGHEST_RATE)) + 1
-        blocks = [np.zeros(0, np.float32)]
-        while wanted > 0 and len(block := file.read(min(BLOCK, wanted), "float32", always_2d=True)):  # (l, C)
-            # Through torch, whose mean of float32 is the one that earlier versions took.
-            channels = torch.from_numpy(block)
-            blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
-            wanted -= len(block)
-        return np.concatenate(blocks), file.samplerate
-
-
-def _decode_by_ffmpeg(path: Path, seconds: float) -> tuple[NDArray[np.float32], int] | None:
-    """Decode what libsndfile cannot, such as M4A; None if that fails, or it ends before its announced end."""
-    import av  # noqa: PLC0415 - takes a tenth of a second, and few programs come here
-
     try:
-        options = {"format_whitelist": FFMPEG_FORMATS}
-        with av.open(str(path), metadata_errors="replace", options=options) as container:
-            stream, resampler = container.streams.audio[0], av.AudioResampler("fltp")
-            blocks, length, rate = [np.zeros(0, np.float32)], 0, stream.rate
-            for frame in container.decode(stream):
-                rate, frame.pts = frame.sample_rate, None
-                for piece in resampler.resample(frame):
-                    blocks.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
-                    length += len(blocks[-1])
-                if length > seconds * rate:
-                    break
-            announced = float((stream.duration or 0) * (stream.time_base or 0))
-            if length == 0 or length / rate < min(announced, seconds) - 0.5:
-                return None
-            return np.concatenate(blocks), rate
-    except MemoryError:
+        with soundfile.SoundFile(path) as file:
+            # Block by block, as the length that a header announces may be absurd.
+            wanted = math.ceil(seconds * min(file.samplerate, HIGHEST_RATE)) + 1
+            blocks = [np.zeros(0, np.float32)]
+            while wanted > 0 and len(block := file.read(min(BLOCK, wanted), "float32", always_2d=True)):
+                # (l, C), through torch, whose mean of float32 is the one that earlier versions took.
+                channels = torch.from_numpy(block)
+                blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
+                wanted -= len(block)
+            # libsndfile reads a WAV that was cut off up to its end without a word, but notes it.
+            if noted := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
+                announced, existing = map(int, noted.groups())
+                if announced < 0x7FFF0000:  # what is written into a pipe announces 2 or 4 GiB
+                    missing = announced - existing
+                    raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
+            return np.concatenate(blocks), file.samplerate
+    except (BrokenFileError, MemoryError):
         raise
-    except Exception:  # noqa: BLE001 - whatever a decoder raises for a damaged file
-        return None
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises for a damaged file
+        from datasets import video  # noqa: PLC0415 - takes a tenth of a second, and few programs come here
 
-
-def _check_not_cut_off(path: Path) -> None:
-    """Refuse a WAV file that was cut off: libsndfile reads it up to its end without a word."""
-    with path.open("rb") as content:
-        if content.read(12)[:4] != b"RIFF":
-            return
-        while len(chunk := content.read(8)) == 8 and chunk[:4] != b"data":
-            length = int.from_bytes(chunk[4:], "little")
-            content.seek(length + length % 2, 1)  # chunks begin at even places
-        announced = int.from_bytes(chunk[4:], "little")
-        missing = content.tell() + announced - path.stat().st_size
-    if missing > 0 and announced < 0x7FFF0000:  # what is written into a pipe announces 2 or 4 GiB
-        raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
+        try:
+            decoded = video.read_sound(path, fallback_rate, seconds + 1, refuse_cut_off=True)
+        except (video.UnusableVideoError, FileNotFoundError) as other:
+            if getattr(other, "kind", "") == "truncated":
+                raise
+            raise BrokenFileError(path, str(error) or type(error).__name__) from error
+        return decoded.numpy(), fallback_rate
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
@@ -197,24 +137,6 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 def _resampler(rate: int, new_rate: int) -> torchaudio.transforms.Resample:
     # In float32, as torchaudio.functional.resample computes its filters for a float32 waveform.
     return torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float32)
-
-
-def tile(waveforms: Tensor, lengths: list[int] | tuple[int, ...], num_samples: int) -> Tensor:
-    """Repeat each sound from its beginning until it fills the window, on any device.
-
-    Args:
-        waveforms: (B, L').
-        lengths: B numbers of samples, at most L', that are sound; the rest is padding.
-        num_samples: L.
-
-    Returns:
-        (B, L).
-    """
-    if waveforms.shape[1] == num_samples == min(lengths):
-        return waveforms
-    periods = torch.tensor(lengths).to(waveforms.device, non_blocking=True)
-    places = torch.arange(num_samples, device=waveforms.device)
-    return waveforms.gather(1, places % periods[:, None])  # (B, L)
 
 
 def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
@@ -229,6 +151,26 @@ def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
         copies = wanted // length + 1 if length < wanted else 1
         start = length * copies // 2 - wanted // 2
     return waveform[torch.arange(start, start + wanted) % length]
+
+
+def sound_around(sound: Tensor, seconds: float, audio: "AudioWindow") -> Tensor:
+    """Cut the window (L,) that a method hears around a moment of a video, from its whole sound (L',).
+
+    The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
+    window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is repeated
+    as in a test, and is the same at each moment.
+    """
+    if len(sound) < audio.num_samples:
+        return fit_window(sound, audio)
+    first, length = 0, audio.num_samples
+    if isinstance(audio, SpectrogramConfig):
+        first = round(audio.excerpt_start * audio.sample_rate)
+        length = round(audio.excerpt_seconds * audio.sample_rate)
+    begin = round(seconds * audio.sample_rate) - length // 2
+    begin = max(0, min(begin, len(sound) - length))
+    window = torch.zeros(audio.num_samples)
+    window[first : first + length] = sound[begin : begin + length]
+    return window
 
 
 def is_silent(waveform: Tensor) -> bool:
@@ -293,18 +235,11 @@ class LogMelSpectrogram(nn.Module):
         with warnings.catch_warnings():
             # Known and wanted: see the class docstring.
             warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero")
-            self.mel = torchaudio.transforms.MelSpectrogram(
-                sample_rate=config.sample_rate,
-                n_fft=config.fft_size,
-                hop_length=config.hop_length,
-                n_mels=config.mel_bins,
+            self.mel = torchaudio.transforms.MelSpectrogram(  # (B, L) -> (B, F, T), power
+                config.sample_rate, config.fft_size, hop_length=config.hop_length, n_mels=config.mel_bins,
                 normalized=True,
-            )
+            )  # fmt: skip
         self.decibels = torchaudio.transforms.AmplitudeToDB("power")
-
-    def power(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> mel power spectrograms (B, F, T), at least 0."""
-        return self.mel(waveforms)
 
     def to_decibels(self, power: Tensor) -> Tensor:
         """(B, F, T) -> (B, 1, F, T) in dB."""
@@ -312,7 +247,7 @@ class LogMelSpectrogram(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, 1, F, T) in dB."""
-        return self.to_decibels(self.power(waveforms))
+        return self.to_decibels(self.mel(waveforms))
 
 
 # --------------------------------------------------------------------------- log-mel segments of VGGish, SSPL
@@ -341,11 +276,6 @@ class SegmentConfig(Options):
         """L, samples of the window, even."""
         return 2 * round(self.segment_seconds * VGGISH_RATE / 2)
 
-    @property
-    def num_segments(self) -> int:
-        """S, full segments in the window."""
-        return ((self.num_samples - VGGISH_WINDOW) // VGGISH_HOP + 1) // SEGMENT_FRAMES
-
     def build_front_end(self) -> "LevelledLogMel":
         """Build what turns waveforms (B, L) into the audio encoder's input."""
         return LevelledLogMel()
@@ -370,11 +300,9 @@ def mel_matrix() -> Tensor:
 
     bins = mel(torch.linspace(0, VGGISH_RATE / 2, VGGISH_FFT // 2 + 1, dtype=torch.float64))[:, None]
     lowest, highest = mel(torch.tensor(VGGISH_HZ, dtype=torch.float64))
-    steps = torch.linspace(0, 1, VGGISH_MEL_BINS + 2, dtype=torch.float64)
-    edges = lowest + (highest - lowest) * steps
+    edges = lowest + (highest - lowest) * torch.linspace(0, 1, VGGISH_MEL_BINS + 2, dtype=torch.float64)
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-    rising = (bins - lower) / (centre - lower)
-    falling = (upper - bins) / (upper - centre)
+    rising, falling = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
     return torch.minimum(rising, falling).clamp_min(0)
 
 
@@ -395,22 +323,10 @@ class VGGishLogMel(nn.Module):
         self.register_buffer("filters", mel_matrix(), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Compute the segments; spectrogram frames after the last full one are left out.
+        """(B, L) at 16 kHz, levelled (see level_waveform) -> (B, S, 1, 96, 64) float32, at least ln 0.01.
 
-        Args:
-            waveforms: (B, L) at 16 kHz, levelled (see level_waveform), L at least 15,600.
-
-        Returns:
-            (B, S, 1, 96, 64) float32, natural logarithm, at least ln 0.01; S = 3 for L = 48,000.
-
-        Raises:
-            ValueError: the waveforms are not (B, L), or too short for one segment.
+        S = 3 for L = 48,000; spectrogram frames after the last full segment are left out.
         """
-        if waveforms.ndim != 2 or waveforms.shape[1] < SEGMENT_SAMPLES:
-            raise ValueError(
-                f"waveforms must be (B, L) with at least {SEGMENT_SAMPLES} samples, got "
-                f"{tuple(waveforms.shape)}"
-            )
         frames = waveforms.double().unfold(1, VGGISH_WINDOW, VGGISH_HOP)  # (B, T, 400)
         magnitude = torch.fft.rfft(frames * self.window, n=VGGISH_FFT).abs()  # (B, T, 257)
         log_mel = torch.log(magnitude @ self.filters + VGGISH_LOG_OFFSET)  # (B, T, 64)
@@ -439,20 +355,13 @@ LOG_SCALE = 12.0
 class SpectrogramConfig:
     """How sound becomes LVS's input: the first 10 s, cut to [-1, 1]; stored in the checkpoint."""
 
-    sample_rate: int = 16_000
-    """Hz; other files are resampled"""
-    window_seconds: float = 10.0
-    """sound that is read, seconds: short clips are repeated, long ones cut"""
-    centred: bool = False
-    """read the middle of the file instead of its beginning"""
-    excerpt_start: float = 0.0
-    """where in the window the sound given to the encoder begins, seconds"""
-    excerpt_seconds: float = 10.0
-    """sound given to the encoder, seconds"""
-    overlap: int = 274
-    """samples that two spectrogram frames share, of 512"""
-    cut: bool = True
-    """cut samples to [-1, 1]"""
+    sample_rate: int = 16_000  # Hz; other files are resampled
+    window_seconds: float = 10.0  # sound that is read: short clips are repeated, long ones cut
+    centred: bool = False  # read the middle of the file instead of its beginning
+    excerpt_start: float = 0.0  # where in the window the sound given to the encoder begins, seconds
+    excerpt_seconds: float = 10.0  # sound given to the encoder
+    overlap: int = 274  # samples that two spectrogram frames share, of 512
+    cut: bool = True  # cut samples to [-1, 1]
 
     @property
     def num_samples(self) -> int:
@@ -514,21 +423,17 @@ class LogSpectrogram(nn.Module):
         density = window / (rate * window.square().sum()).sqrt()
         self.register_buffer("window", density, persistent=False)
 
-    def power(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> spectrograms (B, 257, T) float64, power per Hz."""
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> (B, 1, 257, T)."""
         samples = waveforms[:, self.first : self.end].double()
         if self.cut:
             samples = samples.clamp(-1, 1)
         segments = samples.unfold(1, PEER_FFT, self.hop)  # (B, T, 512)
         segments = segments - segments.mean(dim=-1, keepdim=True)
-        power = torch.fft.rfft(segments * self.window).abs().square()  # (B, T, 257)
+        power = torch.fft.rfft(segments * self.window).abs().square()  # (B, T, 257), power per Hz
         power[..., 1:-1] *= 2  # one side stands for both, but for 0 Hz and half the sample rate
-        return power.transpose(1, 2)
-
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> (B, 1, 257, T)."""
-        scaled = torch.log(self.power(waveforms) + POWER_OFFSET) / LOG_SCALE
-        return scaled.float()[:, None]
+        scaled = torch.log(power + POWER_OFFSET) / LOG_SCALE
+        return scaled.transpose(1, 2).float()[:, None]  # (B, 1, 257, T)
 
 
 AudioWindow = AudioConfig | SegmentConfig | SpectrogramConfig

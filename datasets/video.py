@@ -13,7 +13,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, dropwhile
+from functools import cached_property
+from itertools import chain, dropwhile, takewhile
 from pathlib import Path
 
 import av
@@ -22,12 +23,11 @@ import numpy as np
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.audio import AudioWindow, SpectrogramConfig, fit_window
 from utils.files import BrokenFileError
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,14 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
 # FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
 # out: they make FFmpeg read other files, so that an upload could show any video of the demo's computer.
-FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm"
+FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm,flac,aac,mp3,wav,aiff,caf,amr"
 INDEXED_FORMATS = ("mov", "matroska")  # begin of the names of those with an index of key frames
 FRAME_RATE = 25  # frames per second of the numbering
 # Holes in the sound's time stamps are filled with silence; less is rounding, more is a jump of the clock.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
+# Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
+# within one temporal layer only; the other codecs have no such mark.
+SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
 CUT_OFF_SECONDS = 0.5  # a file that ends this much before its announced end was cut off; less is rounding
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
@@ -62,24 +65,62 @@ class UnusableVideoError(BrokenFileError):
 
 @dataclass
 class Video:
-    """An open video."""
+    """An open video, or sound file."""
 
+    path: Path
     container: InputContainer
-    pictures: VideoStream
-    sound: AudioStream
-    tick: Fraction
-    """seconds that a time stamp of the pictures counts"""
     begin: Fraction
     """second of the file's own time scale at which the clip begins"""
-    rate: Fraction
-    """usual number of pictures a second"""
-    seconds: float | None
-    """where pictures and sound end; None: the file does not tell"""
     end: float = 0.0
     """where what `shown_frames` has read so far ends, seconds"""
 
-    def shown_frames(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """Decode pictures in the order of showing, with the second at which each is shown."""
+    @cached_property
+    def pictures(self) -> VideoStream:
+        """The first stream of pictures that is no cover of a music file."""
+        streams = self.container.streams.video
+        moving = [s for s in streams if not s.disposition & Disposition.attached_pic]
+        self._check(moving, "moving picture", "no_video_stream")
+        return moving[0]
+
+    @cached_property
+    def sound(self) -> AudioStream:
+        """The first stream of sound."""
+        self._check(self.container.streams.audio, "sound", "no_audio_stream")
+        return self.container.streams.audio[0]
+
+    def _check(self, streams: Sequence[Stream], words: str, kind: str) -> None:
+        if not streams:
+            reason = f"the file has no {words}; for a picture and a sound there is test.py image"
+            raise UnusableVideoError(self.path, reason, kind)
+        if streams[0].codec_context is None:
+            raise UnusableVideoError(self.path, f"there is no decoder for its {words}")
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds that a time stamp of the pictures counts."""
+        return self.pictures.time_base or Fraction(1, FRAME_RATE)
+
+    @property
+    def rate(self) -> Fraction:
+        """Usual number of pictures a second."""
+        rate = self.pictures.average_rate  # some formats have none; some files have one of many thousands
+        return rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
+
+    @property
+    def seconds(self) -> float | None:
+        """Where pictures and sound end; None: the file does not tell."""
+        if not self.container.duration:
+            return None
+        # Matroska counts its duration from stamp 0, wherever the content begins.
+        late = self.begin if self.container.format.name.startswith("matroska") else 0
+        return float(Fraction(self.container.duration, av.time_base) - late)
+
+    def shown_frames(self, wanted: int | None = None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Decode pictures in the order of showing, with the second at which each is shown.
+
+        Pictures before the time stamp `wanted` that no other one refers to are left out.
+        """
+        context = self.pictures.codec_context
         decoding_stamps: list[int] = []
         num_frames = 0
         for packet in self.container.demux(self.pictures, self.sound):
@@ -90,7 +131,9 @@ class Video:
                 continue
             if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
                 decoding_stamps.append(packet.dts)
-            for frame in self.pictures.decode(packet):
+            if wanted is not None and packet.pts is not None and context.name in SKIPPING_CODECS:
+                context.skip_frame = "NONREF" if packet.pts < wanted else "DEFAULT"
+            for frame in context.decode(packet):
                 stamp = frame.pts
                 # AVI does not tell the order of showing: the k-th picture takes the k-th packet's stamp.
                 if stamp is None or self.container.format.name == "avi":
@@ -101,11 +144,11 @@ class Video:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[Video]:
-    """Open a video that has pictures and sound; FFmpeg's errors become UnusableVideoError.
+    """Open a video or a sound file; whatever goes wrong in a decoder becomes UnusableVideoError.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnusableVideoError: it is no video, lacks pictures or sound, or breaks while it is read.
+        UnusableVideoError: it is no video, lacks the pictures or the sound asked for, or breaks on the way.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No video at {path}: there is no such file.")
@@ -113,27 +156,7 @@ def open_video(path: Path) -> Iterator[Video]:
     try:
         # A title in another encoding than UTF-8 is no reason to refuse a video.
         with av.open(str(path), metadata_errors="replace", options=options) as container:
-            # The cover of a music file is a video stream too.
-            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            for streams, words, kind in (
-                (moving, "moving picture", "no_video_stream"),
-                (container.streams.audio, "sound", "no_audio_stream"),
-            ):
-                if not streams:
-                    reason = f"the file has no {words}; for a picture and a sound there is test.py image"
-                    raise UnusableVideoError(path, reason, kind)
-                if streams[0].codec_context is None:
-                    raise UnusableVideoError(path, f"there is no decoder for its {words}")
-            begin, seconds = Fraction(container.start_time or 0, av.time_base), None
-            if container.duration:
-                # Matroska counts its duration from stamp 0, wherever the content begins.
-                late = begin if container.format.name.startswith("matroska") else 0
-                seconds = float(Fraction(container.duration, av.time_base) - late)
-            # Some formats have no rate; some files have one of many thousands.
-            rate = moving[0].average_rate
-            rate = rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
-            tick = moving[0].time_base or Fraction(1, FRAME_RATE)
-            yield Video(container, moving[0], container.streams.audio[0], tick, begin, rate, seconds)
+            yield Video(path, container, Fraction(container.start_time or 0, av.time_base))
     except av.error.ArgumentError as error:
         raise UnusableVideoError(
             path,
@@ -142,8 +165,9 @@ def open_video(path: Path) -> Iterator[Video]:
         ) from error
     except BrokenFileError:
         raise
-    except (av.error.FFmpegError, ValueError) as error:
-        # PyAV raises ValueError for what it has no name for, such as an odd pixel format.
+    except Exception as error:  # whatever a decoder raises for a damaged file
+        if type(error) is MemoryError:  # and not FFmpeg's, for an absurd size in a header
+            raise
         words = getattr(error, "strerror", None) or str(error)
         raise UnusableVideoError(path, f"{words}: it is damaged, was cut off, or is no video") from error
 
@@ -154,14 +178,8 @@ def open_video(path: Path) -> Iterator[Video]:
 def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[float, Picture]]:
     """Yield each picture of a video with the second at which it is shown, in bounded memory.
 
-    A file that ends early, and pictures that the decoder marks as damaged, are warned of in the log.
-
-    Args:
-        path: of the video.
-        max_seconds: stop there; None: at the end.
-
-    Yields:
-        seconds, rising from 0 on, and uint8 RGB (H, W, 3): upright, with square pixels, all of one size.
+    Seconds rise from 0 on; pictures are upright, with square pixels, all of one size. A file that ends early
+    and pictures that the decoder marks as damaged are warned of in the log.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -180,7 +198,8 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
                 continue  # before the clip, or on screen for no time
             last = seconds
             num_damaged += frame.is_corrupt
-            size = size or _natural_size(frame, video.pictures)
+            width = round(frame.width * float(video.pictures.sample_aspect_ratio or 1))
+            size = size or (max(1, width), frame.height)
             yield seconds, _upright(frame, size)
     if size is None:
         raise UnusableVideoError(path, "no picture came out of the decoder")
@@ -188,11 +207,6 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
         logger.warning("%s: %d pictures are damaged, and shown as far as decoded.", path, num_damaged)
     if announced is not None and video.end < announced - CUT_OFF_SECONDS:
         logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, video.end)
-
-
-def _natural_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """Width and height with square pixels, before a rotation."""
-    return max(1, round(frame.width * float(stream.sample_aspect_ratio or 1))), frame.height
 
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
@@ -203,19 +217,12 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
 
 
 def read_numbered_frames(
-    path: Path, numbers: Sequence[int], *, needed: int, frame_size: int, squash: bool = True
+    path: Path, numbers: Sequence[int], *, needed: int, frame_size: int
 ) -> dict[int, Picture]:
-    """Read frames by their number, decoding from the last key frame before them where the file has an index.
+    """Read frames by their rising numbers, as upright squares; those after the end are left out.
 
-    Args:
-        path: of the video.
-        numbers: of frames, counted from 1 at FRAME_RATE, rising; those beyond the end are left out.
-        needed: the number without which the video is too short.
-        frame_size: side of the square, or the shorter side, in pixels.
-        squash: resize to a square, whatever the shape; otherwise keep the shape.
-
-    Returns:
-        number -> uint8 RGB (H, W, 3), upright.
+    Where the file has an index, decoding begins at the last key frame before them. A video that ends before
+    the frame `needed` is too short.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -228,15 +235,18 @@ def read_numbered_frames(
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
         frames = video.shown_frames()
         if container.format.name.startswith(INDEXED_FORMATS):
-            container.seek(int((first + video.begin) * av.time_base))
-            # Pictures before the key frame may lack what they refer to.
-            frames = dropwhile(lambda shown: not shown[1].key_frame, frames)
-            key_frame = next(frames, None)
-            if key_frame is not None and key_frame[0] < first:
-                frames = chain([key_frame], frames)
+            limit, place = (first + video.begin) / video.tick, int((first + video.begin) * av.time_base)
+            container.seek(place)
+            # Nothing is shown before it is decoded: what follows is too late.
+            group = takewhile(lambda p: p.size and (p.dts is None or p.dts < limit), container.demux(stream))
+            packets = [packet for packet in group if packet.pts is not None and packet.pts < limit]
+            if packets and packets[0].is_keyframe:
+                container.seek(place)
+                wanted = max((p.pts or 0 for p in packets if not p.is_discard), default=None)
+                # Pictures before the key frame may lack what they refer to.
+                frames = dropwhile(lambda shown: not shown[1].key_frame, video.shown_frames(wanted))
             else:
                 container.seek(container.start_time or 0)
-                frames = video.shown_frames()
         # The frame that is shown just before each moment; the first stands in for what precedes it.
         waiting, shown, end = deque(numbers), None, Fraction(0)
         pictures: dict[int, Picture] = {}
@@ -244,11 +254,7 @@ def read_numbered_frames(
             while shown and waiting and moments[waiting[0]] <= (end if moment is None else moment):
                 if shown.is_corrupt:
                     raise UnusableVideoError(path, "a picture that is needed is damaged")
-                width, height = _natural_size(shown, stream)
-                scale = frame_size / min(width, height)
-                size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                picture = _upright(shown, (frame_size, frame_size) if squash else size)
-                pictures[waiting.popleft()] = picture
+                pictures[waiting.popleft()] = _upright(shown, (frame_size, frame_size))
             if frame is None or moment is None or not waiting:
                 break
             shown, end = frame, moment + (frame.duration * video.tick or 1 / video.rate)
@@ -267,47 +273,20 @@ def read_numbered_frames(
 def read_sound(
     path: Path, sample_rate: int, max_seconds: float | None = None, *, refuse_cut_off: bool = False
 ) -> Tensor:
-    """Read the first sound of a video, mono: 10 minutes at 16 kHz take 38 MB.
+    """Read the first sound of a video: (L,) float32, the mean of its channels, nominally in [-1, 1].
 
-    Args:
-        path: of the video.
-        sample_rate: Hz of the result.
-        max_seconds: stop there; None: at the end.
-        refuse_cut_off: refuse a sound that ends before its announced end.
-
-    Returns:
-        (L,) float32, the mean of the channels, nominally in [-1, 1]; sample 0 is heard at time 0. Holes in
-        the time stamps are silence.
+    Sample 0 is heard at time 0. Holes in the time stamps are silence. 10 minutes at 16 kHz take 38 MB.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnusableVideoError: it cannot be decoded, or holds no sample.
+        UnusableVideoError: it cannot be decoded, holds no sample, or ends before its announced end where that
+            is to be refused.
     """
     decoded = _sound_pieces(path, sample_rate, max_seconds, refuse_cut_off=refuse_cut_off)
     pieces = [samples.mean(axis=0, dtype=np.float32) for samples in decoded]
     if not pieces:
         raise UnusableVideoError(path, "its sound holds no sample", "no_audio_stream")
     return torch.from_numpy(np.concatenate(pieces))
-
-
-def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
-    """Cut the window (L,) that a method hears around a moment of a video, from its whole sound (L',).
-
-    The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
-    window, that excerpt is centred, and the rest is zero. A sound that is shorter than the window is repeated
-    as in a test, and is the same at each moment.
-    """
-    if len(sound) < audio.num_samples:
-        return fit_window(sound, audio)
-    first, length = 0, audio.num_samples
-    if isinstance(audio, SpectrogramConfig):
-        first = round(audio.excerpt_start * audio.sample_rate)
-        length = round(audio.excerpt_seconds * audio.sample_rate)
-    begin = round(seconds * audio.sample_rate) - length // 2
-    begin = max(0, min(begin, len(sound) - length))
-    window = torch.zeros(audio.num_samples)
-    window[first : first + length] = sound[begin : begin + length]
-    return window
 
 
 def _sound_pieces(

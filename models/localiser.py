@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from datasets.audio import AudioWindow, fit_window, is_silent, load_waveform, resample
+from datasets.audio import AudioWindow, fit_window, is_silent, load_waveform, resample, sound_around
 from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
-from datasets.video import open_video, read_frames, read_sound, sound_around, write_video
+from datasets.video import open_video, read_frames, read_sound, write_video
 from models import audio_config_class, build_localiser, localiser_names
 from models.released import read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
@@ -146,7 +146,7 @@ class Localiser:
         """Localise the sound of a video in each of its pictures.
 
         Args:
-            path: of a video with sound; at time t the model hears `datasets.video.sound_around` t.
+            path: of a video with sound; at time t the model hears `datasets.audio.sound_around` t.
             audio_step: seconds between two moments whose sound is encoded; a picture takes the nearest of
                 these. 0: each picture has its own.
             smoothing: time constant of an exponential mean over past maps, seconds; 0: none.

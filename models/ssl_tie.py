@@ -272,7 +272,7 @@ class SSLTIE(Method):
             frames = aug.random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
         frames = aug.normalise(aug.change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
 
-        power = self.front_end.power(batch.waveforms)  # (B, F, T)
+        power = self.front_end.mel(batch.waveforms)  # (B, F, T)
         power = aug.spec_augment(power, self.augmentation, for_masks)
 
         drawn = GeometricTransform.sample(self.geometric, total, frames.shape[-1], random.Random(seed))

@@ -70,14 +70,6 @@ def test_golden_spectrogram(name):
     assert_decibels(spectrogram[:, ::8, ::9], arrays("inputs")[name])
 
 
-def test_silence_is_the_floor(log_mel, tmp_path):
-    path = write(tmp_path / "silence.wav", np.zeros(48_000, np.float32))
-    waveform = load_waveform(path, AudioConfig())
-    spectrogram = log_mel(waveform[None])[0]
-    assert (spectrogram == -100).all()
-    assert (spectrogram[:, ::8, ::9].numpy() == arrays("inputs")["silence"]).all()
-
-
 @pytest.mark.parametrize(
     ("name", "file_name", "rate", "excerpt_seconds"),
     [
@@ -110,30 +102,18 @@ def test_golden_spectrogram_of_each_channel(name):
     torch.testing.assert_close(mixed, channels.mean(dim=0))
 
 
-def test_golden_filters(log_mel):
-    np.testing.assert_allclose(log_mel.mel.mel_scale.fb, full_golden("fb_16000"), atol=1e-7)
-
-
 # ------------------------------------------------------------------------------- the waveform
 
 
-@pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_short_sounds_are_tiled(tmp_path, rate):
-    path = write(tmp_path / "short.wav", sine(440, 0.3, rate), rate, subtype="FLOAT")
-    waveform = load_waveform(path, SHORT)
-    assert waveform.shape == (16_000,) and waveform.dtype == torch.float32
-    for start in (4800, 9600):
-        assert torch.equal(waveform[start : start + 4800], waveform[:4800])
-    assert torch.equal(waveform[14_400:], waveform[:1600])
-
-
 @pytest.mark.parametrize("seconds", [0.25, 0.5, 7])
-def test_an_excerpt_is_tiled(tmp_path, seconds):
+def test_short_sounds_and_excerpts_are_repeated(tmp_path, seconds):
     samples = np.linspace(-1, 1, 40_000, dtype=np.float32)
     path = write(tmp_path / "long.wav", samples, subtype="FLOAT")
     waveform = load_waveform(path, SHORT, excerpt_seconds=seconds)
-    kept = torch.from_numpy(samples[: min(round(seconds * 16_000), 16_000)])
-    assert torch.equal(waveform, kept.repeat(4)[:16_000])
+    kept = samples[: min(round(seconds * 16_000), 16_000)]
+    assert torch.equal(waveform, torch.from_numpy(kept).repeat(4)[:16_000])
+    write(path, kept, subtype="FLOAT")
+    assert torch.equal(load_waveform(path, SHORT), waveform)
 
 
 @pytest.mark.parametrize("rate", [44_100, 22_050, 11_025, 8_000])
@@ -176,26 +156,23 @@ def test_what_libsndfile_cannot_decode_is_left_to_ffmpeg(tmp_path):
 # ----------------------------------------------------------------------------- broken files
 
 
-def broken_files(folder):
-    empty = folder / "empty.wav"
-    empty.touch()
-    no_samples = write(folder / "no_samples.wav", np.zeros(0, np.float32))
-    text = folder / "text.wav"
-    text.write_text("HTTP 404: the sound you want is not here\n" * 20)
-    garbage = []
-    for suffix in (".wav", ".mp3", ".flac", ".ogg"):
-        garbage.append(folder / f"garbage{suffix}")
-        garbage[-1].write_bytes(np.random.default_rng(0).bytes(3000))
-    return [empty, no_samples, text, folder / "absent.wav", *garbage]
-
-
 def test_broken_files_are_named(tmp_path):
-    for path in broken_files(tmp_path):
+    (tmp_path / "text.wav").write_text("HTTP 404: the sound you want is not here\n" * 20)
+    write(tmp_path / "no_samples.wav", np.zeros(0, np.float32))
+    write(tmp_path / "odd.wav", np.zeros(100), 47_999)
+    names = ["text.wav", "no_samples.wav", "odd.wav", "absent.wav"]
+    for suffix in (".wav", ".mp3", ".flac", ".ogg"):
+        for content in (b"", np.random.default_rng(0).bytes(3000)):
+            names.append(f"{len(content)}{suffix}")
+            (tmp_path / names[-1]).write_bytes(content)
+    for path in map(tmp_path.joinpath, names):
         with pytest.raises(BrokenFileError) as caught:
             load_waveform(path, SHORT)
         assert caught.value.path == path
         assert str(caught.value).startswith(f"{path} cannot be read: ")
         assert caught.value.reason
+    with pytest.raises(BrokenFileError, match="47999 Hz"):
+        load_waveform(tmp_path / "odd.wav", SHORT)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -206,18 +183,6 @@ def test_samples_that_are_no_numbers(tmp_path, value):
     with pytest.raises(BrokenFileError, match=r"bad\.wav cannot be read: .* not finite"):
         load_waveform(path, SHORT)
     assert load_waveform(path, SHORT, excerpt_seconds=0.1).isfinite().all()
-
-
-def test_a_file_that_ends_early_is_read_or_named(tmp_path):
-    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
-        path = write(tmp_path / f"tone{suffix}", sine(440, 1))
-        path.write_bytes(path.read_bytes()[:-1500])
-        try:
-            waveform = load_waveform(path, SHORT)
-        except BrokenFileError as error:
-            assert error.path == path
-        else:
-            assert waveform.shape == (16_000,) and waveform.isfinite().all()
 
 
 @pytest.mark.parametrize("lost", [1, 2, 1500, 31_000])
@@ -253,19 +218,17 @@ def test_every_kind_of_wav_is_whole(tmp_path, format_name, subtype):
 
 def test_power_and_decibels(log_mel):
     waveforms = torch.from_numpy(sine(440, 10))[None]
-    power = log_mel.power(waveforms)
+    power = log_mel.mel(waveforms)
     assert power.shape == (1, 257, 670) and power.min() >= 0
     assert torch.equal(log_mel.to_decibels(power), log_mel(waveforms))
     known = log_mel.to_decibels(torch.tensor([[[1.0, 10.0, 0.001, 1e-10, 0.0]]]))
     torch.testing.assert_close(known, torch.tensor([[[[0.0, 10, -30, -100, -100]]]]))
-    louder = log_mel(2 * waveforms) - log_mel(waveforms)
-    assert louder[power[:, None] > 1e-9].mean().item() == pytest.approx(6.0206, abs=1e-3)
-
-
-def test_filters_without_a_bin_stay_at_the_floor(log_mel):
     noise = torch.randn(1, 160_000, generator=torch.Generator().manual_seed(1))
-    rows = (log_mel(noise)[0, 0] == -100).all(dim=1)
-    assert rows.sum() == 28
+    at_the_floor = (log_mel(noise)[0, 0] == -100).all(dim=1)
+    assert at_the_floor.sum() == 28  # filters without a bin
+    silence = log_mel(torch.zeros(1, 160_000))[0]
+    assert (silence == -100).all()
+    assert (silence[:, ::8, ::9].numpy() == arrays("inputs")["silence"]).all()
 
 
 @pytest.mark.parametrize(
@@ -280,19 +243,6 @@ def test_filters_without_a_bin_stay_at_the_floor(log_mel):
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AudioConfig(**options)
-
-
-def test_the_window_in_samples():
-    assert AudioConfig().num_samples == 160_000
-    assert AudioConfig(sample_rate=22_050, window_seconds=0.1).num_samples == 2205
-    assert AudioConfig(window_seconds=2.01).num_samples == 32_160  # 32159.999… as a product
-
-
-def test_a_rate_that_would_take_gigabytes_to_resample_is_refused(tmp_path):
-    path = tmp_path / "odd.wav"
-    soundfile.write(path, np.zeros(100), 47_999)
-    with pytest.raises(BrokenFileError, match="47999 Hz"):
-        load_waveform(path, AudioConfig())
 
 
 def test_a_sound_of_absurd_length_is_refused_before_it_fills_the_memory(tmp_path):
@@ -332,10 +282,7 @@ def test_levelling_is_of_each_waveform_and_leaves_silence_finite():
         torch.testing.assert_close(level_waveform(waveform), expected)
     assert (levelled.amin(dim=1) == -1).all() and levelled.max() < 1
     assert (levelled[2] == -1).all()
-
-
-def test_silence_leaks_into_the_lowest_mel_bins_only():
-    segments = VGGishLogMel()(level_waveform(torch.zeros(1, 48_000)))
+    segments = VGGishLogMel()(level_waveform(torch.zeros(1, 48_000)))  # leaks into the lowest bins only
     assert segments.min().item() == pytest.approx(-4.60, abs=5e-3)
     assert segments.max().item() == pytest.approx(-0.64, abs=5e-3)
     assert (segments.flatten(0, 3).argmax(dim=1) == 1).all()
@@ -352,9 +299,3 @@ def test_log_mel_equals_a_loop_and_leaves_the_rest_out():
         mel = np.abs(np.fft.rfft(samples, 512)) @ mel_matrix().numpy()
         expected = np.log(mel + 0.01).astype(np.float32)
         np.testing.assert_allclose(segments[clip, segment, 0, frame], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(48_000,), (1, 15_599)])
-def test_waveforms_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"\(B, L\) with at least 15600 samples"):
-        VGGishLogMel()(torch.zeros(shape))

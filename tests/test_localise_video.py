@@ -26,10 +26,11 @@ from datasets.audio import (
     MiddleSpectrogramConfig,
     SegmentConfig,
     load_waveform,
+    sound_around,
 )
 from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameGeometry, to_tensor
-from datasets.video import UnusableVideoError, read_sound, sound_around
+from datasets.video import UnusableVideoError, read_sound
 from models.localiser import localise_video
 from utils.checkpoint import save_checkpoint
 

@@ -1,7 +1,5 @@
 """Numbered frames and sound of a video: the right moment, a full decode's pixels, clear refusals."""
 
-import sys
-import time
 from fractions import Fraction
 
 import av
@@ -12,7 +10,7 @@ import torchaudio
 from PIL import Image
 from video_inputs import AUDIO_RATE, HEIGHT, WIDTH, make_video, number_on, tone
 
-from datasets.video import UnusableVideoError, read_numbered_frames, read_sound
+from datasets.video import UnusableVideoError, Video, read_numbered_frames, read_sound
 
 SIZE = 48
 LONG_GROUPS = {"g": "250", "sc_threshold": "0"}
@@ -32,10 +30,8 @@ KINDS = {
 }
 
 
-def read(path, number=40, **options):
-    return Image.fromarray(
-        read_numbered_frames(path, [number], needed=number, frame_size=SIZE, **options)[number]
-    )
+def read(path, number=40):
+    return Image.fromarray(read_numbered_frames(path, [number], needed=number, frame_size=SIZE)[number])
 
 
 def kind_of(path, number=40):
@@ -124,18 +120,8 @@ def test_rotation_is_applied(tmp_path, anticlockwise, bright):
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     picture[: HEIGHT // 2, : WIDTH // 2] = 255
     path = make_video(tmp_path / "phone.mp4", pictures=[picture] * 50, rotation=anticlockwise)
-    grey = np.asarray(read(path, squash=False).convert("L"))
-    height, width = grey.shape
-    assert (width > height) == (anticlockwise in {0, 180})
-    quarters = grey.reshape(2, height // 2, 2, width // 2).mean(axis=(1, 3))
+    quarters = np.asarray(read(path).convert("L")).reshape(2, SIZE // 2, 2, SIZE // 2).mean(axis=(1, 3))
     assert np.unravel_index(quarters.argmax(), (2, 2)) == bright
-
-
-def test_sizes_and_pixels_that_are_not_square(tmp_path):
-    path = make_video(tmp_path / "video.mp4")
-    assert (read(path).size, read(path, squash=False).size) == ((48, 48), (64, 48))
-    wide = make_video(tmp_path / "wide.mkv", aspect=Fraction(3, 2))
-    assert read(wide, squash=False).size == (96, 48)
 
 
 @pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("5.1", 6)])
@@ -176,53 +162,22 @@ def test_refusals_are_of_a_kind(tmp_path):
         read(tmp_path / "absent.mp4")
 
 
-def costly_video(path, options):
-    """10 s of 640 x 360: a noisy view that wanders over a texture."""
-    rng = np.random.default_rng(0)
-    texture = rng.integers(0, 256, (60, 160, 3), dtype=np.uint8)
-    canvas = np.asarray(Image.fromarray(texture).resize((1280, 480), Image.Resampling.BICUBIC))
-    pictures = []
-    for index in range(250):
-        left, top = 2 * index, round(60 + 50 * np.sin(index / 15))
-        view = canvas[top : top + 360, left : left + 640] // 2
-        pictures.append(view + rng.integers(0, 12, view.shape, dtype=np.uint8))
-    return make_video(path, seconds=10, pictures=pictures, options=options)
+@pytest.mark.parametrize(("key_frame_every", "at_most"), [(25, 15), (250, 60)])
+def test_only_pictures_that_others_refer_to_are_decoded(tmp_path, monkeypatch, key_frame_every, at_most):
+    """Frame 125 is the 25th or the 125th from a key frame on; two of three pictures are referred to by none."""
+    options = {"g": str(key_frame_every), "sc_threshold": "0", "bf": "2", "b-adapt": "0", "b-pyramid": "none"}
+    path = make_video(tmp_path / "video.mp4", seconds=6, options=options)
+    count, shown_frames = 0, Video.shown_frames
 
+    def counting(*arguments):
+        nonlocal count
+        for shown in shown_frames(*arguments):
+            count += 1
+            yield shown
 
-def decode_every_frame(path, *, to_rgb):
-    """What is compared with: every picture and all sound decoded on one thread, nothing written."""
-    with av.open(str(path)) as container:
-        video, audio = container.streams.video[0], container.streams.audio[0]
-        video.codec_context.thread_count, video.thread_type = 1, "NONE"
-        for frame in container.decode(video, audio):
-            if to_rgb and isinstance(frame, av.VideoFrame):
-                frame.reformat(format="rgb24", threads=1)
-
-
-def fastest(*works):
-    """CPU seconds of each: they take turns, so that other work on the computer slows all."""
-    times = []
-    for _ in range(5):
-        for work in works:
-            begin = time.process_time()
-            work()
-            times.append(time.process_time() - begin)
-    return [min(times[place :: len(works)]) for place in range(len(works))]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("key_frame_every", "least"), [(25, 3.0), (50, 3.0), (125, 1.3), (250, 1.3)])
-def test_speed_beside_decoding_every_frame(tmp_path, key_frame_every, least):
-    """One key frame for the whole clip leaves half of it to decode: no 3 times there."""
-    options = {"g": str(key_frame_every), "sc_threshold": "0"}
-    path = costly_video(tmp_path / "video.mp4", options)
-    ours, *others = fastest(
-        lambda: (read(path, 125), read_sound(path, 16_000, 10)),
-        lambda: decode_every_frame(path, to_rgb=False),
-        lambda: decode_every_frame(path, to_rgb=True),
-    )
-    sys.stdout.write(f"key frame every {key_frame_every}: {1000 * ours:.0f} ms of one core")
-    for name, other in zip(("decoded", "decoded to RGB"), others, strict=True):
-        sys.stdout.write(f"; every frame {name}: {1000 * other:.0f} ms, {other / ours:.1f} times")
-    sys.stdout.write("\n")
-    assert others[0] > least * ours
+    monkeypatch.setattr(Video, "shown_frames", counting)
+    picture = read(path, 125)
+    assert number_on(picture) == 124
+    assert count <= at_most
+    monkeypatch.setattr("datasets.video.SKIPPING_CODECS", ())
+    assert read(path, 125).tobytes() == picture.tobytes()

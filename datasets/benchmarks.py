@@ -27,7 +27,7 @@ from datasets.annotations import (
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
-from datasets.hdf5 import Source, Split, StoredClips, authors_files, packed_files, read_authors, read_packed
+from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, authors_files, read_authors, read_packed
 from datasets.lists import ClipList, find_list, ids_sha256, name_cut, split_pair
 from utils.files import BrokenFileError
 
@@ -286,13 +286,15 @@ def _find_place(
             ways.append((f"the folders {folders.frames}/ and so on in {root}", root, folders))
             break
     for root in roots:
-        if files := [data_root] if data_root.is_file() else packed_files(root):
-            ways.append((_words(files), files[0].parent, partial(read_packed, files, dataset)))
+        packed = data_root if data_root.is_file() else root / PACKED_NAME
+        if packed.is_file():
+            ways.append((str(packed), packed.parent, partial(read_packed, packed, dataset)))
             break
     deeper = ["", SSPL_DATA] if row.split == "test" else [""]
     for root, name in product(roots, deeper):
         if row.split and (files := authors_files(root / name, row.split)):
-            ways.append((_words(files), root, partial(read_authors, files, row.split, listed)))
+            words = f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
+            ways.append((words, root, partial(read_authors, files, row.split, listed)))
             break
     if len(ways) > 1:
         raise ValueError(
@@ -312,10 +314,6 @@ def _find_place(
         f"{row.title}: no folders {first.frames}/ and {'|'.join(first.sounds)}/{no_packed}{no_authors}"
         f" in {data_root} or its sub-folder {row.roots[-1]}/ ({content}). See docs/data.md for the layouts."
     )
-
-
-def _words(files: Sequence[Path]) -> str:
-    return f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
 
 
 def _as_readers(boxes: Mapping[str, Boxes] | None) -> dict[str, Callable[[], Boxes]] | None:

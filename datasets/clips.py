@@ -31,27 +31,20 @@ class Clip:
     bounding_boxes: NDArray[np.float64] | None = None  # (N, 4) fractions of the frame on disk
     annotators_needed: int = 1  # boxes that make a full vote, see consensus_map
     mask_source: Path | None = None  # picture of the object, where the data set has no boxes
-    pair_key: str | None = None
-    """what clips of one scene with different sounds share; None: the data set has no pairs"""
+    pair_key: str | None = None  # what clips of one scene with different sounds share, where there are pairs
 
     @property
     def scene(self) -> str:
         """What clips whose frames show the same have in common: the pair, or the picture."""
-        return self.pair_key or self._names[0]
+        # In HDF5 files each clip has rows of its own; its id is <frame>+<sound>, or the name of both.
+        is_row = isinstance(self.frame_source, HDF5Row)
+        return self.pair_key or (self.clip_id.partition("+")[0] if is_row else str(self.frame_source))
 
     @property
     def sound(self) -> str:
         """What clips that sound the same have in common: the file."""
-        return self._names[1]
-
-    @property
-    def _names(self) -> tuple[str, str]:
-        """What tells the frame and the sound from those of other clips."""
-        if isinstance(self.frame_source, HDF5Row):
-            # Each clip has rows of its own; its id is <frame>+<sound>, or the name of both.
-            frame, _, sound = self.clip_id.partition("+")
-            return frame, sound or frame
-        return str(self.frame_source), str(self.audio_source)
+        is_row = isinstance(self.audio_source, HDF5Row)
+        return (self.clip_id.partition("+")[2] or self.clip_id) if is_row else str(self.audio_source)
 
 
 class Mixture(NamedTuple):
@@ -87,13 +80,12 @@ class Batch:
     """Samples side by side; broken clips are left out and named."""
 
     clip_ids: tuple[str, ...]
+    # uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if they are still to be cropped: smaller ones lie
+    # in the top-left corner, the rest is 0.
     frames: Tensor
-    """uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if they are still to be cropped: smaller
-    ones lie in the top-left corner, the rest is 0"""
     waveforms: Tensor  # float32 (B, L), the whole window
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
-    ground_truth_maps: NDArray[np.float32] | None
-    """(B, M, M) in [0, 1]; None where the data set has neither boxes nor masks"""
+    ground_truth_maps: NDArray[np.float32] | None  # (B, M, M) in [0, 1], where there are boxes or masks
     broken: tuple[BrokenClip, ...]
     picture_sizes: tuple[tuple[int, int], ...] = ()  # B heights and widths in `frames`, pixels
     pair_keys: tuple[str | None, ...] = ()  # equal for clips of one scene with different sounds
@@ -104,11 +96,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""
-        return replace(
-            self,
-            frames=self.frames.to(device, non_blocking=True),
-            waveforms=self.waveforms.to(device, non_blocking=True),
-        )
+        frames, waveforms = (t.to(device, non_blocking=True) for t in (self.frames, self.waveforms))
+        return replace(self, frames=frames, waveforms=waveforms)
 
     def part(self, chosen: slice) -> "Batch":
         """Return some of the samples; the broken clips stay with the whole batch."""
@@ -131,14 +120,9 @@ class Batch:
 
 
 def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
-    """Return the same frames and boxes, each with the sound of another clip.
+    """Return the same frames and boxes, each with the sound of another scene's clip; the seed chooses.
 
     A model that listens must do worse on them; one that only sees does as well.
-
-    Args:
-        clips: with two sounds at least; where several share one, such as the frames of a video,
-            none of them gets it from another, and clips of one scene get none of its sounds.
-        seed: the same seed and clips give the same pairs.
 
     Raises:
         ValueError: all sounds belong to one scene.
@@ -186,13 +170,8 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             map_size: side of the ground-truth map, pixels.
             content: which half of a clip is read; the other one is empty, and may be broken.
         """
-        self.clips = clips
-        self.geometry = geometry
-        self.audio = audio
-        self.excerpt_seconds = excerpt_seconds
-        self.random_crop = random_crop
-        self.map_size = map_size
-        self.content = content
+        self.clips, self.geometry, self.audio, self.excerpt_seconds = clips, geometry, audio, excerpt_seconds
+        self.random_crop, self.map_size, self.content = random_crop, map_size, content
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -200,13 +179,13 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
 
     def __getitem__(self, request: int | Mixture) -> Sample | BrokenClip:
         """Decode one clip; a broken file gives a BrokenClip, never another clip."""
-        clip = self.clips[request if isinstance(request, int) else request.position]
+        clip, waveform = self.clips[request if isinstance(request, int) else request.position], torch.empty(0)
         try:
-            waveform = torch.empty(0)
             if self.content in ("both", "sounds"):
                 waveform = self._hear(clip)
             if isinstance(request, Mixture):
-                waveform = self._mixed(waveform, request)
+                other = self._hear(self.clips[request.partner], " (the sound to be mixed in)")
+                waveform = (1 - request.strength) * waveform + request.strength * other  # (L,)
             if self.content == "sounds":
                 return Sample(clip.clip_id, torch.empty(3, 0, 0, dtype=torch.uint8), waveform)
             if self.content == "truth" and self.geometry.mode == "squash" and clip.mask_source is None:
@@ -219,16 +198,11 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         frame = picture if self.random_crop else self.geometry.apply_to_frame(picture)
         return Sample(clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map, clip.pair_key)
 
-    def _hear(self, clip: Clip) -> Tensor:
-        return load_waveform(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
-
-    def _mixed(self, waveform: Tensor, request: Mixture) -> Tensor:
-        """Return the clip's sound (L,) with its share of the partner's."""
+    def _hear(self, clip: Clip, role: str = "") -> Tensor:
         try:
-            other = self._hear(self.clips[request.partner])
+            return load_waveform(clip.audio_source, self.audio, excerpt_seconds=self.excerpt_seconds)
         except BrokenFileError as error:
-            raise BrokenFileError(error.path, f"{error.reason} (the sound to be mixed in)") from error
-        return (1 - request.strength) * waveform + request.strength * other
+            raise BrokenFileError(error.path, error.reason + role) from error
 
     def _truth_of(
         self, clip: Clip, picture: Image.Image
@@ -264,10 +238,8 @@ def _stack_pictures(pictures: list[Tensor]) -> Tensor:
     """Stack uint8 (3, H, W) of any sizes to (B, 3, H, W) of the largest, channels last as decoded."""
     if not pictures:
         return torch.empty(0)
-    heights, widths = ({picture.shape[axis] for picture in pictures} for axis in (1, 2))
-    shape = (len(pictures), max(heights), max(widths), 3)
-    padded = len(heights) > 1 or len(widths) > 1
-    stacked = (torch.zeros if padded else torch.empty)(shape, dtype=torch.uint8)
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    stacked = torch.zeros((len(pictures), height, width, 3), dtype=torch.uint8)
     for place, picture in zip(stacked, pictures, strict=True):
         place[: picture.shape[1], : picture.shape[2]] = picture.movedim(0, 2)
     return stacked.movedim(3, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.hdf5 import HDF5Row, Source, read_row
-from utils.files import BrokenFileError
+from utils.files import BrokenFileError, decoding
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Formats that are read, in the order in which they are looked for."""
@@ -26,7 +26,7 @@ class FrameConfig:
     """side of the frame, pixels, a multiple of 32"""
 
     def __post_init__(self) -> None:
-        """Refuses sizes whose half does not fit the encoder's grid."""
+        """Refuse sizes whose half does not fit the encoder's grid."""
         if self.frame_size < 32 or self.frame_size % 32:
             raise ValueError(f"--frame-size must be a multiple of 32, got {self.frame_size}")
 
@@ -70,15 +70,9 @@ class FrameGeometry:
         return tuple(np.concatenate([offset, offset + self.frame_size]) / np.tile(resized, 2))
 
     def apply_to_boxes(self, boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-        """Boxes of the frame on disk -> boxes of the square, both as fractions.
+        """Boxes of the frame on disk, whose sides are given in pixels -> boxes of the square.
 
-        Args:
-            boxes: (N, 4) x_min, y_min, x_max, y_max as fractions of width and height.
-            width: of the frame on disk, pixels.
-            height: of the frame on disk, pixels.
-
-        Returns:
-            (N, 4), possibly beyond [0, 1] where the crop cuts a box.
+        Both are (N, 4) x_min, y_min, x_max, y_max as fractions; those that the crop cuts go beyond [0, 1].
         """
         if self.mode == "squash" or width == height:
             return boxes
@@ -87,39 +81,27 @@ class FrameGeometry:
 
 
 def read_frame(source: Source) -> Image.Image:
-    """Decodes a picture.
-
-    Args:
-        source: a picture file, or the row of an HDF5 file that holds one or its pixels.
+    """Decode a picture file, or the row of an HDF5 file that holds one or its pixels, to RGB.
 
     Raises:
         BrokenFileError: it cannot be decoded.
     """
-    content: Path | io.BytesIO
-    if isinstance(source, HDF5Row):
-        stored = read_row(source)
-        if stored.ndim == 3:
-            return Image.fromarray(_as_pixels(stored, source))
-        content = io.BytesIO(stored.tobytes())
-    else:
-        content = source
-    try:
+    with decoding(source):
+        content: Path | io.BytesIO
+        if isinstance(source, HDF5Row):
+            stored = read_row(source)
+            if stored.ndim == 3:  # the authors' float32 (H, W, 3)
+                with np.errstate(invalid="ignore"):  # NaN has no byte; it is found in the next line
+                    pixels = stored.astype(np.uint8)
+                if not np.array_equal(pixels, stored):
+                    raise BrokenFileError(source, "a frame must hold whole numbers from 0 to 255")
+                return Image.fromarray(pixels)
+            content = io.BytesIO(stored.tobytes())
+        else:
+            content = source
         with Image.open(content) as picture:
             picture.load()
             return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of any type
-        raise BrokenFileError(source, str(error) or type(error).__name__) from error
-
-
-def _as_pixels(stored: NDArray[np.generic], source: HDF5Row) -> NDArray[np.uint8]:
-    """The authors' float32 (H, W, 3) that holds whole numbers, as bytes."""
-    with np.errstate(invalid="ignore"):  # NaN has no byte; it is found in the next line
-        pixels = stored.astype(np.uint8)
-    if not np.array_equal(pixels, stored):
-        raise BrokenFileError(source, "a frame must hold whole numbers from 0 to 255")
-    return pixels
 
 
 def read_frame_size(path: Path) -> tuple[int, int]:
@@ -128,13 +110,8 @@ def read_frame_size(path: Path) -> tuple[int, int]:
     Raises:
         BrokenFileError: the header cannot be read.
     """
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BrokenFileError(path, str(error) or type(error).__name__) from error
+    with decoding(path), Image.open(path) as picture:
+        return picture.size
 
 
 def to_tensor(frame: Image.Image) -> Tensor:

@@ -11,6 +11,7 @@ A packed file (scripts/pack_hdf5.py) has one entry a clip in each of:
     bounding_boxes  float64  x0, y0, x1, y1 of one box after the other, benchmarks only
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -23,11 +24,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.files import BrokenFileError
+from utils.files import BrokenFileError, decoding
 
 FORMAT = "vssl-clips-2"
 FRAMES, SOUNDS = "frames", "sounds"  # of packed files; any other name is one of the authors'
-PACKED_NAME = re.compile(r"clips(_.+)?\.h5")
+PACKED_NAME = "clips.h5"  # which is looked for in a folder
 
 Split = Literal["train", "test"]
 AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d+))?\.h5")
@@ -35,16 +36,12 @@ AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d
 AUTHORS_SAMPLE_RATE = 16_000  # Hz
 LEVEL_MARGIN = 1e-3  # which the authors add to a sound's range before they divide by it
 
-READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, AttributeError)
-"""What h5py raises for files that are damaged or of another form."""
-
 
 class HDF5Row(NamedTuple):
     """Where one frame or sound is stored."""
 
     path: Path
-    key: str
-    """data set in the file"""
+    key: str  # data set in the file
     row: int
 
     def __str__(self) -> str:
@@ -59,12 +56,10 @@ Source = Path | HDF5Row
 class StoredClips:
     """The clips of a set of HDF5 files."""
 
-    frames: dict[str, HDF5Row]
+    frames: dict[str, HDF5Row]  # by clip id
     sounds: dict[str, HDF5Row]
-    boxes: dict[str, NDArray[np.float64]] | None = None
-    """clip id -> (N, 4) fractions of the frame; None where the files hold none"""
-    ids_known: bool = True
-    """False: the ids are row numbers"""
+    boxes: dict[str, NDArray[np.float64]] | None = None  # (N, 4) fractions of the frame, where there are any
+    ids_known: bool = True  # False: the ids are row numbers
 
 
 # --------------------------------------------------------------------------------- reading a row
@@ -83,60 +78,43 @@ os.register_at_fork(before=close_files)  # HDF5 handles must not be used on both
 
 
 def read_row(source: HDF5Row) -> NDArray[Any]:
-    """Read what is stored.
-
-    Returns:
-        the authors' array; or of packed files the bytes of a picture, uint8 (n,), or samples, int16 (L,).
+    """Read the authors' array; or of packed files the bytes of a picture, (n,), or 16-bit samples, (L,).
 
     Raises:
         BrokenFileError: the file or the row cannot be read.
     """
-    try:
+    with decoding(source):
         return _open(source.path)[1][source.key][source.row]
-    except READ_ERRORS as error:
-        raise BrokenFileError(source, str(error)) from error
 
 
 def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
-    """Read a sound.
+    """Read the samples of a sound, (L,), nominally in [-1, 1], and their rate in Hz.
 
-    Returns:
-        (L,) samples, nominally in [-1, 1], and their rate in Hz. Of the authors' files, the sound
-        before they levelled it, less its mean: see undo_levelling.
+    Of the authors' files, it is the sound before they levelled it, less its mean: see undo_levelling.
 
     Raises:
         BrokenFileError: the row cannot be read or is no sound.
     """
-    content = read_row(source)
-    try:
+    with decoding(source):
+        content = read_row(source)
         if source.key != SOUNDS:
             return undo_levelling(content), AUTHORS_SAMPLE_RATE
         rate = int(_open(source.path)[0].attrs["sample_rate"])
-    except READ_ERRORS as error:
-        raise BrokenFileError(source, str(error)) from error
-    return content.astype(np.float32) / np.float32(32_768), rate  # from 16-bit PCM
+        return content.astype(np.float32) / np.float32(32_768), rate  # from 16-bit PCM
 
 
 def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take SSPL's levelling back, up to a constant that is lost.
+    """Take SSPL's levelling back, up to a constant that is lost: y (L,) -> x (L,) less its mean.
 
     The authors store y = 2 ((x - min x) / (R + 1e-3) - 1/2) with R = max x - min x. So
-    1 - max y = 2e-3 / (R + 1e-3), and (y + 1) * 1e-3 / (1 - max y) = x - min x.
-
-    Args:
-        levelled: y, (L,), smallest sample -1, largest below 1; silence is -1 throughout.
-
-    Returns:
-        (L,) x less its mean. Levelled again it gives y.
+    1 - max y = 2e-3 / (R + 1e-3), and (y + 1) * 1e-3 / (1 - max y) = x - min x. Silence is -1 throughout.
 
     Raises:
         ValueError: y cannot come from that formula.
     """
     samples = np.asarray(levelled, dtype=np.float64)
-    if not samples.size or not np.isfinite(samples).all():
-        raise ValueError("it holds no samples, or some that are not finite numbers")
-    smallest, largest = float(samples.min()), float(samples.max())
-    if abs(smallest + 1) > LEVEL_MARGIN or largest >= 1:
+    smallest, largest = samples.min(initial=math.inf), samples.max(initial=-math.inf)
+    if not (abs(smallest + 1) <= LEVEL_MARGIN and largest < 1):  # NaN is neither
         raise ValueError(
             "it is not levelled as the SSPL authors' sounds are: expected samples from -1 to just "
             f"under 1, got {smallest:.6g} to {largest:.6g}"
@@ -148,30 +126,20 @@ def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
 # ----------------------------------------------------------------------------------- listing clips
 
 
-def packed_files(folder: Path) -> list[Path]:
-    """List the packed files in a folder, by their names."""
-    return sorted(path for path in folder.glob("*.h5") if PACKED_NAME.fullmatch(path.name))
-
-
-def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
+def read_packed(path: Path, dataset: str) -> StoredClips:
     """List the clips of a packed file.
 
     Raises:
-        ValueError: there are several files, or it is damaged, of another data set or of another format.
+        ValueError: it is damaged, of another data set or of another format.
     """
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        raise ValueError(f"{paths[0].parent} holds several packed files: {names}. Name one with --data-root.")
-    (path,) = paths
     close_files()  # what lies there now counts
     file, arrays = _open_whole(path)
     found = file.attrs.get("format")
     if found != FORMAT:
-        hint = "; pack it again with this version" if str(found).startswith("vssl-clips-") else ""
-        raise BrokenFileError(path, f"its format is {found!r}, expected '{FORMAT}'{hint}")
+        raise BrokenFileError(path, f"its format is {found!r}, expected '{FORMAT}'; pack it again")
     if file.attrs.get("dataset") != dataset:
         raise ValueError(f"{path} holds clips of {file.attrs.get('dataset')}, expected {dataset}.")
-    try:
+    with decoding(path):
         clip_ids = arrays["clip_ids"].asstr()[()].tolist()
         boxes = [stored.reshape(-1, 4) for stored in arrays.get("bounding_boxes", ())]
         return StoredClips(
@@ -180,14 +148,12 @@ def read_packed(paths: Sequence[Path], dataset: str) -> StoredClips:
             dict(zip(clip_ids, boxes, strict=True)) if boxes else None,
             bool(file.attrs["ids_known"]),
         )
-    except READ_ERRORS as error:
-        raise BrokenFileError(path, f"it is damaged ({error}); copy or pack it again") from error
 
 
 def _open_whole(path: Path) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
     try:
         return _open(path)
-    except READ_ERRORS as error:
+    except OSError as error:
         raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
 
 
@@ -206,9 +172,8 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
         clip_ids: of the rows, in their order; None: the ids are row_000000 and so on.
 
     Raises:
-        ValueError: files that do not go together, of another form, or of another number of rows
-            than there are ids.
-        FileNotFoundError: frames or sounds, or one of several shards, are missing.
+        ValueError: files are missing or too many, of another form, or of another number of rows than there
+            are ids.
     """
     close_files()  # what lies there now counts
     folder = paths[0].parent
@@ -218,52 +183,43 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
         assert match
         files[match[2]][match[3], int(match[4] or 0)] = path
     shards = sorted(files["frames"])
-    if alone := sorted(files["frames"].keys() ^ files["audios"].keys()):
-        kind = "audios" if alone[0] in files["frames"] else "frames"
-        name = "_".join([f"h5py_{split}_{kind}{alone[0][0]}", *([str(alone[0][1])] if alone[0][1] else [])])
-        raise FileNotFoundError(f"{folder}: no {name}.h5, which belongs to the files there.")
-    numbers = [number for _, number in shards]
-    if len({size for size, _ in shards}) > 1 or (len(numbers) > 1 and numbers[0] == 0):
+    size = shards[0][0] if shards else ""
+    numbered = [(size, number + 1) for number in range(len(shards))]
+    if shards not in ([(size, 0)], numbered) or files["audios"].keys() != files["frames"].keys():
         raise ValueError(
-            f"{folder} holds several sets: {', '.join(path.name for path in paths)}. Expected one; "
-            "move the others into folders of their own."
+            f"{folder} must hold one set, h5py_{split}_frames….h5 and h5py_{split}_audios….h5 of the same "
+            "names, whose shards are numbered from 1 on without a gap. It holds "
+            f"{', '.join(path.name for path in paths)}."
         )
-    if gaps := sorted(set(range(1, numbers[-1] + 1)) - set(numbers)):
-        raise FileNotFoundError(
-            f"{folder}: of the files {paths[0].name} to {numbers[-1]}, the numbers {gaps} are missing."
-        )
-    frames: list[HDF5Row] = []
-    sounds: list[HDF5Row] = []
+    rows: dict[str, list[HDF5Row]] = {"frames": [], "audios": []}
     for shard in shards:
-        both = [files[kind][shard] for kind in ("frames", "audios")]
-        num_rows, num_sounds = (_num_rows(path, split) for path in both)
-        if num_rows != num_sounds:
-            raise ValueError(
-                f"{folder}: {both[0].name} holds {num_rows} and {both[1].name} {num_sounds} clips. Row i of "
-                "each must be the same clip."
-            )
-        frames += [HDF5Row(both[0], f"{split}_frames", row) for row in range(num_rows)]
-        sounds += [HDF5Row(both[1], f"{split}_audios", row) for row in range(num_rows)]
-    ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
-    if len(ids) != len(frames):
+        counts = {}
+        for kind, stored in rows.items():
+            path = files[kind][shard]
+            counts[path.name] = _num_rows(path, f"{split}_{kind}")
+            stored += [HDF5Row(path, f"{split}_{kind}", row) for row in range(counts[path.name])]
+        if len(set(counts.values())) > 1:
+            words = " and ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"{folder}: {words} clips. Row i of each file must be the same clip.")
+    ids = clip_ids or [f"row_{row:06d}" for row in range(len(rows["frames"]))]
+    if len(ids) != len(rows["frames"]):
         raise ValueError(
             f"--clip-list names {len(ids)} clips, but the h5py_{split}_frames files in {folder} "
-            f"hold {len(frames)} rows. They hold no ids: line i of the list must be row i."
+            f"hold {len(rows['frames'])} rows. They hold no ids: line i of the list must be row i."
         )
-    frames_by_id, sounds_by_id = (dict(zip(ids, rows, strict=True)) for rows in (frames, sounds))
-    return StoredClips(frames_by_id, sounds_by_id, ids_known=clip_ids is not None)
+    frames, sounds = (dict(zip(ids, stored, strict=True)) for stored in rows.values())
+    return StoredClips(frames, sounds, ids_known=clip_ids is not None)
 
 
-def _num_rows(path: Path, split: Split) -> int:
+def _num_rows(path: Path, key: str) -> int:
     """Return the number of clips, after a look at the data set's form."""
     file, arrays = _open_whole(path)
-    key, form = f"{split}_frames", "(N, 256, 256, 3), float32 or uint8"
-    if "_audios" in path.name:
-        key, form = f"{split}_audios", "(N, 48000), float32"
     if key not in arrays:
         raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file)}")
     shape, dtype = arrays[key].shape, arrays[key].dtype
-    fits = len(shape) == 4 and shape[3] == 3 if key.endswith("frames") else len(shape) == 2
+    is_frames = key.endswith("frames")
+    form = "(N, 256, 256, 3), float32 or uint8" if is_frames else "(N, 48000), float32"
+    fits = len(shape) == 4 and shape[3] == 3 if is_frames else len(shape) == 2
     if not fits or 0 in shape or dtype.name not in form:
         raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {form}")
     return int(shape[0])

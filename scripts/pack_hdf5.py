@@ -35,43 +35,35 @@ _WHOLE = "Clips are packed whole, in one file; readers cut and scale them."
 DROPPED = dict.fromkeys(("--seconds", "--frame-size", "--clips-per-file"), _WHOLE)
 
 
-def encode_clip(
-    clip: Clip, sample_rate: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int16]] | BrokenFileError:
+def encode_clip(clip: Clip, rate: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]] | BrokenFileError:
     """Return the bytes of a clip's picture and the samples of its sound, (L,), or why it has none."""
     try:
         picture = read_frame(clip.frame_source)  # also where the bytes stay: broken ones are found here
-        samples = read_sound(clip.audio_source, sample_rate).numpy() * 32_768  # (L,)
+        samples = read_sound(clip.audio_source, rate).numpy() * 32_768  # (L,)
     except BrokenFileError as error:
         return error
+    encoded = io.BytesIO()
     if isinstance(clip.frame_source, Path):
-        frame = clip.frame_source.read_bytes()
+        encoded.write(clip.frame_source.read_bytes())
     else:
-        encoded = io.BytesIO()
         picture.save(encoded, "JPEG", quality=95, subsampling=0)
-        frame = encoded.getvalue()
-    return np.frombuffer(frame, np.uint8), np.clip(np.rint(samples), -32_768, 32_767).astype(np.int16)
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuse options without sense, with a ValueError or FileExistsError."""
-    if options.sample_rate < MIN_COMMON_RATE:
-        raise ValueError(f"--sample-rate must be at least {MIN_COMMON_RATE} Hz, got {options.sample_rate}")
-    if why_not := DATA_SETS[options.dataset].why_not_packed:
-        raise ValueError(f"{options.dataset} cannot be packed: {why_not}.")
-    if options.output.suffix != ".h5":
-        raise ValueError(f"{options.output}: expected a name that ends in .h5")
-    if options.output.exists():
-        raise FileExistsError(f"{options.output} is there already. Name another file, or remove it.")
+    sound = np.clip(np.rint(samples), -32_768, 32_767).astype(np.int16)
+    return np.frombuffer(encoded.getvalue(), np.uint8), sound
 
 
 def pack(options: argparse.Namespace) -> int:
     """Write the file, all of it or none; return the exit status.
 
     Raises:
-        ValueError: a clip cannot be decoded and --allow-missing is not given.
+        ValueError, FileExistsError: options without sense, or a clip cannot be decoded and --allow-missing is
+            not given.
     """
-    check(options)
+    if options.sample_rate < MIN_COMMON_RATE:
+        raise ValueError(f"--sample-rate must be at least {MIN_COMMON_RATE} Hz, got {options.sample_rate}")
+    if why_not := DATA_SETS[options.dataset].why_not_packed:
+        raise ValueError(f"{options.dataset} cannot be packed: {why_not}.")
+    if options.output.exists():
+        raise FileExistsError(f"{options.output} is there already. Name another file, or remove it.")
     chosen = {name: getattr(options, name) for name in ("clip_list", "annotations", "allow_missing")}
     clip_set = build_clips(options.dataset, options.data_root, **chosen)
     types = {"frames": h5py.vlen_dtype(np.uint8), "sounds": h5py.vlen_dtype(np.int16)}
@@ -84,11 +76,11 @@ def pack(options: argparse.Namespace) -> int:
         file.attrs.update(ids_known=clip_set.ids_known, sample_rate=options.sample_rate)
         for key, dtype in types.items():
             file.create_dataset(key, len(clip_set.clips), dtype, maxshape=(None,))
-        encode = partial(encode_clip, sample_rate=options.sample_rate)
         # Clip by clip, in order, decoded by worker processes a few ahead of what is written.
-        loader = DataLoader[Any](
+        loader: DataLoader[Any] = DataLoader(
             clip_set.clips,  # type: ignore[arg-type]
-            batch_size=None, collate_fn=encode, num_workers=options.workers,
+            batch_size=None, collate_fn=partial(encode_clip, rate=options.sample_rate),
+            num_workers=options.workers,
         )  # fmt: skip
         for clip, encoded in zip(clip_set.clips, tqdm(loader, options.output.name, unit="clip"), strict=True):
             if isinstance(encoded, BrokenFileError):

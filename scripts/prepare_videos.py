@@ -16,9 +16,9 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -34,15 +34,20 @@ from tqdm import tqdm
 from datasets.audio import SILENCE
 from datasets.lists import find_list
 from datasets.video import FRAME_RATE, VIDEO_SUFFIXES, UnusableVideoError, read_numbered_frames, read_sound
-from utils.files import lock_folder, write_atomically
-from utils.options import Options, add_group, build, option
+from utils.files import lock_folder, moved_when_whole, write_atomically
+from utils.options import Options, add_group, build, option, refuse_dropped
 from utils.training import configure_logging, run_command
 
 CLIP_SECONDS = 10  # of VGGSound and Flickr-SoundNet; what lies behind that in a video is not used
 SAMPLE_RATE = 16_000  # Hz
 MIN_SOUND_SECONDS = 1.0  # a shorter sound would be repeated ten times and more
 FORMAT_VERSION = 1  # goes up whenever the same settings give other files
-RECORD, FAILURES, STAGING = "prepared.jsonl", "failed.csv", ".partial"
+CRASHED = "crashed", "the process that worked on it died: a fault in a decoder, or no memory was left"
+RECORD, FAILURES = "prepared.jsonl", "failed.csv"
+DROPPED = {
+    "--frame-geometry": "Frames are squashed to a square, as the authors' are.",
+    "--audio": "Sounds are as long as the authors keep them.",
+}
 
 
 class Layout(NamedTuple):
@@ -51,6 +56,10 @@ class Layout(NamedTuple):
     frame: str
     sound: str
     sound_seconds: int
+
+    def places(self, destination: Path, clip_id: str) -> tuple[Path, Path]:
+        """Return the files of a clip's frame and sound."""
+        return destination / self.frame.format(clip_id), destination / self.sound.format(clip_id)
 
 
 LAYOUTS = {
@@ -74,12 +83,8 @@ class PrepareOptions(Options):
     """only the frame that is read, or 001.jpg, 002.jpg … at 25 frames per second, which takes longer"""
     frame_number: int = option(125, at_least=1)
     """the frame that is read, counted from 1 at 25 frames per second; sounds are cut around it"""
-    frame_geometry: Literal["squash", "short_side"] = "squash"
-    """resize to a square, or keep the shape"""
     frame_size: int = option(299, at_least=1)
-    """side of the square, or the shorter side; pixels"""
-    audio: Literal["authors", "centre_3s", "full_10s"] = "authors"
-    """sound of every layout; authors: 3 s for vggsound, 10 s for the others"""
+    """side of the square, pixels"""
     keep_silent: bool = False
     """silent clips are no failures"""
     workers: int = option(len(os.sched_getaffinity(0)), at_least=1)
@@ -92,19 +97,12 @@ class PrepareOptions(Options):
             names = ", ".join(LAYOUTS)
             raise ValueError(f"--layout must name some of {names}, each once, got {self.layout}")
         if self.frames == "all" and ("vggsound" not in self.layouts or self.frame_number != 125):
-            raise ValueError(
-                "--frames all numbers the frames as vggsound does, where frame 125 is read: it needs "
-                "--layout vggsound and --frame-number 125"
-            )
+            raise ValueError("--frames all is of VGGSound: give --layout vggsound, and no --frame-number")
 
     @property
     def layouts(self) -> list[str]:
         """Names of LAYOUTS."""
         return self.layout.split(",")
-
-    def sound_seconds(self, layout: str) -> int:
-        """Return the length of a layout's sounds."""
-        return {"authors": LAYOUTS[layout].sound_seconds, "centre_3s": 3, "full_10s": 10}[self.audio]
 
 
 class Task(NamedTuple):
@@ -128,93 +126,78 @@ class Failure(NamedTuple):
 def prepare_clip(task: Task) -> Failure | None:
     """Read a video and write the clip's files: all of them, or none. None: it is done."""
     clip_id, video, destination, options = task
-    number, centre = options.frame_number, options.frame_number / FRAME_RATE
-    lengths = {options.sound_seconds(name) for name in options.layouts}
-    sounds = {}
     try:
-        pictures = read_numbered_frames(
-            video,
-            range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else [number],
-            needed=number,
-            frame_size=options.frame_size,
-            squash=options.frame_geometry == "squash",
-        )
-        until = max(max(centre + length / 2, length) for length in lengths)
-        sound = read_sound(video, SAMPLE_RATE, until, refuse_cut_off=True).numpy()
-        if len(sound) < MIN_SOUND_SECONDS * SAMPLE_RATE:
-            words = (
-                f"it has {len(sound) / SAMPLE_RATE:.2f} s of sound, at least {MIN_SOUND_SECONDS} s are used"
-            )
-            raise UnusableVideoError(video, words, "too_short")
-        for length in lengths:
-            # Around the frame, moved as little as needed to lie inside the sound.
-            begin = round((centre - length / 2) * SAMPLE_RATE)
-            begin = max(0, min(begin, len(sound) - length * SAMPLE_RATE))
-            sounds[length] = sound[begin : begin + length * SAMPLE_RATE]
-            loudest = float(np.abs(sounds[length]).max())
-            if loudest < SILENCE and not options.keep_silent:
-                words = f"no sample of its {length} s reaches {SILENCE:g}, the loudest is {loudest:g}"
-                raise UnusableVideoError(video, words, "silent")
-    except UnusableVideoError as error:
-        return Failure(clip_id, error.kind, error.reason, str(video))
-    except FileNotFoundError as error:  # a link to nowhere
-        return Failure(clip_id, "unreadable", str(error), str(video))
-    # Everything is written beside its place, then moved: frames first, sounds last, as a clip counts only
-    # with its sound. A run that is killed between two moves leaves no half of a clip.
-    staging = destination / STAGING / clip_id
-    shutil.rmtree(staging, ignore_errors=True)
-    frame_moves, sound_moves = [], []
-    for name in options.layouts:
-        frame, folder = destination / LAYOUTS[name].frame.format(clip_id), staging / name
-        folder.mkdir(parents=True)
-        numbered = pictures if options.frames == "all" and name == "vggsound" else {}
-        names = {f"{index:03d}.jpg": index for index in numbered} | {frame.name: number}
-        for file_name, index in names.items():
-            Image.fromarray(pictures[index]).save(folder / file_name, quality=95)
-        # A clip's own folder goes to its place as a whole.
-        moved = (folder, frame.parent) if frame.parent.name == clip_id else (folder / frame.name, frame)
-        frame_moves.append(moved)
-        # Decoders overshoot full scale a little, and 16 bits would wrap around.
-        samples, sound_file = sounds[options.sound_seconds(name)].clip(-1, 1), staging / f"{name}.wav"
-        with sound_file.open("wb") as file:  # libsndfile takes no names in another encoding
+        pictures, sounds = _read_clip(video, options)
+    except (UnusableVideoError, FileNotFoundError) as error:  # a link to nowhere
+        reason, detail = getattr(error, "kind", "unreadable"), getattr(error, "reason", str(error))
+        return Failure(clip_id, reason, detail, str(video))
+    places = {name: LAYOUTS[name].places(destination, clip_id) for name in options.layouts}
+    for _, sound_file in places.values():
+        sound_file.unlink(missing_ok=True)  # of an earlier video
+    # Sounds last, as a clip counts only with its sound: a run that is killed leaves no half of a clip.
+    for name, (frame, _) in places.items():
+        names = {frame.name: options.frame_number}
+        if options.frames == "all" and name == "vggsound":
+            shutil.rmtree(frame.parent, ignore_errors=True)
+            names |= {f"{number:03d}.jpg": number for number in pictures}
+        for file_name, number in names.items():
+            with moved_when_whole(frame.with_name(file_name)) as path:
+                Image.fromarray(pictures[number]).save(path, "JPEG", quality=95)
+    for name, (_, sound_file) in places.items():
+        samples = sounds[LAYOUTS[name].sound_seconds]
+        # libsndfile takes no names in another encoding.
+        with moved_when_whole(sound_file) as path, path.open("wb") as file:
             soundfile.write(file, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-        sound_moves.append((sound_file, destination / LAYOUTS[name].sound.format(clip_id)))
-    for source, target in (*frame_moves, *sound_moves):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)  # of an earlier run; a folder cannot be moved onto another one
-        source.replace(target)
-    shutil.rmtree(staging)
     return None
 
 
+def _read_clip(video: Path, options: PrepareOptions) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return pictures (S, S, 3) by frame number, and sounds (L,) by the seconds they are meant to last."""
+    number, centre = options.frame_number, options.frame_number / FRAME_RATE
+    numbers = range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else [number]
+    pictures = read_numbered_frames(video, numbers, needed=number, frame_size=options.frame_size)
+    lengths = {LAYOUTS[name].sound_seconds for name in options.layouts}
+    until = max(max(centre + length / 2, length) for length in lengths)
+    sound = read_sound(video, SAMPLE_RATE, until, refuse_cut_off=True).numpy()
+    seconds = len(sound) / SAMPLE_RATE
+    if seconds < MIN_SOUND_SECONDS:
+        words = f"it has {seconds:.2f} s of sound, at least {MIN_SOUND_SECONDS} s are used"
+        raise UnusableVideoError(video, words, "too_short")
+    sounds = {}
+    for length in lengths:
+        # Around the frame, moved as little as needed to lie inside the sound.
+        begin = max(0, round(min(centre - length / 2, seconds - length) * SAMPLE_RATE))
+        # Decoders overshoot full scale a little, and 16 bits would wrap around.
+        sounds[length] = sound[begin : begin + length * SAMPLE_RATE].clip(-1, 1)
+        loudest = float(np.abs(sounds[length]).max())
+        if loudest < SILENCE and not options.keep_silent:
+            words = f"no sample of its {length} s reaches {SILENCE:g}, the loudest is {loudest:g}"
+            raise UnusableVideoError(video, words, "silent")
+    return pictures, sounds
+
+
 def run_in_processes(
-    work: Callable[[Any], Any], tasks: Sequence[Any], *, num_workers: int
+    work: Callable[[Any], Any], tasks: Sequence[Any], *, num_workers: int, at_once: int = 500
 ) -> Generator[tuple[Any, Any, bool], None, None]:
     """Yield (task, result, has_crashed) in the order in which the tasks are done.
 
     When a process dies, of a fault in a decoder, say, the tasks that were under way are done again one by
     one in processes of their own: only those that kill their process are crashes, and have no result.
     """
-    waiting, suspects = deque(tasks), deque[Any]()
-    while waiting or suspects:
-        alone = bool(suspects)
-        queue = deque([suspects.popleft()]) if alone else waiting
-        running: dict[Future[Any], Any] = {}
-        pool = ProcessPoolExecutor(1 if alone else num_workers, initializer=_begin_worker)
+    for first in range(0, len(tasks), at_once):
+        unfinished = list(tasks[first : first + at_once])
+        pool = ProcessPoolExecutor(num_workers, initializer=_begin_worker)
         try:
-            while queue or running:
-                while queue and len(running) < 2 * num_workers:
-                    running[pool.submit(work, queue[0])] = queue[0]
-                    queue.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    yield running.pop(future), result, False
+            futures = {pool.submit(work, task): task for task in unfinished}
+            for future in as_completed(futures):
+                result, task = future.result(), futures[future]
+                unfinished.remove(task)
+                yield task, result, False
         except BrokenProcessPool:
-            if alone:
-                yield next(iter(running.values())), None, True
+            if len(tasks) == 1:
+                yield unfinished[0], None, True
             else:
-                suspects += running.values()
+                yield from run_in_processes(work, unfinished, num_workers=1, at_once=1)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -257,6 +240,7 @@ def read_record(file: TextIO, destination: Path, options: PrepareOptions) -> dic
         lines.pop()
     entries = [json.loads(line) for line in lines]
     settings = {**asdict(options), "layouts": options.layouts, "format": FORMAT_VERSION}
+    settings |= {"audio": "authors", "frame_geometry": "squash"}  # which were options once
     for name in ("layout", "clip_list", "workers"):
         del settings[name]
     before = entries[0]["settings"] if entries else settings
@@ -277,15 +261,14 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
     clip_ids = find_list(options.clip_list).clip_ids if options.clip_list else list(videos)
     failures, tasks = [], []
     for clip_id in clip_ids:
-        paths = videos.get(clip_id, [])
-        if len(paths) == 1:
-            tasks.append(Task(clip_id, paths[0], destination, options))
-        else:
-            reason = "several_videos" if paths else "no_video"
-            words = (
-                f"same name: {', '.join(map(str, paths))}" if paths else "listed, but no video of this name"
-            )
-            failures.append(Failure(clip_id, reason, words))
+        match videos.get(clip_id, []):
+            case []:
+                failures.append(Failure(clip_id, "no_video", "listed, but no video of this name"))
+            case [video]:
+                tasks.append(Task(clip_id, video, destination, options))
+            case paths:
+                words = f"same name: {', '.join(map(str, paths))}"
+                failures.append(Failure(clip_id, "several_videos", words))
     if destination.exists() and not (destination / RECORD).exists() and any(destination.iterdir()):
         raise ValueError(
             f"{destination} is neither empty nor a folder of this program (it has no {RECORD}). "
@@ -294,28 +277,23 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
     destination.mkdir(parents=True, exist_ok=True)
     with lock_folder(destination), (destination / RECORD).open("a+", encoding="utf-8") as record:
         finished = read_record(record, destination, options)
-        places = [place for name in options.layouts for place in LAYOUTS[name][:2]]
 
         def is_finished(task: Task) -> bool:
             size = task.video.stat().st_size if task.video.exists() else None
-            files = (destination / place.format(task.clip_id) for place in places)
-            return size is not None and finished.get(task.clip_id) == size and all(map(Path.is_file, files))
+            places = [LAYOUTS[name].places(destination, task.clip_id) for name in options.layouts]
+            is_whole = all(path.is_file() for pair in places for path in pair)
+            return is_whole and size is not None and finished.get(task.clip_id) == size
 
         unfinished = [task for task in tasks if not is_finished(task)]
         num_before = num_prepared = len(tasks) - len(unfinished)
-        shutil.rmtree(destination / STAGING, ignore_errors=True)
         work = run_in_processes(prepare_clip, unfinished, num_workers=options.workers)
         bar = tqdm(total=len(tasks), initial=num_before, unit="clip")
         try:
             with closing(work), bar:  # the processes end before the folder is left
                 for task, result, has_crashed in work:
-                    if has_crashed:
-                        words = (
-                            "the process that worked on it died: a fault in a decoder, or no memory was left"
-                        )
-                        failures.append(Failure(task.clip_id, "crashed", words, str(task.video)))
-                    elif result is not None:
-                        failures.append(result)
+                    failure = Failure(task.clip_id, *CRASHED, str(task.video)) if has_crashed else result
+                    if failure is not None:
+                        failures.append(failure)
                     else:
                         size = task.video.stat().st_size
                         line = {"clip_id": task.clip_id, "video": str(task.video), "video_bytes": size}
@@ -325,31 +303,21 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
                     bar.set_postfix(failed=len(failures))
                     bar.update()
         finally:
-            shutil.rmtree(destination / STAGING, ignore_errors=True)
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([Failure._fields, *sorted(failures)])
             # What a file name has in another encoding is escaped.
             write_atomically(destination / FAILURES, text.getvalue().encode("utf-8", "backslashreplace"))
-    report(destination, options, failures, (num_prepared, num_before, len(clip_ids)))
-    if num_prepared == 0:
-        return 2
-    return 1 if failures else 0
-
-
-def report(
-    destination: Path, options: PrepareOptions, failures: list[Failure], counts: tuple[int, int, int]
-) -> None:
-    """Print what became of the clips; `counts`: prepared, of these before this run, all."""
-    say = sys.stdout.write
-    num_prepared, num_before, num_clips = counts
-    say(f"{destination}: {num_prepared} of {num_clips} clips are prepared ({num_before} were before)")
-    say(f" for {', '.join(options.layouts)}\n")
-    for reason, count in Counter(failure.reason for failure in failures).most_common():
-        say(f"  failed, {reason}: {count}\n")
-    for failure in failures[:10]:
-        say(f"    {failure.clip_id}: {failure.reason}: {failure.detail}\n")
+    lines = [
+        f"{destination}: {num_prepared} of {len(clip_ids)} clips are prepared ({num_before} were before)"
+    ]
+    lines[0] += f" for {', '.join(options.layouts)}"
+    counts = Counter(failure.reason for failure in failures).most_common()
+    lines += [f"  failed, {reason}: {count}" for reason, count in counts]
+    lines += [f"    {failure.clip_id}: {failure.reason}: {failure.detail}" for failure in failures[:10]]
     if failures:
-        say(f"  all {len(failures)} failures: {destination / FAILURES}\n")
+        lines.append(f"  all {len(failures)} failures: {destination / FAILURES}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 2 if num_prepared == 0 else 1 if failures else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -365,16 +333,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("videos", type=Path, metavar="IN", help="folder of videos, sub-folders included")
     parser.add_argument("destination", type=Path, metavar="OUT", help="folder to fill, later the --data-root")
     add_group(parser, PrepareOptions)
-    values = vars(parser.parse_args(arguments))
     configure_logging()
     for stream in (sys.stdout, sys.stderr):  # file names may be in another encoding than the screen
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # As Ctrl-C: the failures are written, the processes are ended.
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+    def command() -> int:
+        refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
+        values = vars(parser.parse_args(arguments))
+        return prepare(values["videos"], values["destination"], build(PrepareOptions, values))
+
     try:
-        return run_command(
-            lambda: prepare(values["videos"], values["destination"], build(PrepareOptions, values))
-        )
+        return run_command(command)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -1,7 +1,6 @@
 """The SSPL authors' HDF5 files: found, refused in words, and heard and seen as they were."""
 
 import json
-import os
 import shutil
 
 import h5py
@@ -12,7 +11,6 @@ import torch
 from conftest import vgg_ss_xml
 from hdf5_inputs import level, real_sounds, write_authors_files
 
-import datasets.hdf5
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip
@@ -71,8 +69,8 @@ def test_the_stored_spectrograms_are_never_needed(training_files):
     [
         ([-1, 0, 1], "-1 to just under 1"),
         ([-0.5, 0, 0.5], "got -0.5 to 0.5"),
-        ([-1, np.nan, 0.5], "not finite"),
-        ([], "holds no samples"),
+        ([-1, np.nan, 0.5], "nan"),
+        ([], "inf"),
     ],
 )
 def test_what_the_formula_cannot_give_is_refused(samples, word):
@@ -81,12 +79,6 @@ def test_what_the_formula_cannot_give_is_refused(samples, word):
 
 
 # ------------------------------------------------------------------------------- frames and sounds
-
-
-def test_frames_are_the_stored_pixels(training_files):
-    folder, _, stored = training_files
-    for row, clip in enumerate(build_clips("flickr", folder, clip_list=None).clips):
-        assert np.array_equal(np.asarray(read_frame(clip.frame_source)), stored["frames"][row])
 
 
 @pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan])
@@ -252,21 +244,28 @@ def numbered(*numbers):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (rename("h5py_train_audios_10k.h5", "audios.h5"), "no h5py_train_audios_10k.h5"),
-        (rewrite("audios", lambda a: a[:3]), "frames_10k.h5 holds 5 and .*audios_10k.h5 3"),
+        (
+            rename("h5py_train_audios_10k.h5", "audios.h5"),
+            "one set, .*audios.*It holds h5py_train_frames_10k.h5",
+        ),
+        (
+            rename("h5py_train_frames_10k.h5", "frames.h5"),
+            "one set, .*frames.*It holds h5py_train_audios_10k.h5",
+        ),
+        (rewrite("audios", lambda a: a[:3]), "frames_10k.h5 5 and .*audios_10k.h5 3"),
         (rewrite("frames", lambda a: a.transpose(0, 3, 1, 2)), "expected .N, 256, 256, 3"),
         (rewrite("frames", lambda a: a.astype(np.int64)), "int64, expected"),
         (rewrite("audios", lambda a: a.astype(np.float64)), "float64, expected"),
         (rewrite("audios", lambda a: a[..., None]), "expected .N, 48000"),
         (cut, "audios_10k.h5 cannot be read: not a whole HDF5 file"),
         (move_key, "no data set 'train_frames', it has: pictures"),
-        (other_set, "several sets: .*10k.*144k_1"),
-        (numbered(1, 2, 4), "numbers .3. are missing"),
+        (other_set, "one set, .*10k.*144k_1"),
+        (numbered(1, 2, 4), "without a gap.*_4.h5"),
     ],
 )
 def test_files_that_do_not_go_together_are_refused(training_files, spoil, words):
     spoil(training_files[0])
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
+    with pytest.raises(ValueError, match=words):
         build_clips("flickr", training_files[0], clip_list=None)
 
 
@@ -299,16 +298,3 @@ def test_workers_read_what_this_process_reads(training_files):
     loader = build_test_loader(clips, batch_size=2, num_workers=2, pin_memory=False)
     frames = torch.cat([batch.frames for batch in loader])
     assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))
-
-
-def test_no_open_file_crosses_a_fork(training_files):
-    clips = build_clips("flickr", training_files[0], clip_list=None).clips
-    before = np.asarray(read_frame(clips[0].frame_source))
-    assert datasets.hdf5._open.cache_info().currsize
-    child = os.fork()
-    if child == 0:
-        is_same = np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)
-        os._exit(0 if is_same else 1)
-    assert not datasets.hdf5._open.cache_info().currsize
-    assert os.waitpid(child, 0)[1] == 0
-    assert np.array_equal(np.asarray(read_frame(clips[0].frame_source)), before)

@@ -103,7 +103,6 @@ def test_the_authors_files_can_be_packed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("vgg_ss {data} {out}/clips.txt", "ends in .h5"),
         ("vgg_ss {data}/nowhere {out}/clips.h5", "does not exist"),
         ("vgg_ss {data} {out}/clips.h5 --sample-rate 8", "--sample-rate"),
         ("vgg_ss {data} {out}/clips.h5 --clip-list nowhere", "nowhere"),
@@ -146,9 +145,6 @@ def test_other_files_are_named(packed):
     for row in (HDF5Row(packed, FRAMES, 99), HDF5Row(packed, "pictures", 0)):
         with pytest.raises(BrokenFileError, match=f"row {row.row} of {row.key}"):
             read_frame(row)
-    shutil.copy(packed, packed.with_name("clips_2.h5"))
-    with pytest.raises(ValueError, match=r"several packed files: clips\.h5, clips_2\.h5"):
-        build_clips("vgg_ss", packed.parent, clip_list=None)
     close_files()
     with h5py.File(packed, "r+") as file:
         file.attrs["format"] = "vssl-clips-1"

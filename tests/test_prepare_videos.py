@@ -17,15 +17,7 @@ from PIL import Image
 from video_inputs import make_video, number_on, tone
 
 from datasets.benchmarks import build_clips
-from scripts.prepare_videos import (
-    LAYOUTS,
-    STAGING,
-    PrepareOptions,
-    Task,
-    main,
-    prepare_clip,
-    run_in_processes,
-)
+from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, main, prepare_clip, run_in_processes
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--workers", "1", "--frame-size", "48"]
@@ -69,7 +61,7 @@ def make(video, folder, **options):
 
 
 def places(folder, layout, clip_id="7"):
-    return folder / LAYOUTS[layout].frame.format(clip_id), folder / LAYOUTS[layout].sound.format(clip_id)
+    return LAYOUTS[layout].places(folder, clip_id)
 
 
 def failures(folder):
@@ -85,50 +77,29 @@ def files(folder):
     }
 
 
-def test_both_layouts_are_read_as_they_are(videos, tmp_path, capsys):
-    assert main([str(videos), str(tmp_path / "set"), *ARGUMENTS]) == 1
-    training = build_clips("vggsound", tmp_path / "set", clip_list=None)
+def test_a_folder_of_videos_becomes_data_sets_and_named_failures(videos, tmp_path, capsys):
+    prepared = tmp_path / "set"
+    assert main([str(videos), str(prepared), *ARGUMENTS]) == 1
+    printed = capsys.readouterr().out
+    assert "2 of 9 clips are prepared (0 were before)" in printed and "failed, too_short: 2" in printed
+    training = build_clips("vggsound", prepared, clip_list=None)
     assert training.clip_ids == ["good.2", "good_1"]
     boxes = [{"file": i, "class": "x", "bbox": [[0, 0, 1, 1]]} for i in training.clip_ids]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    testing = build_clips("vgg_ss", tmp_path / "set", clip_list=None, annotations=tmp_path / "boxes.json")
+    testing = build_clips("vgg_ss", prepared, clip_list=None, annotations=tmp_path / "boxes.json")
     assert testing.clip_ids == training.clip_ids
-    lengths = {"good_1": (3, 10), "good.2": (3, 6)}
-    for clips, place in ((training, 0), (testing, 1)):
-        for clip in clips.clips:
-            picture = Image.open(clip.frame_source)
-            assert (number_on(picture), picture.size) == (124, (48, 48))
-            samples, rate = soundfile.read(clip.audio_source, always_2d=True)
-            assert rate == 16_000
-            assert samples.shape[1] == 1
-            assert len(samples) == pytest.approx(lengths[clip.clip_id][place] * rate, abs=200)
-            assert soundfile.info(clip.audio_source).subtype == "PCM_16"
-    printed = capsys.readouterr().out
-    assert "2 of 9 clips are prepared (0 were before)" in printed
-    assert "failed, too_short: 2" in printed
-
-
-def test_every_failure_is_named_with_its_reason(videos, tmp_path):
-    assert main([str(videos), str(tmp_path / "set"), *ARGUMENTS]) == 1
-    found = failures(tmp_path / "set")
+    for clip, seconds in zip((*training.clips, *testing.clips), (3, 3, 6, 10), strict=True):
+        picture = Image.open(clip.frame_source)
+        assert (number_on(picture), picture.size) == (124, (48, 48))
+        sound = soundfile.info(clip.audio_source)
+        assert (sound.samplerate, sound.channels, sound.subtype) == (16_000, 1, "PCM_16")
+        assert sound.duration == pytest.approx(seconds, abs=0.0125)
+    found = failures(prepared)
     assert {clip_id: row["reason"] for clip_id, row in found.items()} == FAILURES
     assert found["short"]["detail"] == ("its pictures end at 3.00 s, frame 125 is shown at 4.98 s")
     assert found["silent"]["video"] == str(videos / "silent.mkv")
     assert all(row["detail"] for row in found.values())
-    for clip_id in FAILURES:
-        assert not any(clip_id in name.split("/")[-2:] for name in files(tmp_path / "set"))
-    assert not (tmp_path / "set" / STAGING).exists()
-
-
-def test_a_link_to_nowhere_is_one_failed_clip(videos, tmp_path):
-    folder, prepared = tmp_path / "videos", tmp_path / "set"
-    folder.mkdir()
-    (folder / "good.mp4").hardlink_to(videos / "good_1.mp4")
-    (folder / "broken.mp4").symlink_to("absent.mp4")
-    assert main([str(folder), str(prepared), *ARGUMENTS]) == 1
-    assert build_clips("vggsound", prepared, clip_list=None).clip_ids == ["good"]
-    row = failures(prepared)["broken"]
-    assert row["reason"] == "unreadable" and "there is no such file" in row["detail"]
+    assert len(files(prepared)) == 8 and not list(prepared.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -138,11 +109,13 @@ def test_names_in_another_encoding_are_escaped(videos, tmp_path, monkeypatch, en
     (folder / os.fsdecode(b"caf\xe9.mp4")).write_text("no video")
     (folder / "café.mp4").write_text("no video")
     (folder / os.fsdecode(b"good_\xe9.mp4")).hardlink_to(videos / "good_1.mp4")
+    (folder / "broken.mp4").symlink_to("absent.mp4")
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", screen)
     assert main([str(folder), str(prepared), *ARGUMENTS]) == 1
     found = failures(prepared)
-    assert found.keys() == {"café", "caf\\udce9"}
+    assert found.keys() == {"café", "caf\\udce9", "broken"}
+    assert found["broken"]["reason"] == "unreadable" and "there is no such file" in found["broken"]["detail"]
     assert found["caf\\udce9"]["video"] == str(folder / "caf\\udce9.mp4")
     assert not list(prepared.glob(".failed*"))
     screen.seek(0)
@@ -155,19 +128,17 @@ def test_names_in_another_encoding_are_escaped(videos, tmp_path, monkeypatch, en
 
 
 def test_a_list_chooses_and_names_what_is_missing(videos, tmp_path):
-    (tmp_path / "list.txt").write_text("good_1\nabsent\n")
-    arguments = [str(videos), str(tmp_path / "set"), "--clip-list", str(tmp_path / "list.txt")]
-    assert main([*arguments, *ARGUMENTS]) == 1
-    assert build_clips("vggsound", tmp_path / "set", clip_list=None).clip_ids == ["good_1"]
-    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {"absent": "no_video"}
-
-
-def test_status_0_when_all_are_prepared_and_2_when_none_is(videos, tmp_path):
-    for clip_id, status in (("good_1", 0), ("mute", 2)):
-        path = tmp_path / f"{clip_id}.txt"
-        path.write_text(clip_id)
-        assert main([str(videos), str(tmp_path / clip_id), "--clip-list", str(path), *ARGUMENTS]) == (status)
-    assert failures(tmp_path / "good_1") == {}
+    for clip_ids, status, reasons in (
+        (["good_1", "absent"], 1, {"absent": "no_video"}),
+        (["good_1"], 0, {}),
+        (["mute"], 2, {"mute": "no_audio_stream"}),
+    ):
+        folder = tmp_path / "_".join(clip_ids)
+        (tmp_path / "list.txt").write_text("\n".join(clip_ids))
+        arguments = [str(videos), str(folder), "--clip-list", str(tmp_path / "list.txt")]
+        assert main([*arguments, *ARGUMENTS]) == status
+        assert {i: row["reason"] for i, row in failures(folder).items()} == reasons
+    assert build_clips("vggsound", tmp_path / "good_1", clip_list=None).clip_ids == ["good_1"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -220,12 +191,9 @@ def test_holes_in_the_sound_are_silence(tmp_path):
     assert loud[1:9].all() and not loud[12:39].any() and loud[41:].all()
 
 
-def test_silence_can_be_kept_and_shapes_too(videos, tmp_path):
-    options = {"keep_silent": True, "frame_geometry": "short_side", "audio": "full_10s"}
-    assert make(videos / "silent.mkv", tmp_path, **options) is None
-    frame, sound = places(tmp_path, "vggsound")
-    assert Image.open(frame).size == (64, 48)
-    assert soundfile.info(sound).duration == pytest.approx(6, abs=0.05)
+def test_silence_can_be_kept(videos, tmp_path):
+    assert make(videos / "silent.mkv", tmp_path, keep_silent=True) is None
+    assert soundfile.info(places(tmp_path, "vgg_ss")[1]).duration == pytest.approx(6, abs=0.05)
 
 
 def test_a_sound_that_was_cut_off_is_refused(tmp_path):
@@ -276,6 +244,7 @@ def test_a_changed_video_is_prepared_again(tmp_path):
         (["--frames", "all", "--frame-number", "3"], "--frames all"),
         (["--frame-size", "0"], "--frame-size"),
         (["--workers", "0"], "--workers"),
+        (["--audio", "full_10s"], "--audio is no longer there"),
         (["--clip-list", "no_such_list"], "no_such_list"),
     ],
 )
@@ -333,7 +302,7 @@ def test_a_stopped_run_leaves_whole_clips_and_goes_on(tmp_path, number, status):
         Image.open(clip.frame_source).load()
         assert len(soundfile.read(clip.audio_source)[0]) == 48_000
     if number != signal.SIGKILL:
-        assert not (prepared / STAGING).exists()
+        assert not list(prepared.rglob("*.partial"))
         assert failures(prepared) == {}
     assert main([str(folder), str(prepared)]) == 0
     assert len(build_clips("vggsound", prepared, clip_list=None).clips) == 60

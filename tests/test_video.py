@@ -164,7 +164,7 @@ def test_refusals_are_of_a_kind(tmp_path):
 
 @pytest.mark.parametrize(("key_frame_every", "at_most"), [(25, 15), (250, 60)])
 def test_only_pictures_that_others_refer_to_are_decoded(tmp_path, monkeypatch, key_frame_every, at_most):
-    """Frame 125 is the 25th or the 125th from a key frame on; two of three pictures are referred to by none."""
+    """Frame 125 is the 25th or the 125th from a key frame on; no other refers to two of three pictures."""
     options = {"g": str(key_frame_every), "sc_threshold": "0", "bf": "2", "b-adapt": "0", "b-pyramid": "none"}
     path = make_video(tmp_path / "video.mp4", seconds=6, options=options)
     count, shown_frames = 0, Video.shown_frames

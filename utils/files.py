@@ -26,6 +26,17 @@ class BrokenFileError(ValueError):
         return f"{self.path} cannot be read: {self.reason}"
 
 
+@contextmanager
+def decoding(source: object) -> Iterator[None]:
+    """Turn whatever a decoder raises for a damaged file into a BrokenFileError."""
+    try:
+        yield
+    except (BrokenFileError, MemoryError):
+        raise
+    except Exception as error:
+        raise BrokenFileError(source, str(error) or type(error).__name__) from error
+
+
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a whole file; after a crash or a power cut there is the old one or the new one, never a part.
 

@@ -26,13 +26,13 @@ from datasets.benchmarks import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry
 from datasets.lists import find_leak
-from datasets.loaders import ClipLoader, SeededBatches, build_test_loader, build_train_loader, hash_seed
+from datasets.loaders import ClipLoader, SeededBatches, hash_seed
 from models import METHODS
-from models.method import Method
+from models.method import Method, TrainingOutput
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.distributed import (
-    barrier,
     is_main_process,
+    largest,
     local_slice,
     process_group,
     rank,
@@ -45,6 +45,7 @@ from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
 from utils.training import (
     Interruption,
+    Precision,
     TrainingRun,
     autocast,
     configure_logging,
@@ -56,7 +57,6 @@ from utils.training import (
 
 logger = logging.getLogger("main")
 
-LOG_EVERY = 20  # steps between two entries in TensorBoard
 NUM_PICTURES = 4  # overlays in TensorBoard after each epoch
 
 
@@ -89,11 +89,6 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     model, wrapped = build_model(options, device)
     optimizer = model.build_optimizer(options.optimisation)
     scaler = torch.amp.GradScaler(device.type, enabled=options.compute.precision == "fp16")
-    curriculum = model.curriculum(options, training_set.clips)
-    state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
-    if options.run.resume:
-        restore(options, run, training_set, model, state)
-
     clips = AudioVisualClips(
         training_set.clips,
         geometry=FrameGeometry(model.training_frame_size),
@@ -101,16 +96,19 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         excerpt_seconds=model.excerpt_seconds,
         random_crop=model.random_crop,
     )
-    loader = build_train_loader(
-        clips, batches, num_workers=options.data.workers, pin_memory=device.type == "cuda"
+    loader = ClipLoader(
+        clips, batch_sampler=batches, workers=options.data.workers, pin_memory=device.type == "cuda"
     )
+    curriculum = model.curriculum(options, clips)
+    state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
+    if options.run.resume:
+        restore(options, run, training_set, model, state)
 
     with run, Interruption() as stop, loader:
         run.start(
             opts.as_plain(options),
             missing=training_set.missing,
             steps_per_epoch=batches.steps_per_epoch,
-            log_every=LOG_EVERY,
             diagnose=model.diagnose,
         )
         logger.info(
@@ -140,7 +138,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
-                barrier()  # torchrun kills the others soon after the first has ended
+                largest(0)  # waits: torchrun kills the others soon after the first has ended
                 logger.warning("Saved %s; go on with --resume.", run.last_path)
                 return 128 + stopped_by
     logger.info("Done: %s", run.last_path)
@@ -180,13 +178,7 @@ def train_one_epoch(
             else:
                 seed = hash_seed(options.run.seed, run.epoch, run.step)
                 views = model.augment(batch.to(device), seed, first=first, global_size=batch_size)
-                with autocast(device, options.compute.precision):
-                    output = wrapped(**views)
-                scaler.scale(output.loss).backward()
-                scaler.step(optimizer)  # left out where fp16 has overflown
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-
+                output = take_step(views, wrapped, optimizer, scaler, options.compute.precision)
                 run.note_step(output.loss, output.terms, batch.clip_ids)
                 if run.step == run.steps_per_epoch:
                     frames = to_displayable(views[model.shown][:NUM_PICTURES])
@@ -196,6 +188,23 @@ def train_one_epoch(
             if stopped_by is not None:
                 return stopped_by
     return None
+
+
+def take_step(
+    views: dict[str, Any],
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: Precision,
+) -> TrainingOutput:
+    """Make one step on the training views of a batch."""
+    with autocast(next(wrapped.parameters()).device, precision):
+        output: TrainingOutput = wrapped(**views)
+    scaler.scale(output.loss).backward()
+    scaler.step(optimizer)  # left out where fp16 has overflown
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return output
 
 
 def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Method, nn.Module]:
@@ -269,13 +278,8 @@ def decode_all(
 ) -> Iterator[Batch]:
     """Decode clips in order, as many at once as a training step has; end early when stopped."""
     own = local_slice(options.optimisation.batch_size)
-    loader = build_test_loader(
-        clips,
-        batch_size=own.stop - own.start,
-        num_workers=options.data.workers,
-        pin_memory=device.type == "cuda",
-    )
-    with loader:
+    size, workers = own.stop - own.start, options.data.workers
+    with ClipLoader(clips, batch_size=size, workers=workers, pin_memory=device.type == "cuda") as loader:
         for batch in tqdm(loader, words, unit="batch", leave=False, disable=not is_main_process()):
             yield batch.to(device)
             if stop.signal_number is not None:

@@ -42,7 +42,7 @@ from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_tru
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame, read_frame_size
 from datasets.lists import find_leak, find_list, published_list, without_negatives
-from datasets.loaders import ClipLoader, build_test_loader
+from datasets.loaders import ClipLoader
 from models.localiser import Localiser, load_localiser, localise_video
 from models.released import load_object_prior
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
@@ -142,8 +142,8 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
 
     own = copy(clips)
     own.clips = shard(clips.clips, rank(), world_size())
-    loader = build_test_loader(
-        own, batch_size=options.batch_size, num_workers=options.workers, pin_memory=device.type == "cuda"
+    loader = ClipLoader(
+        own, batch_size=options.batch_size, workers=options.workers, pin_memory=device.type == "cuda"
     )
     bar = tqdm(total=len(own), desc=options.benchmark, unit="clip", disable=not is_main_process())
     overlays_left = options.max_overlays / world_size()
@@ -368,8 +368,8 @@ def build_loader(
     clips = AudioVisualClips(
         clip_set.clips, geometry=geometry, audio=localiser.audio, map_size=map_size, content=content
     )
-    return build_test_loader(
-        clips, batch_size=options.batch_size, num_workers=options.workers, pin_memory=device.type == "cuda"
+    return ClipLoader(
+        clips, batch_size=options.batch_size, workers=options.workers, pin_memory=device.type == "cuda"
     )
 
 
@@ -452,7 +452,7 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
         map_size=protocols[0].map_size,
         content="truth",
     )
-    loader = build_test_loader(clips, batch_size=BASELINE_BATCH, num_workers=0, pin_memory=False)
+    loader = ClipLoader(clips, batch_size=BASELINE_BATCH)
     result = evaluate_localisation(None, tqdm(loader, options.benchmark, unit="batch"), protocols)
     scores, extra = score_table(result.clips, benchmark.metrics), describe_extra_metrics(benchmark)
     rules = plain_protocols(result.protocols, scores, extra, published_lists(result, options.benchmark))

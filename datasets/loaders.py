@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -27,14 +26,7 @@ class SeededBatches(Sampler[list[int | Mixture]]):
     """turns the positions of a batch of all processes into requests, by a seed: see datasets/mixing.py"""
 
     def __init__(self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)) -> None:
-        """Start before epoch 0, step 0.
-
-        Args:
-            num_clips: size of the data set.
-            batch_size: clips a step.
-            seed: of the whole run.
-            part: of each batch that is asked for; the rest is another process's.
-        """
+        """Start before epoch 0, step 0; of each batch, `part` is this process's."""
         if num_clips < batch_size:
             raise ValueError(
                 f"--batch-size {batch_size} is larger than the training set of {num_clips} clips."
@@ -70,7 +62,7 @@ def hash_seed(*numbers: int) -> int:
 
 
 class ClipLoader(DataLoader[Any]):
-    """A DataLoader to be used as a context manager: its workers end with the block.
+    """Decodes batches of clips in worker processes (0: in this one), which end with the `with` block.
 
     Workers ignore the signals that end programs, as the main process needs them until it has saved.
     Python's own clean-up, which sends SIGTERM and waits, would therefore wait for ever.
@@ -78,9 +70,27 @@ class ClipLoader(DataLoader[Any]):
 
     _running: Any = None
 
-    def __init__(self, clips: AudioVisualClips, **settings: Any) -> None:  # noqa: ANN401 - as DataLoader
+    def __init__(
+        self,
+        clips: AudioVisualClips,
+        *,
+        batch_size: int = 1,
+        batch_sampler: SeededBatches | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """Take clips in order by `batch_size`, or as a `batch_sampler` says; `pin_memory` is for a GPU."""
         dataset: Any = clips
-        super().__init__(dataset, collate_fn=collate, worker_init_fn=_prepare_worker, **settings)
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            collate_fn=collate,
+            worker_init_fn=_prepare_worker,
+        )
 
     def _get_iterator(self) -> Any:  # noqa: ANN401 - torch's iterators are private
         self._running = super()._get_iterator()
@@ -109,43 +119,13 @@ def _kill(workers: Sequence[BaseProcess], iterator_id: int) -> None:
         signal_handling._remove_worker_pids(iterator_id)
     for worker in workers:
         worker.kill()
-    for worker in workers:
         worker.join()
 
 
-def build_train_loader(
-    clips: AudioVisualClips, batches: SeededBatches, *, num_workers: int, pin_memory: bool
-) -> ClipLoader:
-    """Load the batches of a SeededBatches; the workers (0: this process) live from epoch to epoch.
-
-    Move it with `batches.start_at` before iterating. `pin_memory` is for a GPU.
-    """
-    return ClipLoader(
-        clips,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-    )
-
-
-def build_test_loader(
-    clips: AudioVisualClips, *, batch_size: int, num_workers: int, pin_memory: bool
-) -> ClipLoader:
-    """Load all clips in order, the last batch as small as it comes."""
-    return ClipLoader(clips, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)
-
-
 def _prepare_worker(_: int) -> None:
-    """Ignore signals to the whole group: the main process still needs its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _report_unless_cut_off
-
-
-def _report_unless_cut_off(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    # In the thread that hands batches over: that the main process ends meanwhile is no error.
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, traceback)
+    # Of the thread that hands batches over: that the main process ends meanwhile is no error.
+    sys.excepthook = lambda kind, *error: (
+        None if issubclass(kind, (ConnectionError, EOFError)) else sys.__excepthook__(kind, *error)
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.augmentation import as_float, normalise
-from datasets.clips import Batch, Clip
+from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig
 
 
@@ -116,7 +116,7 @@ class Method(nn.Module):
         """Return the parts that --compile compiles."""
         return [self]
 
-    def curriculum(self, options: Any, clips: Sequence[Clip]) -> Any:  # noqa: ANN401
+    def curriculum(self, options: Any, clips: AudioVisualClips) -> Any:  # noqa: ANN401
         """Return what changes the training batches from epoch to epoch: see datasets/mixing.py."""
         del options, clips
 

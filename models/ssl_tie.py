@@ -35,7 +35,7 @@ from torch import Tensor
 
 from datasets import augmentation as aug
 from datasets.audio import AudioConfig
-from datasets.clips import Batch, Clip
+from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig
 from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.mixing import MixingCurriculum
@@ -345,7 +345,7 @@ class SSLTIE(Method):
         """Return the parts that --compile compiles."""
         return [self.imgnet, self.audnet]
 
-    def curriculum(self, options: Any, clips: Sequence[Clip]) -> MixingCurriculum | None:  # noqa: ANN401
+    def curriculum(self, options: Any, clips: AudioVisualClips) -> MixingCurriculum | None:  # noqa: ANN401
         """Return the audio-mix curriculum, if it is wanted."""
         mixing = options.mixing
         if not mixing.audio_mixing:
@@ -354,8 +354,7 @@ class SSLTIE(Method):
             logger.warning(
                 "Mixing begins with epoch %d, after the last of --epochs.", mixing.mixing_start_epoch
             )
-        excerpt = self.excerpt_seconds
-        return MixingCurriculum(mixing, clips, self.audio, options.run.seed, excerpt_seconds=excerpt)
+        return MixingCurriculum(mixing, clips, options.run.seed)
 
 
 # -------------------------------------------------------------------------------------------------- losses

@@ -21,7 +21,7 @@ from datasets.audio import AudioConfig
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip, Mixture, collate
 from datasets.frames import FrameGeometry
-from datasets.loaders import SeededBatches, build_train_loader
+from datasets.loaders import ClipLoader, SeededBatches
 from datasets.mixing import NOBODY, AudioMixingOptions, Mixing, MixingCurriculum, nearest_others
 from models import ssl_tie
 
@@ -224,7 +224,7 @@ def test_workers_decode_mixtures(clips, workers):
     batches = SeededBatches(8, 4, seed=1)
     batches.mixing = Mixing(torch.arange(8).roll(1), 0.6, 0.3)
     data = decoded(clips)
-    with build_train_loader(data, batches, num_workers=workers, pin_memory=False) as loader:
+    with ClipLoader(data, batch_sampler=batches, workers=workers) as loader:
         for batch, requests in zip(loader, list(batches), strict=True):
             expected = collate([data[request] for request in requests])
             assert torch.equal(batch.waveforms, expected.waveforms)

@@ -4,16 +4,13 @@ import json
 
 import pytest
 
-from datasets.audio import AudioConfig
+import main
 from scripts import benchmark
 
-TINY = "--frame-size 32 --clips 8 --batch-size 4 --repeats 1".split()
-
-
-@pytest.fixture(autouse=True)
-def short_sounds(monkeypatch):
-    audio = AudioConfig(window_seconds=4.0, mel_bins=64, hop_length=320)
-    monkeypatch.setattr(benchmark, "AudioConfig", lambda: audio)
+TINY = (
+    "--frame-size 32 --clips 8 --batch-size 4 --repeats 1 --device cpu --window-seconds 1 --mel-bins 32 "
+    "--hop-length 400 --time-mask 10 --frequency-mask 8"
+).split()
 
 
 def lines_of(capsys, *arguments):
@@ -25,12 +22,14 @@ def lines_of(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "variants"),
     [
-        (["train", "--variants", "encoded_twice"], ["plain", "encoded_twice"]),
+        (["train", "--variants", "bf16"], ["plain", "bf16"]),
         (["loader", "--worker-counts", "0,1"], ["workers_0", "workers_1", "views"]),
         (["evaluate"], ["one_by_one", "batches", "batches_all_rules"]),
     ],
 )
-def test_each_way_has_a_line(capsys, arguments, variants):
+def test_each_way_has_a_line(capsys, monkeypatch, arguments, variants):
+    steps = []
+    monkeypatch.setattr(main, "take_step", lambda *a, real=main.take_step: (steps.append(a[-1]), real(*a)))
     lines = lines_of(capsys, *arguments)
     assert list(lines) == variants
     for line in lines.values():
@@ -38,20 +37,9 @@ def test_each_way_has_a_line(capsys, arguments, variants):
         assert line["samples_per_s"] > 0
         assert line["device"].startswith("CPU, 1 threads")
     assert lines[variants[0]]["ratio_to_plain"] == 1
-    if arguments[0] == "train":  # counted, not timed: the sound is encoded once or twice
-        twice, once = (lines[name]["gflop_per_sample"] for name in ("encoded_twice", "plain"))
-        assert 1.2 * once < twice < 2 * once
-
-
-def test_ways_take_turns_and_the_first_round_is_not_counted(capsys, monkeypatch):
-    clock, calls = iter(range(1000)), []
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    ways = {name: lambda name=name: calls.append(name) for name in ("plain", "other")}
-    options = benchmark.BenchmarkOptions(repeats=3)
-    benchmark.measure("case", ways, options, benchmark.pick_device("cpu"), samples=6)
-    assert calls == ["other", "plain", "plain", "other"] * 2
-    plain, other = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (plain["samples_per_s"], other["ratio_to_plain"]) == (6, 1)
+    # Ways take turns, backwards in the first round: the steps are those of main.py.
+    expected = ["bf16", "bf16", "fp32", "fp32", "fp32", "fp32", "bf16", "bf16"]
+    assert steps == (expected if arguments[0] == "train" else [])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip
 from datasets.frames import FrameGeometry, read_frame
 from datasets.hdf5 import close_files, undo_levelling
-from datasets.loaders import build_test_loader
+from datasets.loaders import ClipLoader
 from utils.files import BrokenFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -295,6 +295,6 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
 def test_workers_read_what_this_process_reads(training_files):
     clips = as_clips(build_clips("flickr", training_files[0], clip_list=None))
     expected = [clips[i] for i in range(NUM_CLIPS)]  # the files are open now
-    loader = build_test_loader(clips, batch_size=2, num_workers=2, pin_memory=False)
+    loader = ClipLoader(clips, batch_size=2, workers=2)
     frames = torch.cat([batch.frames for batch in loader])
     assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))

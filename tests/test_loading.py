@@ -27,7 +27,7 @@ from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, collate, with_wrong_sounds
 from datasets.frames import FrameConfig, FrameGeometry
 from datasets.geometry import GeometricConfig, GeometricTransform
-from datasets.loaders import SeededBatches, build_test_loader, build_train_loader, hash_seed
+from datasets.loaders import ClipLoader, SeededBatches, hash_seed
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
 
@@ -173,13 +173,13 @@ def test_hash_seed_tells_positions_apart():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loaders_give_the_same_whatever_the_workers(train_clips, test_clips, num_workers):
     batches = SeededBatches(len(train_clips), 4, seed=1)
-    with build_train_loader(train_clips, batches, num_workers=num_workers, pin_memory=False) as loader:
+    with ClipLoader(train_clips, batch_sampler=batches, workers=num_workers) as loader:
         for _ in range(2):  # epochs
             for batch, requests in zip(loader, batches, strict=True):
                 expected = collate([train_clips[request] for request in requests])
                 assert batch.clip_ids == expected.clip_ids
                 assert torch.equal(batch.frames, expected.frames)
-    with build_test_loader(test_clips, batch_size=4, num_workers=num_workers, pin_memory=False) as loader:
+    with ClipLoader(test_clips, batch_size=4, workers=num_workers) as loader:
         assert [len(batch) for batch in loader] == [4, 2]
         assert [i for batch in loader for i in batch.clip_ids] == sorted(f"test_{i}" for i in range(6))
     assert not multiprocessing.active_children()
@@ -196,9 +196,9 @@ def test_no_worker_outlives_its_loader(train_clips, test_clips, kind, stuck, mon
         monkeypatch.setattr(AudioVisualClips, "__getitem__", lambda c, r: hang.get(r, int)() or take(c, r))
     if kind == "train":
         batches = SeededBatches(len(train_clips), 2, seed=1)
-        loader = build_train_loader(train_clips, batches, num_workers=2, pin_memory=False)
+        loader = ClipLoader(train_clips, batch_sampler=batches, workers=2)
     else:
-        loader = build_test_loader(test_clips, batch_size=1, num_workers=2, pin_memory=False)
+        loader = ClipLoader(test_clips, batch_size=1, workers=2)
     with pytest.raises(ZeroDivisionError), loader:
         for _ in loader:
             assert len(multiprocessing.active_children()) == 2
@@ -210,7 +210,7 @@ def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(test_cli
     ignored = []
     monkeypatch.setattr(signal, "signal", lambda number, _: ignored.append(number))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    loader = build_test_loader(test_clips, batch_size=4, num_workers=1, pin_memory=False)
+    loader = ClipLoader(test_clips, batch_size=4, workers=1)
     loader.worker_init_fn(0)
     assert set(ignored) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     for error in (BrokenPipeError(), ConnectionResetError(), EOFError()):

@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.audio import SegmentConfig
 from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
-from datasets.loaders import build_test_loader
+from datasets.loaders import ClipLoader
 from utils.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +58,7 @@ def test_the_map_is_that_of_the_benchmark_s_loader(tmp_path, localise, geometry,
     clips = AudioVisualClips(
         [Clip("a", image, sound)], geometry=FrameGeometry(64, geometry), audio=AUDIO, map_size=1
     )
-    (batch,) = build_test_loader(clips, batch_size=1, num_workers=0, pin_memory=False)
+    (batch,) = ClipLoader(clips, batch_size=1)
     with torch.inference_mode():
         model = small_ssl_tie().model
         (expected,) = model.localise(*model.prepare(batch.frames, batch.waveforms))

@@ -368,9 +368,10 @@ def test_predictions_that_are_all_the_same_are_warned_of(inputs):
     assert "prediction_std" in collapse_warning(terms_of(model, inputs))
 
 
-def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog):
+def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("utils.training.LOG_EVERY", 1)
     with TrainingRun(tmp_path / "run", resume=False) as run:
-        run.start({}, missing=(), steps_per_epoch=4, log_every=1, diagnose=collapse_warning)
+        run.start({}, missing=(), steps_per_epoch=4, diagnose=collapse_warning)
         for _ in range(2):
             for _ in range(4):
                 terms = HEALTHY | {"prediction_std": 1e-4}

@@ -15,15 +15,15 @@ from utils.files import write_atomically
 FORMAT = "vssl-checkpoint-1"
 
 _rebuild_scalar, _rebuild_array = np.float64().__reduce__()[0], np.empty(0).__reduce__()[0]
+# Read from files beside tensors and plain values: other programs keep scores as NumPy numbers and arrays,
+# pickled under the name of NumPy 1 or 2.
 SAFE_GLOBALS: list[Any] = [
-    # Other programs keep scores as NumPy numbers and arrays, pickled under the name of NumPy 1 or 2.
     *((_rebuild_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_rebuild_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 ]
-"""Read from files beside tensors and plain values."""
 
 
 @dataclass(kw_only=True)
@@ -35,30 +35,20 @@ class Checkpoint:
     audio_config: dict[str, Any]
     frame_config: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
-    training_clips: list[str] | None = None
-    """ids of the training set; None where the file does not tell (released files)"""
-    training_list: dict[str, Any] = field(default_factory=dict)
-    """name, sha256, size of the training list, and how many of its clips were missing"""
-    epoch: int = 0
-    """finished epochs"""
-    step: int = 0
-    """finished steps of the epoch that was interrupted; 0 between epochs"""
-    selection: dict[str, Any] = field(default_factory=dict)
-    """how this epoch was chosen: last, or best and on which clips"""
-    options: dict[str, Any] = field(default_factory=dict)
-    """all options of the run"""
+    training_clips: list[str] | None = (
+        None  # ids of the training set; None in released files, which don't tell
+    )
+    training_list: dict[str, Any] = field(default_factory=dict)  # name, sha256, size; how many were missing
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch that was interrupted; 0 between epochs
+    selection: dict[str, Any] = field(default_factory=dict)  # last, or best and on which clips
+    options: dict[str, Any] = field(default_factory=dict)  # all options of the run
     optimizer: dict[str, Any] | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    """running sums, best score and history, for resuming"""
+    progress: dict[str, Any] = field(default_factory=dict)  # running sums, best score, history
 
 
-# Of a checkpoint's entries that are no dictionaries, with the words of messages.
-KINDS: dict[str, tuple[type, str]] = {
-    "method": (str, "a name"),
-    "training_clips": (list, "a list of clip ids"),
-    "epoch": (int, "a whole number"),
-    "step": (int, "a whole number"),
-}
+# Types of a checkpoint's entries that are no dictionaries.
+KINDS: dict[str, type] = {"method": str, "training_clips": list, "epoch": int, "step": int}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -87,13 +77,9 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged and foreign bytes make torch.load raise errors of any type
             foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-            reason = (
-                f"it holds more than tensors and plain values: {foreign[1]}, which could run code. Save the "
-                "file anew without it"
-                if foreign
-                else "it is cut off, no checkpoint at all, or holds more than tensors and plain values "
-                f"({type(error).__name__}); a broken download must be fetched anew"
-            )
+            reason = f"it is cut off or no checkpoint ({type(error).__name__}); fetch a broken download anew"
+            if foreign:
+                reason = f"it holds {foreign[1]}, which could run code; save the file anew without it"
             raise ValueError(
                 f"{path} cannot be loaded as weights: {reason}. Expected a file written by main.py or one "
                 "of the released files of ckpts/README.md."
@@ -104,11 +90,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """Return the checkpoint in what `read_checkpoint_file` read; messages name its path.
-
-    Raises:
-        ValueError: another format, or entries are missing, unknown or of another type.
-    """
+    """Return the checkpoint in what `read_checkpoint_file` read; refuse other formats, naming the path."""
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is no checkpoint of this project (format {content.get('format')!r}, expected "
@@ -120,11 +102,10 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
         lacking, unknown = sorted(expected - entries.keys()), sorted(map(str, entries.keys() - expected))
         raise ValueError(f"{path} lacks {lacking} and holds unknown {unknown}.")
     for name, value in entries.items():
-        kind, words = KINDS.get(name, (dict, "a dictionary"))
-        may_be_absent = value is None and name in ("training_clips", "optimizer")
-        if not isinstance(value, kind) and not may_be_absent:
+        kind = KINDS.get(name, dict)
+        if not isinstance(value, kind) and (value is not None or name not in ("training_clips", "optimizer")):
             raise ValueError(
-                f"{path}: its entry '{name}' is not {words}, but {type(value).__name__} {str(value)[:40]!r}. "
+                f"{path}: its entry '{name}' is not a {kind.__name__}, but {str(value)[:40]!r}. "
                 "The file is damaged or was not written by main.py."
             )
     for name, weight in entries["state_dict"].items():

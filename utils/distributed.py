@@ -18,8 +18,7 @@ import torch.distributed.nn.functional as dnn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""Set for each process by torchrun."""
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # set for each process by torchrun
 
 
 @contextmanager
@@ -27,9 +26,6 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the other processes that torchrun started; yield this one's device.
 
     Without torchrun that is the given device; with it and GPUs, the GPU of the local rank.
-
-    Raises:
-        ValueError: the launcher's variables are set in part, or there are too few GPUs.
     """
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
     if len(missing) == len(LAUNCHER_VARIABLES):
@@ -41,12 +37,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             "set together by torchrun. Start with torchrun, or unset the others."
         )
     if device.type == "cuda":
-        if local_rank() >= torch.cuda.device_count():
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"torchrun started process {local_rank()}, counted from 0, where PyTorch sees "
+                f"torchrun started process {local_rank}, counted from 0, where PyTorch sees "
                 f"{torch.cuda.device_count()} CUDA devices. Lower --nproc-per-node."
             )
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     failed = True
@@ -69,11 +66,6 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def local_rank() -> int:
-    """Return the number of this process among those on its computer, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_main_process() -> bool:
     """Return whether this process is the one that writes files and talks to the user."""
     return rank() == 0
@@ -89,17 +81,13 @@ def shard(items: Any, rank: int, world_size: int) -> Any:  # noqa: ANN401 - the 
 
 
 def local_slice(batch_size: int) -> slice:
-    """Return which clips of each batch, of all processes together, this process takes.
-
-    Raises:
-        ValueError: the processes cannot all take as many, or would take fewer than 2.
-    """
-    if batch_size % world_size() or batch_size // world_size() < 2:
+    """Return which clips of each batch, of all processes together, this process takes."""
+    share, rest = divmod(batch_size, world_size())
+    if rest or share < 2:
         raise ValueError(
             f"--batch-size {batch_size} is that of all {world_size()} processes together: it must "
             "be a multiple of their number, and at least twice that."
         )
-    share = batch_size // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
@@ -114,25 +102,16 @@ def gather_objects(objects: Sequence[Any]) -> list[Any]:
 
 def largest(number: int) -> int:
     """Return the largest number of all processes, e.g. of the signal that one of them got."""
-    return _extreme(number, dist.ReduceOp.MAX)
+    if world_size() == 1:
+        return number
+    shared = torch.tensor(number)  # on the CPU: does not wait for a GPU
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared.item())
 
 
 def smallest(number: int) -> int:
     """Return the smallest number of all processes, e.g. for all of them to cut their batches to."""
-    return _extreme(number, dist.ReduceOp.MIN)
-
-
-def barrier() -> None:
-    """Wait until all processes are here, but not for what their GPUs are doing."""
-    _extreme(0, dist.ReduceOp.MAX)
-
-
-def _extreme(number: int, operation: dist.ReduceOp.RedOpType) -> int:
-    if world_size() == 1:
-        return number
-    shared = torch.tensor(number)
-    dist.all_reduce(shared, operation)
-    return int(shared.item())
+    return -largest(-number)
 
 
 def average(value: Tensor) -> Tensor:
@@ -148,21 +127,11 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """Return the rows (B, ...) of all processes as (processes * B, ...), and the index of the own first one.
 
     The gradient of a row is the sum over the losses of all processes, so that a data-parallel wrapper, which
-    averages gradients, yields that of the mean loss. All processes must call this in the same order.
-
-    Raises:
-        ValueError: the processes have batches of different sizes; in all of them.
+    averages gradients, yields that of the mean loss. All processes must call this in the same order, with as
+    many rows: main.py cuts their batches to the smallest.
     """
     if world_size() == 1:
         return rows, 0
-    extremes = torch.tensor([len(rows), -len(rows)])  # on the CPU: does not wait for a GPU
-    dist.all_reduce(extremes, dist.ReduceOp.MAX)
-    most, fewest = extremes[0].item(), -extremes[1].item()
-    if most != fewest:
-        raise ValueError(
-            "Every process must bring as many clips to a training step, but they brought from "
-            f"{fewest} to {most}. Cut all batches to the smallest, or leave the step out in all processes."
-        )
     # A sum with zeros, not dnn.all_gather, whose gradient on gloo is wrong unless it arrives contiguous.
     own_offset, padding = rank() * len(rows), torch.zeros_like(rows)
     parts = [rows if number == rank() else padding for number in range(world_size())]
@@ -172,8 +141,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
 class SynchronisedBatchNorm(_BatchNorm):
     """A batch norm over the batches of all processes, on CPUs, which nn.SyncBatchNorm refuses.
 
-    Forward and backward take collectives; all processes must call the layer in the same order. Local
-    batches may differ in size, but none may be empty.
+    It tracks statistics with a momentum. Local batches may differ in size, but none may be empty.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -188,17 +156,12 @@ class SynchronisedBatchNorm(_BatchNorm):
         # Squares of centred features: those of the features cancel where the mean is large.
         centred = precise - mean.view(per_channel)
         variance = dnn.all_reduce(centred.square().sum(dims)) / count  # (C)
-        if (
-            self.num_batches_tracked is not None
-            and self.running_mean is not None
-            and self.running_var is not None
-        ):
-            self.num_batches_tracked.add_(1)
-            # As in torch, no momentum stands for the mean of all batches so far.
-            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach().to(self.running_mean), share)
-            unbiased = variance.detach() * count / (count - 1)
-            self.running_var.lerp_(unbiased.to(self.running_mean), share)
+        assert self.momentum is not None and self.num_batches_tracked is not None  # as in all networks here
+        statistics = {"running_mean": mean, "running_var": variance * count / (count - 1)}
+        for name, value in statistics.items():
+            running = self.get_buffer(name)
+            running.lerp_(value.detach().to(running), self.momentum)
+        self.num_batches_tracked.add_(1)
         normalised = centred * (variance + self.eps).rsqrt().view(per_channel)
         if self.affine:
             normalised = normalised * self.weight.view(per_channel) + self.bias.view(per_channel)

@@ -37,17 +37,12 @@ def decoding(source: object) -> Iterator[None]:
         raise BrokenFileError(source, str(error) or type(error).__name__) from error
 
 
-def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
-    """Write a whole file; after a crash or a power cut there is the old one or the new one, never a part.
-
-    `durable=False` does not wait for the disk: a power cut may then leave an empty file, which is good enough
-    for pictures that can be drawn again.
-    """
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole file; after a crash or a power cut there is the old one or the new one, never a part."""
     with moved_when_whole(path) as temporary, temporary.open("wb") as file:
         file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -59,8 +54,7 @@ def moved_when_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not no_room or error.filename not in (None, str(temporary)):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 1e6
@@ -82,11 +76,7 @@ def check_place(folder: Path, option: str) -> None:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Make this process the only writer of a folder until the returned file is closed, or the process ends.
-
-    Raises:
-        ValueError: another process writes there.
-    """
+    """Make this process a folder's only writer until the returned file is closed, or the process ends."""
     file = (folder / ".lock").open("a+")
     try:
         # Not flock, as of the filelock package: decoding processes would hold it after a run was killed.
@@ -98,9 +88,10 @@ def lock_folder(folder: Path) -> TextIO:
         with file:
             file.seek(0)
             owner = file.read().strip()
-        raise ValueError(
+        words = (
             f"Another process writes to {folder}: {owner}. Wait for it, stop it, or name another --output."
-        ) from error
+        )
+        raise ValueError(words) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -9,7 +9,6 @@ missing_clips.txt  listed clips that are not trained on (--allow-missing)
 history.csv    a row per epoch: mean losses, validation scores
 log.txt        the program's messages
 events.*       TensorBoard
-diagnosis.json which clips the last steps saw, when the loss was no longer a number
 .lock          held while a process writes here
 """
 
@@ -23,11 +22,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ def run_command(command: Callable[[], int]) -> int:
     debug = bool(os.environ.get("VSSL_DEBUG"))
     try:
         return command()
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except ValueError as error:
         logger.error("%s", error, exc_info=debug)
         return 2
     except OSError as error:
@@ -134,9 +133,7 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal_number = number
         message = f"\n{signal.Signals(number).name}: finishing the step, then saving and stopping.\n"
-        # Neither logging nor sys.stderr: the signal may have come in the middle of writing to it, which
-        # then raises an error.
-        with suppress(OSError):
+        with suppress(OSError):  # not sys.stderr: a signal in the middle of writing to it makes that fail
             os.write(2, message.encode())
 
 
@@ -158,11 +155,7 @@ def use_full_float32(full: bool = True) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a device by name; `auto` is the GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: unknown name, or a GPU is asked for where there is none.
-    """
+    """Return a device by name; `auto` is the GPU where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -180,15 +173,16 @@ def pick_device(name: str) -> torch.device:
 def environment_report(device: torch.device) -> dict[str, str]:
     """Return the versions of all that can move a score, and the device, for result files."""
     packages = "torch torchvision torchaudio numpy opencv-python-headless pillow soundfile".split()
-    report = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    words = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
     if device.type == "cuda":
-        return {**report, "device": torch.cuda.get_device_name(device)}
-    return {**report, "device": f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"}
+        words = torch.cuda.get_device_name(device)
+    versions = {package: version(package) for package in packages}
+    return {"python": platform.python_version(), **versions, "device": words}
 
 
 # ------------------------------------------------------------------------------------------- folder
 
-
+LOG_EVERY = 20  # steps between two entries in TensorBoard
 PROGRESS = ("best_score", "history", "broken", "sums", "num_summed")
 """Attributes of TrainingRun that are kept in checkpoints."""
 
@@ -204,13 +198,15 @@ class TrainingRun:
         """Lock the folder if it is there; nothing is written before `start`.
 
         Raises:
-            FileExistsError: it holds a run, and resume is not set.
-            FileNotFoundError: it holds none, and resume is set.
-            OSError, ValueError: see `check_place`, `lock_folder`.
+            OSError, ValueError: it holds a run or, to resume, none; it cannot be written, or another process
+                writes there.
         """
         self.folder, self.last_path, self.best_path = folder, folder / "last.pth", folder / "best.pth"
+        self._open = ExitStack()  # lock, logs
+        self._locked = False
+        self._log: logging.Handler | None = None
+        self._writer: Any = None
         check_place(folder, f"--output {folder}")
-        self._lock: TextIO | None = None
         self._take_folder(resume)
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the current epoch
@@ -222,13 +218,11 @@ class TrainingRun:
         # Steps whose values have not been read from the device yet: number, clip ids, values by name.
         self._recent: list[tuple[int, tuple[str, ...], dict[str, Tensor]]] = []
         self._warned = False  # whether this epoch's diagnosis has been told
-        self._writer: Any = None
-        self._log: logging.Handler | None = None
-        self._thread_hook = threading.excepthook
 
     def _take_folder(self, resume: bool) -> None:
         if is_main_process() and self.folder.exists():
-            self._lock = lock_folder(self.folder)  # before a look at last.pth, which another might be writing
+            self._open.enter_context(lock_folder(self.folder))  # first: another might write last.pth now
+            self._locked = True
         if self.last_path.exists() and not resume:
             raise FileExistsError(
                 f"{self.last_path} exists: a run lives in this folder. Go on with it "
@@ -255,35 +249,36 @@ class TrainingRun:
         *,
         missing: Sequence[str],
         steps_per_epoch: int,
-        log_every: int,
         diagnose: Callable[[Mapping[str, float]], str | None],
     ) -> None:
         """Make the folder, write options and the listed clips that are missing, and open the logs.
 
-        TensorBoard gets an entry every `log_every` steps; `diagnose` gets their mean losses, by name, and may
-        return a warning.
+        `diagnose` gets the mean losses of the last steps, by name, and may return a warning.
         """
-        self.diagnose, self.steps_per_epoch, self.log_every = diagnose, steps_per_epoch, log_every
+        self.diagnose, self.steps_per_epoch = diagnose, steps_per_epoch
         if not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:  # the folder was not there, and others may have made it since
+        if not self._locked:  # the folder was not there, and others may have made it since
             self._take_folder(resume=False)
         for leftover in self.folder.glob(".*.[0-9]*.partial"):  # a killed process was writing it
             leftover.unlink(missing_ok=True)
-        self._log = logging.FileHandler(self.folder / "log.txt")
+        write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
+        if missing:
+            write_atomically(self.folder / "missing_clips.txt", "\n".join([*missing, ""]).encode())
+        self._log = self._open.enter_context(closing(logging.FileHandler(self.folder / "log.txt")))
         # A full disk cuts the log short: the checkpoint, which does not fit either, says so.
         self._log.handleError = lambda record: None  # type: ignore[method-assign]
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log)
-        write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
-        if missing:
-            write_atomically(self.folder / "missing_clips.txt", "\n".join([*missing, ""]).encode())
+        self._open.callback(logging.getLogger().removeHandler, self._log)
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - takes a second
 
         # What TensorBoard's thread cannot write comes up again in this one: no traceback of the thread.
+        self._open.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda failure: logger.error("A thread failed: %s", failure.exc_value)
         self._writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+        self._open.callback(self._writer.close)
 
     def __enter__(self) -> "TrainingRun":
         """Itself."""
@@ -291,18 +286,13 @@ class TrainingRun:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Note in log.txt what ended the run; close the logs and free the folder."""
-        if self._log is not None:
-            if error is not None:
-                words = ("Ended by %s: %s", (type(error).__name__, error))
-                self._log.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, *words, None))
-            logging.getLogger().removeHandler(self._log)
-        for part in (self._writer, self._log, self._lock):
-            try:
-                if part is not None:
-                    part.close()
-            except OSError as failure:
-                logger.warning("The logs in %s are not complete: %s", self.folder, failure)
-        threading.excepthook = self._thread_hook
+        if self._log is not None and error is not None:
+            words = ("Ended by %s: %s", (type(error).__name__, error))
+            self._log.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, *words, None))
+        try:
+            self._open.close()
+        except OSError as failure:
+            logger.warning("The logs in %s are not complete: %s", self.folder, failure)
 
     @property
     def global_step(self) -> int:
@@ -320,7 +310,7 @@ class TrainingRun:
         """Count a finished step of these clips; a loss that is not finite raises FloatingPointError."""
         self.step += 1
         self._recent.append((self.step, clip_ids, {"loss": loss.detach(), **terms}))
-        if self.step % self.log_every == 0 or self.step == self.steps_per_epoch:
+        if self.step % LOG_EVERY == 0 or self.step == self.steps_per_epoch:
             self._log_recent()
 
     def _log_recent(self) -> None:
@@ -330,55 +320,35 @@ class TrainingRun:
             return
         # Reading the values waits for the device, hence not at each step.
         names = list(recent[0][2])
-        local = torch.stack([torch.stack([values[name] for name in names]) for _, _, values in recent])
-        rows = average(local).tolist()  # (steps, names)
-        if not all(math.isfinite(row[0]) for row in rows):
-            self._stop_diverged(recent, [row[0] for row in rows], local[:, 0].tolist())
-        totals = {name: sum(row[index] for row in rows) for index, name in enumerate(names)}
-        for name, total in totals.items():
-            self.sums[name] = self.sums.get(name, 0.0) + total
-        self.num_summed += len(rows)
-        warning = self.diagnose({name: total / len(rows) for name, total in totals.items()})
+        rows = average(
+            torch.stack([torch.stack([values[name] for name in names]) for _, _, values in recent])
+        )
+        losses = dict(zip(names, rows.T.tolist(), strict=True))  # of each step, by name
+        for (step, clip_ids, _), loss in zip(recent, losses["loss"], strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss is no longer a finite number: epoch {self.epoch + 1}, step {step}, clips "
+                    f"{', '.join(clip_ids)}. {self._last_good_state()}"
+                )
+        self.num_summed += len(recent)
+        for name, values in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + sum(values)
+            self._add("scalar", f"train/{name}", values[-1])
+        warning = self.diagnose({name: sum(values) / len(values) for name, values in losses.items()})
         if warning is not None and not self._warned:
             logger.warning("Epoch %d, step %d: %s", self.epoch + 1, self.step, warning)
             self._warned = True
-        for name, last in zip(names, rows[-1], strict=True):
-            self._add("scalar", f"train/{name}", last)
-
-    def _stop_diverged(self, recent: Sequence[Any], means: list[float], own_losses: list[float]) -> NoReturn:
-        """Write diagnosis.json with the losses and clips of the steps up to the first bad one, and raise."""
-        bad = next(index for index, loss in enumerate(means) if not math.isfinite(loss))
-        first, clips = recent[bad][:2]
-        own = [
-            {"step": number, "loss": repr(loss), "clips": clip_ids}
-            for (number, clip_ids, _), loss in zip(recent[: bad + 1], own_losses, strict=False)
-        ]
-        diagnosis = {
-            "epoch": self.epoch + 1,
-            "first_bad_step": first,
-            "mean_losses": {step[0]: repr(loss) for step, loss in zip(recent, means, strict=True)},
-            "steps_by_process": gather_objects([own]),
-        }
-        path = self.folder / "diagnosis.json"
-        if is_main_process():
-            write_atomically(path, json.dumps(diagnosis, indent=2).encode() + b"\n")
-        raise FloatingPointError(
-            f"The loss is no longer a finite number: epoch {self.epoch + 1}, step {first}, clips "
-            f"{', '.join(clips[:5])}{' …' if len(clips) > 5 else ''}; all of them, and the steps before, are "
-            f"in {path}. {self._last_good_state()}"
-        )
 
     def _last_good_state(self) -> str:
         return f"{self.last_path} holds the last good state, if one was saved; try a lower learning rate."
 
     def _add(self, kind: str, name: str, value: Any, **settings: Any) -> None:  # noqa: ANN401 - as TensorBoard
-        if self._writer is None:
-            return
-        try:
-            getattr(self._writer, f"add_{kind}")(name, value, self.global_step, **settings)
-        except OSError as error:  # of its thread, some time ago; names no file
-            words = f"TensorBoard's log cannot be written: {error.strerror}"
-            raise OSError(error.errno, words, str(self.folder)) from error
+        if self._writer is not None:
+            try:
+                getattr(self._writer, f"add_{kind}")(name, value, self.global_step, **settings)
+            except OSError as error:  # of its thread, some time ago
+                error.filename = f"TensorBoard's log in {self.folder}"
+                raise
 
     def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
         """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
@@ -436,10 +406,8 @@ class TrainingRun:
 
     def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:
         """Write last.pth, and best.pth of the best epoch: `best_on` names the benchmark and its clips."""
-        if best_on is not None:
+        if best_on is not None:  # first: last.pth knows the best score, and must not without best.pth
             checkpoint.selection = {"kind": "best", **best_on}
-            # First: last.pth knows the best score, so that after a crash between the two best.pth would
-            # never catch up.
             save_checkpoint(self.best_path, checkpoint)
         checkpoint.selection = {"kind": "last"}
         save_checkpoint(self.last_path, checkpoint)

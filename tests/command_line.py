@@ -7,19 +7,35 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+SMALL = (
+    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
+    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
+).split()
+"""Options of main.py ssl_tie for seconds of work"""
 
 
-def run(program, *arguments):
+def training(tiny_data, output, *words):
+    """Arguments of main.py."""
+    return list(map(str, [
+        "ssl_tie", "--train-set", "vggsound", "--data-root", tiny_data.root, "--output", output,
+        *SMALL, *words,
+    ]))  # fmt: skip
+
+
+def validation(tiny_data):
+    return ("--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root)
+
+
+def run(program, *arguments, processes=1, timeout=300):
     """A finished main.py, test.py or script, with its output as text."""
+    command = [sys.executable, ROOT / program, *arguments]
+    if processes > 1:
+        command = torchrun(processes, program, *arguments)
     return subprocess.run(
-        [sys.executable, ROOT / program, *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-    )
+        list(map(str, command)),
+        capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=timeout,
+    )  # fmt: skip
 
 
 def assert_refused(finished, *words):

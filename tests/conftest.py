@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from distributed_workers import narrow_encoder
 from PIL import Image
 from shell_scripts import Starts
 
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
+from models import ssl_tie
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import Checkpoint, save_checkpoint
 
@@ -113,6 +115,12 @@ def checkpoint(tmp_path_factory):
     )
     yield path
     path.unlink()  # pytest keeps its folders
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Small networks for SSL-TIE, where there is much to train and to save."""
+    monkeypatch.setattr(ssl_tie, "ResNet18Encoder", narrow_encoder)
 
 
 @pytest.fixture(scope="module")

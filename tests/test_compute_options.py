@@ -29,7 +29,7 @@ def build_model():
     """The method with two-layer encoders."""
     torch.manual_seed(0)
     model = SSLTIE(SSLTIEConfig())
-    model.imgnet, model.audnet = narrow_encoder(3), narrow_encoder(1, passes=2)
+    model.imgnet, model.audnet = narrow_encoder(3), narrow_encoder(1, batch_norm_passes=2)
     return model.train()
 
 

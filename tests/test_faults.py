@@ -1,81 +1,53 @@
 """What goes wrong in the middle of a run: kills, signals, NaN, dead workers, full disks."""
 
 import csv
-import json
 import math
 import multiprocessing
 import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT, torchrun
+from command_line import ROOT, run, training, validation
 from distributed_workers import narrow_encoder
-from test_data_parallel import run_parallel
 from torch.utils.data import get_worker_info
 
 import main
 from datasets.clips import AudioVisualClips
+from models import ssl_tie
 from models.ssl_tie import SSLTIE
 from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
-from utils.files import lock_folder, write_atomically
+from utils.files import lock_folder
 from utils.training import Interruption, TrainingRun, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = (
-    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
-).split()
 DEADLINE = 120
 """Seconds after which something is taken not to come."""
 
 
-def arguments(tiny_data, output, *more):
-    """Of main.py."""
-    return list(map(str, [
-        "ssl_tie", "--train-set", "vggsound", "--data-root", tiny_data.root, "--output", output,
-        *SMALL, *more,
-    ]))  # fmt: skip
-
-
-def validation(tiny_data):
-    return ("--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root)
+def train(tiny_data, output, *words):
+    """In this process."""
+    return main.main(training(tiny_data, output, *words))
 
 
 def read(path):
     return parse_checkpoint(read_checkpoint_file(path), path)
 
 
-build_wide = SSLTIE.__init__
-
-
-def build_narrow(model, *given, **named):
-    """SSL-TIE with narrow networks, whose checkpoints are small."""
-    build_wide(model, *given, **named)
-    model.imgnet = narrow_encoder(3)
-    model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    monkeypatch.setattr(SSLTIE, "__init__", build_narrow)
-
-
-def with_narrow_networks():
-    """For ever, in a process of its own."""
-    SSLTIE.__init__ = build_narrow
-
-
 def leftovers(folder):
     return sorted(path.name for path in folder.glob(".*.partial"))
+
+
+def stamp(path):
+    status = path.stat() if path.exists() else None
+    return status and (status.st_ino, status.st_mtime_ns)
 
 
 def assert_same_state(first, second):
@@ -88,6 +60,62 @@ def assert_same_state(first, second):
             assert torch.equal(tensor, two.optimizer["state"][number][name]), (number, name)
     assert one.progress == two.progress
     assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
+
+
+# ---------------------------------------------------------------------------------------- faults
+
+
+def fail_where(owner, name, act, number=None, *, set_attribute=setattr):
+    """Lets a function first do something else, at each call or at the number-th; returns its calls."""
+    calls, original = [], getattr(owner, name)
+
+    def fail(*given, **named):
+        calls.append(given)
+        if number is None or len(calls) == number:
+            act()
+        return original(*given, **named)
+
+    set_attribute(owner, name, fail)
+    return calls
+
+
+def send_self(number):
+    return partial(os.kill, os.getpid(), number)
+
+
+def raise_bug():
+    raise ZeroDivisionError("a bug")
+
+
+# For ever, in processes of their own.
+
+
+def with_narrow_networks():
+    ssl_tie.ResNet18Encoder = narrow_encoder
+
+
+def killed_at(place, number):
+    with_narrow_networks()
+    owner = {"augment": SSLTIE, "fsync": os, "replace": Path}[place]
+    fail_where(owner, place, send_self(signal.SIGKILL), number)
+
+
+def in_a_worker():
+    fail_where(AudioVisualClips, "__getitem__", raise_bug)
+
+
+def in_the_step():
+    fail_where(SSLTIE, "forward", raise_bug)
+
+
+def in_validation():
+    fail_where(SSLTIE, "localise", raise_bug)
+
+
+def with_a_full_disk_in_the_second_epoch():
+    with_narrow_networks()
+    limits = (100, 100)
+    fail_where(TrainingRun, "finish_epoch", partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits), 2)
 
 
 # ------------------------------------------------------------------------------ killed processes
@@ -104,10 +132,6 @@ def run_as_main(words, messages, fault):
     sys.exit(main.main(words))
 
 
-def nothing():
-    """No change."""
-
-
 @pytest.fixture(scope="module")
 def processes():
     """Starts processes within a second: they are forked from one that has imported main."""
@@ -121,10 +145,10 @@ def processes():
 
 @pytest.fixture
 def start(processes, tmp_path):
-    """Arguments of main.py -> its process; all of them are ended with the test."""
+    """Arguments of main.py and a fault -> its process; all of them are ended with the test."""
     started = []
 
-    def begin(words, fault=nothing):
+    def begin(words, fault):
         process = processes.Process(target=run_as_main, args=(words, tmp_path / "messages", fault))
         process.start()
         started.append(process)
@@ -136,12 +160,6 @@ def start(processes, tmp_path):
         process.join()
 
 
-def kill(process):
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
 def wait_for(condition, process):
     end = time.monotonic() + DEADLINE
     while not condition():
@@ -150,71 +168,37 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-def stamp(path):
-    status = path.stat() if path.exists() else None
-    return status and (status.st_ino, status.st_mtime_ns)
-
-
-def test_kill_9_at_any_moment_leaves_a_loadable_checkpoint(tiny_data, tmp_path, start):
-    output, rng = tmp_path / "run", random.Random(0)
-    words = arguments(tiny_data, output, "--epochs", 500)
-    last, epoch, torn = output / "last.pth", 0, 0
-    for number in range(4):
-        before, found = stamp(last), leftovers(output)
-        process = start([*words, "--resume"] if before else words)
-        wait_for(lambda: stamp(last) != before, process)  # noqa: B023 - called at once
-        assert not set(found) & set(leftovers(output))
-        if number % 2:  # in the middle of writing
-            share = 250e6 * rng.random()
-            wait_for(lambda: any(size > share for size in sizes(output)), process)  # noqa: B023
-        else:
-            time.sleep(1.5 * rng.random())
-        kill(process)
-        torn += bool(leftovers(output))
-        checkpoint = read(last)
-        assert checkpoint.epoch > epoch
-        epoch = checkpoint.epoch
-    assert torn, "the writing was never hit"
-    process = start(arguments(tiny_data, output, "--epochs", epoch + 1, "--resume"))
-    process.join(DEADLINE)
-    assert process.exitcode == 0, (tmp_path / "messages").read_text()
-    assert not leftovers(output)
-    history = [int(row["epoch"]) for row in csv.DictReader((output / "history.csv").open())]
-    assert history == list(range(1, epoch + 2))
-
-
-@pytest.mark.slow
-def test_a_run_killed_three_times_ends_with_the_weights_of_an_undisturbed_one(tiny_data, tmp_path, start):
-    killed, whole, rng = tmp_path / "killed", tmp_path / "whole", random.Random(0)
-    last, more = killed / "last.pth", ("--batch-size", 2, *validation(tiny_data))
-    for _ in range(3):
-        before = stamp(last)
-        resume = ["--resume"] if before else []
-        process = start(arguments(tiny_data, killed, *more, "--epochs", 10**6, *resume), with_narrow_networks)
-        wait_for(lambda: stamp(last) != before, process)  # noqa: B023 - called at once
-        time.sleep(3 * rng.random())
-        kill(process)
-    epochs = ("--epochs", read(last).epoch + 1)
-    for words in ((killed, *more, *epochs, "--resume"), (whole, *more, *epochs)):
-        process = start(arguments(tiny_data, *words), with_narrow_networks)
-        process.join(5 * DEADLINE)
-        assert process.exitcode == 0, (tmp_path / "messages").read_text()
+@pytest.mark.usefixtures("narrow")
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(tiny_data, tmp_path, start):
+    whole, killed, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    last, words = killed / "last.pth", ("--batch-size", 2, "--epochs", 4, *validation(tiny_data))
+    assert train(tiny_data, whole, *words) == 0
+    # An epoch writes history.csv, best.pth if it is the best, and last.pth, after options.json at the start.
+    moments = [("fsync", 4), ("replace", 4), ("fsync", 3)]
+    moments += [(rng.choice(["augment", "fsync", "replace"]), rng.randint(2, 6)) for _ in range(4)]
+    torn = 0
+    for place, number in moments:
+        resume = ["--resume"] if last.exists() else []
+        process = start(training(tiny_data, killed, *words, *resume), partial(killed_at, place, number))
+        process.join(DEADLINE)
+        assert process.exitcode in (-signal.SIGKILL, 0), (tmp_path / "messages").read_text()
+        torn += bool(leftovers(killed))
+        assert not last.exists() or find_non_finite(read(last).state_dict) == []
+    assert torn >= 3
+    (killed / ".mine.partial").touch()
+    assert train(tiny_data, killed, *words, *(["--resume"] if last.exists() else [])) == 0
+    assert leftovers(killed) == [".mine.partial"]
     assert_same_state(whole, killed)
+    assert read(whole / "best.pth").epoch == read(killed / "best.pth").epoch
+    history = [int(row["epoch"]) for row in csv.DictReader((killed / "history.csv").open())]
+    assert history == [1, 2, 3, 4]
 
 
-def sizes(output):
-    """Of what is being written; it may be gone by the time it is looked at."""
-    for path in output.glob(".last.pth.*.partial"):
-        try:
-            yield path.stat().st_size
-        except FileNotFoundError:
-            continue
-
-
-def test_two_runs_in_one_folder(tiny_data, tmp_path, start, caplog, capsys):
+@pytest.mark.usefixtures("narrow")
+def test_two_runs_in_one_folder(tiny_data, tmp_path, start, caplog):
     output = tmp_path / "run"
-    words = arguments(tiny_data, output, "--epochs", 500, "--workers", 2)
-    first = start(words)
+    words = training(tiny_data, output, "--epochs", 10**6, "--workers", 2)
+    first = start(words, with_narrow_networks)
     wait_for((output / "last.pth").exists, first)
     options = (output / "options.json").read_bytes()
     for more in ([], ["--resume"]):
@@ -223,17 +207,16 @@ def test_two_runs_in_one_folder(tiny_data, tmp_path, start, caplog, capsys):
         for part in ("Another process", str(output), f"process {first.pid} on ", "--output"):
             assert part in caplog.text
     assert main.main([*words, "--dry-run"]) == 0
-    assert json.loads(capsys.readouterr().out)["run"]["output"] == str(output)
     assert (output / "options.json").read_bytes() == options
     before = stamp(output / "last.pth")
     wait_for(lambda: stamp(output / "last.pth") != before, first)  # unharmed
 
     # Decoding processes outlive a killed run for seconds; the lock must not.
-    kill(first)
-    checkpoint = read(output / "last.pth")
-    words = arguments(tiny_data, output, "--epochs", checkpoint.epoch + 1, "--resume")
-    assert main.main(words) == 0
-    assert read(output / "last.pth").epoch == checkpoint.epoch + 1
+    first.kill()
+    first.join()
+    epochs = read(output / "last.pth").epoch + 1
+    assert train(tiny_data, output, "--epochs", epochs, "--resume", "--workers", 2) == 0
+    assert read(output / "last.pth").epoch == epochs
 
 
 def test_a_run_that_began_while_another_started_up_is_noticed(tmp_path):
@@ -245,38 +228,14 @@ def test_a_run_that_began_while_another_started_up_is_noticed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "last.pth"]
 
 
-@pytest.mark.usefixtures("narrow")
-def test_what_a_killed_run_was_writing_is_removed(tiny_data, tmp_path):
-    output = tmp_path / "run"
-    output.mkdir()
-    for name in (".last.pth.12345.partial", ".mine.partial"):
-        (output / name).touch()
-    assert main.main(arguments(tiny_data, output, "--epochs", 1)) == 0
-    assert leftovers(output) == [".mine.partial"]
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    fail_where(__import__("fcntl"), "lockf", no_locks, set_attribute=monkeypatch.setattr)
+    lock_folder(tmp_path).close()
+    assert "only one run" in caplog.text
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_kill_between_the_two_checkpoints_loses_no_best_epoch(tiny_data, tmp_path, monkeypatch):
-    """last.pth knows the best score, so it must not be there before best.pth is."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = ("--epochs", 1, *validation(tiny_data))
-    assert main.main(arguments(tiny_data, whole, *words)) == 0
-    with monkeypatch.context() as patch:
-        written = []
-
-        def write_one(path, checkpoint):
-            if written:
-                raise KeyboardInterrupt
-            written.append(path)
-            save(path, checkpoint)
-
-        save = sys.modules["utils.training"].save_checkpoint
-        patch.setattr("utils.training.save_checkpoint", write_one)
-        assert main.main(arguments(tiny_data, killed, *words)) == 130
-    resume = ["--resume"] if (killed / "last.pth").exists() else []
-    assert main.main(arguments(tiny_data, killed, *words, *resume)) == 0
-    assert (killed / "best.pth").exists()
-    assert_same_state(whole, killed)
+def no_locks():
+    raise OSError(38, "Function not implemented")
 
 
 # --------------------------------------------------------------------------------------- signals
@@ -285,17 +244,8 @@ def test_a_kill_between_the_two_checkpoints_loses_no_best_epoch(tiny_data, tmp_p
 @contextmanager
 def signal_at(monkeypatch, owner, name, number, sent):
     """Sends this process a signal once, in the middle of the number-th call of a function."""
-    calls = []
-
-    def and_signal(*given, **named):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), sent)
-        return original(*given, **named)
-
-    original = getattr(owner, name)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, and_signal)
+        calls = fail_where(owner, name, send_self(sent), number, set_attribute=patch.setattr)
         yield
     assert len(calls) >= number
 
@@ -304,7 +254,7 @@ def signal_at(monkeypatch, owner, name, number, sent):
 def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(tiny_data, tmp_path, monkeypatch):
     words = ("--epochs", 2, "--batch-size", 2, *validation(tiny_data))
     whole = tmp_path / "whole"
-    assert main.main(arguments(tiny_data, whole, *words)) == 0
+    assert train(tiny_data, whole, *words) == 0
     moments = [
         (signal.SIGTERM, (SSLTIE, "augment", 2), (0, 2)),
         (signal.SIGUSR1, (SSLTIE, "augment", 7), (1, 3)),
@@ -315,62 +265,46 @@ def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(tiny_d
     for index, (sent, where, (epoch, step)) in enumerate(moments):
         stopped = tmp_path / f"stopped_{index}"
         with signal_at(monkeypatch, *where, sent):
-            assert main.main(arguments(tiny_data, stopped, *words)) == 128 + sent
+            assert train(tiny_data, stopped, *words) == 128 + sent
         checkpoint = read(stopped / "last.pth")
         assert (checkpoint.epoch, checkpoint.step) == (epoch, step), where
-        assert main.main(arguments(tiny_data, stopped, *words, "--resume")) == 0
+        assert train(tiny_data, stopped, *words, "--resume") == 0
         assert_same_state(whole, stopped)
 
 
 @pytest.mark.usefixtures("narrow")
 def test_a_signal_while_the_checkpoint_is_written_lets_it_finish(tiny_data, tmp_path, monkeypatch, caplog):
     output = tmp_path / "run"
-    assert main.main(arguments(tiny_data, output, "--epochs", 1)) == 0
-    before = stamp(output / "last.pth")
-    words = arguments(tiny_data, output, "--epochs", 3, "--resume")
+    assert train(tiny_data, output, "--epochs", 1) == 0
+    before, words = stamp(output / "last.pth"), ("--epochs", 3, "--resume")
 
-    def while_saving(*signals):
-        def fsync(descriptor):
-            fsync_really(descriptor)
-            if "last.pth" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-                for sent in signals:
-                    os.kill(os.getpid(), sent)
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
 
-        return fsync
-
-    fsync_really = os.fsync
-    monkeypatch.setattr("os.fsync", while_saving(signal.SIGINT, signal.SIGINT))
-    assert main.main(words) == 130  # the second Ctrl-C means now
+    with monkeypatch.context() as patch:  # options.json, history.csv, last.pth
+        fail_where(os, "fsync", twice, 3, set_attribute=patch.setattr)
+        assert train(tiny_data, output, *words) == 130  # the second Ctrl-C means now
     assert "Stopped." in caplog.text
     assert stamp(output / "last.pth") == before
     assert not leftovers(output)
-    monkeypatch.setattr("os.fsync", while_saving(signal.SIGTERM))
-    assert main.main(words) == 128 + signal.SIGTERM
+    with signal_at(monkeypatch, os, "fsync", 3, signal.SIGTERM):
+        assert train(tiny_data, output, *words) == 128 + signal.SIGTERM
     assert (read(output / "last.pth").epoch, stamp(output / "last.pth") == before) == (2, False)
 
 
-def test_a_signal_in_the_middle_of_a_message_is_no_error(capfd):
+def test_a_signal_in_the_middle_of_a_message_is_no_error(capfd, monkeypatch):
     """Python refuses to write to a file from a handler that interrupted writing to it."""
+    monkeypatch.setattr(sys, "stderr", None)
     with Interruption() as stop:
-
-        class Stream:
-            def write(self, text):
-                os.kill(os.getpid(), signal.SIGTERM)
-                raise RuntimeError(f"reentrant call: {text}")
-
-            def flush(self):
-                pass
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "stderr", Stream())
-            os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.agreed() == signal.SIGUSR1
     assert "SIGUSR1: finishing the step" in capfd.readouterr().err
 
 
 def test_ctrl_c_during_start_up(tiny_data, tmp_path, monkeypatch, caplog):
-    with signal_at(monkeypatch, sys.modules["datasets.benchmarks"], "find_files", 1, signal.SIGINT):
-        assert main.main(arguments(tiny_data, tmp_path / "run")) == 130
+    with signal_at(monkeypatch, main, "build_clips", 1, signal.SIGINT):
+        assert train(tiny_data, tmp_path / "run") == 130
     assert "Stopped." in caplog.text
     assert not (tmp_path / "run").exists()
 
@@ -379,133 +313,56 @@ def test_ctrl_c_during_start_up(tiny_data, tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("narrow")
-def test_a_nan_loss_stops_with_step_and_clips(tiny_data, tmp_path, monkeypatch, caplog):
-    seen = []
-
-    def augment(model, batch, seed, **named):
-        seen.append(batch.clip_ids)
-        if len(seen) == 6:
-            with torch.no_grad():
-                next(model.parameters()).fill_(math.nan)
-        return augment_really(model, batch, seed, **named)
-
-    augment_really = SSLTIE.augment
-    monkeypatch.setattr(SSLTIE, "augment", augment)
-    output = tmp_path / "run"
-    words = ("--epochs", 3, "--batch-size", 2)
-    assert main.main(arguments(tiny_data, output, *words)) == 1
-    message = f"epoch 2, step 2, clips {', '.join(seen[5])}"
-    assert message in caplog.text
-    assert str(output / "diagnosis.json") in caplog.text
-    assert message in (output / "log.txt").read_text()
-    diagnosis = json.loads((output / "diagnosis.json").read_text())
-    assert (diagnosis["epoch"], diagnosis["first_bad_step"]) == (2, 2)
-    (steps,) = diagnosis["steps_by_process"]
-    assert [(row["step"], tuple(row["clips"])) for row in steps] == [(1, seen[4]), (2, seen[5])]
-    assert math.isfinite(float(steps[0]["loss"])) and steps[1]["loss"] == "nan"
-    assert list(diagnosis["mean_losses"]) == ["1", "2", "3", "4"]
-    checkpoint = read(output / "last.pth")
-    assert (checkpoint.epoch, checkpoint.step) == (1, 0)
-    assert not find_non_finite(checkpoint.state_dict)
-
-
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("stopped", [False, True])
-def test_weights_that_the_last_step_broke_are_not_saved(tiny_data, tmp_path, monkeypatch, caplog, stopped):
-    seen = []
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "message"),
+    [
+        (SSLTIE, "augment", 6, "The loss is no longer a finite number: epoch 2, step 2, clips "),
+        # As after a finite loss with a gradient that is none, in the last step of an epoch.
+        (TrainingRun, "note_step", 8, "The weights are no longer finite numbers after 1 epochs and 4 steps"),
+    ],
+)
+def test_what_is_not_finite_is_never_saved(
+    tiny_data, tmp_path, monkeypatch, caplog, owner, name, number, message, stopped
+):
+    def break_weights():
+        with torch.no_grad():
+            next(models[-1][0].parameters()).fill_(math.nan)
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def augment(model, batch, seed, **named):
-        models.append(model)
-        return augment_really(model, batch, seed, **named)
-
-    def note_step(run, loss, terms, clip_ids):
-        seen.append(clip_ids)
-        if len(seen) == 8:
-            with torch.no_grad():  # as after a finite loss with a gradient that is none
-                next(models[-1].parameters()).fill_(math.nan)
-            if stopped:
-                os.kill(os.getpid(), signal.SIGTERM)
-        note_really(run, loss, terms, clip_ids)
-
-    models = []
-    augment_really, note_really = SSLTIE.augment, TrainingRun.note_step
-    monkeypatch.setattr(SSLTIE, "augment", augment)
-    monkeypatch.setattr(TrainingRun, "note_step", note_step)
-    output = tmp_path / "run"
-    assert main.main(arguments(tiny_data, output, "--epochs", 2, "--batch-size", 2)) == 1
-    assert len(seen) == 8
-    assert "The weights are no longer finite numbers" in caplog.text
+    models, output = [], tmp_path / "run"
+    build = main.build_model
+    monkeypatch.setattr(main, "build_model", lambda *given: models.append(build(*given)) or models[-1])
+    calls = fail_where(owner, name, break_weights, number, set_attribute=monkeypatch.setattr)
+    assert train(tiny_data, output, "--epochs", 3, "--batch-size", 2) == 1
+    if owner is SSLTIE:
+        message += ", ".join(calls[5][1].clip_ids)
+    assert message in caplog.text
+    assert message in (output / "log.txt").read_text()
     checkpoint = read(output / "last.pth")
     assert (checkpoint.epoch, checkpoint.step) == (1, 0)
     assert not find_non_finite(checkpoint.state_dict)
     assert len((output / "history.csv").read_text().splitlines()) == 2  # the second is not finished
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_signal_after_a_nan_loss_saves_nothing(tiny_data, tmp_path, monkeypatch):
-    def augment(model, batch, seed, **named):
-        os.kill(os.getpid(), signal.SIGTERM)
-        with torch.no_grad():
-            next(model.parameters()).fill_(math.nan)
-        return augment_really(model, batch, seed, **named)
-
-    augment_really = SSLTIE.augment
-    monkeypatch.setattr(SSLTIE, "augment", augment)
-    output = tmp_path / "run"
-    assert main.main(arguments(tiny_data, output)) == 1
-    assert not (output / "last.pth").exists()
-    assert json.loads((output / "diagnosis.json").read_text())["first_bad_step"] == 1
-
-
 @pytest.mark.slow
 def test_two_processes_stop_together_at_a_nan_loss(tiny_data, tmp_path):
     output = tmp_path / "run"
-    words = arguments(tiny_data, output, "--learning-rate", 1e30)
-    finished = run_parallel(2, "main.py", *words)
+    finished = run("main.py", *training(tiny_data, output, "--learning-rate", 1e30), processes=2)
     assert finished.returncode == 1
     assert finished.stderr.count("epoch 1, step 2, clips train_") == 2
-    diagnosis = json.loads((output / "diagnosis.json").read_text())
-    second = [steps[1] for steps in diagnosis["steps_by_process"]]
-    assert {step["loss"] for step in second} == {"nan"}
-    assert len({clip for step in second for clip in step["clips"]}) == 4
     assert not (output / "last.pth").exists()
 
 
 # ------------------------------------------------------------------- unforeseen errors, dead workers
 
 
-def fail_where(owner, name, act):
-    """Makes a method do something else; for ever, in a process of its own."""
-
-    def fail(*given, **named):
-        act()
-        return original(*given, **named)
-
-    original = getattr(owner, name)
-    setattr(owner, name, fail)
-
-
-def raise_bug():
-    raise ZeroDivisionError("a bug")
-
-
-def in_a_worker():
-    fail_where(AudioVisualClips, "__getitem__", raise_bug)
-
-
-def in_the_step():
-    fail_where(SSLTIE, "forward", raise_bug)
-
-
-def in_validation():
-    fail_where(SSLTIE, "localise", raise_bug)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("bug", [in_a_worker, in_the_step, in_validation])
 def test_a_bug_ends_the_program_at_once(tiny_data, tmp_path, start, bug, workers):
-    words = arguments(tiny_data, tmp_path / "run", *validation(tiny_data), "--workers", workers)
-    process = start([*words, "--batch-size", "2"], bug)
+    words = (*validation(tiny_data), "--workers", workers, "--batch-size", 2)
+    process = start(training(tiny_data, tmp_path / "run", *words), bug)
     process.join(DEADLINE)
     messages = (tmp_path / "messages").read_text()
     assert process.exitcode == 1, messages
@@ -517,70 +374,60 @@ FAULTY = """
 import os, runpy, sys
 import test_faults
 
-place, program = sys.argv[1:3]
+fault, program = sys.argv[1:3]
 sys.argv = sys.argv[2:]
 if os.environ.get("RANK", "1") == "1":
-    getattr(test_faults, place)()
+    getattr(test_faults, fault)()
 runpy.run_path(program, run_name="__main__")
 """
 
 
-def run_faulty(tmp_path, processes, place, program, *words):
-    """A program with a bug, in the second of two processes, or in the only one."""
+def run_faulty(tmp_path, fault, program, *words, processes=1):
+    """A program with a fault, in the second of two processes, or in the only one."""
     faulty = tmp_path / "faulty.py"
     faulty.write_text(FAULTY)
-    words = (place, ROOT / program, *words)
-    command = torchrun(processes, faulty, *words) if processes > 1 else [sys.executable, faulty, *words]
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    return subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        check=False,
-        text=True,
-        env=environment,
-        timeout=DEADLINE,
-    )
+    return run(faulty, fault, ROOT / program, *words, processes=processes, timeout=DEADLINE)
 
 
 def scoring(tiny_data, checkpoint, tmp_path, *more):
-    return (
+    return list(map(str, [
         "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root", tiny_data.root,
         "--output", tmp_path / "results", "--device", "cpu", "--batch-size", 2, *more,
-    )  # fmt: skip
+    ]))  # fmt: skip
 
 
-def test_a_bug_ends_scoring_at_once(tiny_data, checkpoint, tmp_path):
-    words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
-    finished = run_faulty(tmp_path, 1, "in_a_worker", "test.py", *words)
-    assert finished.returncode == 1
-    assert "ZeroDivisionError" in finished.stderr
-    assert not (tmp_path / "results" / "summary.json").exists()
-
-
-@pytest.mark.parametrize("program", ["main.py", pytest.param("test.py", marks=pytest.mark.slow)])
-def test_a_bug_in_one_process_ends_the_others(tiny_data, checkpoint, tmp_path, program):
-    if program == "main.py":
-        words = arguments(tiny_data, tmp_path / "run", "--workers", 1)
-        finished = run_faulty(tmp_path, 2, "in_the_step", program, *words)
-    else:
-        words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 1)
-        finished = run_faulty(tmp_path, 2, "in_validation", program, *words)
+@pytest.mark.parametrize(
+    ("program", "bug", "processes"),
+    [
+        ("test.py", "in_a_worker", 1),
+        ("main.py", "in_the_step", 2),
+        pytest.param("test.py", "in_validation", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_bug_ends_scoring_and_other_processes(tiny_data, checkpoint, tmp_path, program, bug, processes):
+    words = training(tiny_data, tmp_path / "run", "--workers", 1)
+    if program == "test.py":
+        words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
+    finished = run_faulty(tmp_path, bug, program, *words, processes=processes)
     assert finished.returncode == 1
     assert "ZeroDivisionError: a bug" in finished.stderr
     assert not (tmp_path / "run" / "last.pth").exists()
+    assert not (tmp_path / "results" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nunable to write to shared memory"),
         MemoryError(),
+        None,
     ],
 )
 def test_too_little_memory_names_the_options_that_need_less(error, caplog):
     def command():
+        if error is None:
+            return torch.empty(10**15)
         raise error
 
     assert run_command(command) == 2
@@ -589,20 +436,14 @@ def test_too_little_memory_names_the_options_that_need_less(error, caplog):
     assert "More lines" not in caplog.text
 
 
-def test_memory_that_is_not_there_is_no_bug(monkeypatch, tiny_data, tmp_path, caplog):
-    monkeypatch.setattr(SSLTIE, "forward", lambda *_, **__: torch.empty(10**15))
-    assert main.main(arguments(tiny_data, tmp_path / "run")) == 2
-    assert "Memory ran out" in caplog.text
-
-
 @pytest.fixture
 def deadly(monkeypatch):
-    """Clip id, what to do -> decoding this clip does it, in workers only."""
+    """Clip id, signal -> decoding this clip kills, in workers only."""
 
-    def make_deadly(clip_id, act):
+    def make_deadly(clip_id, number):
         def getitem(clips, request):
             if get_worker_info() and clips.clips[request].clip_id == clip_id:
-                act()
+                os.kill(os.getpid(), number)
             return getitem_really(clips, request)
 
         monkeypatch.setattr(AudioVisualClips, "__getitem__", getitem)
@@ -611,18 +452,14 @@ def deadly(monkeypatch):
     return make_deadly
 
 
-def signal_self(number):
-    return lambda: os.kill(os.getpid(), number)
-
-
 @pytest.mark.usefixtures("narrow")
 def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, caplog, capfd):
     output = tmp_path / "run"
     words = ("--workers", 2, "--batch-size", 2)
-    assert main.main(arguments(tiny_data, output, *words, "--epochs", 1)) == 0
+    assert train(tiny_data, output, *words, "--epochs", 1) == 0
     before = stamp(output / "last.pth")
-    deadly("train_3", signal_self(signal.SIGKILL))
-    assert main.main(arguments(tiny_data, output, *words, "--epochs", 9, "--resume")) == 2
+    deadly("train_3", signal.SIGKILL)
+    assert train(tiny_data, output, *words, "--epochs", 9, "--resume") == 2
     for part in ("A decoding process died", "killed by signal: Killed", "--workers"):
         assert part in caplog.text
     assert "DataLoader worker" in (output / "log.txt").read_text()
@@ -632,9 +469,8 @@ def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, capl
 
 
 def test_a_dead_worker_in_test_is_reported(tiny_data, checkpoint, tmp_path, deadly, caplog, testing_program):
-    deadly("test_4", signal_self(signal.SIGSEGV))
-    words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
-    assert testing_program.main(list(map(str, words))) == 2
+    deadly("test_4", signal.SIGSEGV)
+    assert testing_program.main(scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)) == 2
     assert "A decoding process died" in caplog.text and "Segmentation fault" in caplog.text
     assert not (tmp_path / "results" / "summary.json").exists()
 
@@ -656,66 +492,33 @@ def largest_file(num_bytes):
 @pytest.mark.usefixtures("narrow")
 def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, caplog):
     output = tmp_path / "run"
-    assert main.main(arguments(tiny_data, output, "--epochs", 1)) == 0
+    assert train(tiny_data, output, "--epochs", 1) == 0
     before, words = stamp(output / "last.pth"), ("--epochs", 2, "--resume")
-    size = (output / "last.pth").stat().st_size
-    with largest_file(size // 2):
-        assert main.main(arguments(tiny_data, output, *words)) == 2
+    with largest_file((output / "last.pth").stat().st_size // 2):
+        assert train(tiny_data, output, *words) == 2
     for part in ("last.pth does not fit", "MB are free", "unchanged", str(output / "last.pth")):
         assert part in caplog.text
     assert stamp(output / "last.pth") == before
     assert not leftovers(output)
-    assert main.main(arguments(tiny_data, output, *words)) == 0
+    assert train(tiny_data, output, *words) == 0
     assert read(output / "last.pth").epoch == 2
 
 
 def test_a_disk_so_full_that_no_log_can_be_written(tiny_data, tmp_path):
-    output = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments(tiny_data, output, "--epochs", 500)],
-        stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
-    try:
-        while process.poll() is None and not (output / "last.pth").exists():
-            time.sleep(0.01)
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
-        _, messages = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-    assert process.returncode == 2, messages
-    assert "File too large" in messages  # found by TensorBoard or by the checkpoint
-    assert "Traceback" not in messages, messages
-    assert "Logging error" not in messages
-    assert read(output / "last.pth").epoch > 0
+    output, fault = tmp_path / "run", "with_a_full_disk_in_the_second_epoch"
+    finished = run_faulty(tmp_path, fault, "main.py", *training(tiny_data, output, "--epochs", 500))
+    assert finished.returncode == 2, finished.stderr
+    assert "File too large" in finished.stderr  # found by TensorBoard or by history.csv
+    assert "Traceback" not in finished.stderr and "Logging error" not in finished.stderr, finished.stderr
+    assert read(output / "last.pth").epoch == 1
     assert not leftovers(output)
-
-
-def test_other_errors_of_the_disk_keep_their_words(tmp_path):
-    with pytest.raises(IsADirectoryError):
-        (tmp_path / "file").mkdir()
-        write_atomically(tmp_path / "file", b"content")
-    assert not leftovers(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["file", "file/below"])
-def test_an_output_that_is_a_file_is_refused(tiny_data, tmp_path, caplog, name):
-    (tmp_path / "file").write_text("mine")
-    assert main.main(arguments(tiny_data, tmp_path / name)) == 2
-    assert f"{tmp_path / 'file'} is a file" in caplog.text
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(tiny_data, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, _: str(path) != str(tmp_path))  # root may all
-    assert main.main(arguments(tiny_data, tmp_path / "no" / "run")) == 2
+    assert train(tiny_data, tmp_path / "no" / "run") == 2
     assert f"--output {tmp_path / 'no' / 'run'}: nothing can be written" in caplog.text
+    (tmp_path / "file").write_text("mine")
+    assert train(tiny_data, tmp_path / "file" / "below") == 2
+    assert f"{tmp_path / 'file'} is a file" in caplog.text
     assert "checking files" not in caplog.text
-
-
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def no_locks(*_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    lock_folder(tmp_path).close()
-    assert "only one run" in caplog.text

@@ -38,7 +38,8 @@ def test_imports_go_one_way(path):
         else:
             continue
         for name in names:
-            assert name not in {"tests", *PROGRAMS} or name == owner == "scripts", f"{owner} imports {name}"
+            measured = owner == "scripts" and name in ("scripts", "main")  # the benchmark takes main's steps
+            assert name not in {"tests", *PROGRAMS} or measured, f"{owner} imports {name}"
             assert RANKS.get(name, 0) <= RANKS[owner], f"{owner} imports {name}"
 
 

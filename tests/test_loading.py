@@ -4,7 +4,6 @@ import multiprocessing
 import random
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -47,7 +46,7 @@ def train_clips(tiny_data):
     return AudioVisualClips(clips, geometry=FrameGeometry(64), audio=AUDIO, random_crop=True)
 
 
-def test_a_test_clip_is_whole_and_has_its_truth(test_clips, tiny_data):
+def test_clips_are_what_is_stored_and_test_clips_have_their_truth(train_clips, test_clips, tiny_data):
     sample = test_clips[0]
     assert sample.frame.shape == (3, 64, 64)
     assert sample.waveform.shape == (16_000,)
@@ -58,13 +57,9 @@ def test_a_test_clip_is_whole_and_has_its_truth(test_clips, tiny_data):
     centre_x, centre_y = (64 * (box[:2] + box[2:]) / 2).astype(int)
     assert sample.frame[0, centre_y, centre_x] > 200  # the red square of clip 0
 
-
-def test_training_frames_are_what_is_stored(train_clips, tiny_data):
     sample = train_clips[0]
-    path = tiny_data.root / "VGGSound" / "total_video_frames" / sample.clip_id / "125.jpg"
-    with Image.open(path) as picture:
-        stored = np.asarray(picture)
-    np.testing.assert_array_equal(sample.frame.permute(1, 2, 0), stored)
+    with Image.open(train_clips.clips[0].frame_source) as picture:
+        np.testing.assert_array_equal(sample.frame.permute(1, 2, 0), np.asarray(picture))
     assert sample.bounding_boxes is None and sample.ground_truth_map is None
 
 
@@ -91,17 +86,7 @@ def test_frames_of_several_sizes_lie_side_by_side(train_clips):
         torch.testing.assert_close(together[index], cropped[0])
 
 
-def test_a_broken_file_is_named_and_never_replaced(test_clips):
-    path = test_clips.clips[1].audio_source
-    path.write_bytes(path.read_bytes()[:20])
-    batch = collate([test_clips[i] for i in range(3)])
-    assert batch.clip_ids == ("test_0", "test_2")
-    assert [broken.clip_id for broken in batch.broken] == ["test_1"]
-    assert path.name in batch.broken[0].reason
-    assert len(batch.frames) == len(batch.waveforms) == len(batch.ground_truth_maps) == 2
-
-
-@pytest.mark.parametrize("error", [RuntimeError("cut off"), NotImplementedError(), AssertionError()])
+@pytest.mark.parametrize("error", [RuntimeError("cut off"), AssertionError()])
 @pytest.mark.parametrize("decoder", ["PIL.JpegImagePlugin.JpegImageFile.load", "soundfile.SoundFile.read"])
 def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monkeypatch, decoder, error):
     def fail(*_, **__):
@@ -115,7 +100,13 @@ def test_whatever_a_decoder_raises_makes_the_clip_a_broken_one(test_clips, monke
     assert ("test_1.jpg" if "PIL" in decoder else "test_1.wav") in broken.reason
 
 
-def test_a_batch_of_broken_clips_is_empty(test_clips):
+def test_broken_files_are_named_and_never_replaced(test_clips):
+    test_clips.clips[1].audio_source.write_bytes(b"RIFF")
+    batch = collate([test_clips[i] for i in range(3)])
+    assert batch.clip_ids == ("test_0", "test_2")
+    assert [broken.clip_id for broken in batch.broken] == ["test_1"]
+    assert "test_1.wav" in batch.broken[0].reason
+    assert len(batch.frames) == len(batch.waveforms) == len(batch.ground_truth_maps) == 2
     for clip in test_clips.clips[:2]:
         clip.frame_source.write_bytes(b"\xff\xd8 cut off")
     batch = collate([test_clips[i] for i in range(2)])
@@ -123,26 +114,18 @@ def test_a_batch_of_broken_clips_is_empty(test_clips):
     assert len(batch.broken) == 2
 
 
-def test_wrong_sounds_are_those_of_other_clips(test_clips):
+def test_wrong_sounds_are_those_of_other_videos(test_clips):
     clips = test_clips.clips
     wrong = with_wrong_sounds(clips)
     assert [clip.clip_id for clip in wrong] == [clip.clip_id for clip in clips]
     assert [clip.frame_source for clip in wrong] == [clip.frame_source for clip in clips]
-    assert all(w.audio_source != c.audio_source for w, c in zip(wrong, clips, strict=True))
     assert {clip.audio_source for clip in wrong} == {clip.audio_source for clip in clips}
-    assert with_wrong_sounds(clips) == wrong
-    assert any(
-        a.audio_source != b.audio_source for a, b in zip(with_wrong_sounds(clips, 1), wrong, strict=True)
-    )
-    with pytest.raises(ValueError, match="--audio shuffled"):
-        with_wrong_sounds(clips[:1])
-
-
-def test_frames_of_one_video_do_not_get_its_sound_from_each_other(test_clips):
-    videos = [clip for clip in test_clips.clips[:2] for _ in range(5)]
-    for seed in range(3):
-        wrong = with_wrong_sounds(videos, seed)
-        assert all(w.audio_source != c.audio_source for w, c in zip(wrong, videos, strict=True))
+    assert with_wrong_sounds(clips) == wrong != with_wrong_sounds(clips, 1)
+    videos = [clip for clip in clips[:2] for _ in range(5)]
+    for given in (clips, videos):
+        for seed in range(3):
+            wrong = with_wrong_sounds(given, seed)
+            assert all(w.audio_source != c.audio_source for w, c in zip(wrong, given, strict=True))
     with pytest.raises(ValueError, match="--audio shuffled"):
         with_wrong_sounds(videos[:5])
 
@@ -158,14 +141,8 @@ def test_batches_are_a_function_of_seed_and_epoch():
     batches.start_at(1, 0)
     assert list(batches) != first
     assert list(SeededBatches(10, 3, seed=5)) != first
-
-
-def test_a_batch_larger_than_the_set_is_refused():
     with pytest.raises(ValueError, match="--batch-size 4"):
         SeededBatches(3, 4, seed=0)
-
-
-def test_hash_seed_tells_positions_apart():
     seeds = {hash_seed(4, epoch, step) for epoch in range(30) for step in range(300)}
     assert len(seeds) == 9000
 
@@ -186,20 +163,14 @@ def test_loaders_give_the_same_whatever_the_workers(train_clips, test_clips, num
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-@pytest.mark.parametrize("kind", ["train", "test"])
-def test_no_worker_outlives_its_loader(train_clips, test_clips, kind, stuck, monkeypatch):
+def test_no_worker_outlives_its_loader(test_clips, stuck, monkeypatch):
     """Though it ignores the signals that end programs, and is in the middle of an epoch."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     if stuck:
         take = AudioVisualClips.__getitem__
-        hang = {1: lambda: time.sleep(900)}
+        hang = {1: signal.pause}
         monkeypatch.setattr(AudioVisualClips, "__getitem__", lambda c, r: hang.get(r, int)() or take(c, r))
-    if kind == "train":
-        batches = SeededBatches(len(train_clips), 2, seed=1)
-        loader = ClipLoader(train_clips, batch_sampler=batches, workers=2)
-    else:
-        loader = ClipLoader(test_clips, batch_size=1, workers=2)
-    with pytest.raises(ZeroDivisionError), loader:
+    with pytest.raises(ZeroDivisionError), ClipLoader(test_clips, workers=2) as loader:
         for _ in loader:
             assert len(multiprocessing.active_children()) == 2
             raise ZeroDivisionError
@@ -210,14 +181,11 @@ def test_a_worker_whose_batch_nobody_takes_any_more_prints_no_traceback(test_cli
     ignored = []
     monkeypatch.setattr(signal, "signal", lambda number, _: ignored.append(number))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    loader = ClipLoader(test_clips, batch_size=4, workers=1)
-    loader.worker_init_fn(0)
+    ClipLoader(test_clips).worker_init_fn(0)
     assert set(ignored) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-    for error in (BrokenPipeError(), ConnectionResetError(), EOFError()):
+    for error in (BrokenPipeError(), ConnectionResetError(), EOFError(), ValueError("another")):
         sys.excepthook(type(error), error, None)
-    assert capsys.readouterr().err == ""
-    sys.excepthook(ValueError, ValueError("another"), None)
-    assert "ValueError: another" in capsys.readouterr().err
+    assert capsys.readouterr().err == "ValueError: another\n"
 
 
 def make_views(augmentation, **geometric):
@@ -256,12 +224,11 @@ def test_views_repeat_with_their_seed(batch):
     assert not torch.equal(first["log_mel_spectrogram"], other["log_mel_spectrogram"])
 
 
-@pytest.mark.parametrize("parts", [[slice(0, 4)], [slice(0, 2), slice(2, 4)], [slice(1, 4)]])
-def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch, parts):
+def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch):
     views = make_views(MASKED, max_rotation=90)
     whole = views(batch, 5)
     maps = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0))
-    for part in parts:
+    for part in (slice(0, 4), slice(0, 2), slice(2, 4), slice(1, 4)):
         own = views(batch.part(part), 5, first=part.start, global_size=4)
         for name in DRAWN:
             torch.testing.assert_close(own[name], whole[name][part], atol=1e-4, rtol=1e-5)
@@ -270,11 +237,8 @@ def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch, parts):
     unaware = views(batch.part(slice(2, 4)), 5)
     for name in DRAWN:
         assert not torch.equal(unaware[name], whole[name][2:])
-
-
-def test_a_part_beyond_the_whole_batch_is_refused(batch):
     with pytest.raises(ValueError, match=r"clips 2 to 6 are wanted of a batch of 4"):
-        make_views(NOTHING)(batch, 5, first=2, global_size=4)
+        views(batch, 5, first=2, global_size=4)
 
 
 def test_views_without_augmentation_are_the_test_views(whole_batch):
@@ -321,9 +285,6 @@ def test_transform_is_the_same_for_frames_and_maps(whole_batch):
     assert torch.equal(inputs["transformed_frames"], expected.warp_frames(inputs["frames"]))
     maps = torch.rand(4, 4, 4)
     assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
-
-
-def test_no_geometry_leaves_frames_alone(whole_batch):
     inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
     torch.testing.assert_close(inputs["transformed_frames"], inputs["frames"], atol=1e-4, rtol=0)
 

@@ -31,7 +31,7 @@ def build(**options):
         model = SSLTIE(SSLTIEConfig(**options))
     torch.manual_seed(0)
     model.imgnet = narrow_encoder(3)
-    model.audnet = narrow_encoder(1, passes=model.audnet.bn1.passes)
+    model.audnet = narrow_encoder(1, batch_norm_passes=model.audnet.bn1.passes)
     model = model.double().train()
     generator = torch.Generator().manual_seed(5)
     for layer in model.audnet.modules():

@@ -260,7 +260,7 @@ def helpers(rank, world_size):
         "nearest": nearest_others(
             torch.rand(9, 4, generator=torch.Generator().manual_seed(0)), (2, 1)
         ).tolist(),
-        "slice": distributed.local_slice(2 * world_size),
+        "slice": str(distributed.local_slice(2 * world_size)),
     }
 
 

@@ -158,7 +158,7 @@ def test_helpers_among_processes(found, alone, world_size):
             "the last": world_size - 1,
             "smallest": 10 - (world_size - 1),
             "nearest": alone["helpers"]["nearest"],
-            "slice": slice(2 * rank, 2 * rank + 2),
+            "slice": str(slice(2 * rank, 2 * rank + 2)),
         }
 
 

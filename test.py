@@ -155,7 +155,8 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
             boxes = batch.bounding_boxes[place]
             _, overlay = draw_clip(batch.frames[place], maps[place], boxes, cious[place])
             path = options.output / "overlays" / f"{batch.clip_ids[place]}.jpg"
-            write_atomically(path, encode_jpeg(overlay), durable=False)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_jpeg(overlay))
             overlays_left -= 1
 
     with loader, bar:

@@ -24,7 +24,6 @@ from datasets.clips import AudioVisualClips
 from models import ssl_tie
 from models.ssl_tie import SSLTIE
 from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
-from utils.files import lock_folder
 from utils.training import Interruption, TrainingRun, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,16 +225,6 @@ def test_a_run_that_began_while_another_started_up_is_noticed(tmp_path):
     with pytest.raises(FileExistsError, match="a run lives in this folder"):
         late.start({}, missing=(), steps_per_epoch=1, diagnose=lambda _: None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "last.pth"]
-
-
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    fail_where(__import__("fcntl"), "lockf", no_locks, set_attribute=monkeypatch.setattr)
-    lock_folder(tmp_path).close()
-    assert "only one run" in caplog.text
-
-
-def no_locks():
-    raise OSError(38, "Function not implemented")
 
 
 # --------------------------------------------------------------------------------------- signals

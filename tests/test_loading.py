@@ -7,11 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from PIL import Image
 
-from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
+from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform
 from datasets.augmentation import (
     CROP_NUMBERS,
     AugmentationConfig,
@@ -20,7 +19,6 @@ from datasets.augmentation import (
     draw_for_clips,
     normalise,
     random_crop,
-    to_displayable,
 )
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, collate, with_wrong_sounds
@@ -268,17 +266,6 @@ def test_sspl_s_views_are_cut_from_larger_frames(train_clips, size):
     assert torch.equal(inputs["log_mel_segments"], VGGishLogMel()(level_waveform(batch.waveforms)))
 
 
-def test_short_sounds_are_repeated_to_fill_the_window(train_clips):
-    clips = train_clips.clips[:4]
-    for clip, seconds in zip(clips, (0.3, 1.0, 0.7, 2.0), strict=True):
-        time = np.arange(round(16_000 * seconds)) / 16_000
-        soundfile.write(clip.audio_source, 0.5 * np.sin(2500 * time**2), 16_000)
-    batch = collate([train_clips[i] for i in range(4)])
-    expected = torch.stack([load_waveform(clip.audio_source, AUDIO) for clip in clips])
-    assert expected.shape == (4, 16_000)
-    assert torch.equal(batch.waveforms, expected)
-
-
 def test_transform_is_the_same_for_frames_and_maps(whole_batch):
     inputs = make_views(NOTHING)(whole_batch, 3)
     expected = GeometricTransform.sample(GeometricConfig(), 4, 64, random.Random(3))
@@ -287,9 +274,3 @@ def test_transform_is_the_same_for_frames_and_maps(whole_batch):
     assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
     inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
     torch.testing.assert_close(inputs["transformed_frames"], inputs["frames"], atol=1e-4, rtol=0)
-
-
-def test_displayable_undoes_normalise():
-    frames = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    pictures = to_displayable(normalise(as_float(frames)))
-    np.testing.assert_array_equal(pictures, frames.permute(0, 2, 3, 1).numpy())

@@ -115,34 +115,30 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
     found = pd.concat([score_rows(summary, name) for name, summary in summaries.items()])
     found = found.drop_duplicates(["protocol", "predictor"])  # blind baselines are the same for all
     found = found.sort_values("kind", key=lambda kinds: kinds != "model", kind="stable")
-    scores = pd.concat([found[found["protocol"] == rule["name"]] for rule in rules])
-    comparisons, differences = [], []
-    for protocol in scores["protocol"].unique():
-        for name, _ in others:
-            pair = compare_paired(values_of(clips[name], protocol), values_of(first_clips, protocol))
-            comparisons.append({"protocol": protocol, "model": name, "compared_with": first_name, **pair})
-            differences.append({"protocol": protocol, "predictor": name, **difference(pair, first_name)})
-    scores = scores.merge(pd.DataFrame(differences), "left", ["protocol", "predictor"])
-    scores = scores.fillna(dict.fromkeys((*TESTED, "note"), ""))
-
     extra = {name: name for name in (first["extra_metrics"] or {"shown": ()})["shown"]}
-    names = {"protocol": "protocol", "predictor": "model"}
-    tables = [ScoreTable(scores, {**SCORE_HEADINGS, **DIFFERENCES, **TESTED}, names)]
-    tables += [ScoreTable(scores, extra, names)] if extra else []
     hint = f"All compared with {first_name} on the same clips; p is McNemar's, of the hits gained and lost."
-    sections = [Section("Scores", hint)]
+    sections, parts, comparisons = [Section("Scores", hint)], [], []
     columns = {predictor: column for column, predictor in REFERENCES.items()} | dict.fromkeys(clips, "ciou")
     for rule in rules:
-        protocol = rule["name"]
-        of_rule, curves = scores[scores["protocol"] == protocol], []
-        for name, kind in zip(of_rule["predictor"], of_rule["kind"], strict=True):
+        protocol, rows, curves = rule["name"], [], []
+        for row in found[found["protocol"] == protocol].to_dict("records"):
+            name, tested = row["predictor"], dict.fromkeys((*TESTED, "note"), "")
+            if row["kind"] == "model" and name != first_name:
+                pair = compare_paired(values_of(clips[name], protocol), values_of(first_clips, protocol))
+                comparisons.append({"protocol": protocol, "model": name, "compared_with": first_name, **pair})
+                tested = difference(pair, first_name)
+            rows.append(row | tested)
             cious = clips.get(name, first_clips)[f"{protocol}:{columns.get(name, 'ceiling')}"]
-            curve = {"predictor": name, "kind": kind, "ciou": cious, "has_object": cious.notna()}
+            curve = {"predictor": name, "kind": row["kind"], "ciou": cious, "has_object": cious.notna()}
             curves.append(pd.DataFrame(curve))
+        parts.append(pd.DataFrame(rows))
         headings = {**SCORE_HEADINGS, **TESTED, **extra}
-        table = ScoreTable(of_rule, headings, {"predictor": "Name"}, bar=SCORE_KEYS[0])
+        table = ScoreTable(parts[-1], headings, {"predictor": "Name"}, bar=SCORE_KEYS[0])
         plot = success_plot(pd.concat(curves), protocol)
         sections.append(Section("Protocol", rule_words(rule), [table, plot], level=3, code=protocol))
+    scores, names = pd.concat(parts, ignore_index=True), {"protocol": "protocol", "predictor": "model"}
+    tables = [ScoreTable(scores, {**SCORE_HEADINGS, **DIFFERENCES, **TESTED}, names)]
+    tables += [ScoreTable(scores, extra, names)] if extra else []
 
     noted: dict[tuple[str, str], list[str]] = {}  # what is the same for all is said once
     for name, summary in summaries.items():

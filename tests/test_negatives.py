@@ -20,6 +20,7 @@ from datasets.clips import Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
 from models import METHODS, build_localiser, localiser_names
+from scripts.ablate import read_scores
 from utils.evaluation.negatives import (
     MEDIAN_RULE,
     NEGATIVES,
@@ -360,6 +361,14 @@ def test_the_files_hold_the_numbers(tmp_path):
     assert disc["pia_noise"] == pytest.approx(50, abs=0.1) and len(disc) == 16
     lines = pd.read_csv(tmp_path / "table.csv").set_index("key")["score"]
     assert dict(lines) == pytest.approx(means, abs=1e-4)
+    model, blind = read_scores(tmp_path / "summary.json", "full", "4").to_dict("records")  # of an ablation
+    assert (model["rule"], model["variant"], model["seed"], blind["seed"]) == (
+        "universal threshold",
+        "full",
+        "4",
+        "",
+    )
+    assert (model["f_loc"], blind["f_loc"]) == (means["f_loc"], disc["f_loc"])
     rows = pd.read_csv(tmp_path / "per_clip.csv")
     assert rows["clip_id"].tolist() == list(CLIP_IDS) and (rows["pIA_noise"] == 0).all()
     assert rows["off_screen_sounds_of"].str.split().map(len).eq(NUM_SEEDS).all()

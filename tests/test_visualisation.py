@@ -106,24 +106,24 @@ def test_the_box_holds_the_region_of_the_peak_and_no_other():
 
 
 def test_heat_lies_on_the_peak_inside_the_square_beside_a_colour_bar():
-    frame = np.full((90, 160, 3), 120, np.uint8)
+    frame = np.full((180, 320, 3), 120, np.uint8)
     values = np.zeros((4, 4), np.float32)
     values[1, 0] = 1
     drawn = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1))
     changed = (drawn != frame).any(axis=2)
-    assert changed[34, 50]
-    assert not changed[:, :40].any()
-    assert changed[20:70, 150:].any()  # the colour bar
-    assert not changed[:, 100:140].any()
+    assert changed[68, 100]
+    assert not changed[:, :80].any()
+    assert changed[40:140, 300:].any()  # the colour bar
+    assert not changed[:, 200:270].any()
     assert (frame == 120).all()
     fainter = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), opacity=0.2)
-    assert abs(fainter[34, 50].astype(int) - 120).sum() < abs(drawn[34, 50].astype(int) - 120).sum()
+    assert abs(fainter[68, 100].astype(int) - 120).sum() < abs(drawn[68, 100].astype(int) - 120).sum()
     boxed = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), box=True)
     assert (boxed == (0, 235, 255)).all(axis=2).any()
     assert not (drawn == (0, 235, 255)).all(axis=2).any()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 300), (47, 47), (48, 48), (200, 161)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (159, 159), (160, 160), (200, 161)])
 def test_any_size_can_be_drawn_on(size):
     values = np.arange(9, dtype=np.float32).reshape(3, 3)
     frame = np.zeros((*size, 3), np.uint8)

@@ -36,7 +36,7 @@ DIRECTIONS = {
     "image_to_audio": ("image", "audio"),
 }  # name -> queries and gallery
 NUM_SHOWN = 5  # neighbours in per_query.csv and in the pictures
-BLOCK_BYTES = 1 << 27  # most bytes of one intermediate array of the search
+BLOCK_BYTES = 1 << 25  # most bytes of one intermediate array of the search
 MAX_BYTES = 8 << 30  # most bytes of the embeddings of all frames
 
 
@@ -217,43 +217,46 @@ def evaluate_retrieval(
     tables, scores = [], []
     for direction in directions:
         queries, gallery = (getattr(embeddings, modality) for modality in DIRECTIONS[direction])
-        blocks, precisions = [], []
+        blocks: list[dict[str, NDArray[Any]]] = []
         with tqdm(total=num_clips, desc=direction, unit="query") as bar:
-            for first, block, order in rank_gallery(queries, gallery, device):
-                # One more for the own clip, and one to see whether the last place is tied.
-                nearest = order[:, : ks[-1] + 2]
-                blocks.append((nearest, np.take_along_axis(block, nearest, axis=1)))
+            for first, similarities, order in rank_gallery(queries, gallery, device):
+                own = np.arange(first, first + len(order))[:, None]
+                others = order[order != own].reshape(len(order), -1)  # (R, G - 1)
+                cosines = np.take_along_axis(similarities, others, axis=1)
+                # One more than wanted shows whether the last place is tied.
+                block = {"others": others[:, : ks[-1] + 1], "cosines": cosines[:, : ks[-1] + 1]}
+                block["with_own"] = np.take_along_axis(similarities, order[:, : ks[-1] + 1], axis=1)
+                block["own_rank"] = (order == own).argmax(axis=1) + 1
                 if classes is not None:
-                    precisions.append(average_precisions(block, classes, first))
-                bar.update(len(block))
-        indices, cosines = map(np.concatenate, zip(*blocks, strict=True))  # (Q, K)
-        own = indices == np.arange(num_clips)[:, None]
-        order = np.argsort(own, axis=1, kind="stable")[:, :-1]
-        others, other_cosines = (np.take_along_axis(a, order, axis=1) for a in (indices, cosines))
+                    block["mAP"] = average_precisions(cosines, classes[others] == classes[own])
+                blocks.append(block)
+                bar.update(len(order))
+        found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        others, cosines = found["others"], found["cosines"]  # (Q, K + 1)
         table = {"direction": direction, "clip_id": clip_ids, "label": labels or "", "own_rank": pd.NA}
         for place in range(min(NUM_SHOWN, ks[-1])):
             table |= {f"neighbour_{place + 1}": clip_ids[others[:, place]]}
-            table |= {f"score_{place + 1}": other_cosines[:, place]}
+            table |= {f"score_{place + 1}": cosines[:, place]}
 
         # Name -> values (Q,), chance, ceiling (a clip alone in its class finds nobody), ties.
         metrics: dict[str, tuple[NDArray[Any], float, float, int]] = {}
         if classes is not None:
-            same = classes[others] == classes[:, None]  # (Q, K)
+            same = classes[others] == classes[:, None]  # (Q, K + 1)
             partners = np.bincount(classes)[classes] - 1  # (Q,)
             possible = (partners > 0).mean()
             for k in ks:
                 chance = chance_accuracy(partners, num_clips - 1, k)
-                metrics[f"Acc@{k}"] = (same[:, :k].any(axis=1), chance, possible, num_tied(other_cosines, k))
+                metrics[f"Acc@{k}"] = (same[:, :k].any(axis=1), chance, possible, num_tied(cosines, k))
             for k in ks:
                 chance, ceiling = partners.mean() / (num_clips - 1), np.minimum(partners, k).mean() / k
-                metrics[f"Prec@{k}"] = (same[:, :k].mean(axis=1), chance, ceiling, num_tied(other_cosines, k))
+                metrics[f"Prec@{k}"] = (same[:, :k].mean(axis=1), chance, ceiling, num_tied(cosines, k))
             chance = chance_average_precision(partners, num_clips - 1)
-            metrics["mAP"] = (np.concatenate(precisions), chance, possible, 0)
+            metrics["mAP"] = (found["mAP"], chance, possible, 0)
         if len(set(DIRECTIONS[direction])) == 2:
-            hits = own[:, : ks[-1]]
-            table["own_rank"] = pd.Series(hits.argmax(axis=1) + 1, dtype="Int64").where(hits.any(axis=1))
+            rank = found["own_rank"]
+            table["own_rank"] = pd.Series(rank, dtype="Int64").where(rank <= ks[-1])
             for k in ks:
-                metrics[f"R@{k}"] = (hits[:, :k].any(axis=1), k / num_clips, 1.0, num_tied(cosines, k))
+                metrics[f"R@{k}"] = (rank <= k, k / num_clips, 1.0, num_tied(found["with_own"], k))
         values = {name: metric[0].astype(np.float64) for name, metric in metrics.items()}
         tables.append(pd.DataFrame(table | values))
         ends = 100 * bootstrap_intervals(np.stack(list(values.values()), axis=1))
@@ -270,21 +273,15 @@ def num_tied(cosines: NDArray[np.float64], k: int) -> int:
     return int((cosines[:, k - 1 : k] == cosines[:, k : k + 1]).sum())
 
 
-def average_precisions(
-    scores: NDArray[np.float64], classes: NDArray[np.int64], first: int
-) -> NDArray[np.float64]:
-    """Return the AP (R,) of the queries from `first` on, of their scores (R, G) without the own clip's.
-
-    Equal scores count at once; a clip alone in its class has 0.
-    """
-    from sklearn.metrics import average_precision_score  # noqa: PLC0415 - takes a second to import
-
-    found = np.zeros(len(scores))
-    for query, row in enumerate(scores, first):
-        same = np.delete(classes == classes[query], query)
-        if same.any():
-            found[query - first] = average_precision_score(same, np.delete(row, query))
-    return found
+def average_precisions(scores: NDArray[np.float64], relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the AP (R,) of rankings (R, M), the best first; equal scores count at once; 0 without a hit."""
+    places = np.arange(scores.shape[1])
+    last = np.full(scores.shape, places[-1])  # (R, M) place of the last that scores the same
+    last[:, :-1] = np.where(scores[:, :-1] > scores[:, 1:], places[:-1], places[-1])
+    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
+    num_found = relevant.cumsum(axis=1)
+    precisions = np.take_along_axis(num_found, last, axis=1) / (last + 1)
+    return (precisions * relevant).sum(axis=1) / np.maximum(num_found[:, -1], 1)
 
 
 def chance_accuracy(partners: NDArray[np.int64], num_others: int, k: int) -> float:

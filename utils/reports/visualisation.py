@@ -21,7 +21,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 BOX_LEVEL = 0.5  # a box's region begins there, on the way from the map's smallest to its largest value
 BOX_GRID = 224  # side of the up-sampled map in which the region is looked for, as the scoring rules', pixels
 BAR_GROUND = 70  # grey under the colour bar; like a frame, it shows where there is no heat
-SMALLEST_WITH_BAR, SMALLEST_WITH_LABELS = 48, 160  # shorter side of a frame, pixels
+SMALLEST_WITH_BAR = 160  # shorter side of a frame, pixels
 THUMBNAIL_SIDE, GUTTER = 320, 4  # of a contact sheet: longer side of a picture, and what lies between two
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz
 
@@ -99,17 +99,11 @@ def overlay_localisation_map(
     *,
     opacity: float = HEAT_OPACITY,
 ) -> Picture:
-    """Draw a localisation map, bounding boxes and a caption over a copy of a frame.
+    """Draw a localisation map (H, W) in [0, 1], bounding boxes and a caption over a copy of a frame.
 
-    Where the map is at most `HEAT_FLOOR` the frame stays as it is; from there the heat grows more opaque and
-    lighter with the map, in a colour map of even perceptual steps (inferno).
-
-    Args:
-        frame: (H, W, 3), any strides.
-        localisation_map: (H, W) in [0, 1]; NaN gives no heat.
-        bounding_boxes: (N, 4) x_min, y_min, x_max, y_max, fractions of width and height.
-        caption: short ASCII text for a strip in the upper left corner.
-        opacity: of the hottest heat, 0 to 1.
+    Where the map is at most `HEAT_FLOOR`, or NaN, the frame stays as it is; from there the heat grows more
+    opaque and lighter with the map, in a colour map of even perceptual steps (inferno). Boxes (N, 4) are
+    x_min, y_min, x_max, y_max, fractions of width and height.
     """
     strength = np.nan_to_num(localisation_map.astype(np.float32), nan=0.0)
     ramp = np.clip((strength - HEAT_FLOOR) / (1 - HEAT_FLOOR), 0, 1)
@@ -185,10 +179,7 @@ def _draw_colour_bar(picture: Picture, lowest: float, highest: float, opacity: f
     ramp = np.linspace(1, 0, bar_height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
     picture[top:bottom, left:right] = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
     cv2.rectangle(picture, (left - 1, top - 1), (right, bottom), OUTLINE_COLOUR, 1)
-    if side < SMALLEST_WITH_LABELS:
-        return
-    scale = max(0.4, side / 1000)
-    pen = max(1, round(scale))
+    scale, pen = max(0.4, side / 1000), max(1, round(side / 1000))
     for value, baseline in ((highest, top - margin), (lowest, bottom + margin)):
         text = f"{value:.2f}"
         (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, pen)

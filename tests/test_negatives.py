@@ -39,12 +39,8 @@ from utils.evaluation.statistics import bootstrap_intervals
 from utils.reports.negatives import negatives_report
 from utils.reports.report import write_report
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    pass
 
 
 SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}

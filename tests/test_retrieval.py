@@ -4,7 +4,6 @@ import csv
 import json
 import math
 from itertools import combinations, permutations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,13 +33,8 @@ from utils.evaluation.retrieval import (
 from utils.reports.report import Card, render_page, write_report
 from utils.reports.retrieval import retrieval_report
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = tuple(DIRECTIONS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    pass
 
 
 def unit_vectors(*shape, seed=0):

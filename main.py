@@ -265,7 +265,6 @@ def validate(
         lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
         decode_all(options, clips, "validation", device, stop),
         [PROTOCOLS[validation_rule(options)]],
-        shared=True,
     )
     model.train()
     for clip_id, reason in result.unreadable:

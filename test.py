@@ -80,11 +80,9 @@ from utils.reports.report import (
     Card,
     EvaluationContext,
     Gallery,
-    Report,
     check_results_folder,
-    render_table,
     screen_table,
-    write_report,
+    write_and_show,
 )
 from utils.reports.retrieval import retrieval_report
 from utils.reports.visualisation import (
@@ -168,7 +166,6 @@ def localisation(device: torch.device, options: opts.LocalisationOptions, comman
             model_name="model" if alpha is None else f"model + object prior (alpha {alpha:g})",
             negatives=benchmark.negatives is not None,
             on_batch=on_batch,
-            shared=True,
         )
     result = replace(result, unreadable=(*result.unreadable, *unreadable))
     status = 2 if result.unreadable and not options.allow_missing else 0
@@ -323,19 +320,6 @@ def published_lists(result: LocalisationResult, benchmark: str) -> dict[str, dic
     clips = result.headline
     ids = [set(clips["clip_id"][clips["has_object"] == has]) for has in (True, False)]
     return {rule.name: published_list(rule.name, rule.authors, benchmark, *ids) for rule in result.protocols}
-
-
-def write_and_show(folder: Path, report: Report, form: str | None) -> None:
-    """Write the results; print the scores for reading, or as --table asks, and log the warnings."""
-    for warning in report.summary["warnings"]:
-        logger.warning("%s", warning)
-    write_report(folder, report)
-    path = f"Report: {folder / 'report.html'}"
-    if form is not None:
-        sys.stdout.write(render_table(report, form))
-        logger.info("%s", path)
-    else:
-        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{path}\n")
 
 
 def open_clips(

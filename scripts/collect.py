@@ -37,9 +37,7 @@ from utils.reports.report import (
     provenance_columns,
     provenance_facts,
     provenance_notes,
-    render_table,
-    screen_table,
-    write_report,
+    write_and_show,
 )
 from utils.training import configure_logging, run_command
 
@@ -273,12 +271,7 @@ def compare_models(given: Sequence[str]) -> int:
             folders[name] = own.output / name
             score(path, folders[name], options)
     report = compare_results(folders, "bash scripts/compare_models.sh " + shlex.join(given))
-    write_report(own.output, report)
-    logger.info("Report: %s", own.output / "report.html")
-    if own.table is not None:
-        sys.stdout.write(render_table(report, own.table))
-    else:
-        sys.stdout.write(screen_table(report.caption, report.tables, report.notes) + "\n")
+    write_and_show(own.output, report, own.table)
     return 0
 
 

@@ -44,9 +44,9 @@ def batches_of(truths, clip_ids, batch_size):
         yield make_batch(range(start, start + len(truths[part])), truths[part], clip_ids[part])
 
 
-def evaluate(batches, similarity_maps, *protocols, on_batch=None):
+def evaluate(batches, similarity_maps, *protocols, **options):
     rules = protocols or [PROTOCOLS["ssl_tie"]]
-    return evaluate_localisation(Replay(similarity_maps), batches, rules, on_batch=on_batch)
+    return evaluate_localisation(Replay(similarity_maps), batches, rules, **options)
 
 
 def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
@@ -58,7 +58,8 @@ def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
     boxes = tuple(np.zeros((place + 1, 4)) for place in range(count))
     whole = make_batch(range(count), truths, [f"clip_{place}" for place in range(count)])
     maps = np.random.default_rng(0).random((count, 14, 14), dtype=np.float32)
-    result = evaluate([replace(whole, bounding_boxes=boxes)], maps, PROTOCOLS["ssl_tie"], PROTOCOLS["sspl"])
+    rules = PROTOCOLS["ssl_tie"], PROTOCOLS["sspl"]
+    result = evaluate([replace(whole, bounding_boxes=boxes)], maps, *rules, negatives=True)
     by_hand = {
         ("ssl_tie", "model"): cious,
         ("sspl", "model"): [0.6] * count,

@@ -63,9 +63,12 @@ def test_scores_of_made_up_boxes(baselines, tmp_path, capsys):
         assert f"\n{name}: {protocol.description}; list: " in shown
 
 
-def test_only_listed_clips_are_scored(baselines, tmp_path):
+def test_only_listed_clips_are_scored_and_nothing_is_written_unasked(baselines, tmp_path):
     listed, output = tmp_path / "list.txt", tmp_path / "blind.json"
     listed.write_text("everything\ntwo\n")
+    before = sorted(tmp_path.rglob("*"))
+    assert baselines("--clip-list", listed) == 0
+    assert sorted(tmp_path.rglob("*")) == before
     assert baselines("--clip-list", listed, "--output", output) == 0
     content = json.loads(output.read_text())
     assert (content["num_clips"], content["clip_list"]["name"]) == (2, "list")
@@ -90,18 +93,6 @@ def test_is3_has_its_pairs_without_a_model_too(baselines, tmp_path, capsys):
     content = json.loads(output.read_text())
     assert "IAUC" in content["extra_metrics"]["words"]
     assert not content["protocols"][0]["published_list"]["is_scored"]
-
-
-def test_without_output_nothing_is_written(baselines, tmp_path):
-    before = sorted(tmp_path.rglob("*"))
-    assert baselines() == 0
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_dry_run_prints_the_options(baselines, annotations, capsys):
-    assert baselines("--dry-run") == 0
-    options = json.loads(capsys.readouterr().out)
-    assert options["protocol"] is None and options["annotations"] == str(annotations)
 
 
 def test_xml_folder_equals_the_json(annotations, tmp_path):

@@ -10,13 +10,7 @@ import torch
 from golden_inputs import arrays
 
 from utils.evaluation import protocols as engine
-from utils.evaluation.protocols import (
-    PROTOCOLS,
-    LocalisationProtocol,
-    ObjectMaps,
-    find_protocols,
-    values_at_ranks,
-)
+from utils.evaluation.protocols import PROTOCOLS, ObjectMaps, confidences, find_protocols, values_at_ranks
 
 MEDIAN = PROTOCOLS["ssl_tie"]
 FIXED = PROTOCOLS["sspl"]
@@ -127,39 +121,26 @@ def test_up_sampling_equals_a_slow_loop(name):
         np.testing.assert_allclose(found, slow_resize(given, 60, *RESIZING[name]), atol=2e-6)
 
 
-@pytest.mark.parametrize("shape", [(14, 14), (7, 7), (20, 16), (300, 280), (224, 224)])
-def test_linear_up_sampling_has_the_bits_of_opencv(shape):
-    maps = np.random.default_rng(1).standard_normal((3, *shape)).astype(np.float32)
-    for found, given in zip(upsample(maps, MEDIAN), maps, strict=True):
-        expected = cv2.resize(given, (224, 224), interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_array_equal(found, expected)
+def test_linear_up_sampling_has_the_bits_of_opencv():
+    for shape in ((14, 14), (20, 16), (300, 280), (224, 224)):
+        maps = np.random.default_rng(1).standard_normal((3, *shape)).astype(np.float32)
+        for found, given in zip(upsample(maps, MEDIAN), maps, strict=True):
+            expected = cv2.resize(given, (224, 224), interpolation=cv2.INTER_LINEAR)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_rules_up_sample_as_their_authors():
-    assert {name: protocol.upsampling for name, protocol in PROTOCOLS.items()} == {
-        "ssl_tie": "cv2_linear",
-        "sspl": "cv2_linear",
-        "lvs": "cv2_linear",
-        "ez_vsl": "bilinear_align_corners",
-        "slavc": "bicubic_align_corners",
-        "slavc_fixed": "bicubic_align_corners",
-        "fnac": "bilinear_align_corners",
-        "fnac_bicubic": "bicubic",
-        "ssl_align": "bilinear_align_corners",
-        "ssl_align_adaptive": "bilinear_align_corners",
-        "ssl_align_vgg_ss": "cv2_linear",
-        "ssl_align_vgg_ss_adaptive": "cv2_linear",
-        "vssl_eval": "bilinear_align_corners",
-        "vssl_eval_adaptive": "bilinear_align_corners",
-    }
-
-
-def test_one_map_is_up_sampled_whatever_its_memory_order():
-    maps = smooth_maps(2)
-    for name in RESIZING:
-        protocol = replace(MEDIAN, upsampling=name)
-        turned = upsample(maps.transpose(0, 2, 1), protocol)
-        np.testing.assert_allclose(turned, upsample(maps, protocol).transpose(0, 2, 1), atol=1e-6)
+    found = {}
+    for protocol in PROTOCOLS.values():
+        found.setdefault(protocol.upsampling, []).append(protocol.name)
+    assert found == {
+        "cv2_linear": ["ssl_tie", "sspl", "lvs", "ssl_align_vgg_ss", "ssl_align_vgg_ss_adaptive"],
+        "bilinear_align_corners": [
+            "ez_vsl", "fnac", "ssl_align", "ssl_align_adaptive", "vssl_eval", "vssl_eval_adaptive",
+        ],
+        "bicubic_align_corners": ["slavc", "slavc_fixed"],
+        "bicubic": ["fnac_bicubic"],
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ normalisation
@@ -178,14 +159,6 @@ def test_normalised_maps_span_0_to_1(protocol):
         np.testing.assert_allclose(normalised[clip], expected, atol=1e-6)
 
 
-def test_raw_scores_are_moved_not_stretched():
-    maps = np.array([[[-1, -0.5], [0, 0.25]]], dtype=np.float32)
-    scores = normalise(maps, PROTOCOLS["slavc_fixed"])
-    np.testing.assert_array_equal(scores, [[[0, 0.25], [0.5, 0.625]]])
-    mask = predict_pixels(maps[0], small(PROTOCOLS["slavc_fixed"], 2))
-    np.testing.assert_array_equal(mask, [[False, False], [True, True]])
-
-
 def test_given_maps_are_not_changed():
     maps = smooth_maps(2)
     maps[1] = 0.3
@@ -193,12 +166,9 @@ def test_given_maps_are_not_changed():
     predictions = predict_by_all(maps, list(PROTOCOLS.values()), np.array([7, 9]))
     np.testing.assert_array_equal(maps, before)
     for protocol, prediction in zip(PROTOCOLS.values(), predictions, strict=True):
-        alone = normalise(upsample(maps, protocol), protocol)
-        np.testing.assert_array_equal(prediction.localisation_maps, alone)
-    large = upsample(maps, MEDIAN)
-    before = large.copy()
-    for protocol in PROTOCOLS.values():
-        normalise(large, protocol)
+        large = upsample(maps, protocol)
+        before = large.copy()
+        np.testing.assert_array_equal(prediction.localisation_maps, normalise(large, protocol))
         np.testing.assert_array_equal(large, before)
 
 
@@ -251,21 +221,12 @@ def slow_ssl_align_adaptive(pixels, num_annotated):
 
 
 SLOW = {
-    "ssl_tie": slow_ssl_tie,
-    "sspl": slow_sspl,
-    "lvs": slow_ssl_tie,
-    "ez_vsl": slow_ez_vsl,
-    "slavc": slow_ez_vsl,
-    "slavc_fixed": slow_slavc_fixed,
-    "fnac": slow_ez_vsl,
-    "fnac_bicubic": slow_ez_vsl,
-    "ssl_align": slow_ssl_align,
-    "ssl_align_adaptive": slow_ssl_align_adaptive,
-    "ssl_align_vgg_ss": slow_ssl_align,
-    "ssl_align_vgg_ss_adaptive": slow_ssl_align_adaptive,
-    "vssl_eval": slow_ssl_align,
-    "vssl_eval_adaptive": slow_ssl_align_adaptive,
-}
+    "ssl_tie": slow_ssl_tie, "sspl": slow_sspl, "lvs": slow_ssl_tie, "ez_vsl": slow_ez_vsl,
+    "slavc": slow_ez_vsl, "slavc_fixed": slow_slavc_fixed, "fnac": slow_ez_vsl, "fnac_bicubic": slow_ez_vsl,
+    "ssl_align": slow_ssl_align, "ssl_align_adaptive": slow_ssl_align_adaptive,
+    "ssl_align_vgg_ss": slow_ssl_align, "ssl_align_vgg_ss_adaptive": slow_ssl_align_adaptive,
+    "vssl_eval": slow_ssl_align, "vssl_eval_adaptive": slow_ssl_align_adaptive,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 5, 9, 1000])
@@ -281,69 +242,15 @@ def test_predictions_equal_a_slow_rule(name, num_levels):
         np.testing.assert_array_equal(predict_pixels(values, protocol, num_annotated), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "num_predicted"),
-    [
-        ("ssl_tie", 25_087),
-        ("lvs", 25_087),
-        ("ez_vsl", 25_088),
-        ("slavc", 25_088),
-        ("fnac", 25_088),
-        ("fnac_bicubic", 25_088),
-        ("ssl_align", 25_087),
-        ("ssl_align_vgg_ss", 25_087),
-        ("ssl_align_vgg_ss_adaptive", 9_999),
-        ("vssl_eval", 25_087),
-        ("ssl_align_adaptive", 9_999),
-        ("vssl_eval_adaptive", 9_999),
-    ],
-)
-def test_pixels_predicted_of_a_map_without_ties(name, num_predicted):
-    shuffled = np.random.default_rng(0).permutation(NUM_PIXELS).reshape(224, 224)
-    mask = predict_pixels(shuffled / NUM_PIXELS, PROTOCOLS[name], num_annotated=10_000)
-    assert mask.sum() == num_predicted
-    np.testing.assert_array_equal(mask, shuffled >= NUM_PIXELS - num_predicted)
-
-
-@pytest.mark.parametrize(
-    ("num_annotated", "num_predicted"),
-    [(0, 25_087), (1, 0), (2, 1), (25_088, 25_087), (NUM_PIXELS, NUM_PIXELS - 1)],
-)
-def test_adaptive_rule_predicts_a_pixel_less_than_the_truth_has(num_annotated, num_predicted):
-    shuffled = np.random.default_rng(0).permutation(NUM_PIXELS).reshape(224, 224)
+def test_adaptive_rule_predicts_a_pixel_less_than_each_clip_s_truth_has():
+    maps = np.random.default_rng(0).permuted(np.tile(np.arange(NUM_PIXELS), (5, 1)), axis=1)
+    maps, counts = maps.reshape(5, 224, 224).astype(np.float32), [0, 1, 2, 25_088, NUM_PIXELS]
     adaptive = PROTOCOLS["ssl_align_adaptive"]
-    assert predict_pixels(shuffled, adaptive, num_annotated).sum() == num_predicted
-    non_strict = replace(adaptive, comparison=">=")
-    assert predict_pixels(shuffled, non_strict, num_annotated).sum() == num_predicted + 1
-
-
-def test_adaptive_rule_counts_each_clip_s_own_truth():
-    maps = smooth_maps(3)
-    counts = np.array([100, 30_000, 0])
-    masks = predict(maps, PROTOCOLS["ssl_align_adaptive"], counts)
-    for clip in range(3):
-        alone = predict(maps[clip : clip + 1], PROTOCOLS["ssl_align_adaptive"], counts[clip])
-        np.testing.assert_array_equal(masks[clip], alone[0])
-    assert masks[0].sum() < 110 and 29_900 < masks[1].sum() < 30_000
-
-
-def test_adaptive_rule_needs_the_truth():
+    sizes = predict(maps, adaptive, counts).sum(axis=(1, 2))
+    assert sizes.tolist() == [25_087, 0, 1, 25_087, NUM_PIXELS - 1]
+    assert (predict(maps, replace(adaptive, comparison=">="), counts).sum(axis=(1, 2)) == sizes + 1).all()
     with pytest.raises(ValueError, match="ssl_align_adaptive predicts as many pixels as the truth"):
-        predict_by_all(smooth_maps(1), [PROTOCOLS["ssl_align_adaptive"]])
-
-
-def test_median_rule_predicts_half_of_a_network_s_maps():
-    assert np.median(predict(smooth_maps(9), MEDIAN).sum(axis=(1, 2))) == 25_087
-
-
-def test_many_rules_at_once_equal_one_at_a_time():
-    maps, counts = smooth_maps(5), np.array([0, 1, 5_000, 25_088, NUM_PIXELS])
-    protocols = list(PROTOCOLS.values())[::-1]
-    together = predict_by_all(maps, protocols, counts)
-    for protocol, prediction in zip(protocols, together, strict=True):
-        (alone,) = predict_by_all(maps, [protocol], counts)
-        np.testing.assert_array_equal(prediction.masks, alone.masks)
-        np.testing.assert_array_equal(prediction.localisation_maps, alone.localisation_maps)
+        predict_by_all(maps, [adaptive])
 
 
 @EVERY
@@ -357,44 +264,19 @@ def test_one_map_for_all_clips_equals_the_map_repeated(protocol):
 # ------------------------------------------------------------------------------------ corners
 
 
-def levels_map(*counts):
-    """224 x 224 with so many pixels at each level, from the lowest, 0, to the highest, 1."""
-    assert sum(counts) == NUM_PIXELS
-    levels = np.repeat(np.linspace(0, 1, len(counts)), counts)
-    return np.random.default_rng(0).permutation(levels).reshape(224, 224)
+CONSTANTS = {
+    "ssl_tie": {-1.0: 0, -1e-3: 0, 0.0: 1, 1 / 3: 1, 3.0: 1},
+    "sspl": dict.fromkeys((-1.0, 0.0, 1 / 3, 1.0), 0),
+    "ez_vsl": dict.fromkeys((-1.0, 0.0, 1 / 3, 1.0), 1),
+    "ssl_align": dict.fromkeys((-1.0, 0.0, 1 / 3, 1.0), 0),
+    "ssl_align_adaptive": dict.fromkeys((-1.0, 0.0, 1 / 3, 1.0), 0),
+}
 
 
-def test_pixels_equal_to_the_median_are_left_out_or_taken():
-    values = levels_map(15_000, 25_176, 10_000)
-    for name in ("ssl_tie", "ssl_align"):
-        np.testing.assert_array_equal(predict_pixels(values, PROTOCOLS[name]), values == 1)
-    np.testing.assert_array_equal(predict_pixels(values, PROTOCOLS["ez_vsl"]), values >= 0.5)
-
-
-@pytest.mark.parametrize("plateau", [1, 25_087, 25_088, 25_089, 30_000, NUM_PIXELS - 1])
-def test_plateau_at_the_maximum(plateau):
-    values = levels_map(NUM_PIXELS - plateau, plateau)
-    np.testing.assert_array_equal(predict_pixels(values, MEDIAN), values == 1)
-    # Only SSL-TIE's and LVS's programs keep a maximum that lies at the median.
-    kept = values == 1 if plateau <= 25_087 else np.zeros_like(values)
-    np.testing.assert_array_equal(predict_pixels(values, PROTOCOLS["ssl_align"]), kept)
-
-
-@pytest.mark.parametrize(
-    ("constant", "share"), [(0.0, 1), (1 / 3, 1), (1.0, 1), (3.0, 1), (-1e-3, 0), (-1.0, 0)]
-)
-def test_constant_map_under_ssl_tie(constant, share):
-    maps = np.full((1, 14, 14), constant, np.float32)
-    assert predict(maps, MEDIAN).mean() == share
-
-
-@pytest.mark.parametrize("constant", [0.0, 1 / 3, 1.0, -1.0])
-@pytest.mark.parametrize(
-    ("name", "share"), [("sspl", 0), ("ez_vsl", 1), ("ssl_align", 0), ("ssl_align_adaptive", 0)]
-)
-def test_constant_map_under_other_rules(constant, name, share, recwarn):
-    protocol = small(PROTOCOLS[name])
-    assert predict_pixels(np.full((16, 16), constant), protocol).mean() == share
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_share_of_a_constant_map_that_is_predicted(name, recwarn):
+    for constant, share in CONSTANTS[name].items():
+        assert predict_pixels(np.full((16, 16), constant), small(PROTOCOLS[name])).mean() == share
     assert not recwarn.list
 
 
@@ -412,26 +294,6 @@ def test_map_that_is_not_finite_predicts_nothing_and_spares_its_neighbours(proto
     assert not recwarn.list
 
 
-def test_fixed_rule_counts_what_equals_the_threshold():
-    values = np.zeros((4, 4))
-    values[0] = [0, 1, 0.5, np.nextafter(np.float32(0.5), np.float32(0))]
-    mask = predict_pixels(values, small(FIXED, 4))
-    np.testing.assert_array_equal(mask[0], [False, True, True, False])
-    assert mask.sum() == 2
-
-
-@pytest.mark.parametrize("protocol", BY_THE_MAP_S_RANGE, ids=lambda p: p.name)
-def test_scale_and_shift_do_not_matter(protocol):
-    maps = smooth_maps(12, seed=3)
-    masks = predict(maps, protocol)
-    for exact_scale in (0.25, 8):
-        np.testing.assert_array_equal(predict(maps * np.float32(exact_scale), protocol), masks)
-    for scale, shift in ((0.3, 0), (1, 0.7), (1.7, -0.9), (3, 2)):
-        moved = np.float32(scale) * maps + np.float32(shift)
-        # Rounding moves pixels that all but equal the threshold.
-        assert (predict(moved, protocol) != masks).sum(axis=(1, 2)).max() <= 6
-
-
 # --------------------------------------------------------------------------------- confidences
 
 
@@ -440,33 +302,28 @@ def test_scale_and_shift_do_not_matter(protocol):
 def test_confidence_is_the_mean_of_the_top_quarter_of_the_scores(protocol, alpha):
     maps, others = smooth_maps(3), np.random.default_rng(2).random((3, 7, 7), dtype=np.float32)
     objects = None if alpha is None else ObjectMaps(torch.from_numpy(others), alpha)
-    (found,) = predict_by_all(maps, [protocol], np.full(3, 900), objects)
+    found = confidences(torch.from_numpy(maps), protocol, objects)
     scores = upsample(maps, protocol).astype(np.float64)
     if protocol.name.startswith("slavc"):
         scores = (scores + 1) / 2
         if alpha is not None:
             scores = alpha * scores + (1 - alpha) * upsample(others, protocol) / 2.5
     expected = [np.sort(one.ravel())[-NUM_PIXELS // 4 :].mean() for one in scores]
-    np.testing.assert_allclose(found.confidences, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    maps[1, 2, 3] = np.nan
+    found = confidences(torch.from_numpy(maps), protocol, objects)
+    assert found.isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["smooth", "levels", "saturated", "outlier", "tiny", "huge", "flat"])
-def test_values_at_ranks_are_those_of_a_sort(kind):
+def test_values_at_ranks_are_those_of_a_sort():
     rng = np.random.default_rng(3)
-    values = rng.standard_normal((4, 5_000)).astype(np.float32)
-    changed = {
-        "levels": np.round(values),
-        "saturated": np.minimum(values, np.float32(0.2)) + 1e-6 * (values > 2),
-        "outlier": np.where(np.arange(5_000) == 7, np.float32(1e30), values),
-        "tiny": values * np.float32(1e-40),
-        "huge": values * np.float32(3e37),
-        "flat": np.full_like(values, -0.3),
-    }
-    values = torch.from_numpy(changed.get(kind, values).astype(np.float32))
-    ranks = torch.from_numpy(rng.integers(0, 5_000, (4, 9)))
+    values = rng.standard_normal((5, 5_000)).astype(np.float32)
+    values[1], values[2], values[3] = np.round(values[1]), values[2] * 1e-40, -0.3
+    values[4, 7] = 1e30
+    ranks = torch.from_numpy(rng.integers(0, 5_000, (5, 9)))
     ranks[:, :2] = torch.tensor([0, 4_999])
-    expected = values.sort(1).values.gather(1, ranks)
-    assert torch.equal(values_at_ranks(values, ranks), expected)
+    values = torch.from_numpy(values)
+    assert torch.equal(values_at_ranks(values, ranks), values.sort(1).values.gather(1, ranks))
 
 
 # -------------------------------------------------------------------------------------- names
@@ -482,18 +339,11 @@ def test_description_names_the_rule(protocol):
 
 def test_each_rule_is_found_by_its_name():
     assert list(SLOW) == list(PROTOCOLS)
-    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
     assert [p.name for p in find_protocols("sspl, ssl_tie")] == ["sspl", "ssl_tie"]
     assert find_protocols("all") == tuple(PROTOCOLS.values())
-
-
-@pytest.mark.parametrize("names", ["strict", "ssl_tie,strict", "", "ssl_tie,,sspl", "all,sspl"])
-def test_unknown_name_is_refused_with_those_that_there_are(names):
-    with pytest.raises(ValueError, match=f"no protocol .*{', '.join(PROTOCOLS)}"):
-        find_protocols(names)
-
-
-def test_name_that_comes_twice_is_refused():
+    for names in ("strict", "ssl_tie,strict", "", "ssl_tie,,sspl", "all,sspl"):
+        with pytest.raises(ValueError, match=f"no protocol .*{', '.join(PROTOCOLS)}"):
+            find_protocols(names)
     with pytest.raises(ValueError, match="'sspl' is named twice"):
         find_protocols("sspl,ssl_tie,sspl")
 
@@ -508,16 +358,3 @@ def test_authors_whose_rules_are_the_same():
         ["ssl_align", "vssl_eval"],
         ["ssl_align_adaptive", "vssl_eval_adaptive"],
     ]
-
-
-@pytest.mark.parametrize(("threshold", "value"), [("fixed", None), ("median", 0.5)])
-def test_value_belongs_to_a_fixed_threshold(threshold, value):
-    with pytest.raises(ValueError, match="fixed threshold"):
-        LocalisationProtocol(
-            name="odd",
-            upsampling="bicubic",
-            normalisation="min_max",
-            threshold=threshold,
-            comparison=">",
-            value=value,
-        )

@@ -6,10 +6,7 @@ from torch import Tensor
 from utils.evaluation.metrics import TruthMaps
 from utils.evaluation.protocols import LocalisationProtocol, threshold_ranks, values_at_ranks
 
-GAUSSIAN_GRID = 14
-"""side of the similarity map that holds the centred Gaussian, cells"""
-GAUSSIAN_SIGMA = 4.0
-"""standard deviation of the centred Gaussian, cells"""
+GAUSSIAN_GRID, GAUSSIAN_SIGMA = 14, 4.0  # side of the map with the centred Gaussian, its deviation: cells
 
 
 def whole_frame(map_size: int) -> Tensor:
@@ -39,18 +36,11 @@ def centre_gaussian() -> Tensor:
 
 
 def oracle_cious(truth: TruthMaps, protocol: LocalisationProtocol) -> Tensor:
-    """The best consensus IoU that a map without ties can reach under a rule.
+    """The best consensus IoU (B,) that a map without ties can reach under a rule; 0 where the truth is empty.
 
     The median rule always predicts half of the frame, the adaptive rule as many pixels as the truth
     has (one less when they compare by >), so the best that they can do is to take the pixels with
     the highest truth first. Under a fixed threshold the truth itself can be predicted.
-
-    Args:
-        truth: of B clips.
-        protocol: the rule.
-
-    Returns:
-        (B,) float64 in [0, 1]; 0 where the truth is empty.
     """
     if protocol.threshold == "fixed":
         return (truth.total_votes > 0).double()
@@ -61,8 +51,7 @@ def oracle_cious(truth: TruthMaps, protocol: LocalisationProtocol) -> Tensor:
     best = num_found.double()
     # Where there are parts of votes, whole ones are found first.
     divided = truth.total_votes != truth.num_annotated
-    votes, found = truth.maps.flatten(1)[divided], num_found[divided]
-    best[divided] = _largest_sum(votes, found)
+    best[divided] = _largest_sum(truth.maps.flatten(1)[divided], num_found[divided])
     false_positive = num_predicted - num_found
     return best / (truth.total_votes + false_positive)
 

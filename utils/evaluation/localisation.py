@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,14 @@ from utils.evaluation.metrics import (
     pair_cious,
     pointing_hits,
 )
-from utils.evaluation.protocols import LocalisationProtocol, ObjectMaps, predict
+from utils.evaluation.protocols import LocalisationProtocol, ObjectMaps, Prediction, confidences, predict
 from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, bootstrap_statistics, clip_values
 from utils.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd  # imported when results are made: not every program makes any
 
-MODEL, CEILING = "model", "ceiling"
+MODEL, BASELINE, CEILING = "model", "baseline", "ceiling"
 DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"
 AREA_SIDE = 224  # of the frame in whose pixels areas are given, whatever the size of a rule's map
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}  # SLAVC's: the area is below, else huge
@@ -46,8 +46,8 @@ MOST_BOXES = 3  # clips with so many boxes or more are one group
 FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: marked
 MAPS_FORMAT = "sound localisation maps 2"
 
-Columns = dict[str, NDArray[Any]]
-"""name -> (B,), or (B, 255) for f_curve: what is known of each clip"""
+Columns = dict[str, Any]
+"""name -> value of each clip (B,), or one for all"""
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,17 @@ class LocalisationResult:
 
     `clips` has a row for each protocol, predictor and clip, the clips always in the same order, with the
     columns protocol, predictor, kind (model, baseline or ceiling), clip_id; ciou in [0, 1] (NaN: prediction
-    and truth are both empty), pointing (0 or 1; NaN: no peak), confidence (NaN: no map), where objects are
-    outlined iou and f_curve; area (pixels of 224 x 224), num_boxes (NaN: not known), pair_key, has_object
-    (False: the sound has no source in the frame). Clips that broke while being decoded, and those alone,
-    are in `unreadable`.
+    and truth are both empty), pointing (0 or 1; NaN: no peak); in sets with negatives the model's confidence
+    (NaN: no map), where objects are outlined iou and f_curve; area (pixels of 224 x 224), num_boxes (NaN: not
+    known), pair_key, has_object (False: the sound has no source in the frame). Clips that broke while being
+    decoded, and those alone, are in `unreadable`.
     """
 
     protocols: tuple[LocalisationProtocol, ...]  # the headline first
     clips: "pd.DataFrame"
     unreadable: tuple[tuple[str, str], ...] = ()  # (clip id, reason)
-    num_non_finite: int = 0  # clips whose map is not a finite number everywhere: a miss
-    maps: NDArray[np.float32] | None = None  # (N, h, w) the model's similarity maps
-    object_maps: NDArray[np.float32] | None = None  # (N, h', w') what was mixed in
-    alpha: float = 1.0  # share of the model's map beside the objects'
+    maps: Tensor | None = None  # (N, h, w) the model's similarity maps
+    objects: ObjectMaps | None = None  # of the N clips, what was mixed in
 
     @property
     def headline(self) -> "pd.DataFrame":
@@ -81,6 +79,11 @@ class LocalisationResult:
         clips = self.headline
         return int(((clips["area"] == 0) & clips["has_object"]).sum())
 
+    @property
+    def num_non_finite(self) -> int:
+        """Clips whose map is not a finite number everywhere: a miss."""
+        return 0 if self.maps is None else int((~self.maps.isfinite().flatten(1).all(1)).sum())
+
     def scores(self) -> dict[str, float]:
         """Model's headline numbers under the first rule, in percent, by name of SCORE_KEYS."""
         clips = self.headline[self.headline["has_object"]]
@@ -89,7 +92,7 @@ class LocalisationResult:
 
 
 @torch.inference_mode()
-def evaluate_localisation(  # noqa: C901 - reads from top to bottom
+def evaluate_localisation(
     localise: Callable[[Any], Tensor] | None,
     batches: Iterable[Any],
     protocols: Sequence[LocalisationProtocol],
@@ -98,9 +101,10 @@ def evaluate_localisation(  # noqa: C901 - reads from top to bottom
     model_name: str = MODEL,
     negatives: bool = False,
     on_batch: Callable[[Any, Tensor, Sequence[float]], None] | None = None,
-    shared: bool = False,
 ) -> LocalisationResult:
     """Score a model, the blind baselines and the ceiling on the same clips, each decoded and localised once.
+
+    Processes bring their own part of the batches each; all get the whole result, in rank order.
 
     Args:
         localise: batch -> similarity maps (B, h, w), by a model in evaluation mode; None: blind predictors
@@ -108,195 +112,123 @@ def evaluate_localisation(  # noqa: C901 - reads from top to bottom
         batches: decoded clips, each exactly once, with clip_ids, ground_truth_maps (B, M, M),
             bounding_boxes (of each clip (N, 4), or None for all where objects are outlined), pair_keys, and
             `broken` clips.
-        protocols: the scoring rules, the headline first.
+        protocols: the scoring rules, the headline first, all of one map size.
         objects: batch -> maps of objects, to be mixed into the model's; None: the model alone.
         model_name: what its row is called.
         negatives: the set has frames whose sound has no source in them: clips without a box.
         on_batch: called with the batch, its localisation maps (B, M, M) and consensus IoUs under the first
             rule.
-        shared: each process brings its own part of the batches; all get the whole result, in rank order.
-
-    Returns:
-        the clips in the order of the batches.
-
-    Raises:
-        ValueError: no clip could be scored, a clip came twice, or a clip has no boxes; the rules are none,
-            come twice, or score maps of different sizes.
     """
-    names, sizes = [protocol.name for protocol in protocols], {protocol.map_size for protocol in protocols}
-    if not names or len(set(names)) != len(names) or len(sizes) != 1:
-        raise ValueError(
-            f"Scoring takes one protocol or more, each once and all of one map size, got {names} of sizes "
-            f"{sorted(sizes)}."
-        )
-    rules = list(dict.fromkeys(protocol.rule for protocol in protocols))  # some differ in name only
-    shapes = {DISC: centre_disc(*sizes)}
-    if localise is None:
-        more = {"whole frame (blind)": whole_frame(*sizes), "centre square (blind)": centre_square(*sizes)}
-        shapes = more | shapes
-    found: dict[tuple[str, LocalisationProtocol], list[Columns]] = {}
-    truths: list[Columns] = []
-    maps: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
-    unreadable: list[tuple[str, str]] = []
-    num_non_finite, alpha = 0, 1.0
+    import pandas as pd  # noqa: PLC0415
 
+    rules = list(dict.fromkeys(protocol.rule for protocol in protocols))  # some differ in name only
+    size = protocols[0].map_size
+    blind = {DISC: centre_disc(size)}
+    if localise is None:
+        more = {"whole frame (blind)": whole_frame(size), "centre square (blind)": centre_square(size)}
+        blind = more | blind
+    tables: list[pd.DataFrame] = []
+    maps: list[Tensor] = []
+    mixed_in: list[ObjectMaps] = []
+    unreadable: list[tuple[str, str]] = []
     for batch in batches:
         unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
-        given = batch.ground_truth_maps
-        if given is None or len(given) != len(batch.clip_ids):
-            raise ValueError(f"Clips without boxes cannot be scored, e.g. {batch.clip_ids[0]}.")
         outlined = all(boxes is None for boxes in batch.bounding_boxes)
-        truth = TruthMaps(torch.from_numpy(given), outlined)
+        truth = TruthMaps(torch.from_numpy(batch.ground_truth_maps), outlined)
+        scored: dict[tuple[str, str], list[Columns]] = {}  # (predictor, kind) -> scores under each rule
         if localise is not None:
             similarity = localise(batch).float()  # (B, h, w)
-            mixed = None if objects is None else objects(batch)
-            alpha = alpha if mixed is None else mixed.alpha
             truth = TruthMaps(truth.maps.to(similarity.device), outlined)
-            num_non_finite += int((~similarity.isfinite()).any(2).any(1).sum())
-            shown, scored = _score_maps(similarity, truth, rules, mixed)
-            for rule, columns in zip(rules, scored, strict=True):
-                found.setdefault((MODEL, rule), []).append(columns)
-            maps.append(
-                (similarity.cpu().numpy(), None if mixed is None else mixed.maps.float().cpu().numpy())
-            )
-        for name, rule, columns in _score_references(shapes, truth, rules):
-            found.setdefault((name, rule), []).append(columns)
-        truths.append(_describe_truth(batch, truth, negatives=negatives))
-        if localise is not None and on_batch is not None:
-            on_batch(batch, shown, scored[0]["ciou"].tolist())
+            mixed = None if objects is None else objects(batch)
+            predictions = predict(similarity, rules, truth.num_annotated, mixed)
+            columns = [_score(prediction, truth) for prediction in predictions]
+            for of_rule, rule in zip(columns, rules, strict=True) if negatives else ():
+                of_rule["confidence"] = confidences(similarity, rule, mixed).cpu().numpy()
+            scored[model_name, MODEL] = columns
+            maps.append(similarity.cpu())
+            if mixed is not None:
+                mixed_in.append(ObjectMaps(mixed.maps.float().cpu(), mixed.alpha))
+            if on_batch is not None:
+                on_batch(batch, predictions[0].localisation_maps, columns[0]["ciou"].tolist())
+        scored |= _score_references(truth, rules, blind)
+        description = _describe(batch, truth, negatives=negatives)
+        for protocol in protocols:
+            for (predictor, kind), of_rules in scored.items():
+                name = f"ceiling of {protocol.name} (maps without ties)" if kind == CEILING else predictor
+                row = {"protocol": protocol.name, "predictor": name, "kind": kind, **description}
+                tables.append(pd.DataFrame(row | of_rules[rules.index(protocol.rule)]))
 
-    if shared:
-        parts, found = gather_objects([found]), {}
-        for part in parts:
-            for key, of_batches in part.items():
-                found.setdefault(key, []).extend(of_batches)
-        truths, maps, unreadable = gather_objects(truths), gather_objects(maps), gather_objects(unreadable)
-        num_non_finite = sum(gather_objects([num_non_finite]))
+    unreadable, maps, mixed_in = (gather_objects(parts) for parts in (unreadable, maps, mixed_in))
     return LocalisationResult(
         tuple(protocols),
-        _as_table(found, truths, protocols, unreadable, model_name),
+        _join(gather_objects(tables), unreadable),
         tuple(unreadable),
-        num_non_finite,
-        np.concatenate([one for one, _ in maps]) if maps else None,
-        np.concatenate([one for _, one in maps if one is not None]) if maps and objects else None,
-        alpha,
+        torch.cat(maps) if maps else None,
+        ObjectMaps(torch.cat([one.maps for one in mixed_in]), mixed_in[0].alpha) if mixed_in else None,
     )
 
 
-def headline_map(result: LocalisationResult, place: int) -> Tensor:
-    """Localisation map (M, M) of one clip of a result under its first rule, to be drawn."""
-    assert result.maps is not None, "there is a model"
-    objects = None
-    if result.object_maps is not None:
-        objects = ObjectMaps(torch.from_numpy(result.object_maps[place : place + 1]), result.alpha)
-    maps = torch.from_numpy(result.maps[place : place + 1])
-    return predict(maps, result.protocols[:1], torch.ones(1, dtype=torch.int64), objects)[
-        0
-    ].localisation_maps[0]
+def _join(tables: "Sequence[pd.DataFrame]", unreadable: Sequence[tuple[str, str]]) -> "pd.DataFrame":
+    """Sort the scores of all batches by protocol and predictor; refuse none, and a clip that came twice."""
+    import pandas as pd  # noqa: PLC0415
+
+    if not tables:
+        first = f", first: {unreadable[0][1]}" if unreadable else ""
+        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
+    clips = pd.concat(tables, ignore_index=True)
+    if clips.duplicated(["protocol", "predictor", "clip_id"]).any():
+        raise ValueError("A clip came twice in the evaluation; scores would count it twice.")
+    order = clips.groupby(["protocol", "predictor"], sort=False).ngroup().argsort(kind="stable")
+    return clips.iloc[order].reset_index(drop=True)
 
 
-def _score_maps(
-    maps: Tensor, truth: TruthMaps, rules: Sequence[LocalisationProtocol], objects: ObjectMaps | None = None
-) -> tuple[Tensor, list[Columns]]:
-    """Score maps (B, h, w), or one for all clips, under each rule; with the first's localisation maps."""
-    predictions = predict(maps, rules, truth.num_annotated, objects)
-    scores = torch.stack(
-        [
-            torch.stack(
-                [
-                    consensus_iou(one.masks, truth),
-                    pointing_hits(one.localisation_maps, truth).double(),
-                    one.confidences.expand(len(truth)),
-                ]
-            )
-            for one in predictions
-        ]
-    )  # (R, 3, B)
-    names = ("ciou", "pointing", "confidence")
-    columns = [
-        dict(zip(names, of_rule, strict=True)) for of_rule in scores.cpu().numpy()
-    ]  # one transfer for all
-    if truth.outlined:
-        # Rules share maps: each is compared once.
-        distinct = {id(one.localisation_maps): one.localisation_maps for one in predictions}
-        compared = {key: _compare_masks(one, truth) for key, one in distinct.items()}
-        for of_rule, one in zip(columns, predictions, strict=True):
-            of_rule.update(compared[id(one.localisation_maps)])
-    return predictions[0].localisation_maps, columns
-
-
-def _compare_masks(localisation_maps: Tensor, truth: TruthMaps) -> Columns:
-    maps = localisation_maps.expand_as(truth.maps)
-    return {
-        "iou": mask_ious(maps, truth.maps).cpu().numpy(),
-        "f_curve": f_curves(maps, truth.maps).cpu().numpy(),
+def _score(prediction: Prediction, truth: TruthMaps) -> Columns:
+    """Score predicted masks and their maps, (B, M, M), or (1, M, M) for all clips."""
+    columns: Columns = {
+        "ciou": consensus_iou(prediction.masks, truth).cpu().numpy(),
+        "pointing": pointing_hits(prediction.localisation_maps, truth).double().cpu().numpy(),
     }
+    if truth.outlined:
+        maps = prediction.localisation_maps.expand_as(truth.maps)
+        columns["iou"] = mask_ious(maps, truth.maps).cpu().numpy()
+        columns["f_curve"] = list(f_curves(maps, truth.maps).cpu().numpy())  # (255,) each
+    return columns
 
 
 def _score_references(
-    shapes: dict[str, Tensor], truth: TruthMaps, rules: Sequence[LocalisationProtocol]
-) -> Iterator[tuple[str, LocalisationProtocol, Columns]]:
+    truth: TruthMaps, rules: Sequence[LocalisationProtocol], blind: Mapping[str, Tensor]
+) -> dict[tuple[str, str], list[Columns]]:
     """Score what needs no model: blind masks and the blind map, and the ceiling of each rule."""
-    device = truth.maps.device
-    unknown = np.full(len(truth), np.nan)
-    for name, mask in shapes.items():
-        cious = consensus_iou(mask[None].to(device), truth).cpu().numpy()
-        columns: Columns = {"ciou": cious, "pointing": unknown, "confidence": unknown}
-        if truth.outlined:
-            columns |= _compare_masks(mask[None].to(device, torch.float32), truth)
-        yield from ((name, rule, columns) for rule in rules)
-    _, scored = _score_maps(centre_gaussian().to(device), truth, rules)
-    yield from ((GAUSSIAN, rule, columns) for rule, columns in zip(rules, scored, strict=True))
-    for rule in rules:
-        cious = oracle_cious(truth, rule).cpu().numpy()
-        yield CEILING, rule, {"ciou": cious, "pointing": unknown, "confidence": unknown}
+    device, scored = truth.maps.device, {}
+    for name, mask in blind.items():
+        alone = Prediction(mask[None].to(device, torch.float32), mask[None].to(device))
+        scored[name, BASELINE] = [_score(alone, truth) | {"pointing": np.nan}] * len(rules)
+    gaussian = predict(centre_gaussian().to(device), rules, truth.num_annotated)
+    scored[GAUSSIAN, BASELINE] = [_score(prediction, truth) for prediction in gaussian]
+    scored[CEILING, CEILING] = [{"ciou": oracle_cious(truth, rule).cpu().numpy()} for rule in rules]
+    return scored
 
 
-def _describe_truth(batch: Any, truth: TruthMaps, *, negatives: bool) -> Columns:  # noqa: ANN401 - see above
+def _describe(batch: Any, truth: TruthMaps, *, negatives: bool) -> Columns:  # noqa: ANN401
     counts = np.array([np.nan if boxes is None else len(boxes) for boxes in batch.bounding_boxes])
     return {
         "clip_id": np.array(batch.clip_ids, dtype=object),
         "area": truth.total_votes.cpu().numpy() * (AREA_SIDE**2 / truth.maps[0].numel()),
         "num_boxes": counts,
         "pair_key": np.array(batch.pair_keys, dtype=object),
-        "has_object": (counts > 0) if negatives else np.ones(len(counts), bool),
+        "has_object": (counts > 0) if negatives else True,
     }
 
 
-def _as_table(
-    found: dict[tuple[str, LocalisationProtocol], list[Columns]],
-    truths: list[Columns],
-    protocols: Sequence[LocalisationProtocol],
-    unreadable: Sequence[tuple[str, str]],
-    model_name: str,
-) -> "pd.DataFrame":
-    """Put all scores into one table; refuse none at all, and a clip that came twice."""
-    import pandas as pd  # noqa: PLC0415
-
-    if not truths:
-        first = f", first: {unreadable[0][1]}" if unreadable else ""
-        raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
-    truth = _join(truths)
-    if len(set(truth["clip_id"])) != len(truth["clip_id"]):
-        raise ValueError("A clip came twice in the evaluation; scores would count it twice.")
-    tables = []
-    for protocol in protocols:
-        for name in dict.fromkeys(name for name, _ in found):
-            kind = name if name in (MODEL, CEILING) else "baseline"
-            shown = {MODEL: model_name, CEILING: f"ceiling of {protocol.name} (maps without ties)"}.get(
-                name, name
-            )
-            columns = _join(found[name, protocol.rule])
-            curves = columns.pop("f_curve", None)
-            row = {"protocol": protocol.name, "predictor": shown, "kind": kind, **truth, **columns}
-            tables.append(pd.DataFrame(row if curves is None else {**row, "f_curve": list(curves)}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _join(parts: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def headline_map(result: LocalisationResult, place: int) -> Tensor:
+    """Localisation map (M, M) of one clip of a result under its first rule, to be drawn."""
+    assert result.maps is not None, "there is a model"
+    one, num_annotated = slice(place, place + 1), torch.ones(1, dtype=torch.int64)
+    objects = result.objects and result.objects._replace(maps=result.objects.maps[one])
+    (prediction,) = predict(result.maps[one], result.protocols[:1], num_annotated, objects)
+    return prediction.localisation_maps[0]
 
 
 # ----------------------------------------------------------------------------------- saved maps
@@ -305,13 +237,13 @@ def _join(parts: Sequence[Columns]) -> Columns:
 def save_maps(path: Path, result: LocalisationResult, context: Mapping[str, Any]) -> None:
     """Write similarity maps, and the plain values that stand beside their scores, to an .npz file."""
     header = {"format": MAPS_FORMAT, "context": dict(context), "unreadable": result.unreadable}
-    arrays = {
+    arrays: dict[str, Any] = {
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         "clip_ids": result.headline["clip_id"].to_numpy(dtype=str),
         "maps": result.maps,
     }
-    if result.object_maps is not None:
-        arrays["object_maps"] = result.object_maps
+    if result.objects is not None:
+        arrays["object_maps"] = result.objects.maps
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     write_atomically(path, file.getvalue())
@@ -325,22 +257,19 @@ def read_maps(
     Returns:
         header with `context` and `unreadable`; clip id -> its place in the maps; the maps (N, h, w);
         those of objects (N, h', w'), or None.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or another kind of file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No saved maps at {path}: --from-maps takes a file that --save-maps wrote.")
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+            arrays = dict(stored)
         header = json.loads(arrays["header"].tobytes())
-        if header["format"] != MAPS_FORMAT:
-            raise ValueError(f"its format is {header['format']!r}, not {MAPS_FORMAT!r}")
         clip_ids, maps, objects = arrays["clip_ids"].tolist(), arrays["maps"], arrays.get("object_maps")
-        if len(clip_ids) != len(maps) or (objects is None) != (header["context"]["object_prior"] is None):
-            raise ValueError("its parts do not belong together")
+        whole = len(clip_ids) == len(maps) and (objects is None) == (
+            header["context"]["object_prior"] is None
+        )
+        if header["format"] != MAPS_FORMAT or not whole:
+            raise ValueError(f"its format is {header['format']!r}, or its parts do not belong together")
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is broken, or no file of --save-maps of this version ({error!r}); write it "
@@ -352,73 +281,63 @@ def read_maps(
 # --------------------------------------------------------------------------------------- tables
 
 
-def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFrame":
-    """Scores in percent with their intervals, a row for each protocol and predictor.
+def score_predictors(clips: "pd.DataFrame") -> "pd.DataFrame":
+    """Headline scores in percent with their intervals, a row for each protocol and predictor.
 
     Args:
-        clips: of a LocalisationResult.
-        metrics: family of EXTRA_METRICS that the benchmark has beside consensus IoU.
+        clips: of a LocalisationResult; those without an object do not count.
 
     Returns:
-        columns protocol, predictor and kind; for each of SCORE_KEYS and of the family's names the score under
-        that name, and its interval's ends under <name>_low and <name>_high; NaN where there is none. Clips
-        without an object count only in the family's.
+        columns protocol, predictor and kind; for each of SCORE_KEYS the score under that name, and its
+        interval's ends under <name>_low and <name>_high; NaN where there is none.
     """
     import pandas as pd  # noqa: PLC0415
 
-    groups = list(clips.groupby(["protocol", "predictor", "kind"], sort=False))
-    values = [clip_values(one["ciou"], one["pointing"]) for _, one in groups]
-    located = [one["has_object"].to_numpy() for _, one in groups]
-    chosen = np.concatenate([one[has] for one, has in zip(values, located, strict=True)], axis=1)  # (N, 4 G)
-    ends = 100 * bootstrap_intervals(chosen).reshape(len(groups), len(SCORE_KEYS), 2)
-    means = 100 * chosen.mean(axis=0).reshape(len(groups), len(SCORE_KEYS))
-    rows = []
-    for place, ((protocol, predictor, kind), one) in enumerate(groups):
-        row = {"protocol": protocol, "predictor": predictor, "kind": kind}
-        scores: dict[str, Sequence[float]]
-        scores = {key: (means[place, k], *ends[place, k]) for k, key in enumerate(SCORE_KEYS)}
-        if metrics is not None:
-            scores |= extra_scores(metrics, one, kind)
-        rows.append(row | _flat(scores))
-    return pd.DataFrame(rows)
+    groups = list(clips[clips["has_object"]].groupby(["protocol", "predictor", "kind"], sort=False))
+    values = np.concatenate([clip_values(one["ciou"], one["pointing"]) for _, one in groups], axis=1)
+    scores = np.column_stack([values.mean(axis=0), bootstrap_intervals(values)])  # (4 G, 3)
+    names = pd.DataFrame([name for name, _ in groups], columns=["protocol", "predictor", "kind"])
+    columns = [key + end for key in SCORE_KEYS for end in ("", "_low", "_high")]
+    return names.join(pd.DataFrame(100 * scores.reshape(len(groups), -1), columns=columns))
 
 
-def _flat(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Name -> (score, low, high), as columns of a score table."""
-    ends = ("", "_low", "_high")
-    return {
-        key + end: value for key, values in scores.items() for end, value in zip(ends, values, strict=True)
-    }
+def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFrame":
+    """Score predictors, also by a family of EXTRA_METRICS, for which clips without an object count too."""
+    table = score_predictors(clips)
+    if metrics is None:
+        return table
+    groups = clips.groupby(["protocol", "predictor", "kind"], sort=False)
+    extra = [extra_scores(metrics, one, kind) for (_, _, kind), one in groups]
+    names = [key + end for key in EXTRA_METRICS[metrics] for end in ("", "_low", "_high")]
+    return table.assign(**dict(zip(names, 100 * np.reshape(extra, (len(table), -1)).T, strict=True)))
 
 
-def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> dict[str, tuple[float, float, float]]:
-    """One predictor's scores in percent by a family of EXTRA_METRICS: name -> (score, low, high)."""
-    names = list(EXTRA_METRICS[metrics])
+def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> NDArray[np.float64]:
+    """One predictor's scores by a family of EXTRA_METRICS, with the ends of their intervals: (K, 3)."""
     num_clips = len(clips)
-    scores, ends = np.full(len(names), np.nan), np.full((len(names), 2), np.nan)
+    scores = np.full(len(EXTRA_METRICS[metrics]), np.nan)
+    ends = np.full((len(scores), 2), np.nan)
     if metrics == "detection":
-        positive = clips["has_object"].to_numpy()
-        confidences = clips["confidence"].to_numpy()
+        positive, confidence = clips["has_object"].to_numpy(), clips["confidence"].to_numpy()
         if kind == CEILING:  # it knows what sounds, without ties
-            confidences = np.where(positive, 1, -1) + np.arange(num_clips) / num_clips
-        elif np.isnan(confidences).all():  # a blind mask is as confident of every clip
-            confidences = np.ones(num_clips)
-        order = np.argsort(np.nan_to_num(confidences, nan=-np.inf), kind="stable")
-        confidences, cious, positive = confidences[order], clips["ciou"].to_numpy()[order], positive[order]
-        scores = np.array(detection_scores(confidences, cious, positive))
+            confidence = np.where(positive, 1, -1) + np.arange(num_clips) / num_clips
+        elif kind == BASELINE:  # it is as confident of every clip
+            confidence = np.ones(num_clips)
+        order = np.argsort(np.nan_to_num(confidence, nan=-np.inf), kind="stable")
+        confidence, cious, positive = confidence[order], clips["ciou"].to_numpy()[order], positive[order]
+        scores = np.array(detection_scores(confidence, cious, positive))
         if kind == MODEL:
 
             def resampled(repeats: NDArray[np.int64]) -> tuple[float, float, float]:
                 drawn = np.repeat(np.arange(num_clips), repeats[order])
-                return detection_scores(confidences[drawn], cious[drawn], positive[drawn])
+                return detection_scores(confidence[drawn], cious[drawn], positive[drawn])
 
             ends = bootstrap_statistics(resampled, num_clips)
     elif metrics == "pairs":
         values = clip_values(pair_cious(clips["ciou"], clips["pair_key"]))[:, :2]
         scores, ends = values.mean(axis=0), bootstrap_intervals(values)
     elif kind != CEILING:  # masks; a ceiling has no map
-        ious = clips["iou"].to_numpy()
-        curves = np.stack(clips["f_curve"].to_list())
+        ious, curves = clips["iou"].to_numpy(), np.stack(clips["f_curve"].to_list())  # (N,), (N, 255)
         scores = np.array(mask_scores(ious, curves))
         known = ~np.isnan(curves[:, 0])
         filled = np.where(known[:, None], curves, 0).astype(np.float64)
@@ -430,14 +349,14 @@ def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> dict[str, tu
 
         # The others depend on which clips share a batch, which a resample would tear apart.
         ends[:2] = bootstrap_statistics(means, num_clips)
-    return dict(zip(names, zip(100 * scores, 100 * ends[:, 0], 100 * ends[:, 1], strict=True), strict=True))
+    return np.column_stack([scores, ends])
 
 
 def clip_groups(clips: "pd.DataFrame") -> dict[str, tuple[str, "pd.Series"]]:
     """Group clips by what is known of them: name -> (words, group of each clip; None: of none).
 
     Args:
-        clips: of one predictor under one rule, with `class` where it is known.
+        clips: of a LocalisationResult, with `class` where it is known.
     """
     import pandas as pd  # noqa: PLC0415
 
@@ -460,35 +379,24 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
     """Model's scores on groups of clips, beside blind guesses and ceiling, in percent.
 
     Returns:
-        by name of `clip_groups`, a row for each protocol and group with clips: protocol, name, num_clips,
-        few_clips, the headline numbers as in `score_table`, best_blind and ceiling (their cIoU@0.5 there).
+        by name of a grouping, for each protocol and group its name, num_clips, few_clips (the intervals
+        are too narrow), the columns of `score_predictors` of the model, and best_blind and ceiling: the
+        cIoU@0.5 of the best baseline and of the ceiling on the same clips.
     """
     import pandas as pd  # noqa: PLC0415
 
     clips = clips[clips["has_object"]]
-    predictors = list(clips.groupby(["protocol", "predictor", "kind"], sort=False))
-    values = np.stack([clip_values(one["ciou"], one["pointing"]) for _, one in predictors])  # (G, N, 4)
-    kinds = np.array([kind for (_, _, kind), _ in predictors])
-    protocols = np.array([protocol for (protocol, _, _), _ in predictors])
-    models = np.flatnonzero(kinds == MODEL)
+    models = clips[clips["kind"] == MODEL]
     tables = {}
-    for grouping, (_, groups) in clip_groups(predictors[0][1]).items():
+    for grouping, (_, groups) in clip_groups(clips).items():
+        by = [clips["protocol"], groups, clips["kind"], clips["predictor"]]
+        rates = 100 * (clips["ciou"] >= 0.5).groupby(by, observed=True).mean()
+        best = rates.groupby(level=[0, 1, 2], observed=True).max().unstack()  # (protocol, group) x kind
         rows = []
-        for name in groups.cat.categories:
-            inside = values[:, (groups == name).to_numpy()]  # (G, n, 4)
-            num_clips = inside.shape[1]
-            if not num_clips:
-                continue
-            columns = np.concatenate(list(inside[models]), axis=1)  # (n, 4 P)
-            ends = 100 * bootstrap_intervals(columns).reshape(len(models), len(SCORE_KEYS), 2)
-            means = 100 * inside.mean(axis=1)
-            for place, model in enumerate(models):
-                alike = protocols == protocols[model]
-                row = {"protocol": protocols[model], "name": name, "num_clips": num_clips}
-                row |= {"few_clips": num_clips < FEW_CLIPS}
-                row |= _flat({key: (means[model, k], *ends[place, k]) for k, key in enumerate(SCORE_KEYS)})
-                row["best_blind"] = means[alike & (kinds == "baseline"), 0].max()
-                row["ceiling"] = means[alike & (kinds == CEILING), 0].max()
-                rows.append(row)
-        tables[grouping] = pd.DataFrame(rows)
+        for name, inside in models.groupby(groups[models.index], observed=True):
+            table = score_predictors(inside).assign(name=name, num_clips=inside["clip_id"].nunique())
+            others = best.loc[[(protocol, name) for protocol in table["protocol"]]].reset_index()
+            rows.append(table.assign(best_blind=others[BASELINE], ceiling=others[CEILING]))
+        tables[grouping] = pd.concat(rows, ignore_index=True)
+        tables[grouping]["few_clips"] = tables[grouping]["num_clips"] < FEW_CLIPS
     return tables

@@ -24,10 +24,8 @@ SUCCESS_THRESHOLDS = tuple(0.05 * i for i in range(21))
 class TruthMaps:
     """Annotation of some clips, and what every score needs of it, computed once."""
 
-    maps: Tensor
-    """(B, M, M) float32 in [0, 1]"""
-    outlined: bool = False
-    """the objects are outlined pixel by pixel; otherwise boxes lie around them"""
+    maps: Tensor  # (B, M, M) float32 in [0, 1]
+    outlined: bool = False  # the objects are outlined pixel by pixel; otherwise boxes lie around them
 
     def __len__(self) -> int:
         """B."""
@@ -52,14 +50,8 @@ class TruthMaps:
 def consensus_iou(predicted_masks: Tensor, truth: TruthMaps) -> Tensor:
     """Consensus IoU of each clip: sum(P G) / (sum(G) + sum(P where G = 0)).
 
-    Senocak et al., CVPR 2018, Eq. 8.
-
-    Args:
-        predicted_masks: (B, M, M) bool, or (1, M, M): the same for each clip.
-        truth: of the clips.
-
-    Returns:
-        (B,) float64 in [0, 1]; NaN where both are empty.
+    Senocak et al., CVPR 2018, Eq. 8. The masks are (B, M, M) bool, or (1, M, M): the same for each clip; the
+    result is (B,) float64 in [0, 1], NaN where both are empty.
     """
     shared = _sum(truth.maps * predicted_masks.float())  # where() takes five times as long
     false_positive = (predicted_masks & truth.empty).flatten(1).sum(1, dtype=torch.int32)
@@ -75,46 +67,10 @@ def _sum(maps: Tensor) -> Tensor:
     return maps.sum(2).sum(1, dtype=torch.float64)
 
 
-def success_rate(cious: ArrayLike, threshold: float = 0.5) -> float:
-    """Share of clips whose consensus IoU reaches a threshold: what papers print as cIoU.
-
-    Args:
-        cious: (N,); NaN counts as a miss.
-        threshold: in [0, 1].
-
-    Returns:
-        in [0, 1].
-    """
-    return float(np.mean(np.asarray(cious, dtype=np.float64) >= threshold))
-
-
-def success_curve(cious: ArrayLike) -> list[float]:
-    """Success rate at each of SUCCESS_THRESHOLDS."""
-    return [success_rate(cious, threshold) for threshold in SUCCESS_THRESHOLDS]
-
-
-def area_under_success(curve: Sequence[float]) -> float:
-    """Area under a `success_curve` by the trapezoid rule, in [0, 1]: what papers print as AUC."""
-    from sklearn.metrics import auc  # noqa: PLC0415 - takes a second to import
-
-    return float(auc(SUCCESS_THRESHOLDS, curve))
-
-
-def mean_ciou(cious: ArrayLike) -> float:
-    """Plain mean of the consensus IoU, NaN counted as 0."""
-    return float(np.nan_to_num(np.asarray(cious, dtype=np.float64)).mean())
-
-
 def pointing_hits(localisation_maps: Tensor, truth: TruthMaps) -> Tensor:
-    """Tell whether the peak of each map lies on an annotated pixel.
+    """Tell whether the peak of each map, (B, M, M) or (1, M, M), lies on an annotated pixel: (B,) bool.
 
-    Args:
-        localisation_maps: (B, M, M), or (1, M, M): the same for each clip; the first pixel in
-            reading order is the peak among equals, and a map with NaN has none.
-        truth: of the clips.
-
-    Returns:
-        (B,) bool.
+    Among equals the first pixel in reading order is the peak; a map with NaN has none.
     """
     peaks = localisation_maps.flatten(1).max(1)
     places = peaks.indices.expand(len(truth))[:, None]  # (B, 1)
@@ -124,10 +80,7 @@ def pointing_hits(localisation_maps: Tensor, truth: TruthMaps) -> Tensor:
 
 # ------------------------------------------------------------ extended sets: is there a source at all?
 
-PRECISION_STEPS = 200
-"""about so many thresholds lie under SLAVC's average precision"""
-F1_STEPS = 10
-"""about so many lie under its largest F1"""
+PRECISION_STEPS, F1_STEPS = 200, 10  # about so many thresholds lie under SLAVC's AP and its largest F1
 
 
 def detection_scores(
@@ -183,17 +136,11 @@ def detection_scores(
 
 
 def pair_cious(cious: ArrayLike, keys: Sequence[str]) -> Values:
-    """Smallest consensus IoU of each pair, the clips of one frame.
+    """Smallest consensus IoU of each pair, the clips of one frame: (N,) of clips -> (P,) of frames.
 
     A frame is localised only if each of its sounds is. Its success rate at 0.5 is IIoU, the area
-    under its success curve IAUC, after SSL-Align (Senocak et al., ICCV 2023; TPAMI 2025).
-
-    Args:
-        cious: (N,) consensus IoU of each clip; NaN is a miss.
-        keys: (N,) the frame of each clip; a frame with one clip counts alone.
-
-    Returns:
-        (P,), in the order in which the frames first came; NaN where a clip of the pair has NaN.
+    under its success curve IAUC, after SSL-Align (Senocak et al., ICCV 2023; TPAMI 2025). `keys` name the
+    frame of each clip; a frame with one clip counts alone, and a clip with NaN makes its pair NaN, a miss.
     """
     import pandas as pd  # noqa: PLC0415 - programs that only score by consensus IoU start sooner
 
@@ -203,24 +150,16 @@ def pair_cious(cious: ArrayLike, keys: Sequence[str]) -> Values:
 
 # -------------------------------------------------------------------- AVSBench: the truth is a mask
 
-MASK_THRESHOLD = 0.5
-"""a pixel belongs to the predicted mask above this value of the normalised map"""
+MASK_THRESHOLD = 0.5  # a pixel belongs to the predicted mask above this value of the normalised map
 NUM_THRESHOLDS = 255
-BETA_SQUARED = 0.3
-"""weight of recall against precision in F"""
-MASK_BATCH = 5
-"""clips of a batch where the published form averages over batches: the frames of one video"""
+BETA_SQUARED = 0.3  # weight of recall against precision in F
+MASK_BATCH = 5  # clips of a batch where the published form averages over batches: the frames of one video
 
 
 def mask_ious(localisation_maps: Tensor, truths: Tensor) -> Tensor:
     """IoU of each clip's predicted mask; of what both leave out where nothing is annotated.
 
-    Args:
-        localisation_maps: (B, M, M) in [0, 1]; a map with NaN predicts nothing.
-        truths: (B, M, M) in [0, 1]; any value above 0 is annotated.
-
-    Returns:
-        (B,) float64 in [0, 1].
+    Maps and truths are (B, M, M) in [0, 1], the result (B,) float64. Any truth above 0 is annotated.
     """
     predicted, annotated = localisation_maps > MASK_THRESHOLD, truths > 0
     nothing = ~annotated.flatten(1).any(dim=1)[:, None, None]
@@ -240,12 +179,7 @@ def f_curves(localisation_maps: Tensor, truths: Tensor) -> Tensor:
     F = (1 + b) P R / (b P + R) with b = BETA_SQUARED, which is (1 + b) hits / (b annotated +
     predicted) in pixels, without any 0 / 0.
 
-    Args:
-        localisation_maps: (B, M, M) in [0, 1]; a pixel with NaN is never predicted.
-        truths: (B, M, M) in [0, 1]; any value above 0 is annotated.
-
-    Returns:
-        (B, 255) float32 in [0, 1]; NaN where nothing is annotated.
+    Maps and truths are as for `mask_ious`, the result (B, 255) float32; NaN where nothing is annotated.
     """
     maps, annotated = localisation_maps.flatten(1).float(), (truths > 0).flatten(1)  # (B, M * M)
     # How many thresholds a pixel reaches, 0 to 255; NaN reaches none.
@@ -275,18 +209,16 @@ def mask_scores(ious: Values, curves: NDArray[np.float32]) -> tuple[float, float
         mIoU; F at the threshold that is best for the data set (NaN without truth); then both as
         means over batches of MASK_BATCH clips, F at the best threshold of each batch.
     """
-    known = ~np.isnan(curves[:, 0])
-    starts = range(0, len(ious), MASK_BATCH)
-    batches = [slice(start, start + MASK_BATCH) for start in starts]
-    f_of_batches = [
-        curves[b][known[b]].mean(axis=0, dtype=np.float64).max() for b in batches if known[b].any()
-    ]
-    return (
-        float(ious.mean()),
-        float(curves[known].mean(axis=0, dtype=np.float64).max()) if known.any() else np.nan,
-        float(np.mean([ious[b].mean() for b in batches])),
-        float(np.mean(f_of_batches)) if f_of_batches else np.nan,
-    )
+
+    def means(size: int) -> tuple[float, float]:
+        """Mean over batches of their mIoU and of their largest F."""
+        batches = [slice(start, start + size) for start in range(0, len(ious), size)]
+        known = [curves[b][~np.isnan(curves[b, 0])] for b in batches]
+        largest = [one.mean(axis=0, dtype=np.float64).max() for one in known if len(one)]
+        miou = float(np.mean([ious[b].mean() for b in batches]))
+        return miou, float(np.mean(largest)) if largest else np.nan
+
+    return *means(len(ious)), *means(MASK_BATCH)
 
 
 EXTRA_METRICS: dict[str, dict[str, str]] = {

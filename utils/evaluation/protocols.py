@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,11 +29,12 @@ NORMALISATION_WORDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LocalisationProtocol:
     """A scoring rule."""
 
     name: str
+    authors: str = field(compare=False)  # whose rule it is
     upsampling: Upsampling
     normalisation: Literal["min_max", "min_max_or_unchanged", "inverted_min_max", "half_cosine"]
     # of each map; the three min-max ones differ in a constant map, see `normalise`
@@ -51,12 +52,6 @@ class LocalisationProtocol:
         "boxes truncated to whole pixels of 224 x 224 and cut to the frame: their union, or the "
         "consensus of annotators; masks as they are"
     )  # how annotation becomes pixels, the same under every rule
-    authors: str = field(default="", compare=False)  # whose rule it is
-
-    def __post_init__(self) -> None:
-        """Refuse a fixed threshold without its value, and the reverse."""
-        if (self.threshold == "fixed") != (self.value is not None):
-            raise ValueError(f"{self.name}: a fixed threshold, and only that, takes a value.")
 
     @property
     def rule(self) -> "LocalisationProtocol":
@@ -79,30 +74,10 @@ class LocalisationProtocol:
 
 
 _SSL_TIE = LocalisationProtocol(
-    name="ssl_tie",
-    authors="SSL-TIE",
-    upsampling="cv2_linear",
-    normalisation="inverted_min_max",
-    threshold="median",
-    comparison=">",
-    keep_maximum=True,
-)
-_SSPL = LocalisationProtocol(
-    name="sspl",
-    authors="SSPL",
-    upsampling="cv2_linear",
-    normalisation="min_max",
-    threshold="fixed",
-    comparison=">=",
-    value=0.5,
+    "ssl_tie", "SSL-TIE", "cv2_linear", "inverted_min_max", "median", ">", keep_maximum=True
 )
 _EZ_VSL = LocalisationProtocol(
-    name="ez_vsl",
-    authors="EZ-VSL",
-    upsampling="bilinear_align_corners",
-    normalisation="min_max_or_unchanged",
-    threshold="median",
-    comparison=">=",
+    "ez_vsl", "EZ-VSL", "bilinear_align_corners", "min_max_or_unchanged", "median", ">="
 )
 _SLAVC = replace(
     _EZ_VSL, name="slavc", authors="SLAVC", upsampling="bicubic_align_corners", object_prior="scores"
@@ -116,7 +91,7 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
     protocol.name: protocol
     for protocol in (
         _SSL_TIE,
-        _SSPL,
+        LocalisationProtocol("sspl", "SSPL", "cv2_linear", "min_max", "fixed", ">=", value=0.5),
         replace(_SSL_TIE, name="lvs", authors="LVS"),
         _EZ_VSL,
         _SLAVC,
@@ -134,21 +109,13 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
 """Every rule, by name. Whose each is, and what differs: docs/evaluation.md."""
 
 
-USUAL_PROTOCOLS = "ssl_tie,sspl"
-"""A rule that predicts half of the frame, and one that does not."""
-
-
 def default_protocols(headline: str | None) -> str:
-    """Names of the rules for a benchmark, after that under which its own metrics are published, if any."""
-    return USUAL_PROTOCOLS if headline is None else f"{headline},{USUAL_PROTOCOLS}"
+    """Name a rule that predicts half of the frame and one that does not, after a benchmark's own, if any."""
+    return ",".join(filter(None, (headline, "ssl_tie", "sspl")))
 
 
 def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
-    """Rules that a user named, in that order: names of PROTOCOLS with commas between, or 'all'.
-
-    Raises:
-        ValueError: a name is unknown or comes twice.
-    """
+    """Rules that a user named, in that order: names of PROTOCOLS with commas between, or 'all'."""
     wanted = list(PROTOCOLS) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in PROTOCOLS:
@@ -161,17 +128,14 @@ def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
     return tuple(PROTOCOLS[name] for name in wanted)
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Pixels that a rule predicts of similarity maps."""
 
     localisation_maps: Tensor  # (B, M, M) float32, of `normalise`; shared between rules, not to be written to
     masks: Tensor  # (B, M, M) bool, the predicted pixels
-    confidences: Tensor  # (B,) float64, see _top_quarter_means; of SLAVC's scores where the rule mixes scores
 
 
-@dataclass(frozen=True)
-class ObjectMaps:
+class ObjectMaps(NamedTuple):
     """Where objects are, to be mixed with similarity maps."""
 
     maps: Tensor  # (B, h, w), at least 0
@@ -195,146 +159,106 @@ def predict(
     Returns:
         one for each rule, on the device of the maps. A map that is not a finite number everywhere
         predicts nothing.
-
-    Raises:
-        ValueError: an adaptive rule without num_annotated.
     """
-    groups: dict[object, list[LocalisationProtocol]] = {}
-    for protocol in protocols:
+    alike: dict[object, list[LocalisationProtocol]] = {}
+    for rule in protocols:
         # Rules that enlarge, and mix, alike score the same maps.
-        mixed = None if objects is None or protocol.object_prior == "scores" else protocol.normalisation
-        key = (protocol.upsampling, protocol.map_size, protocol.object_prior, mixed)
-        groups.setdefault(key, []).append(protocol)
-    found: dict[LocalisationProtocol, Prediction] = {}
-    for rules in groups.values():
-        found |= zip(rules, _predict_alike(similarity_maps, rules, num_annotated, objects), strict=True)
-    return [found[protocol] for protocol in protocols]
+        mixed = None if objects is None or rule.object_prior == "scores" else rule.normalisation
+        alike.setdefault((rule.upsampling, rule.map_size, rule.object_prior, mixed), []).append(rule)
+    predictions = {}
+    for rules in alike.values():
+        maps = mix(similarity_maps, objects, rules[0])  # (C, M, M); C is B, or 1
+        value_range = _value_range(maps)
+        scored: dict[str, Tensor] = {}
+        at_rank: dict[str, Tensor] = {}
+        for rule in rules:
+            scale: str = rule.normalisation
+            if scale == "half_cosine" and objects is not None:
+                scale = "unchanged"  # SLAVC's mixed scores are (map + 1) / 2 already
+            if scale not in scored:
+                scored[scale] = _rescale(maps, value_range, scale)
+            if rule.value is not None:
+                limit = maps.new_tensor(rule.value)
+            else:
+                if rule.threshold not in at_rank:
+                    ranks = threshold_ranks(rule, maps[0].numel(), num_annotated).to(maps.device)
+                    # Columns (C, 1); a single map can have a threshold for each clip, (1, B).
+                    columns = ranks[:, None] if len(ranks) == len(maps) else ranks.expand(len(maps), -1)
+                    at_rank[rule.threshold] = values_at_ranks(maps.flatten(1), columns).view(-1, 1, 1)
+                # Normalising keeps the order, so that a rank's pixel is the same before and after it.
+                limit = _rescale(at_rank[rule.threshold], value_range, scale)
+            if rule.keep_maximum:
+                # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
+                # SSL-TIE's program then keeps what equals 1.
+                limit = limit.clamp(max=BELOW_ONE)
+            masks = scored[scale] > limit if rule.comparison == ">" else scored[scale] >= limit
+            predictions[rule] = Prediction(scored[scale], masks)
+    return [predictions[rule] for rule in protocols]
 
 
-def _predict_alike(
-    similarity_maps: Tensor,
-    rules: Sequence[LocalisationProtocol],
-    num_annotated: Tensor | None,
-    objects: ObjectMaps | None,
-) -> list[Prediction]:
-    """Predict by rules that score the same maps."""
-    own = upsample(similarity_maps, rules[0])  # (C, M, M); C is B, or 1
-    maps = own if objects is None else mix(own, objects, rules[0])
-    mixes_scores = rules[0].object_prior == "scores"
+def confidences(
+    similarity_maps: Tensor, protocol: LocalisationProtocol, objects: ObjectMaps | None = None
+) -> Tensor:
+    """Mean of the highest quarter of each map's pixels before normalisation: (B, h, w) -> (B,) float64.
 
-    # All ranks in one selection: it takes most of the time of scoring.
-    num_pixels = maps[0].numel()
-    ranks = {"top quarter": torch.tensor([num_pixels - max(1, num_pixels // 4)])}
-    for rule in rules:
-        if rule.threshold != "fixed":
-            ranks[rule.threshold] = threshold_ranks(rule, num_pixels, num_annotated)
-    # Columns (C, 1); a single map can have a threshold for each clip, (1, B).
-    columns = [
-        part[:, None] if len(part) == len(maps) else part[None].expand(len(maps), -1)
-        for part in ranks.values()
-    ]
-    selected = values_at_ranks(maps.flatten(1), torch.cat([part.to(maps.device) for part in columns], 1))
-    at_ranks = dict(zip(ranks, selected.split([part.shape[1] for part in columns], 1), strict=True))
-
-    if mixes_scores or objects is None:
-        confidences = _top_quarter_means(maps, at_ranks["top quarter"])
-    else:
-        confidences = _top_quarter_means(own, values_at_ranks(own.flatten(1), columns[0].to(own.device)))
-    if mixes_scores and objects is None:
-        confidences = (confidences + 1) / 2
-    span = _value_range(maps)
-    halved = mixes_scores and objects is not None
-    normalised: dict[str, Tensor] = {}
-    predictions = []
-    for rule in rules:
-        if rule.normalisation not in normalised:
-            normalised[rule.normalisation] = _rescale(maps, span, rule, halved=halved)
-        scored = normalised[rule.normalisation]
-        if rule.value is not None:
-            limit = maps.new_tensor(rule.value)
-        else:
-            # Normalising keeps the order, so that a rank's pixel is the same before and after it.
-            limit = _rescale(at_ranks[rule.threshold].flatten()[:, None, None], span, rule, halved=halved)
-        strict = rule.comparison == ">"
-        if rule.keep_maximum:
-            # Where half of a map or more sits at its maximum of 1, nothing lies above the median;
-            # SSL-TIE's program then keeps what equals 1.
-            limit = limit.clamp(max=BELOW_ONE if strict else 1)
-        masks = scored > limit if strict else scored >= limit
-        predictions.append(Prediction(scored, masks, confidences))
-    return predictions
+    Of SLAVC's scores (cosine + 1) / 2, mixed with those of objects, where the rule mixes scores, else of the
+    similarity map alone; NaN where that is not a finite number everywhere.
+    """
+    of_scores = protocol.object_prior == "scores"
+    maps = mix(similarity_maps, objects if of_scores else None, protocol)
+    count = max(1, maps[0].numel() // 4)
+    ranks = torch.full((len(maps), 1), maps[0].numel() - count, device=maps.device)
+    least = values_at_ranks(maps.flatten(1), ranks)  # (B, 1)
+    beyond = (maps - least[:, None]).clamp_(min=0)
+    # Rows first: their sums are the same whatever the batch and the number of threads.
+    means = beyond.sum(2).sum(1, dtype=torch.float64) / count + least[:, 0]
+    means = torch.where(maps.isfinite().flatten(1).all(1), means, torch.nan)
+    return (means + 1) / 2 if of_scores and objects is None else means
 
 
 def upsample(similarity_maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
     """Enlarge maps (B, h, w) of any floating type to (B, M, M) float32; does not normalise."""
-    return upsample_maps(similarity_maps, protocol.upsampling, protocol.map_size)
-
-
-def upsample_maps(maps: Tensor, upsampling: Upsampling, map_size: int) -> Tensor:
-    """Enlarge maps (B, h, w) to (B, M, M) float32, on their device, as the field's programs do."""
-    maps, size = maps.float(), (map_size, map_size)
-    if upsampling == "cv2_linear":
+    maps, size = similarity_maps.float(), (protocol.map_size, protocol.map_size)
+    if protocol.upsampling == "cv2_linear":
         resized = [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in maps.cpu().numpy()]
         return torch.from_numpy(np.stack(resized)).to(maps.device)
-    mode = "bilinear" if upsampling.startswith("bilinear") else "bicubic"
-    aligned = upsampling.endswith("align_corners")
+    mode = "bilinear" if protocol.upsampling.startswith("bilinear") else "bicubic"
+    aligned = protocol.upsampling.endswith("align_corners")
     return F.interpolate(maps[:, None], size, mode=mode, align_corners=aligned)[:, 0]
 
 
 def normalise(maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
-    """Bring each map to [0, 1] in float32, as the rule's authors do.
+    """Bring each map (B, M, M) to [0, 1] in float32, as the rule's authors do; NaN where it is not finite.
 
     They differ in a constant map c. SSPL's program (min_max) divides 0 by 0 there: c becomes NaN
     and predicts nothing. Others (min_max_or_unchanged) leave it alone. SSL-TIE's (inverted_min_max)
     forms 1 - normalise(-map), likewise left alone, so that it becomes 1 + c: a constant of 0 or
     more predicts everything. SLAVC's raw scores (half_cosine) are not scaled by the map at all.
-
-    Args:
-        maps: (B, M, M) float32.
-        protocol: the rule.
-
-    Returns:
-        (B, M, M) float32, in [0, 1] unless constant; NaN throughout where a map has a number that
-        is not finite.
     """
-    return _rescale(maps, _value_range(maps), protocol)
+    return _rescale(maps, _value_range(maps), protocol.normalisation)
 
 
-def mix(maps: Tensor, objects: ObjectMaps, protocol: LocalisationProtocol) -> Tensor:
-    """Lead scores by objects, as the rule's authors do it.
+def mix(similarity_maps: Tensor, objects: ObjectMaps | None, protocol: LocalisationProtocol) -> Tensor:
+    """Up-sample maps (B, h, w) to (B, M, M) and lead them by objects, as the rule's authors do it.
 
     With n for `normalise`: alpha n(map) + (1 - alpha) n(objects). SLAVC's program mixes raw scores
     instead, alpha (map + 1) / 2 + (1 - alpha) objects / 2.5. The sum is normalised once more, or
     not, as the rule has it.
-
-    Args:
-        maps: (B, M, M), up-sampled similarity maps.
-        objects: of the same clips.
-        protocol: the rule.
-
-    Returns:
-        (B, M, M) float32, before the last `normalise`.
     """
+    maps = upsample(similarity_maps, protocol)
+    if objects is None:
+        return maps
     alpha, others = objects.alpha, upsample(objects.maps, protocol)
     if protocol.object_prior == "maps":
         return alpha * normalise(maps, protocol) + (1 - alpha) * normalise(others, protocol)
-    scores = normalise(maps, replace(protocol, normalisation="half_cosine"))
+    scores = _rescale(maps, _value_range(maps), "half_cosine")
     return alpha * scores + (1 - alpha) * others / SLAVC_OBJECT_SCALE
 
 
 def threshold_ranks(protocol: LocalisationProtocol, num_pixels: int, num_annotated: Tensor | None) -> Tensor:
-    """Find where the threshold stands among a map's pixels in ascending order, from 0.
+    """Find where a median or adaptive threshold stands among a map's pixels in ascending order, from 0.
 
-    Args:
-        protocol: with a median or an adaptive threshold.
-        num_pixels: of a map.
-        num_annotated: (B,) pixels of the truth above 0; only the adaptive rule needs it.
-
-    Returns:
-        (B,) int64, or (1,) under the median rule.
-
-    Raises:
-        ValueError: an adaptive rule without num_annotated.
+    (1,) int64 under the median rule; (B,) under the adaptive one, from the `num_annotated` (B,) pixels.
     """
     half = num_pixels // 2
     if protocol.threshold == "median":
@@ -357,37 +281,23 @@ def values_at_ranks(values: Tensor, ranks: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _top_quarter_means(maps: Tensor, least: Tensor) -> Tensor:
-    """Mean of the quarter of the pixels with the highest values, `least` (C, 1) of them: (C,), or NaN."""
-    beyond = (maps - least[:, None]).clamp_(min=0)
-    # Rows first: their sums are the same whatever the batch and the number of threads.
-    means = beyond.sum(2).sum(1, dtype=torch.float64) / max(1, maps[0].numel() // 4) + least[:, 0]
-    lowest, highest = _value_range(maps)
-    return torch.where(torch.isfinite(highest - lowest).flatten(), means, torch.nan)
-
-
 def _value_range(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each map, (B, 1, 1) each."""
     return maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
 
 
-def _rescale(
-    values: Tensor,
-    value_range: tuple[Tensor, Tensor],
-    protocol: LocalisationProtocol,
-    *,
-    halved: bool = False,
-) -> Tensor:
-    """Normalise values of maps with these ranges; halved: they are SLAVC's (map + 1) / 2 already."""
+def _rescale(values: Tensor, value_range: tuple[Tensor, Tensor], normalisation: str) -> Tensor:
+    """Normalise values of maps with these ranges; NaN where a range is not finite."""
     lowest, highest = value_range
     span = highest - lowest
     span = torch.where(torch.isfinite(span), span, torch.nan)
-    if protocol.normalisation == "half_cosine":
-        zero = 0 * span  # or NaN
-        return values + zero if halved else (values + 1).div_(2 + zero)
-    inverted = protocol.normalisation == "inverted_min_max"
+    if normalisation == "unchanged":
+        return values + 0 * span
+    if normalisation == "half_cosine":
+        return (values + 1).div_(2 + 0 * span)
+    inverted = normalisation == "inverted_min_max"
     origin = highest if inverted else lowest
-    if protocol.normalisation != "min_max":
+    if normalisation != "min_max":
         flat = span == 0
         origin, span = torch.where(flat, 0, origin), torch.where(flat, 1, span)
     if inverted:

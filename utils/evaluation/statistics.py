@@ -24,14 +24,11 @@ Interval = tuple[float, float]  # lower and upper end
 
 
 def clip_values(cious: ArrayLike, pointing: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Values that each clip adds to each headline number: their means over clips are these numbers.
+    """Values (N, 4) that each clip adds to each of SCORE_KEYS: their means over clips are these numbers.
 
     Args:
         cious: (N,) consensus IoU in [0, 1]; NaN is a miss.
         pointing: (N,) 0 or 1, NaN where there is no peak; None: there is none.
-
-    Returns:
-        (N, 4) in [0, 1], in the order of SCORE_KEYS; NaN in the last column without a peak.
     """
     scores = np.asarray(cious, dtype=np.float64)
     hits = np.full(len(scores), np.nan) if pointing is None else np.asarray(pointing, dtype=np.float64)
@@ -40,38 +37,37 @@ def clip_values(cious: ArrayLike, pointing: ArrayLike | None = None) -> NDArray[
     return np.stack([scores >= 0.5, areas, np.nan_to_num(scores), hits], axis=1)
 
 
-def bootstrap_intervals(values: NDArray[np.float64], *, seed: int = SEED) -> NDArray[np.float64]:
+def bootstrap_intervals(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Percentile bootstrap intervals of means over clips (Efron and Tibshirani, 1993, chapter 13).
 
     All columns share the same resamples, so what is compared is compared on the same clips.
 
     Args:
         values: (N, K), a clip per row, one or more.
-        seed: of the draws.
 
     Returns:
         (K, 2) lower and upper ends. NaN where a column holds NaN, or the same value for each clip: clips that
         agree say nothing about how far others would stray.
     """
-    means = np.concatenate([repeats @ values for repeats in _resample(len(values), seed)]) / len(values)
+    means = np.concatenate([repeats @ values for repeats in _resample(len(values))]) / len(values)
     return _percentiles(means, np.ptp(values, axis=0) > 0)
 
 
 def bootstrap_statistics(
-    statistics: Callable[[NDArray[np.int64]], Sequence[float]], num_clips: int, *, seed: int = SEED
+    statistics: Callable[[NDArray[np.int64]], Sequence[float]], num_clips: int
 ) -> NDArray[np.float64]:
     """Percentile bootstrap intervals of K numbers that are no means over clips, (K, 2), else as above.
 
     `statistics` takes how often each clip counts, (N,); the resamples are those of `bootstrap_intervals`.
     """
-    found = [statistics(repeats) for chunk in _resample(num_clips, seed) for repeats in chunk]
+    found = [statistics(repeats) for chunk in _resample(num_clips) for repeats in chunk]
     values = np.array(found, np.float64)  # (R, K)
     return _percentiles(values, np.ptp(values, axis=0) > 0)
 
 
-def _resample(num_clips: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _resample(num_clips: int) -> Iterator[NDArray[np.int64]]:
     """Draw how often each clip counts in each resample, in chunks (R, N)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     rows = max(1, CHUNK // num_clips)
     for start in range(0, RESAMPLES, rows):
         count = min(rows, RESAMPLES - start)
@@ -92,52 +88,36 @@ def plain_interval(ends: ArrayLike) -> Interval | None:
     return None if np.isnan(lower) or np.isnan(upper) else (lower, upper)
 
 
-def compare_paired(
-    first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = SEED
-) -> dict[str, Any]:
-    """Compare two models, or two rules, on the same clips.
+def compare_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, Any]:
+    """Compare the `clip_values` (N, 4) of two models, or two rules, on the same clips in the same order.
 
     McNemar's exact test says whether either share of hits is too large, a sign-flip permutation
     test whether the mean consensus IoU differs (its p is at least 1 / (SIGN_FLIPS + 1)).
-
-    Args:
-        first: (N, 4) `clip_values` of the first model.
-        second: (N, 4) of the second model, the clips in the same order.
-        seed: of the resamples and of the sign flips.
 
     Returns:
         num_clips; differences, the first's scores minus the second's in points of percent, and
         their intervals (None where no clip differs), by name of SCORE_KEYS; only_first and
         only_second, the clips that only one model hits at 0.5; p_value (McNemar), mean_ciou_p_value.
-
-    Raises:
-        ValueError: the models have different numbers of clips, or none.
     """
     import scipy.stats  # noqa: PLC0415 - takes a second, and few programs come here
 
-    if len(first) != len(second) or not len(first):
-        raise ValueError(
-            "A paired test needs the same clips of both models, one or more, in the same order; "
-            f"got {len(first)} and {len(second)}."
-        )
     gains = first - second
-    means, ends = 100 * gains.mean(axis=0), 100 * bootstrap_intervals(gains, seed=seed)
+    means, ends = 100 * gains.mean(axis=0), 100 * bootstrap_intervals(gains)
     known = [place for place in range(len(SCORE_KEYS)) if not np.isnan(means[place])]
     only_first, only_second = int((gains[:, 0] > 0).sum()), int((gains[:, 0] < 0).sum())
+    differ = only_first + only_second
     return {
         "num_clips": len(gains),
         "differences": {SCORE_KEYS[place]: float(means[place]) for place in known},
         "intervals": {SCORE_KEYS[place]: plain_interval(ends[place]) for place in known},
         "only_first": only_first,
         "only_second": only_second,
-        "p_value": scipy.stats.binomtest(only_first, only_first + only_second).pvalue
-        if only_first + only_second
-        else 1.0,
-        "mean_ciou_p_value": sign_flip_test(gains[:, 2], seed=seed),
+        "p_value": scipy.stats.binomtest(only_first, differ).pvalue if differ else 1.0,
+        "mean_ciou_p_value": sign_flip_test(gains[:, 2]),
     }
 
 
-def sign_flip_test(differences: NDArray[np.float64], *, seed: int = SEED) -> float:
+def sign_flip_test(differences: NDArray[np.float64]) -> float:
     """Two-sided permutation test of a mean difference of 0 on the same clips, (N,) -> p in (0, 1].
 
     Were the two models alike, each clip's difference could as well have the other sign. With few
@@ -147,12 +127,16 @@ def sign_flip_test(differences: NDArray[np.float64], *, seed: int = SEED) -> flo
     moved = differences[differences != 0]
     # Flips that only differ in the order of summation are as extreme as what was observed.
     extreme = abs(moved.sum()) - 1e-12 * np.abs(moved).sum()
+
+    def num_extreme(signs: NDArray[np.int64]) -> int:
+        """Count the choices of signs (R, N), 1 for plus and 0 for minus, that are as extreme."""
+        return int((np.abs(2 * (signs @ moved) - moved.sum()) >= extreme).sum())
+
     if 2 ** min(len(moved), 64) <= SIGN_FLIPS + 1:
-        signs = (np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1  # (2^n, n)
-        return float(np.mean(np.abs(2 * (signs @ moved) - moved.sum()) >= extreme))
-    rng = np.random.default_rng(seed)
-    rows, as_extreme = max(1, CHUNK // len(moved)), 0
-    for start in range(0, SIGN_FLIPS, rows):
-        signs = rng.integers(2, size=(min(rows, SIGN_FLIPS - start), len(moved)))
-        as_extreme += int((np.abs(2 * (signs @ moved) - moved.sum()) >= extreme).sum())
-    return (1 + as_extreme) / (1 + SIGN_FLIPS)
+        every = (np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1  # (2^n, n)
+        return num_extreme(every) / len(every)
+    rng = np.random.default_rng(SEED)
+    rows = max(1, CHUNK // len(moved))
+    counts = [min(rows, SIGN_FLIPS - start) for start in range(0, SIGN_FLIPS, rows)]
+    found = sum(num_extreme(rng.integers(2, size=(count, len(moved)))) for count in counts)
+    return (1 + found) / (1 + SIGN_FLIPS)

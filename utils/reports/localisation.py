@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.evaluation.localisation import (
+    BASELINE,
+    CEILING,
     DISC,
     FEW_CLIPS,
     GAUSSIAN,
@@ -20,6 +22,8 @@ from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOL
 from utils.evaluation.protocols import LocalisationProtocol
 from utils.evaluation.statistics import SCORE_KEYS, plain_interval
 from utils.reports.report import (
+    CURVE_COLOURS,
+    INK,
     PLOT_VARIABLES,
     EvaluationContext,
     Gallery,
@@ -28,18 +32,16 @@ from utils.reports.report import (
     ScoreTable,
     Section,
     Tile,
-    line_styles,
     new_axes,
-    provenance_columns,
-    provenance_facts,
-    provenance_notes,
     render_figure,
+    with_provenance,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCORE_HEADINGS = dict(zip(SCORE_KEYS, ("cIoU@0.5", "AUC", "mean cIoU", "pointing"), strict=True))
+PAGE_HEADINGS = SCORE_HEADINGS | {"pointing_accuracy": "Pointing"}
 GROUP_HEADINGS = {
     "num_clips": "Clips",
     "ciou_at_0.5": "cIoU@0.5",
@@ -59,6 +61,10 @@ SCORES_HINT = (
     "may run its script, a click on a column's name sorts by it."
 )
 CLIPS_HINT = "Heat is the localisation map, shown only where it is high; cyan boxes are annotated."
+GROUPS_HINT = (
+    "Groups: {}. Best blind and ceiling: their cIoU@0.5 on the same clips. Few clips: fewer than "
+    f"{FEW_CLIPS}, for which the intervals are too narrow."
+)
 
 Benchmark = Any
 """a row of datasets.benchmarks: metrics (family of EXTRA_METRICS, or None), headline (the rule under
@@ -84,16 +90,11 @@ def localisation_report(
         identity: see check_results_folder.
         galleries: pictures for the page.
     """
+    clips, extra = result.headline, describe_extra_metrics(benchmark)
     scores, groups = score_table(result.clips, benchmark.metrics), group_tables(result.clips)
-    clips = result.headline
-    extra = describe_extra_metrics(benchmark)
     protocols = plain_protocols(result.protocols, scores, extra, published, groups)
-    headline, groupings = protocols[0], clip_groups(clips)
-    first = headline["rows"][0]
-    warnings = context.warnings(result.unreadable, result.num_empty)
-    if result.num_non_finite:
-        warnings.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
-    without = int((~clips["has_object"]).sum())
+    headline, groupings = protocols[0], {name: words for name, (words, _) in clip_groups(clips).items()}
+    first, without = headline["rows"][0], int((~clips["has_object"]).sum())
     summary = {
         "identity": dict(identity),
         "benchmark": context.benchmark,
@@ -109,44 +110,43 @@ def localisation_report(
         "rows": headline["rows"],
         "protocols": protocols,
         "extra_metrics": extra,
-        "groupings": {name: words for name, (words, _) in groupings.items()},
-        "warnings": warnings + extra_warnings(result, context.benchmark, benchmark),
+        "groupings": groupings,
+        "warnings": [
+            *context.warnings(result.unreadable, result.num_empty),
+            *result_warnings(result, context.benchmark, benchmark),
+        ],
     }
     caption = f"{context.benchmark}, {len(clips)} of {context.num_listed} listed clips"
+    facts = {"protocol": headline["name"]}
     if without:
         caption += f", {len(clips) - without} of them with an object, of which cIoU, AUC and pointing are"
-    notes = [(f"protocol {one['name']}", rule_words(one)) for one in protocols]
-    notes += list((extra or {"words": {}})["words"].items())
-    facts = {"protocol": headline["name"], **provenance_facts(summary)}
-    if without:
         facts["without an object"] = f"{without} clips: not in cIoU, AUC, pointing, curves and groups"
-    note = f" ({context.note})" if context.note else ""
+    notes = [(f"protocol {one['name']}", rule_words(one)) for one in protocols]
+
     sections = [Section("Scores", SCORES_HINT)]
     for one in protocols:
         name = one["name"]
-        rows = scores[scores["protocol"] == name]
-        plot = success_plot(result.clips[result.clips["protocol"] == name], name)
-        items: list[ScoreTable | Plot] = [
-            *_page_tables(rows, extra),
-            plot,
-            *_group_tables(groups, name, summary["groupings"]),
-        ]
+        items: list[ScoreTable | Plot] = [*_page_tables(scores[scores["protocol"] == name], extra)]
+        items.append(success_plot(result.clips[result.clips["protocol"] == name], name))
+        for grouping, table in groups.items():
+            items.append(_group_table(grouping, table[table["protocol"] == name], groupings[grouping]))
         sections.append(Section("Protocol", rule_words(one), items, level=3, code=name))
     if galleries:
         sections.append(Section("Clips", CLIPS_HINT, galleries))
-    return Report(
-        title=f"Sound localisation on {context.benchmark}{note}",
+    report = Report(
+        title=f"Sound localisation on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
         caption=f"Sound localisation on {caption}",
         eyebrow="Visual sound source localisation",
         summary=summary,
         clips=clip_table(result, benchmark.metrics),
         tables=score_tables(scores, extra),
         csv=csv_table(summary, scores),
-        notes=notes + provenance_notes(summary),
+        notes=notes + list(extra["words"].items() if extra else ()),
         facts=facts,
-        tiles=score_tiles(scores, facts["clips"], headline["name"]),
+        tiles=score_tiles(scores, f"{len(clips)} of {context.num_listed} listed", headline["name"]),
         sections=sections,
     )
+    return with_provenance(report)
 
 
 def plain_protocols(
@@ -166,32 +166,30 @@ def plain_protocols(
         groups: of `group_tables`; None: scores of all clips only.
     """
     plain = []
-    for protocol in protocols:
-        found = {**asdict(protocol), "description": protocol.description, "rows": []}
-        for row in scores[scores["protocol"] == protocol.name].to_dict("records"):
-            one = {"name": row["predictor"], "kind": row["kind"], **_plain_scores(row, SCORE_KEYS)}
-            if extra is not None:
-                further = _plain_scores(row, extra["words"])
-                one |= {"extra_intervals": further.pop("intervals"), "extra": further}
-            found["rows"].append(one)
+    for rule in protocols:
+        rows = _plain_rows(scores.rename(columns={"predictor": "name"}), rule.name, ("name", "kind"))
+        if extra is not None:
+            own = _plain_rows(scores, rule.name, keys=extra["words"])
+            further = [{"extra_intervals": row.pop("intervals"), "extra": row} for row in own]
+            rows = [row | more for row, more in zip(rows, further, strict=True)]
+        found = {**asdict(rule), "description": rule.description, "rows": rows}
         if groups is not None:
             facts = ("name", "num_clips", "few_clips", "best_blind", "ceiling")
-            found["groups"] = {
-                name: [
-                    {**{key: row[key] for key in facts}, **_plain_scores(row, SCORE_KEYS)}
-                    for row in table[table["protocol"] == protocol.name].to_dict("records")
-                ]
-                for name, table in groups.items()
-            }
-        plain.append({**found, "published_list": dict(published[protocol.name])})
+            found["groups"] = {name: _plain_rows(table, rule.name, facts) for name, table in groups.items()}
+        plain.append({**found, "published_list": dict(published[rule.name])})
     return plain
 
 
-def _plain_scores(row: Mapping[Any, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Scores by name, None where there is none, and `intervals` likewise."""
-    plain: dict[str, Any] = {key: None if np.isnan(row[key]) else row[key] for key in keys}
-    ends = {key: plain_interval((row[f"{key}_low"], row[f"{key}_high"])) for key in plain}
-    return plain | {"intervals": ends}
+def _plain_rows(
+    table: "pd.DataFrame", rule: str, facts: Sequence[str] = (), keys: Iterable[str] = SCORE_KEYS
+) -> list[dict[str, Any]]:
+    """Facts and scores by name under a rule, None where there is no score, and `intervals` likewise."""
+    rows = []
+    for row in table[table["protocol"] == rule].to_dict("records"):
+        plain: dict[str, Any] = {key: None if np.isnan(row[key]) else row[key] for key in keys}
+        ends = {key: plain_interval((row[f"{key}_low"], row[f"{key}_high"])) for key in plain}
+        rows.append({**{fact: row[fact] for fact in facts}, **plain, "intervals": ends})
+    return rows
 
 
 def describe_extra_metrics(benchmark: Benchmark) -> dict[str, Any] | None:
@@ -203,11 +201,12 @@ def describe_extra_metrics(benchmark: Benchmark) -> dict[str, Any] | None:
     return {"published_under": published, "shown": list(words), "words": dict(words)}
 
 
-def extra_warnings(result: LocalisationResult, name: str, benchmark: Benchmark) -> list[str]:
-    """Warnings that a reader must know before trusting the further scores, where there are any."""
+def result_warnings(result: LocalisationResult, name: str, benchmark: Benchmark) -> list[str]:
+    """Warnings that a reader must know before trusting this benchmark's scores, where there are any."""
     found = []
-    rules = [protocol.name for protocol in result.protocols]
-    clips = result.headline
+    clips, rules = result.headline, [protocol.name for protocol in result.protocols]
+    if result.num_non_finite:
+        found.append(f"{result.num_non_finite} maps are not finite numbers and count as misses.")
     if benchmark.metrics and benchmark.numbers_published and benchmark.headline not in rules:
         metrics = " and ".join(list(EXTRA_METRICS[benchmark.metrics])[:2])
         found.append(
@@ -248,63 +247,54 @@ def rule_words(protocol: Mapping[str, Any]) -> str:
 
 def score_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
     """Tables for texts and the screen: the usual scores, and those of the benchmark."""
-    tables = [ScoreTable(scores, SCORE_HEADINGS)]
-    if extra is not None:
-        tables.append(ScoreTable(scores, {name: name for name in extra["shown"]}))
-    return tables
+    own = [] if extra is None else [ScoreTable(scores, {name: name for name in extra["shown"]})]
+    return [ScoreTable(scores, SCORE_HEADINGS), *own]
 
 
 def csv_table(summary: Mapping[str, Any], scores: "pd.DataFrame") -> "pd.DataFrame":
     """Line for each rule and predictor; everything else is repeated in each of them."""
     rules = {one["name"]: one for one in summary["protocols"]}
-    table = scores.copy()
+    table = scores.assign(num_without_object=summary["num_without_object"])
     table.insert(0, "benchmark", summary["benchmark"])
     table.insert(2, "rule", [rules[name]["description"] for name in scores["protocol"]])
     table.insert(3, "list_of_rule", [rules[name]["published_list"]["words"] for name in scores["protocol"]])
     table.insert(6, "num_clips", summary["num_clips"])
-    shared = {"num_without_object": summary["num_without_object"], **provenance_columns(summary)}
-    return table.assign(**shared)
+    return table
 
 
 def clip_table(result: LocalisationResult, metrics: str | None) -> "pd.DataFrame":
     """Table per_clip.csv: a line for each clip; empty where a score says nothing of it."""
-    clips = result.headline.reset_index(drop=True)
-    has_object = clips["has_object"]
-    columns: dict[str, Any] = {"clip_id": clips["clip_id"]}
-    columns["pointing"] = clips["pointing"].astype(int).astype(str).where(has_object, "")
-    confidences: dict[str, Any] = {}
-    for protocol in result.protocols:
-        of_rule = result.clips[result.clips["protocol"] == protocol.name]
-        rows = {kind: rows.reset_index() for kind, rows in of_rule.groupby("kind", sort=False)}
-        found = {"ciou": rows["model"]["ciou"], "success": (rows["model"]["ciou"] >= 0.5).astype(int)}
-        blind = {
-            name: one["ciou"].reset_index(drop=True) for name, one in rows["baseline"].groupby("predictor")
-        }
-        found |= {name: blind[predictor] for name, predictor in REFERENCES.items()}
-        found["ceiling"] = rows["ceiling"]["ciou"]
-        for name, values in found.items():
-            words = values.map(str if name == "success" else "{:.6f}".format)
-            columns[f"{protocol.name}:{name}"] = words.where(has_object, "")
-        if metrics == "detection":
-            confidences[f"{protocol.name}:confidence"] = rows["model"]["confidence"].map(str)
-        if metrics == "masks":
-            confidences[f"{protocol.name}:iou"] = rows["model"]["iou"].map("{:.6f}".format)
-    columns["area"] = clips["area"].map("{:g}".format)
-    columns["num_boxes"] = clips["num_boxes"].map("{:.0f}".format).replace("nan", "")
-    if metrics == "pairs":
-        columns["pair"] = clips["pair_key"]
-    columns |= confidences
-    if "class" in clips:
-        columns["class"] = clips["class"].fillna("")
     import pandas as pd  # noqa: PLC0415
 
-    return pd.DataFrame(columns)
+    clips = result.headline.reset_index(drop=True)
+    located = {"pointing": clips["pointing"].astype(int).astype(str)}
+    own: dict[str, Any] = {}
+    for protocol in result.protocols:
+        rows = result.clips[result.clips["protocol"] == protocol.name]
+        names = rows["predictor"].where(rows["kind"] == BASELINE, rows["kind"])
+        of = {name: one.reset_index(drop=True) for name, one in rows.groupby(names)}
+        located[f"{protocol.name}:ciou"] = of[MODEL]["ciou"].map("{:.6f}".format)
+        located[f"{protocol.name}:success"] = (of[MODEL]["ciou"] >= 0.5).astype(int).astype(str)
+        for name, predictor in (REFERENCES | {"ceiling": CEILING}).items():
+            located[f"{protocol.name}:{name}"] = of[predictor]["ciou"].map("{:.6f}".format)
+        if metrics == "detection":
+            own[f"{protocol.name}:confidence"] = of[MODEL]["confidence"].map(str)
+        if metrics == "masks":
+            own[f"{protocol.name}:iou"] = of[MODEL]["iou"].map("{:.6f}".format)
+    table = pd.DataFrame(located)
+    table[~clips["has_object"]] = ""
+    table.insert(0, "clip_id", clips["clip_id"])
+    table["area"] = clips["area"].map("{:g}".format)
+    table["num_boxes"] = clips["num_boxes"].map("{:.0f}".format).replace("nan", "")
+    if metrics == "pairs":
+        table["pair"] = clips["pair_key"]
+    table = table.assign(**own)
+    return table.assign(**{"class": clips["class"].fillna("")}) if "class" in clips else table
 
 
 def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
     names = {"predictor": "Name"}
-    headings = {**SCORE_HEADINGS, "pointing_accuracy": "Pointing"}
-    tables = [ScoreTable(scores, headings, names, bar=SCORE_KEYS[0])]
+    tables = [ScoreTable(scores, PAGE_HEADINGS, names, bar=SCORE_KEYS[0])]
     if extra is not None:
         rule = extra["published_under"]
         words = f"Published under the rule {rule}" if rule else "Published numbers are of other maps"
@@ -315,31 +305,21 @@ def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> lis
     return tables
 
 
-def _group_tables(
-    groups: Mapping[str, "pd.DataFrame"], protocol: str, words: Mapping[str, str]
-) -> list[ScoreTable]:
+def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> ScoreTable:
     """Groups in their order, but classes by their score, the best first."""
-    tables = []
-    for name, table in groups.items():
-        rows = table[table["protocol"] == protocol]
-        rows = rows.assign(note=np.where(rows["few_clips"].astype(bool), "few clips", ""))
-        if name == "class":
-            rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")
-        hint = (
-            f"Groups: {words[name]}. Best blind and ceiling: their cIoU@0.5 on the same clips. Few clips: "
-            f"fewer than {FEW_CLIPS}, for which the intervals are too narrow."
-        )
-        title = f"By {name.replace('_', ' ')}"
-        tables.append(
-            ScoreTable(rows, GROUP_HEADINGS, {"name": "Group"}, title, hint, bar=SCORE_KEYS[0], fold=True)
-        )
-    return tables
+    rows = rows.assign(note=np.where(rows["few_clips"], "few clips", ""))
+    if grouping == "class":
+        rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")
+    title, names = f"By {grouping.replace('_', ' ')}", {"name": "Group"}
+    return ScoreTable(
+        rows, GROUP_HEADINGS, names, title, GROUPS_HINT.format(words), bar=SCORE_KEYS[0], fold=True
+    )
 
 
 def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]:
     """Figures at the top of the page: the first row, against the blind baselines of its rule."""
     rows = scores[scores["protocol"] == protocol]
-    model, baselines = rows.iloc[0], rows[rows["kind"] == "baseline"]
+    model, baselines = rows.iloc[0], rows[rows["kind"] == BASELINE]
     tiles = []
     for key in SCORE_KEYS[:2]:
         notes = [f"{model[key] - baselines[key].max():+.1f} points against the best blind baseline"]
@@ -358,18 +338,23 @@ def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
         protocol: name of the rule.
     """
     figure, axes = new_axes()
-    groups = list(clips[clips["has_object"]].groupby(["predictor", "kind"], sort=False)["ciou"])
-    styles = line_styles([kind for (_, kind), _ in groups])
+    groups = clips[clips["has_object"]].groupby(["predictor", "kind"], sort=False)["ciou"]
     legend = []
-    for ((name, kind), cious), (colour, dashes) in zip(groups, styles, strict=True):
+    for place, ((name, kind), cious) in enumerate(groups):
         rates = 100 * (cious.to_numpy()[:, None] >= SUCCESS_THRESHOLDS).mean(axis=0)  # (21,)
+        colour = INK if kind == CEILING else CURVE_COLOURS[place % len(CURVE_COLOURS)]
+        dashes: tuple[float, ...] = (1, 2) if kind == CEILING else ()
+        if kind == BASELINE or (kind == MODEL and place >= len(CURVE_COLOURS)):
+            dashes = ((4, 2), (1.5, 1.5), (5, 1.5, 1, 1.5))[
+                place % 3
+            ]  # models are solid until colours run out
         width, layer = (2.6, 3) if kind == MODEL else (1.5, 2)  # models lie on top
-        line = "-" if not dashes else (0, dashes)
+        line = (0, dashes) if dashes else "-"
         axes.plot(SUCCESS_THRESHOLDS, rates, color=colour, linestyle=line, linewidth=width, zorder=layer)
         css = " ".join(f"{2 * length:g}" for length in dashes) or "none"
         legend.append((name, kind, f"stroke: {PLOT_VARIABLES[colour]}; stroke-dasharray: {css}"))
-    axes.axvline(0.5, color="#5a6775", linewidth=0.8, linestyle=":")
-    axes.text(0.5, 102, "cIoU@0.5", ha="center", color="#5a6775")
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    axes.text(0.5, 102, "cIoU@0.5", ha="center", color=INK)
     axes.set(xlabel="threshold on cIoU", ylabel="clips that reach it (%)", xlim=(0, 1), ylim=(0, 100.5))
     return Plot(f"Success curves, protocol {protocol}", render_figure(figure), legend)
 
@@ -383,15 +368,10 @@ def choose_clips(clips: "pd.DataFrame", count: int) -> dict[str, "pd.DataFrame"]
     """
     ordered = clips.fillna({"ciou": 0}).sort_values(["ciou", "clip_id"], ascending=[False, True])
     count = min(count, len(ordered) // 3 or len(ordered))
-    start = (len(ordered) - count) // 2
-    chosen = {
+    middle, last = max(count, (len(ordered) - count) // 2), max(count, len(ordered) - count)
+    galleries = {
         "Best clips": ordered[:count],
-        "Clips around the median": ordered[start : start + count],
-        "Worst clips": ordered[::-1][:count],
+        "Clips around the median": ordered[middle : min(middle + count, last)],
+        "Worst clips": ordered[last:][::-1],
     }
-    seen: set[str] = set()
-    galleries = {}
-    for title, rows in chosen.items():
-        galleries[title] = rows[~rows["clip_id"].isin(seen)]
-        seen.update(rows["clip_id"])
     return {title: rows for title, rows in galleries.items() if len(rows)}

@@ -7,16 +7,7 @@ import numpy as np
 
 from utils.evaluation.negatives import DEAF, DISC, KINDS, MEDIAN_RULE, NEGATIVES, NegativeResult, score_table
 from utils.evaluation.statistics import plain_interval
-from utils.reports.report import (
-    EvaluationContext,
-    Report,
-    ScoreTable,
-    Section,
-    Tile,
-    provenance_columns,
-    provenance_facts,
-    provenance_notes,
-)
+from utils.reports.report import EvaluationContext, Report, ScoreTable, Section, Tile, with_provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,9 +80,9 @@ def negatives_report(
     universal = Tile("Universal threshold", f"{result.threshold:.4f}", style="lead", notes=[threshold])
     shared = {"benchmark": context.benchmark, "num_clips": num_clips, "num_seeds": num_seeds}
     shared |= {"threshold": result.threshold, "threshold_source": source, "similarity": similarity}
-    shared |= {"off_screen": identity["off_screen"], **provenance_columns(summary)}
+    shared |= {"off_screen": identity["off_screen"]}
     title = f"Negative audio on {context.benchmark}, {num_clips} of {context.num_listed} listed clips"
-    return Report(
+    report = Report(
         title=title,
         caption=f"{title}, threshold {threshold}",
         eyebrow="Sounds that are not in the picture",
@@ -99,11 +90,12 @@ def negatives_report(
         clips=clip_table(result, context.classes),
         tables=[ScoreTable(scores, HEADINGS, {"label": "number"})],
         csv=scores.drop(columns="label").assign(**shared),
-        notes=[*notes, *provenance_notes(summary)],
-        facts=dict(notes) | provenance_facts(summary),
+        notes=notes,
+        facts=dict(notes),
         tiles=[*tiles, universal],
         sections=[Section("Scores", HINT, [ScoreTable(scores, HEADINGS, {"label": "Number"})])],
     )
+    return with_provenance(report)
 
 
 def clip_table(result: NegativeResult, classes: Mapping[str, str] | None) -> "pd.DataFrame":

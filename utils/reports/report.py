@@ -8,8 +8,10 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +24,25 @@ if TYPE_CHECKING:
     import matplotlib.figure  # imported when results are written
     import pandas as pd
 
+logger = logging.getLogger("report")
+
 CURVE_COLOURS = ("#0072b2", "#c04f00", "#008560", "#b2528a", "#a87400")
 """of plots, and as --curve-0 … of the page, which has others in dark mode"""
+INK, GRID = "#5a6775", "#dde2e8"
 PLOT_VARIABLES = {
     **{colour: f"var(--curve-{place})" for place, colour in enumerate(CURVE_COLOURS)},
-    "#5a6775": "var(--muted)",
-    "#dde2e8": "var(--line)",
+    INK: "var(--muted)",
+    GRID: "var(--line)",
 }
 """colours of a plot -> those of the page, light or dark"""
+PLOT_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,  # on the page: 13 pixels
+    "axes.grid": True, "grid.color": GRID, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "axes.labelpad": 8, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": INK, "xtick.major.size": 0, "xtick.major.pad": 6,
+    "ytick.color": INK, "ytick.major.size": 0, "ytick.major.pad": 6,
+    "svg.fonttype": "none", "svg.hashsalt": "report",
+}  # fmt: skip
 LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -50,7 +63,7 @@ class EvaluationContext:
     clip_list: str
     clip_list_sha256: str
     num_listed: int
-    missing: tuple[str, ...]  # listed clips without files, with the reason
+    missing: Sequence[str]  # listed clips without files, with the reason
     cut: str | None = None  # which published cut of the benchmark the list is, or that it is none
     frame_geometry: str
     audio: str = "own"  # or shuffled: each frame with another clip's sound
@@ -68,9 +81,12 @@ class EvaluationContext:
     def entries(self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Entries of summary.json that all tasks have; unreadable: (clip id, reason)."""
         ids = "\n".join(sorted(clip_ids))
+        named_alike = (
+            "num_listed", "cut", "labels", "data_root", "frame_geometry", "audio", "object_prior", "note",
+            "checkpoint", "environment", "command",
+        )  # fmt: skip
         return {
             "num_clips": len(clip_ids),
-            "num_listed": self.num_listed,
             "complete": not self.missing and not unreadable,
             "num_missing": len(self.missing),
             "missing": list(self.missing),
@@ -82,21 +98,12 @@ class EvaluationContext:
                 "resamples": RESAMPLES,
                 "seed": SEED,
             },
-            "labels": self.labels,
             "clip_list": {"name": self.clip_list, "sha256": self.clip_list_sha256},
-            "cut": self.cut,
             "scored_clips_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-            "data_root": self.data_root,
-            "frame_geometry": self.frame_geometry,
-            "audio": self.audio,
-            "object_prior": self.object_prior,
-            "note": self.note,
             "scored_from_maps": self.saved_maps,
-            "checkpoint": self.checkpoint,
             "leak_check": self.leak,
             "num_clips_epoch_was_chosen_on": self.num_chosen_on,
-            "environment": self.environment,
-            "command": self.command,
+            **{name: getattr(self, name) for name in named_alike},
         }
 
     def warnings(self, unreadable: Sequence[tuple[str, str]], num_empty: int = 0) -> list[str]:
@@ -106,49 +113,29 @@ class EvaluationContext:
             unreadable: (clip id, reason) of clips that could not be decoded.
             num_empty: scored clips with nothing annotated.
         """
-        found = []
-        if self.missing:
-            found.append(
-                f"{len(self.missing)} of {self.num_listed} listed clips are missing or broken and not "
-                f"scored, first: {self.missing[0]}"
-            )
-        if unreadable:
-            found.append(
-                f"{len(unreadable)} clips could not be decoded and are not scored, first: {unreadable[0][1]}"
-            )
-        if num_empty:
-            found.append(
-                f"{num_empty} clips have nothing annotated inside the frame: consensus IoU counts as 0 "
-                "there, whatever the map."
-            )
         trained = self.checkpoint.get("training_list") or {}
-        if trained.get("num_missing"):
-            found.append(
-                f"Trained without {trained['num_missing']} of the {trained['num_listed']} clips of "
-                f"{trained['name']}, which were missing."
-            )
-        if not self.leak["checked"] or self.leak["num_clips"]:
-            found.append(self.leak["message"])
-        if self.checkpoint.get("random_encoders"):
-            found.append(
-                "The frozen encoders have random weights (--random-init): this is not the accuracy of "
-                "the published method."
-            )
-        if self.object_prior is not None:
-            found.append(
-                f"The maps are {1 - self.object_prior:.0%} those of an object prior, which is blind to the "
-                "sound; it alone is scored by --object-prior 0."
-            )
-        if self.audio != "own":
-            found.append("CONTROL: each frame was scored with another clip's sound.")
-        if self.num_chosen_on:
-            found.append(
-                f"CHOSEN ON TEST: this epoch was picked as the best on {self.num_chosen_on} of the clips "
-                "that are scored here. An untouched test set would score lower."
-            )
-        if self.clip_list == "every clip found":
-            found.append("No clip list was given: every clip with a frame, a sound and boxes was scored.")
-        return found
+        missing, broken = "".join(self.missing[:1]), "".join(reason for _, reason in unreadable[:1])
+        warnings = {
+            f"{len(self.missing)} of {self.num_listed} listed clips are missing or broken and not scored, "
+            f"first: {missing}": self.missing,
+            f"{len(unreadable)} clips could not be decoded and are not scored, first: {broken}": unreadable,
+            f"{num_empty} clips have nothing annotated inside the frame: consensus IoU counts as 0 there, "
+            "whatever the map.": num_empty,
+            f"Trained without {trained.get('num_missing')} of the {trained.get('num_listed')} clips of "
+            f"{trained.get('name')}, which were missing.": trained.get("num_missing"),
+            self.leak["message"]: not self.leak["checked"] or self.leak["num_clips"],
+            "The frozen encoders have random weights (--random-init): this is not the accuracy of the "
+            "published method.": self.checkpoint.get("random_encoders"),
+            f"The maps are {1 - (self.object_prior or 0):.0%} those of an object prior, which is blind to "
+            "the sound; it alone is scored by --object-prior 0.": self.object_prior is not None,
+            "CONTROL: each frame was scored with another clip's sound.": self.audio != "own",
+            f"CHOSEN ON TEST: this epoch was picked as the best on {self.num_chosen_on} of the clips that "
+            "are scored here. An untouched test set would score lower.": self.num_chosen_on,
+            "No clip list was given: every clip with a frame, a sound and boxes was scored.": (
+                self.clip_list == "every clip found"
+            ),
+        }
+        return [words for words, applies in warnings.items() if applies]
 
 
 def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -209,12 +196,7 @@ def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds another evaluation's results: a summary with another `identity`.
-
-    Raises:
-        FileExistsError: it does.
-        ValueError: the summary there cannot be read.
-    """
+    """Refuse a folder that holds another evaluation's results: a summary with another `identity`."""
     path = folder / "summary.json"
     if not path.exists():
         return
@@ -249,7 +231,6 @@ class ScoreTable:
     title: str = ""
     hint: str = ""
     bar: str | None = None  # column that the page also shows as a bar
-    digits: int = 1  # behind the point, on the page
     fold: bool = False  # the page opens and closes it by its title
 
     def text(self, style: str, escape: Callable[[str], str] = str) -> str:
@@ -279,7 +260,7 @@ class Plot:
     """A figure of the page."""
 
     title: str
-    svg: str
+    svg: str  # of `render_figure`
     legend: Sequence[tuple[str, str, str]] = ()  # name, kind, and style as SVG's, of each line
 
 
@@ -345,6 +326,16 @@ class Report:
     sections: Sequence[Section] = ()
 
 
+def with_provenance(report: Report) -> Report:
+    """Add what stands beside the scores of every task: to notes and facts, and to each line of the CSV."""
+    return replace(
+        report,
+        csv=report.csv.assign(**provenance_columns(report.summary)),
+        notes=[*report.notes, *provenance_notes(report.summary)],
+        facts={**report.facts, **provenance_facts(report.summary)},
+    )
+
+
 def write_report(folder: Path, report: Report) -> None:
     """Write all files of an evaluation; summary.json comes last and says that all are there."""
     clips = report.clips.to_csv(index=False, lineterminator="\n")
@@ -355,16 +346,21 @@ def write_report(folder: Path, report: Report) -> None:
     write_atomically(folder / "summary.json", render_table(report, "json").encode())
 
 
+def write_and_show(folder: Path, report: Report, form: str | None) -> None:
+    """Write the results; print the scores for reading, or as --table asks, and log the warnings."""
+    for warning in report.summary["warnings"]:
+        logger.warning("%s", warning)
+    write_report(folder, report)
+    path = f"Report: {folder / 'report.html'}"
+    if form is not None:
+        sys.stdout.write(render_table(report, form))
+        logger.info("%s", path)
+    else:
+        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{path}\n")
+
+
 def render_table(report: Report, form: str) -> str:
-    """Scores with all that must stand beside them, in one of the forms of --table.
-
-    Args:
-        report: of an evaluation.
-        form: md, tex (needs no package, UTF-8), csv, or json (the whole summary).
-
-    Returns:
-        text that ends with a line feed.
-    """
+    """Scores with all that must stand beside them, as --table's md, tex (no package, UTF-8), csv or json."""
     if form == "json":
         return json.dumps(report.summary, indent=2, allow_nan=False) + "\n"
     if form == "csv":
@@ -430,18 +426,9 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> tuple["matplotlib.figur
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    with mpl.rc_context({"font.size": 9.5}):  # on the page: 13 pixels
+    with mpl.rc_context(PLOT_STYLE):
         figure = Figure((width, height), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(color="#dde2e8", linewidth=0.8)
-        axes.tick_params(colors="#5a6775", length=0, pad=6)
-        for side, spine in axes.spines.items():
-            spine.set_color("#5a6775")
-            spine.set_visible(side in ("left", "bottom"))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.labelpad = 8
-            axis.label.set_color("#5a6775")
-    return figure, axes
+        return figure, figure.subplots()
 
 
 def render_figure(figure: "matplotlib.figure.Figure") -> str:
@@ -449,21 +436,9 @@ def render_figure(figure: "matplotlib.figure.Figure") -> str:
     import matplotlib as mpl  # noqa: PLC0415
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+    with mpl.rc_context(PLOT_STYLE):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
     for colour, variable in PLOT_VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg
-
-
-def line_styles(kinds: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Colour and dashes of each line of a plot: models are solid until colours run out."""
-    for place, kind in enumerate(kinds):
-        if kind == "ceiling":
-            yield "#5a6775", (1, 2)
-        else:
-            dashed = kind == "baseline" or place >= len(CURVE_COLOURS)
-            dashes = ((4, 2), (1.5, 1.5), (5, 1.5, 1, 1.5))[place % 3] if dashed else ()
-            yield CURVE_COLOURS[place % len(CURVE_COLOURS)], dashes

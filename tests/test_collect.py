@@ -154,7 +154,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert [model["name"] for model in summary["models"]] == ["lvs", "ez_vsl_or_fnac"]
-    assert str(out / "report.html") in finished.stderr and "hits gained" in finished.stdout
+    assert str(out / "report.html") in finished.stdout and "hits gained" in finished.stdout
     summaries = sorted(out.glob("*/summary.json"))
     times = [path.stat().st_mtime_ns for path in summaries]
     assert len(times) == 2

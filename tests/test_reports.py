@@ -187,6 +187,7 @@ def test_complete_and_clean_results_are_not_warned_about():
     report = make_report()
     assert report.summary["warnings"] == [] and 'role="alert"' not in render_page(report)
     lost = make_result()
+    lost = replace(lost, maps=lost.maps.clone())
     lost.maps[[0, 2], 3, 4] = NAN
     lost.clips.loc[lost.clips["clip_id"] == "clip_1", "area"] = 0
     empty, wrong = make_report(lost).summary["warnings"]

@@ -1,5 +1,6 @@
 """Report of sound localisation: summary.json, tables and page from an evaluation's DataFrame."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,6 @@ from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOL
 from utils.evaluation.protocols import LocalisationProtocol
 from utils.evaluation.statistics import SCORE_KEYS, plain_interval
 from utils.reports.report import (
-    CURVE_COLOURS,
-    INK,
-    PLOT_VARIABLES,
     EvaluationContext,
     Gallery,
     Plot,
@@ -32,8 +30,6 @@ from utils.reports.report import (
     ScoreTable,
     Section,
     Tile,
-    new_axes,
-    render_figure,
     with_provenance,
 )
 
@@ -53,6 +49,22 @@ GROUP_HEADINGS = {
 }
 REFERENCES = {"disc": DISC, "gaussian": GAUSSIAN}
 """columns of per_clip.csv, after those of the model"""
+CURVE_COLOURS = ("#0072b2", "#c04f00", "#008560", "#b2528a", "#a87400")
+INK, GRID = "#5a6775", "#dde2e8"
+PLOT_VARIABLES = {INK: "var(--muted)", GRID: "var(--line)"} | {
+    colour: f"var(--curve-{place})" for place, colour in enumerate(CURVE_COLOURS)
+}
+"""colours of a plot -> those of the page, which has others in dark mode"""
+PLOT_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,  # on the page: 13 pixels
+    "figure.subplot.left": 0.1, "figure.subplot.right": 0.98,
+    "figure.subplot.bottom": 0.13, "figure.subplot.top": 0.94,
+    "axes.grid": True, "grid.color": GRID, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "axes.labelpad": 8, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": INK, "xtick.major.size": 0, "xtick.major.pad": 6,
+    "ytick.color": INK, "ytick.major.size": 0, "ytick.major.pad": 6,
+    "svg.fonttype": "none", "svg.hashsalt": "report",
+}  # fmt: skip
 SCORES_HINT = (
     "All values in %, with 95 % bootstrap intervals over the clips. Blind baselines never hear the sound, so "
     "a model has to beat them; the ceiling is what a protocol grants the best possible map. The figures at "
@@ -337,26 +349,33 @@ def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
         clips: predictor, kind and ciou under this rule; those without an object are left out.
         protocol: name of the rule.
     """
-    figure, axes = new_axes()
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     groups = clips[clips["has_object"]].groupby(["predictor", "kind"], sort=False)["ciou"]
-    legend = []
-    for place, ((name, kind), cious) in enumerate(groups):
-        rates = 100 * (cious.to_numpy()[:, None] >= SUCCESS_THRESHOLDS).mean(axis=0)  # (21,)
-        colour = INK if kind == CEILING else CURVE_COLOURS[place % len(CURVE_COLOURS)]
-        dashes: tuple[float, ...] = (1, 2) if kind == CEILING else ()
-        if kind == BASELINE or (kind == MODEL and place >= len(CURVE_COLOURS)):
-            dashes = ((4, 2), (1.5, 1.5), (5, 1.5, 1, 1.5))[
-                place % 3
-            ]  # models are solid until colours run out
-        width, layer = (2.6, 3) if kind == MODEL else (1.5, 2)  # models lie on top
-        line = (0, dashes) if dashes else "-"
-        axes.plot(SUCCESS_THRESHOLDS, rates, color=colour, linestyle=line, linewidth=width, zorder=layer)
-        css = " ".join(f"{2 * length:g}" for length in dashes) or "none"
-        legend.append((name, kind, f"stroke: {PLOT_VARIABLES[colour]}; stroke-dasharray: {css}"))
-    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    axes.text(0.5, 102, "cIoU@0.5", ha="center", color=INK)
-    axes.set(xlabel="threshold on cIoU", ylabel="clips that reach it (%)", xlim=(0, 1), ylim=(0, 100.5))
-    return Plot(f"Success curves, protocol {protocol}", render_figure(figure), legend)
+    legend, text = [], io.StringIO()
+    with mpl.rc_context(PLOT_STYLE):
+        figure = Figure((6.4, 4))
+        axes = figure.subplots()
+        for place, ((name, kind), cious) in enumerate(groups):
+            rates = 100 * (cious.to_numpy()[:, None] >= SUCCESS_THRESHOLDS).mean(axis=0)  # (21,)
+            colour = INK if kind == CEILING else CURVE_COLOURS[place % len(CURVE_COLOURS)]
+            dashes: tuple[float, ...] = (1, 2) if kind == CEILING else ()
+            if kind == BASELINE or (kind == MODEL and place >= len(CURVE_COLOURS)):
+                dashes = ((4, 2), (1.5, 1.5), (5, 1.5, 1, 1.5))[place % 3]  # models: once colours run out
+            line, layer = (2.6, 3) if kind == MODEL else (1.5, 2)  # models lie on top
+            style = (0, dashes) if dashes else "-"
+            axes.plot(SUCCESS_THRESHOLDS, rates, color=colour, ls=style, lw=line, zorder=layer)
+            css = " ".join(f"{2 * length:g}" for length in dashes) or "none"
+            legend.append((name, kind, f"stroke: {PLOT_VARIABLES[colour]}; stroke-dasharray: {css}"))
+        axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+        axes.text(0.5, 102, "cIoU@0.5", ha="center", color=INK)
+        axes.set(xlabel="threshold on cIoU", ylabel="clips that reach it (%)", xlim=(0, 1), ylim=(0, 100.5))
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    for colour, variable in PLOT_VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return Plot(f"Success curves, protocol {protocol}", svg, legend)
 
 
 def choose_clips(clips: "pd.DataFrame", count: int) -> dict[str, "pd.DataFrame"]:

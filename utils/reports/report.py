@@ -6,7 +6,6 @@ text files and onto the page, which is one self-contained HTML file that opens f
 
 import base64
 import hashlib
-import io
 import json
 import logging
 import sys
@@ -21,28 +20,10 @@ from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
 from utils.files import write_atomically
 
 if TYPE_CHECKING:
-    import matplotlib.figure  # imported when results are written
-    import pandas as pd
+    import pandas as pd  # imported when results are written
 
 logger = logging.getLogger("report")
 
-CURVE_COLOURS = ("#0072b2", "#c04f00", "#008560", "#b2528a", "#a87400")
-"""of plots, and as --curve-0 … of the page, which has others in dark mode"""
-INK, GRID = "#5a6775", "#dde2e8"
-PLOT_VARIABLES = {
-    **{colour: f"var(--curve-{place})" for place, colour in enumerate(CURVE_COLOURS)},
-    INK: "var(--muted)",
-    GRID: "var(--line)",
-}
-"""colours of a plot -> those of the page, light or dark"""
-PLOT_STYLE: dict[Any, Any] = {
-    "font.size": 9.5,  # on the page: 13 pixels
-    "axes.grid": True, "grid.color": GRID, "axes.edgecolor": INK,
-    "axes.labelcolor": INK, "axes.labelpad": 8, "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.color": INK, "xtick.major.size": 0, "xtick.major.pad": 6,
-    "ytick.color": INK, "ytick.major.size": 0, "ytick.major.pad": 6,
-    "svg.fonttype": "none", "svg.hashsalt": "report",
-}  # fmt: skip
 LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -260,7 +241,7 @@ class Plot:
     """A figure of the page."""
 
     title: str
-    svg: str  # of `render_figure`
+    svg: str  # its colours are variables of the page, so that they follow its light or dark mode
     legend: Sequence[tuple[str, str, str]] = ()  # name, kind, and style as SVG's, of each line
 
 
@@ -419,26 +400,3 @@ def render_page(report: Report) -> str:
         "kind_of": lambda item: type(item).__name__,
     }
     return templates.get_template("report.html.j2").render(report=report, bytes=bytes)
-
-
-def new_axes(width: float = 6.4, height: float = 4.0) -> tuple["matplotlib.figure.Figure", Any]:
-    """Figure of that size (inches) with axes in the page's grey lines and words; see `render_figure`."""
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with mpl.rc_context(PLOT_STYLE):
-        figure = Figure((width, height), layout="constrained")
-        return figure, figure.subplots()
-
-
-def render_figure(figure: "matplotlib.figure.Figure") -> str:
-    """SVG of a figure, whose colours (PLOT_VARIABLES) follow the page's light or dark mode."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    text = io.StringIO()
-    with mpl.rc_context(PLOT_STYLE):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    for colour, variable in PLOT_VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg

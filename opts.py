@@ -487,7 +487,7 @@ def check_method(name: str) -> None:
         ValueError: names everything that its row in METHODS or its class lacks.
     """
     row = METHODS[name]
-    methods = ("augment", "visual_features", "sound_features", "compare", "build_optimizer")
+    methods = ("augment", "visual_features", "sound_features", "compare")
     missing = [f"the group {g!r}" for g in ("model", "audio", "optimisation") if g not in row.groups]
     missing += [f"{row.model.__name__}.{m}()" for m in methods if getattr(row.model, m) is getattr(Method, m)]
     if row.model.forward is nn.Module.forward:

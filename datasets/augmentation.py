@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import v2
 
 from utils.options import Options, option
 
@@ -64,11 +63,7 @@ class AugmentationConfig(Options):
     """use only the first seconds of each training sound (the authors: 4 for Flickr)"""
 
     def check_fits(self, mel_bins: int, num_frames: int) -> None:
-        """Refuse masks that can be longer than the spectrogram (mel_bins, num_frames).
-
-        Raises:
-            ValueError: says by which options.
-        """
+        """Refuse masks that can be longer than the spectrogram (mel_bins, num_frames)."""
         if self.spec_augment and (self.time_mask > num_frames or self.frequency_mask > mel_bins):
             raise ValueError(
                 f"--time-mask {self.time_mask} and --frequency-mask {self.frequency_mask} do not "
@@ -80,20 +75,10 @@ class AugmentationConfig(Options):
 def draw_for_clips(
     seed: int, count: int, numbers: int, *, first: int = 0, total: int | None = None
 ) -> Tensor:
-    """Draw a row of numbers for each clip of a step.
+    """Draw a row of n numbers for each of a step's B clips: (B, n) float64 on the CPU, uniform in [0, 1).
 
-    Args:
-        seed: of the step, the same in all processes.
-        count: B, clips of this process.
-        numbers: n, for each clip.
-        first: place of this process's first clip in the batch of all processes.
-        total: clips in the batch of all processes; None: this process has all.
-
-    Returns:
-        (B, n) float64 on the CPU, uniform in [0, 1).
-
-    Raises:
-        ValueError: the batch of all processes has no such clips.
+    All processes draw from the seed of the step for the batch of all, `total` clips (None: B), and each takes
+    its own rows, from `first` on.
     """
     total = count if total is None else total
     if first + count > total:
@@ -107,16 +92,9 @@ def draw_for_clips(
 
 
 def random_crop(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, numbers: Tensor) -> Tensor:
-    """Cut 30 to 100 % of each frame and resize it.
+    """Cut 30 to 100 % of each frame and resize it: (B, 3, H, W) -> (B, 3, S, S).
 
-    Args:
-        frames: float (B, 3, H, W), each frame in the top-left corner.
-        sizes: B heights and widths of the frames, pixels.
-        size: S, side of the result, pixels.
-        numbers: (B, 40) in [0, 1).
-
-    Returns:
-        (B, 3, S, S).
+    The frames, of heights and widths `sizes`, lie in the top-left corners; `numbers` are (B, 40) in [0, 1).
     """
     boxes = draw_crops(torch.tensor(sizes), numbers)
     return resized_crop(frames, boxes.to(frames.device, non_blocking=True), size)
@@ -125,12 +103,7 @@ def random_crop(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, num
 def draw_crops(sizes: Tensor, numbers: Tensor) -> Tensor:
     """Draw a rectangle of 30 to 100 % of each frame, aspect 3/4 to 4/3, as RandomResizedCrop does.
 
-    Args:
-        sizes: int (B, 2), height and width of each frame, pixels.
-        numbers: (B, 40) in [0, 1).
-
-    Returns:
-        int64 (B, 4): top, left, height, width, pixels.
+    `sizes` (B, 2), height and width; `numbers` (B, 40) in [0, 1) -> int64 (B, 4): top, left, height, width.
     """
     area, aspect, down, right = numbers.view(-1, CROP_ATTEMPTS, 4).unbind(2)  # (B, attempts) each
     frame_height, frame_width = sizes[:, :1], sizes[:, 1:]  # (B, 1)
@@ -153,21 +126,14 @@ def draw_crops(sizes: Tensor, numbers: Tensor) -> Tensor:
 def resized_crop(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut a rectangle out of each frame and resize it, bilinear with antialiasing, as torchvision does.
 
+    Frames float (B, 3, H, W), boxes (B, 4) of whole pixels (top, left, height, width) -> (B, 3, S, S).
     kornia.geometry.crop_and_resize has no antialiasing for boxes that differ. Here rows and columns are
     combined by matrices of the filter's weights; pixels outside of the rectangle have none.
-
-    Args:
-        frames: float (B, 3, H, W).
-        boxes: (B, 4) whole pixels: top, left, height, width.
-        size: S, side of the result, pixels.
-
-    Returns:
-        (B, 3, S, S).
     """
     top, left, height, width = boxes.to(frames.dtype).unbind(dim=1)
     rows = _resizing_matrix(top, height, frames.shape[2], size)  # (B, S, H)
     columns = _resizing_matrix(left, width, frames.shape[3], size)  # (B, S, W)
-    narrowed = torch.einsum("bsh,bchw->bcsw", rows, frames)
+    narrowed = torch.einsum("bsh,bchw->bcsw", rows, frames)  # (B, 3, S, W)
     return torch.einsum("btw,bcsw->bcst", columns, narrowed).contiguous()
 
 
@@ -186,17 +152,10 @@ def _resizing_matrix(starts: Tensor, lengths: Tensor, side: int, size: int) -> T
 
 
 def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> Tensor:
-    """Jitter the colours, drop them, blur and mirror, each frame by its own numbers.
+    """Jitter the colours, drop them, blur and mirror frames (B, 3, H, W) in [0, 1], which stay as they are.
 
-    Each operation runs once, on all frames that want it. What is switched off leaves the rest as it is.
-
-    Args:
-        frames: float (B, 3, H, W) in [0, 1]; they stay as they are.
-        config: what is switched on.
-        numbers: (B, 13) in [0, 1).
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
+    Each frame goes by its own `numbers`, (B, 13) in [0, 1). Each operation runs once, on all frames that want
+    it.
     """
     from kornia.enhance import (  # noqa: PLC0415 - takes a second, and --help does without
         adjust_brightness_accumulative,
@@ -205,11 +164,11 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
         adjust_saturation_with_gray_subtraction,
     )
     from kornia.filters import gaussian_blur2d  # noqa: PLC0415
+    from torchvision.transforms.v2.functional import rgb_to_grayscale  # noqa: PLC0415
 
     frames = frames.clone()
 
     def change(wanted: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-        """Replace the frames that are wanted, (B,) bool, by what an operation makes of them."""
         chosen = wanted.nonzero()[:, 0]  # found on the CPU: on the device, the CPU would wait for the count
         if len(chosen):
             places = chosen.to(frames.device, non_blocking=True)
@@ -228,7 +187,7 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
         for which, adjust in enumerate(adjustments):
             factors = _between(numbers[:, 5 + which], JITTER[which])
             change(coloured & (order[:, place] == which), adjust, factors)
-    grey = partial(v2.functional.rgb_to_grayscale, num_output_channels=3)
+    grey = partial(rgb_to_grayscale, num_output_channels=3)
     change((numbers[:, 9] < GREY_SHARE) & config.grey, grey)
     change(
         (numbers[:, 10] < BLUR_SHARE) & config.blur,
@@ -243,20 +202,10 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
 
 
 def spec_augment(power: Tensor, config: AugmentationConfig, numbers: Tensor) -> Tensor:
-    """Mask a stretch of time and a band of frequencies of 80 % of the spectrograms with 0.
+    """Mask a stretch of time and a band of frequencies of 80 % of the spectrograms (B, F, T) with 0.
 
-    The formula is that of torchaudio.functional.mask_along_axis_iid, which takes no generator.
-
-    Args:
-        power: spectrograms (B, F, T).
-        config: sizes of the masks, and the switch.
-        numbers: (B, 5) in [0, 1).
-
-    Returns:
-        (B, F, T).
-
-    Raises:
-        ValueError: a mask can be longer than the spectrogram.
+    The formula is that of torchaudio.functional.mask_along_axis_iid, which takes no generator; `numbers` are
+    (B, 5) in [0, 1).
     """
     if not config.spec_augment:
         return power
@@ -264,7 +213,6 @@ def spec_augment(power: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     masked = numbers[:, 0] < MASK_SHARE
 
     def inside(axis: int, longest: int, length: Tensor, start: Tensor) -> Tensor:
-        """Mark the places along an axis that are masked, (B, size of the axis)."""
         size = power.shape[axis]
         length = longest * length
         first = (start * (size - length)).long()
@@ -287,15 +235,9 @@ def enlarged_size(frame_size: int) -> int:
 
 
 def cut_out(frames: Tensor, size: int, numbers: Tensor) -> Tensor:
-    """Cut a shifted square, mirrored half of the time, out of each frame.
+    """Cut a shifted square, mirrored half of the time, out of each frame: (B, 3, E, E) -> (B, 3, S, S).
 
-    Args:
-        frames: (B, 3, E, E), any type.
-        size: S, side of a view, pixels, at most E.
-        numbers: (B, 3) in [0, 1).
-
-    Returns:
-        (B, 3, S, S).
+    `size` is S, at most E; `numbers` are (B, 3) in [0, 1).
     """
     top, left = ((numbers[:, :2] * (frames.shape[2] - size + 1)).long()).T  # (B,) each
     offsets = torch.arange(size)
@@ -316,14 +258,20 @@ def as_float(frames: Tensor) -> Tensor:
 
 def normalise(frames: Tensor) -> Tensor:
     """Give float frames (B, 3, H, W) in [0, 1] ImageNet's mean 0 and standard deviation 1."""
-    return v2.functional.normalize(frames, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    mean, std = _imagenet_statistics(frames.device)
+    return (frames - mean) / std
 
 
 def to_displayable(frames: Tensor) -> NDArray[np.uint8]:
     """Turn normalised frames (B, 3, H, W) into pictures (B, H, W, 3), undoing `normalise`."""
-    mean, std = (torch.tensor(v, device=frames.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _imagenet_statistics(frames.device)
     pixels = (frames * std + mean).clamp(0, 1) * 255
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)[:, :, None, None]  # (3, 1, 1) each
+    return mean, std
 
 
 def _between(numbers: Tensor, limits: tuple[float, float]) -> Tensor:

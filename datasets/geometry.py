@@ -81,17 +81,7 @@ class GeometricTransform:
         return torch.stack([torch.stack(first_row, -1), torch.stack(second_row, -1)], dim=1)
 
     def warp_frames(self, frames: Tensor) -> Tensor:
-        """Transform normalised frames; what comes from outside the frame is 0, the mean colour.
-
-        Args:
-            frames: (B, C, S, S).
-
-        Returns:
-            (B, C, S * scale, S * scale).
-
-        Raises:
-            ValueError: batch or size differ from those the transform was drawn for.
-        """
+        """Transform normalised frames, (B, C, S, S) -> (B, C, S * scale, S * scale), 0 outside."""
         size = self.frame_size
         if frames.shape[0] != len(self.angles) or frames.shape[-2:] != (size, size):
             raise ValueError(
@@ -100,18 +90,12 @@ class GeometricTransform:
         return _resize(self._warp(frames), int(size * self.scale))
 
     def warp_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform the maps of the plain frames into those expected of the transformed frames.
-
-        Args:
-            maps: (B, h, w), h = w.
+        """Transform the maps (B, h, h) of the plain frames into those expected of the transformed frames.
 
         Returns:
-            target (B, h * scale, w * scale) and the weight of each of its cells. `reference`: the map goes
+            target (B, h * scale, h * scale) and the weight of each of its cells. `reference`: the map goes
             through the frame's own path, resized to S first, and every cell counts. `masked`: cells are
             averaged straight from the map, and a cell counts only if it lies within the frame altogether.
-
-        Raises:
-            ValueError: the maps are not square, or not one per frame.
         """
         if maps.ndim != 3 or len(maps) != len(self.angles) or maps.shape[1] != maps.shape[2]:
             raise ValueError(f"maps must be ({len(self.angles)}, h, h), got {tuple(maps.shape)}")
@@ -154,13 +138,9 @@ class GeometricTransform:
         return F.avg_pool2d(sampled, samples)[:, 0], covered[:, 0]
 
     def _source_of(self, fractions: Tensor) -> Tensor:
-        """Find where a grid of the transformed frame lies in the plain frame.
+        """Find where a grid of the transformed frame lies in the plain frame, both as fractions of the side.
 
-        Args:
-            fractions: (n,) positions along each side of the transformed frame, [0, 1].
-
-        Returns:
-            (B, n, n, 2), x and y as fractions of the plain frame, float64.
+        Positions (n,) along each side -> (B, n, n, 2), x and y, float64.
         """
         positions = fractions * self.frame_size - 0.5
         ys, xs = torch.meshgrid(positions, positions, indexing="ij")

@@ -11,9 +11,9 @@ from datasets.augmentation import AugmentationConfig
 from datasets.frames import FrameConfig
 from datasets.geometry import GeometricConfig
 from datasets.mixing import AudioMixingOptions
-from models.method import Method
+from models.method import AdamRecipe, Method
 from models.peers import PEERS, PeerLocaliser
-from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig, SSLTIERecipe
+from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig
 from models.sspl import SSPL, FrozenOptions, SSPLConfig, SSPLRecipe
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ METHODS: dict[str, MethodRow] = {
             "geometric": GeometricConfig,
             "mixing": AudioMixingOptions,
             "negatives": NegativeSoundConfig,
-            "optimisation": SSLTIERecipe,
+            "optimisation": AdamRecipe,
         },
     ),
     "sspl": MethodRow(
@@ -68,16 +68,10 @@ def build_localiser(
     audio: Any = None,  # noqa: ANN401 - each has its own
     frame: FrameConfig | None = None,
 ) -> nn.Module:
-    """Build a freshly initialised model of whatever can be scored, on the CPU.
+    """Build a freshly initialised model of whatever can be scored, one of localiser_names(), on the CPU.
 
-    Args:
-        name: one of localiser_names().
-        config: of a method, as its checkpoint stores it; peers have none.
-        audio: what it hears, an instance of audio_config_class(name); None: as by default.
-        frame: size of its frames; None: as by default.
-
-    Raises:
-        TypeError: the configuration has an entry that the method does not know.
+    `config` is that of a method, as its checkpoint stores it; peers have none. `audio` is an instance of
+    audio_config_class(name). An entry that the method does not know is a TypeError.
     """
     audio, frame = audio or audio_config_class(name)(), frame or FrameConfig()
     if name in PEERS:

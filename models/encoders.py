@@ -6,14 +6,9 @@ from typing import Literal, Self, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.models.vgg import cfgs, make_layers
 
 ImagePooling = Literal["max", "mean", "positions"]
 """How a frame's map becomes its embedding; `positions` keeps them all."""
-
-SEGMENT_SHAPE = (1, 96, 64)
-"""Channel, spectrogram frames and mel bins of a segment that VGGish hears"""
 
 
 class RepeatedBatchNorm2d(nn.BatchNorm2d):
@@ -24,8 +19,7 @@ class RepeatedBatchNorm2d(nn.BatchNorm2d):
     r <- 0.9 (0.9 r + 0.1 b) + 0.1 b, hence one update with momentum 1 - 0.9**passes.
     """
 
-    def __init__(self, num_features: int, *, passes: int = 1) -> None:
-        """Take the number of channels, and of updates that one training forward stands for."""
+    def __init__(self, num_features: int, *, passes: int) -> None:
         super().__init__(num_features, momentum=1.0 - 0.9**passes)
         self.passes = passes
 
@@ -36,7 +30,7 @@ class RepeatedBatchNorm2d(nn.BatchNorm2d):
         return super().forward(features)
 
 
-class ResNet18Encoder(ResNet):
+class ResNet18Encoder(nn.Module):
     """ResNet-18 without its head: (B, C, H, W) -> (B, 512, H/16, W/16), or as torchvision's /32.
 
     Parameter names are torchvision's. Initialisation is that of SSL-TIE's authors: Kaiming (fan-out) for
@@ -46,26 +40,25 @@ class ResNet18Encoder(ResNet):
     embedding_size = 512
 
     def __init__(self, in_channels: int, *, batch_norm_passes: int = 1, last_stride: int = 1) -> None:
-        """Build the network.
+        """Build it for frames (3 channels) or spectrograms (1); `last_stride` is of the last stage."""
+        from torchvision.models.resnet import BasicBlock, ResNet  # noqa: PLC0415 - two seconds, --help does without
 
-        Args:
-            in_channels: 3 for frames, 1 for spectrograms.
-            batch_norm_passes: see RepeatedBatchNorm2d.
-            last_stride: of the last stage: 1 for H/16, torchvision's 2 for H/32.
-        """
+        super().__init__()
         norm_layer = partial(RepeatedBatchNorm2d, passes=batch_norm_passes)
-        super().__init__(BasicBlock, [2, 2, 2, 2], norm_layer=norm_layer)
+        network = ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=norm_layer)
         if in_channels != 3:
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        first_block = self.layer4[0]
-        first_block.conv1.stride = (last_stride, last_stride)
-        first_block.downsample[0].stride = (last_stride, last_stride)
-        del self.avgpool, self.fc
+            network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        first_block = network.layer4[0]
+        first_block.conv1.stride = first_block.downsample[0].stride = (last_stride, last_stride)
+        self.conv1, self.bn1 = network.conv1, network.bn1
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
         self.apply(_initialise)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Encode (B, C, H, W) into a map (B, 512, h, w), never negative; h = ceil(H/16 or /32)."""
-        features = self.maxpool(self.relu(self.bn1(self.conv1(pictures))))  # (B, 64, H/4, W/4)
+        features = F.relu(self.bn1(self.conv1(pictures)), inplace=True)  # (B, 64, H/2, W/2)
+        features = F.max_pool2d(features, 3, stride=2, padding=1)  # (B, 64, H/4, W/4)
         features = self.layer1(features)
         features = self.layer2(features)  # (B, 128, H/8, W/8)
         features = self.layer3(features)  # (B, 256, H/16, W/16)
@@ -75,6 +68,8 @@ class ResNet18Encoder(ResNet):
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
@@ -103,16 +98,13 @@ class VGG16Encoder(FrozenEncoder):
     embedding_size = 512
 
     def __init__(self) -> None:
-        """Build the network with torchvision's initialisation."""
+        from torchvision.models.vgg import cfgs, make_layers  # noqa: PLC0415 - as above
+
         super().__init__()
         # Entries 0 to 28 end with conv5_3, without its ReLU (29) and the pool (30).
         # Not vgg16(): its classifier would draw 124 million weights to throw them away.
         self.features = make_layers(cfgs["D"], batch_norm=False)[:29]
-        for layer in self.features:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        self.features.apply(_initialise)  # as torchvision does
         self.freeze()
 
     @torch.no_grad()
@@ -131,7 +123,6 @@ class VGGishEncoder(FrozenEncoder):
     embedding_size = 128
 
     def __init__(self) -> None:
-        """Build the network with torch's default initialisation."""
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
@@ -153,18 +144,11 @@ class VGGishEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def forward(self, log_mel_segments: Tensor) -> Tensor:
-        """Encode all segments (B, S, 1, 96, 64) of all clips at once, natural logarithm, 0.96 s each.
-
-        Raises:
-            ValueError: the segments have another shape.
-        """
-        shape = tuple(log_mel_segments.shape)
-        if len(shape) != 5 or shape[2:] != SEGMENT_SHAPE:
-            raise ValueError(f"log_mel_segments must be (B, segments, 1, 96, 64), got {shape}")
+        """Encode all segments (B, S, 1, 96, 64) of all clips at once, natural logarithm, 0.96 s each."""
         features = self.features(log_mel_segments.flatten(0, 1))  # (B * S, 512, 6, 4)
         # The released weights come from TensorFlow: time, mel, channel is the order of the inputs.
         flat = features.permute(0, 2, 3, 1).flatten(1)  # (B * S, 12288)
-        return self.embeddings(flat).unflatten(0, shape[:2])  # (B, S, 128)
+        return self.embeddings(flat).unflatten(0, log_mel_segments.shape[:2])  # (B, S, 128)
 
 
 def at_least_float32(features: Tensor) -> Tensor:
@@ -178,19 +162,10 @@ def global_max_pool(feature_map: Tensor) -> Tensor:
 
 
 def pool_positions(visual_feature_map: Tensor, pooling: ImagePooling) -> Tensor:
-    """Make embeddings of frames for retrieval.
+    """Make embeddings of frames (B, D, h, w) for retrieval: (B, D), or (B, h * w, D), each of unit norm.
 
-    Args:
-        visual_feature_map: (B, D, h, w), as the encoder gives it.
-        pooling: max: the maximum over positions of each channel, as SSL-TIE pools its sounds; mean: their
-            mean; positions: all of them, so that a sound's score with the frame is the highest value of their
-            similarity map.
-
-    Returns:
-        (B, D) of unit norm; for positions (B, h * w, D), each position of unit norm.
-
-    Raises:
-        ValueError: there is no such pooling.
+    max: the maximum over positions of each channel, as SSL-TIE pools its sounds; mean: their mean; positions:
+    all of them, so that a sound's score with the frame is the highest value of their similarity map.
     """
     features = at_least_float32(visual_feature_map)
     if pooling == "max":

@@ -10,7 +10,7 @@ for seconds, frame, similarity_map in localiser.video("clip.mp4"): ...
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,12 +47,11 @@ from utils.training import pick_device
 class HeatMap:
     """Where in a picture a sound comes from."""
 
-    picture: NDArray[np.uint8]
-    """(H, W, 3) RGB"""
-    map: NDArray[np.float32] | None
-    """(h, w) similarity of the sound with each place of `square`; None: the sound is silent"""
-    square: Square
-    """the part of the picture that the map covers"""
+    picture: NDArray[np.uint8]  # (H, W, 3) RGB
+    map: (
+        NDArray[np.float32] | None
+    )  # (h, w) similarity with each place of `square`; None: the sound is silent
+    square: Square  # the part of the picture that the map covers
 
     @property
     def score(self) -> float | None:
@@ -78,20 +77,11 @@ class HeatMap:
 class Localiser:
     """A model with what prepares its inputs, in eval mode on its device."""
 
-    model: Any
-    """SSLTIE, SSPL or PeerLocaliser"""
+    model: Any  # SSLTIE, SSPL or PeerLocaliser
     audio: AudioWindow
-    """what the model hears"""
     frame: FrameConfig
     checkpoint: Checkpoint
-    """what the file says of the model"""
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
-    """how pictures become square"""
-
-    @property
-    def geometry(self) -> FrameGeometry:
-        """From a picture of any size to the square that the model sees."""
-        return FrameGeometry(self.frame.frame_size, self.frame_geometry)
+    frame_geometry: Literal["squash", "centre_crop"] = "squash"  # how pictures become square
 
     def __call__(
         self,
@@ -105,30 +95,33 @@ class Localiser:
             sound: file; or samples in [-1, 1], (L,) or as soundfile reads them (L, channels), with
                 their rate in Hz, or without it if that is `audio.sample_rate`. The part that the
                 method hears is taken, as in a test: short sounds are repeated.
-
-        Raises:
-            ValueError: a file cannot be read, or an array has another shape or type.
         """
         image, waveform = _as_picture(picture), self._as_waveform(sound)
-        maps = (
-            [None]
-            if is_silent(waveform)
-            else self._similarity_maps([image], self._sound_features([waveform]))
-        )
-        return HeatMap(np.asarray(image), maps[0], Square(*self.geometry.square_in(*image.size)))
+        heat = None
+        if not is_silent(waveform):
+            (heat,) = self._similarity_maps([image], [*self._sound_features([waveform])])
+        return self.heat_map(np.asarray(image), heat)
+
+    def heat_map(self, picture: NDArray[np.uint8], similarity_map: NDArray[np.float32] | None) -> HeatMap:
+        """Put a map, (h, w) or None, where it belongs in a picture, (H, W, 3)."""
+        return HeatMap(picture, similarity_map, Square(*self._geometry.square_in(*picture.shape[1::-1])))
+
+    @property
+    def _geometry(self) -> FrameGeometry:
+        return FrameGeometry(self.frame.frame_size, self.frame_geometry)
 
     @torch.inference_mode()
-    def _sound_features(self, waveforms: Sequence[Tensor]) -> Tensor:
+    def _sound_features(self, waveforms: list[Tensor]) -> Tensor:
         """Encode windows (L,) of sound, one row each."""
-        sounds = torch.stack(tuple(waveforms)).to(self._device)  # (B, L)
+        sounds = torch.stack(waveforms).to(self._device)  # (B, L)
         return self.model.sound_features(self.model.front_end(sounds))
 
     @torch.inference_mode()
-    def _similarity_maps(self, pictures: Sequence[Image.Image], sounds: Sequence[Tensor] | Tensor) -> Any:  # noqa: ANN401
+    def _similarity_maps(self, pictures: list[Image.Image], rows: list[Tensor]) -> NDArray[np.float32]:
         """Compare B pictures with as many rows of `_sound_features`: float32 (B, h, w)."""
-        squares = torch.stack([to_tensor(self.geometry.apply_to_frame(picture)) for picture in pictures])
+        squares = torch.stack([to_tensor(self._geometry.apply_to_frame(picture)) for picture in pictures])
         visual = self.model.visual_features(normalise(as_float(squares.to(self._device))))  # of (B, 3, S, S)
-        return self.model.compare(visual, torch.stack(tuple(sounds))).float().cpu().numpy()
+        return self.model.compare(visual, torch.stack(rows)).float().cpu().numpy()
 
     @property
     def _device(self) -> torch.device:
@@ -155,28 +148,25 @@ class Localiser:
 
         Yields:
             seconds, picture uint8 RGB (H, W, 3), similarity map (h, w) or None where the sound is silent.
-
-        Raises:
-            FileNotFoundError, UnusableVideoError: there is no such file, it is no video, lacks pictures or
-                sound, or breaks on the way.
         """
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
         sound, frames = read_sound(path, rate, until), read_frames(path, max_seconds)
-        rows: dict[float, Tensor | None] = {}  # encoded sounds of the last batch by moment; None: silent
+        rows: dict[
+            float, tuple[Tensor, bool]
+        ] = {}  # of the last batch by moment: encoded sound, is it silent
         mean, last = None, 0.0
         while batch := list(islice(frames, batch_size)):
             moments = [audio_step * round(s / audio_step) if audio_step else s for s, _ in batch]
-            new = {m: sound_around(sound, m, self.audio) for m in dict.fromkeys(moments) if m not in rows}
-            heard = [moment for moment, window in new.items() if not is_silent(window)]
-            rows = {moment: rows.get(moment) for moment in moments}
-            if heard:
-                rows |= zip(heard, self._sound_features([new[moment] for moment in heard]), strict=True)
-            pairs = [(Image.fromarray(p), rows[m]) for (_, p), m in zip(batch, moments, strict=True)]
-            pairs = [(picture, row) for picture, row in pairs if row is not None]
-            maps = iter(self._similarity_maps(*zip(*pairs, strict=True)) if pairs else ())
-            for (seconds, picture), moment in zip(batch, moments, strict=True):
-                current = None if rows[moment] is None else next(maps)
+            rows = {moment: row for moment, row in rows.items() if moment in moments}
+            if new := [moment for moment in dict.fromkeys(moments) if moment not in rows]:
+                windows = [sound_around(sound, moment, self.audio) for moment in new]
+                encoded = zip(self._sound_features(windows), map(is_silent, windows), strict=True)
+                rows |= zip(new, encoded, strict=True)
+            pictures = [Image.fromarray(picture) for _, picture in batch]
+            maps = self._similarity_maps(pictures, [rows[moment][0] for moment in moments])  # (B, h, w)
+            for (seconds, picture), moment, heat in zip(batch, moments, maps, strict=True):
+                current = None if rows[moment][1] else heat
                 if mean is None or current is None or smoothing == 0:
                     mean = current
                 else:
@@ -202,10 +192,10 @@ class Localiser:
 
 
 class VideoResult(NamedTuple):
-    """What `localise_video` wrote: files, number of pictures, and seconds at which the last one ends."""
+    """What `localise_video` wrote."""
 
     frames: int
-    seconds: float
+    seconds: float  # at which the last picture ends
     silent_frames: int  # pictures around which the sound is silent: nothing is drawn on them
     output: Path
     contact_sheet: Path
@@ -224,16 +214,9 @@ def localise_video(
 ) -> VideoResult:
     """Write a video with heat maps, its contact sheet and its peaks: all of them, or after an error none.
 
-    Args:
-        localiser: the model.
-        source: a video with sound.
-        output: MP4 file. Beside it go *_contact_sheet.png, and *_peaks.csv with x, y (pixels) and similarity
-            at each time, empty where there is no peak.
-        opacity: of the hottest heat, 0 to 1.
-        box: draw the box around the region of the peak.
-        on_progress: called with the number of pictures that are done, and of all as far as the file tells;
-            what it raises stops the work.
-        options: of `Localiser.video`, which says what is raised.
+    Beside `output`, an MP4 file, go *_contact_sheet.png, and *_peaks.csv with x, y (pixels) and similarity at
+    each time, empty where there is no peak. `on_progress` is called with the number of pictures done,
+    and of all as far as the file tells; what it raises stops the work.
     """
     sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
     peaks_path = output.with_name(f"{output.stem}_peaks.csv")
@@ -247,8 +230,7 @@ def localise_video(
     def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
         nonlocal end, num_silent
         for seconds, picture, similarity_map in localiser.video(source, **options):
-            square = Square(*localiser.geometry.square_in(picture.shape[1], picture.shape[0]))
-            heat = HeatMap(picture, similarity_map, square)
+            heat = localiser.heat_map(picture, similarity_map)
             drawing = heat.overlay(opacity=opacity, box=box)
             sheet.add(drawing, seconds)
             lines.append(f"{seconds:.6f},{format_peak(heat.peak)}")
@@ -290,22 +272,15 @@ def load_localiser(
     *,
     frame_geometry: Literal["squash", "centre_crop"] = "squash",
 ) -> Localiser:
-    """Rebuild a trained model from any file that holds one.
+    """Rebuild a trained model from a file of main.py, a released one, or a results folder of SSPL's authors.
 
-    Args:
-        path: file of main.py, released file, or results folder of SSPL's authors' program.
-        device: auto (the GPU where there is one), cpu, cuda or cuda:<number>.
-        frame_geometry: how pictures that are not square become so.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, unknown, or does not fit the model it names.
+    `device` is auto (the GPU where there is one), cpu, cuda or cuda:<number>; `frame_geometry` says how
+    pictures become square. A file that is broken, unknown, or does not fit its model is a ValueError.
     """
     device = pick_device(device) if isinstance(device, str) else device
     checkpoint = read_any_checkpoint(Path(path))
     method = checkpoint.method
-    non_finite = find_non_finite(checkpoint.state_dict)
-    if non_finite:
+    if non_finite := find_non_finite(checkpoint.state_dict):
         raise ValueError(
             f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
             f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
@@ -319,9 +294,7 @@ def load_localiser(
         model.load_state_dict(checkpoint.state_dict)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error
-    return Localiser(
-        ready_to_localise(model, device), audio, frame, checkpoint, frame_geometry=frame_geometry
-    )
+    return Localiser(ready_to_localise(model, device), audio, frame, checkpoint, frame_geometry)
 
 
 def ready_to_localise(model: nn.Module, device: torch.device) -> Any:  # noqa: ANN401 - the model itself

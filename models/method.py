@@ -4,8 +4,10 @@ A new method is one file with a subclass of Method and one row in METHODS (model
 CONTRIBUTING.md has the steps, models/ssl_tie.py an example.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 from datasets.augmentation import as_float, normalise
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig
+from utils.options import Options, option
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,20 @@ class TrainingOutput:
     """(B, h, w), detached, of the frames in the view `Method.shown`"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamRecipe(Options):
+    """How the model is optimised: Adam with one constant rate; the defaults are SSL-TIE's."""
+
+    epochs: int = option(100, at_least=1)
+    """passes over the training set"""
+    batch_size: int = option(32, at_least=2)
+    """clips a step, of all processes; each is a negative for the others"""
+    learning_rate: float = option(1e-4, above=0)
+    """of Adam, constant"""
+    weight_decay: float = option(1e-4, at_least=0)
+    """L2 penalty of Adam, not decoupled"""
+
+
 class Method(nn.Module):
     """A sound localiser that can be trained and scored.
 
@@ -36,6 +55,8 @@ class Method(nn.Module):
     `embed_frames(frames, pooling)` and `embed_audio(sounds)`, which return (B, D) of unit norm.
     """
 
+    built_with: tuple[str, ...] = ("audio", "frame")
+    """groups of options that the constructor takes by name, after that of the model"""
     shown = "frames"
     """name of the training view that `TrainingOutput.similarity_map` belongs to"""
     random_crop = False
@@ -44,12 +65,7 @@ class Method(nn.Module):
     """only the first seconds of each training sound are used; None: the whole window"""
 
     def __init__(self, audio: Any, frame: FrameConfig) -> None:  # noqa: ANN401 - each method hears otherwise
-        """Build the front end; it holds no weights and is in no checkpoint.
-
-        Args:
-            audio: configuration of what is heard, one of those in datasets/audio.py.
-            frame: size of what is seen.
-        """
+        """Build the front end for one of the configurations in datasets/audio.py; it holds no weights."""
         super().__init__()
         self.audio, self.frame = audio, frame
         with torch.device("cpu"):  # it is computed, where tests put weights on the meta device
@@ -85,27 +101,37 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def build_optimizer(self, recipe: Any) -> torch.optim.Optimizer:  # noqa: ANN401
-        """Return the optimiser of the trained parameters, by the group of options `optimisation`."""
-        raise NotImplementedError
-
     # ------------------------------------------------------------------------ what has a default
 
     @classmethod
     def check_options(cls, options: Any) -> None:  # noqa: ANN401 - opts.TrainOptions
-        """Refuse groups of options that contradict each other; fill in what depends on other groups.
-
-        Raises:
-            ValueError: names the options.
-        """
+        """Refuse groups of options that contradict each other; fill in what depends on other groups."""
 
     @classmethod
     def from_options(cls, options: Any) -> "Method":  # noqa: ANN401
-        """Build the method for training: by default of its groups `model`, `audio` and `frame`."""
-        return cls(options.model, audio=options.audio, frame=options.frame)  # type: ignore[call-arg, misc]
+        """Build the method for training."""
+        return cls(options.model, **{name: getattr(options, name) for name in cls.built_with})
+
+    def pretrained(self, options: Any) -> dict[str, tuple[nn.Module, Path | None]]:  # noqa: ANN401
+        """Return the networks that start from published weights, by kind, each with its file if one is named.
+
+        The kinds are those of PRETRAINED (models/released.py), which also says where files are looked for.
+        """
+        del options
+        return {}
 
     def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
         """Load what a new run does not start from at random; not called when a run is resumed."""
+        from models.released import load_pretrained  # noqa: PLC0415 - it imports the methods
+
+        for kind, path in load_pretrained(self.pretrained(options)).items():
+            logger.info("Weights of %s: %s", kind, path)
+
+    def build_optimizer(self, recipe: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+        """Return the optimiser, by the group of options `optimisation`: Adam over all trained parameters."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=True)
 
     @property
     def training_frame_size(self) -> int:
@@ -114,7 +140,7 @@ class Method(nn.Module):
 
     def networks(self) -> Sequence[nn.Module]:
         """Return the parts that --compile compiles."""
-        return [self]
+        return [part for part in self.children() if part is not self.front_end]
 
     def curriculum(self, options: Any, clips: AudioVisualClips) -> Any:  # noqa: ANN401
         """Return what changes the training batches from epoch to epoch: see datasets/mixing.py."""
@@ -127,11 +153,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn decoded clips into what the networks take; nothing is drawn.
-
-        Args:
-            frames: uint8 (B, 3, S, S).
-            waveforms: (B, L), the whole window.
+        """Turn frames uint8 (B, 3, S, S) and whole windows (B, L) of sound into what the networks take.
 
         Returns:
             normalised frames (B, 3, S, S) and sounds as the front end makes them.

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 3
-INITIAL_CORRECTION_RATE = 1.0
-INITIAL_PREDICTION_RATE = 0.5
+Levels = tuple[Tensor, Tensor, Tensor]
+"""Of each level, level 1 first: (B, D, h/4, w/4), (B, D, h/2, w/2), (B, D, h, w), rounded down"""
 
 
 def _batch_norms(count: int, channels: int) -> nn.ModuleList:
@@ -39,20 +39,10 @@ def _rates(value: float, channels: int) -> nn.ParameterList:
 
 
 class PredictiveCodingModule(nn.Module):
-    """Predictive coding between a visual feature map and an audio embedding.
-
-    Lists over levels have level 1 first. Batch norms of a cycle: `prediction_norms[cycle]` for
-    levels 1 and 2, `correction_norms[cycle]` for levels 1, 2 and 3.
-    """
+    """Predictive coding between a visual feature map and an audio embedding; lists have level 1 first."""
 
     def __init__(self, num_cycles: int, *, channels: int = 512, audio_size: int = 128) -> None:
-        """Builds the module with torch's default initialisation, rates a = 1 and b = 0.5.
-
-        Args:
-            num_cycles: T, refinements after the initial sweep, at least 1.
-            channels: of the visual feature map and of all levels.
-            audio_size: length of the audio embedding.
-        """
+        """Build the module for T = `num_cycles` refinements after the initial sweep, at least 1."""
         super().__init__()
         # The order is that in which the authors' program draws its random weights.
         self.predict_audio = nn.Conv2d(channels, audio_size, 1)
@@ -63,8 +53,8 @@ class PredictiveCodingModule(nn.Module):
         self.output = nn.ConvTranspose2d(channels, channels, 1)
         self.correct_level_3 = nn.ConvTranspose2d(channels, channels, 3, padding=1, bias=False)
 
-        self.correction_rates = _rates(INITIAL_CORRECTION_RATE, channels)
-        self.prediction_rates = _rates(INITIAL_PREDICTION_RATE, channels)
+        self.correction_rates = _rates(1.0, channels)  # a
+        self.prediction_rates = _rates(0.5, channels)  # b
         self.initial_prediction_norms = _batch_norms(LEVELS - 1, channels)
         self.initial_correction_norms = _batch_norms(LEVELS, channels)
         self.prediction_norms = nn.ModuleList(_batch_norms(LEVELS - 1, channels) for _ in range(num_cycles))
@@ -76,28 +66,19 @@ class PredictiveCodingModule(nn.Module):
         return [*self.correction_rates, *self.prediction_rates]
 
     def forward(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
-        """Aligns a visual feature map with its sound.
+        """Align visual features (B, D, h, w) with their sounds, (B, A) of unit norm: (B, D, h, w).
 
-        Args:
-            visual_feature_map: (B, D, h, w), h and w 2 more than a multiple of 4 (14 of 224 px).
-            audio_target: (B, A), unit norm.
-
-        Returns:
-            (B, D, h, w).
-
-        Raises:
-            ValueError: the map has other sides.
+        h and w are 2 more than a multiple of 4, such as 14 of frames of 224 pixels.
         """
         height, width = visual_feature_map.shape[-2:]
         if height % 4 != 2 or width % 4 != 2:
             raise ValueError(
-                "The predictive coding module needs maps whose sides are 2 more than a multiple of "
-                f"4, such as 14 x 14 of frames of 224 x 224 pixels; got {height} x {width}. Use "
-                "such frames, or leave the module out (--no-pcm)."
+                "The predictive coding module needs maps whose sides are 2 more than a multiple of 4, such "
+                f"as 14 x 14; got {height} x {width}. Leave the module out (--no-pcm) or take other frames."
             )
-        guess_2 = self._predict(self.predict_level_2, visual_feature_map)
+        guess_2 = self._predict(self.predict_level_2, visual_feature_map)  # (B, D, h/2, w/2)
         guess_2 = F.gelu(self.initial_prediction_norms[1](guess_2))
-        guess_1 = self._predict(self.predict_level_1, guess_2)
+        guess_1 = self._predict(self.predict_level_1, guess_2)  # (B, D, h/4, w/4)
         guess_1 = F.gelu(self.initial_prediction_norms[0](guess_1))
         guesses = guess_1, guess_2, visual_feature_map
         states = self._sweep_up(guesses, guesses, audio_target, self.initial_correction_norms)
@@ -107,41 +88,36 @@ class PredictiveCodingModule(nn.Module):
         return self.output(states[2])
 
     def _sweep_down(
-        self, states: tuple[Tensor, Tensor, Tensor], visual_feature_map: Tensor, norms: nn.Module
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Blends each level with its prediction: new states and the predictions, level 1 first."""
-        assert isinstance(norms, nn.ModuleList)
+        self, states: Levels, visual_feature_map: Tensor, norms: nn.Module
+    ) -> tuple[Levels, Levels]:
+        """Blend each level with its prediction: new states and the predictions."""
         rate_1, rate_2, rate_3 = (F.relu(rate) for rate in self.prediction_rates)
+        norm_1, norm_2 = norms.children()
         state_1, state_2, state_3 = states
         state_3 = F.gelu((1 - rate_3) * state_3 + rate_3 * visual_feature_map)
         guess_2 = self._predict(self.predict_level_2, state_3)
-        state_2 = F.gelu(norms[1]((1 - rate_2) * state_2 + rate_2 * guess_2))
+        state_2 = F.gelu(norm_2((1 - rate_2) * state_2 + rate_2 * guess_2))
         guess_1 = self._predict(self.predict_level_1, state_2)
-        state_1 = F.gelu(norms[0]((1 - rate_1) * state_1 + rate_1 * guess_1))
+        state_1 = F.gelu(norm_1((1 - rate_1) * state_1 + rate_1 * guess_1))
         return (state_1, state_2, state_3), (guess_1, guess_2, visual_feature_map)
 
-    def _sweep_up(
-        self,
-        states: tuple[Tensor, Tensor, Tensor],
-        guesses: tuple[Tensor, Tensor, Tensor],
-        audio_target: Tensor,
-        norms: nn.Module,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Corrects each level by the prediction error of the level above it, level 1 first."""
-        assert isinstance(norms, nn.ModuleList)
+    def _sweep_up(self, states: Levels, guesses: Levels, audio_target: Tensor, norms: nn.Module) -> Levels:
+        """Correct each level by the prediction error of the level above it."""
         rate_1, rate_2, rate_3 = (F.relu(rate) for rate in self.correction_rates)
+        norm_1, norm_2, norm_3 = norms.children()
         state_1, state_2, state_3 = states
         guess_1, guess_2, _ = guesses
         predicted_audio = F.gelu(self.predict_audio(state_1)).mean(dim=(2, 3))  # (B, A)
-        audio_error = (audio_target - predicted_audio)[:, :, None, None]
-        state_1 = F.gelu(norms[0](state_1 + rate_1 * self.correct_level_1(audio_error)))
-        correction = self.correct_level_2(state_1 - guess_1)
-        state_2 = F.gelu(norms[1](state_2 + rate_2 * correction))
+        audio_error = (audio_target - predicted_audio)[:, :, None, None]  # (B, A, 1, 1)
+        state_1 = F.gelu(norm_1(state_1 + rate_1 * self.correct_level_1(audio_error)))
+        correction = self.correct_level_2(state_1 - guess_1)  # (B, D, h/2, w/2)
+        state_2 = F.gelu(norm_2(state_2 + rate_2 * correction))
+        # Back to (B, D, h, w).
         error_2 = F.interpolate(state_2 - guess_2, scale_factor=2, mode="bilinear", align_corners=True)
-        state_3 = F.gelu(norms[2](state_3 + rate_3 * self.correct_level_3(error_2)))
+        state_3 = F.gelu(norm_3(state_3 + rate_3 * self.correct_level_3(error_2)))
         return state_1, state_2, state_3
 
     @staticmethod
     def _predict(convolution: nn.Module, state: Tensor) -> Tensor:
-        """Prediction of the next level, of half the side, rounded down."""
+        """Predict the next level, of half the side, rounded down."""
         return F.max_pool2d(convolution(state), 2)

@@ -7,25 +7,22 @@ Localisation", ACM MM 2022. A training step on frames x, sounds a and a transfor
 
 with w1 = w2 = 0.5 and w3 = lambda = 1. B frames, A sounds (of all processes), D = 512, maps of h x w.
 
-Deliberate differences from the authors' program, all without effect on its published behaviour:
+Deliberate differences from the authors' program, all without effect on its published behaviour (those of the
+contrast: models/contrast.py):
 
 1. The sound is encoded once in a step, not twice: loss and gradients are the same, the audio batch norms take
    both updates at once (`audio_encodings = 2` encodes twice).
-2. A clip's own sound is masked by -inf among the batch's negatives. The authors multiply it by -99, which
-   does the same while the own similarity is positive, and else makes the clip its own strongest negative.
-3. Region means are a softmax over log-sigmoids, so that a saturated region gives no NaN: the authors' float32
-   hard-negative region becomes 0/0 once a whole map is above 0.899.
-4. The head runs in float32 whatever the precision of the encoders.
-5. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are not built.
-6. `--equivariance-target masked` mends the blurred, mostly blank target of the authors' transform.
-7. Silence and noise can be further negatives (`--negative-sounds`), after an idea of SSL-SaN (BMVC 2025),
+2. The head runs in float32 whatever the precision of the encoders.
+3. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are not built.
+4. `--equivariance-target masked` mends the blurred, mostly blank target of the authors' transform.
+5. Silence and noise can be further negatives (`--negative-sounds`), after an idea of SSL-SaN (BMVC 2025),
    whose formulas are not known to us.
 """
 
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +36,7 @@ from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig
 from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.mixing import MixingCurriculum
+from models.contrast import TriMapConfig, contrastive_loss, trimap_contrast
 from models.encoders import (
     ImagePooling,
     ResNet18Encoder,
@@ -46,31 +44,18 @@ from models.encoders import (
     global_max_pool,
     pool_positions,
     similarity_map,
-    similarity_maps,
 )
 from models.method import Method, TrainingOutput
 from utils.distributed import average, gather_rows
-from utils.options import Options, option
+from utils.options import option
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSLTIEConfig(Options):
+class SSLTIEConfig(TriMapConfig):
     """What defines the model and its loss; stored in the checkpoint."""
 
-    positive_threshold: float = 0.65
-    """epsilon+: similarity at which a position is half positive"""
-    negative_threshold: float = 0.4
-    """epsilon-: similarity at which a position is half hard-negative; needs --tri-map"""
-    sharpness: float = option(0.03, above=0, hidden=True)
-    """tau of the region sigmoids, similarity"""
-    temperature: float = option(0.07, above=0)
-    """divisor of the contrastive logits"""
-    tri_map: bool = True
-    """leave uncertain positions out; without it the hard negatives start at epsilon+"""
-    hard_negatives: bool = True
-    """contrast with the own frame's background"""
     contrastive_weight: float = option(0.5, at_least=0)
     """weight of the contrastive loss on the plain frames"""
     transformed_contrastive_weight: float = option(0.5, at_least=0)
@@ -83,13 +68,7 @@ class SSLTIEConfig(Options):
     """times the sound is encoded in a step: 2 as the authors do, 1 for the same at less cost"""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
         super().__post_init__()
-        if self.tri_map and self.negative_threshold > self.positive_threshold:
-            raise ValueError(
-                f"--negative-threshold ({self.negative_threshold}) must not be above "
-                f"--positive-threshold ({self.positive_threshold})"
-            )
         if self.contrastive_weight == self.transformed_contrastive_weight == self.equivariance_weight == 0:
             raise ValueError(
                 "--contrastive-weight, --transformed-contrastive-weight and --equivariance-weight "
@@ -105,22 +84,10 @@ class NegativeSoundConfig:
     """contrasted with every frame, one of each in a step; none: neither"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SSLTIERecipe(Options):
-    """How SSL-TIE is optimised: Adam with one constant rate."""
-
-    epochs: int = option(100, at_least=1)
-    """passes over the training set"""
-    batch_size: int = option(32, at_least=2)
-    """clips a step, of all processes; each is a negative for the others"""
-    learning_rate: float = option(1e-4, above=0)
-    """of Adam, constant"""
-    weight_decay: float = option(1e-4, at_least=0)
-    """L2 penalty of Adam, not decoupled"""
-
-
 class SSLTIE(Method):
     """The localiser and its training loss."""
+
+    built_with = ("audio", "frame", "augmentation", "geometric", "negatives")
 
     def __init__(
         self,
@@ -145,117 +112,7 @@ class SSLTIE(Method):
         self.imgnet = ResNet18Encoder(3)
         self.audnet = ResNet18Encoder(1, batch_norm_passes=passes)
 
-    # ------------------------------------------------------------------------------------ the localiser
-
-    def visual_features(self, frames: Tensor) -> Tensor:
-        """Encode normalised frames: (B, 3, H, W) -> (B, 512, H/16, W/16), unit norm."""
-        return F.normalize(at_least_float32(self.imgnet(frames)), dim=1)
-
-    def sound_features(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """Encode sounds: log-mel spectrograms (B, 1, F, T) in dB -> (B, 512), unit norm.
-
-        Raises:
-            ValueError: the spectrogram is not (B, 1, F, T).
-        """
-        shape = tuple(log_mel_spectrogram.shape)
-        if len(shape) != 4 or shape[1] != 1:
-            raise ValueError(f"log_mel_spectrogram must be (B, 1, mel_bins, frames), got {shape}")
-        features = self.audnet(log_mel_spectrogram)  # (B, 512, F/16, T/16)
-        return F.normalize(at_least_float32(global_max_pool(features)), dim=1)
-
-    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [0, 1]."""
-        return similarity_map(visual, sound)
-
-    def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
-        """Embed sounds for retrieval: those embeddings (B, 512) that localise."""
-        return self.sound_features(log_mel_spectrogram)
-
-    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
-        """Embed frames (B, 3, H, W) for retrieval: see `pool_positions`."""
-        return pool_positions(self.imgnet(frames), pooling)
-
-    # --------------------------------------------------------------------------------------- training
-
-    def forward(
-        self,
-        *,
-        frames: Tensor,
-        log_mel_spectrogram: Tensor,
-        transformed_frames: Tensor,
-        transform: Callable[[Tensor], tuple[Tensor, Tensor]],
-        negative_sounds: Tensor | None = None,
-    ) -> TrainingOutput:
-        """Compute a training step's loss.
-
-        Among several processes, each contrasts its frames with the sounds of all, and the mean of their
-        losses is that of one process with all clips; the batch norms must be synchronised.
-
-        Args:
-            frames: (B, 3, H, W), normalised.
-            log_mel_spectrogram: (B, 1, F, T), dB.
-            transformed_frames: (B, 3, H', W'), the transform of `frames`.
-            transform: applies the same transform to maps (B, h, w) and returns the transformed maps
-                (B, h', w') with the weight of each cell in the equivariance loss.
-            negative_sounds: (K, 1, F, T), dB, of sounds that no frame shows, the same in all processes; each
-                is one more negative of every frame.
-
-        Returns:
-            loss, its terms, and the similarity maps of the plain frames.
-
-        Raises:
-            ValueError: the processes have batches of different sizes.
-        """
-        config = self.config
-        sounds, own_offset = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
-        again, num_sounds = sounds, len(sounds)
-        if self.uses_transform and config.audio_encodings == 2:
-            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
-        if negative_sounds is not None:
-            negatives = self.encode_negative_sounds(negative_sounds)  # (K, D)
-            sounds, again = torch.cat([sounds, negatives]), torch.cat([again, negatives])  # (A + K, D)
-
-        logits, plain_map = self.contrast(self.visual_features(frames), sounds, own_offset)
-        terms = {"contrastive": contrastive_loss(logits)}
-        if negative_sounds is not None:  # their mean similarity with the frames, in what is positive for each
-            columns = logits.detach()[:, 1 + num_sounds :][:, : len(negative_sounds)]  # (B, K)
-            terms["negative_similarity"] = columns.mean() * config.temperature
-        loss = config.contrastive_weight * terms["contrastive"]
-
-        if self.uses_transform:
-            visual = self.visual_features(transformed_frames)  # (B, D, h', w')
-            logits, transformed_map = self.contrast(visual, again, own_offset)
-            target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
-            terms["contrastive_transformed"] = contrastive_loss(logits)
-            terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
-            loss = (
-                loss
-                + config.transformed_contrastive_weight * terms["contrastive_transformed"]
-                + config.equivariance_weight * terms["equivariance"]
-            )
-        return TrainingOutput(loss, {name: term.detach() for name, term in terms.items()}, plain_map.detach())
-
-    def contrast(self, visual: Tensor, sounds: Tensor, own_offset: int = 0) -> tuple[Tensor, Tensor]:
-        """Contrast frames (B, D, h, w) with sounds (A, D), both of unit norm.
-
-        Frame i's own sound is own_offset + i.
-
-        Returns:
-            logits (B, A + 1 or A + 2) and own similarity maps (B, h, w).
-        """
-        config = self.config
-        hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
-        with torch.autocast(visual.device.type, enabled=False):
-            maps = similarity_maps(visual, sounds)  # (B, A, h, w)
-            logits = trimap_contrastive_logits(
-                maps,
-                positive_threshold=config.positive_threshold,
-                negative_threshold=hard_threshold if config.hard_negatives else None,
-                sharpness=config.sharpness,
-                temperature=config.temperature,
-                own_offset=own_offset,
-            )
-        return logits, own_maps(maps, own_offset)
+    # ------------------------------------------------------------------------------------ training views
 
     @torch.no_grad()
     def augment(
@@ -286,11 +143,10 @@ class SSLTIE(Method):
         }
 
     def draw_negative_sounds(self, seed: int, device: torch.device) -> Tensor | None:
-        """Make the negative sounds of a step, (K, 1, F, T) in dB; None without any.
+        """Make the negative sounds of a step, (K, 1, F, T) in dB, the same in all processes, or None.
 
         Silence is a waveform of zeros. Noise is white and Gaussian, its standard deviation drawn from 0.01 to
-        1 of full scale, evenly on a logarithmic scale. Both follow from the seed of the step alone, so that
-        all processes have the same ones.
+        1 of full scale, evenly on a logarithmic scale.
         """
         kinds = self.negatives.negative_sounds
         if kinds is None:
@@ -301,6 +157,55 @@ class SSLTIE(Method):
             level = math.log(0.01) * torch.rand(1, generator=generator)
             waveforms[-1] = level.exp() * torch.randn(self.audio.num_samples, generator=generator)
         return self.front_end(waveforms.to(device))
+
+    # ---------------------------------------------------------------------------------- the training step
+
+    def forward(
+        self,
+        *,
+        frames: Tensor,  # (B, 3, H, W), normalised
+        log_mel_spectrogram: Tensor,  # (B, 1, F, T), dB
+        transformed_frames: Tensor,  # (B, 3, H', W')
+        transform: Callable[[Tensor], tuple[Tensor, Tensor]],
+        negative_sounds: Tensor | None = None,  # (K, 1, F, T), dB
+    ) -> TrainingOutput:
+        """Compute a training step's loss.
+
+        `transform` turns maps (B, h, w) as `transformed_frames` were turned, into (B, h', w') and the weight
+        of each cell in the equivariance loss. Negative sounds are negatives of every frame.
+
+        Among several processes, each contrasts its frames with the sounds of all, and the mean of their
+        losses is that of one process with all clips; the batch norms must be synchronised.
+        """
+        config = self.config
+        sounds, own_offset = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
+        again, num_sounds = sounds, len(sounds)
+        if self.uses_transform and config.audio_encodings == 2:
+            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
+        if negative_sounds is not None:
+            negatives = self.encode_negative_sounds(negative_sounds)  # (K, D)
+            sounds, again = torch.cat([sounds, negatives]), torch.cat([again, negatives])  # (A + K, D)
+
+        visual = self.visual_features(frames)  # (B, D, h, w)
+        logits, plain_map = trimap_contrast(visual, sounds, config, own_offset)  # (B, K'), (B, h, w)
+        terms = {"contrastive": contrastive_loss(logits)}
+        if negative_sounds is not None:  # their mean similarity with the frames, in what is positive for each
+            columns = logits.detach()[:, 1 + num_sounds :][:, : len(negative_sounds)]  # (B, K)
+            terms["negative_similarity"] = columns.mean() * config.temperature
+        loss = config.contrastive_weight * terms["contrastive"]
+
+        if self.uses_transform:
+            visual = self.visual_features(transformed_frames)  # (B, D, h', w')
+            logits, transformed_map = trimap_contrast(visual, again, config, own_offset)
+            target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
+            terms["contrastive_transformed"] = contrastive_loss(logits)
+            terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
+            loss = (
+                loss
+                + config.transformed_contrastive_weight * terms["contrastive_transformed"]
+                + config.equivariance_weight * terms["equivariance"]
+            )
+        return TrainingOutput(loss, {name: term.detach() for name, term in terms.items()}, plain_map.detach())
 
     def encode_negative_sounds(self, log_mel_spectrogram: Tensor) -> Tensor:
         """Encode sounds that no frame shows, (K, 1, F, T) -> (K, 512), unit norm, as at test time.
@@ -316,6 +221,31 @@ class SSLTIE(Method):
         finally:
             self.audnet.train(training)
 
+    # ----------------------------------------------------------------------- localisation and retrieval
+
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """Encode normalised frames: (B, 3, H, W) -> (B, 512, H/16, W/16), unit norm."""
+        return F.normalize(at_least_float32(self.imgnet(frames)), dim=1)
+
+    def sound_features(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Encode sounds: log-mel spectrograms (B, 1, F, T) in dB -> (B, 512), unit norm."""
+        features = self.audnet(log_mel_spectrogram)  # (B, 512, F/16, T/16)
+        return F.normalize(at_least_float32(global_max_pool(features)), dim=1)
+
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [0, 1]."""
+        return similarity_map(visual, sound)
+
+    def embed_audio(self, log_mel_spectrogram: Tensor) -> Tensor:
+        """Embed sounds for retrieval: those embeddings (B, 512) that localise."""
+        return self.sound_features(log_mel_spectrogram)
+
+    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
+        """Embed frames (B, 3, H, W) for retrieval: see `pool_positions`."""
+        return pool_positions(self.imgnet(frames), pooling)
+
+    # ------------------------------------------------------------------------------- options of main.py
+
     @classmethod
     def check_options(cls, options: Any) -> None:  # noqa: ANN401
         """Refuse masks that do not fit, and negatives or a curriculum without what they are part of."""
@@ -329,22 +259,6 @@ class SSLTIE(Method):
         if options.mixing.mixing_start_epoch != 1 and not options.mixing.audio_mixing:
             raise ValueError("--mixing-start-epoch needs --audio-mixing.")
 
-    @classmethod
-    def from_options(cls, options: Any) -> "SSLTIE":  # noqa: ANN401
-        """Build the model with all that training needs."""
-        names = ("audio", "frame", "augmentation", "geometric", "negatives")
-        return cls(options.model, **{name: getattr(options, name) for name in names})
-
-    def build_optimizer(self, recipe: SSLTIERecipe) -> torch.optim.Optimizer:
-        """Adam over all parameters."""
-        return torch.optim.Adam(
-            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-
-    def networks(self) -> Sequence[torch.nn.Module]:
-        """Return the parts that --compile compiles."""
-        return [self.imgnet, self.audnet]
-
     def curriculum(self, options: Any, clips: AudioVisualClips) -> MixingCurriculum | None:  # noqa: ANN401
         """Return the audio-mix curriculum, if it is wanted."""
         mixing = options.mixing
@@ -357,93 +271,17 @@ class SSLTIE(Method):
         return MixingCurriculum(mixing, clips, options.run.seed)
 
 
-# -------------------------------------------------------------------------------------------------- losses
-
-
-def trimap_contrastive_logits(
-    maps: Tensor,
-    *,
-    positive_threshold: float,
-    negative_threshold: float | None,
-    sharpness: float,
-    temperature: float,
-    own_offset: int = 0,
-) -> Tensor:
-    """Compute the logits of the tri-map contrast; column 0 is the positive (SSL-TIE Eq. 2-5).
-
-    The frame's positive region is sigmoid((s - positive_threshold) / sharpness), its hard-negative region
-    sigmoid((negative_threshold - s) / sharpness); what lies between is ignored. Without a negative_threshold
-    there are no hard negatives.
-
-    Args:
-        maps: (B, A, h, w), entry [i, j] is the similarity of frame i with sound j; its own is own_offset + i.
-        positive_threshold: epsilon+.
-        negative_threshold: epsilon-.
-        sharpness: tau of the sigmoids.
-        temperature: divisor of the logits.
-        own_offset: index of frame 0's own sound.
-
-    Returns:
-        (B, 1 + A [+ 1]): own sound in the positive region | every sound in its own positive region, the
-        clip's own masked by -inf | own sound in the hard-negative region.
-
-    Raises:
-        ValueError: the maps are not those of B frames with their own sounds among A.
-    """
-    if maps.ndim != 4 or not 0 <= own_offset <= maps.shape[1] - maps.shape[0]:
-        raise ValueError(
-            "similarity maps must be (B, A, h, w) with the own sounds of all B frames, from "
-            f"{own_offset} on, among the A sounds; got {tuple(maps.shape)}"
-        )
-    log_positive = F.logsigmoid((maps - positive_threshold) / sharpness)  # (B, A, h, w)
-    in_positive_region = region_similarity(maps, log_positive)  # (B, A)
-    places = torch.arange(maps.shape[1], device=maps.device)
-    own_pair = places == own_offset + places[: len(maps), None]  # (B, A)
-    columns = [
-        in_positive_region.diagonal(own_offset)[:, None],
-        in_positive_region.masked_fill(own_pair, float("-inf")),
-    ]
-    if negative_threshold is not None:
-        own = own_maps(maps, own_offset)  # (B, h, w)
-        log_negative = F.logsigmoid((negative_threshold - own) / sharpness)
-        columns.append(region_similarity(own, log_negative)[:, None])
-    return torch.cat(columns, dim=1) / temperature
-
-
-def region_similarity(maps: Tensor, log_region: Tensor) -> Tensor:
-    """Mean of maps (..., h, w) over a soft region, given as the logarithm of its weights: (...).
-
-    The quotient sum(region * map) / sum(region) is a softmax over log(region), so a region whose weights all
-    underflow still has a mean instead of 0/0.
-    """
-    weights = torch.softmax(log_region.flatten(-2), dim=-1)
-    return (weights * maps.flatten(-2)).sum(dim=-1)
-
-
-def own_maps(maps: Tensor, own_offset: int) -> Tensor:
-    """Take from maps (B, A, h, w) those of each frame i with its own sound own_offset + i: (B, h, w)."""
-    return maps.diagonal(own_offset, dim1=0, dim2=1).movedim(-1, 0)
-
-
-def contrastive_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) with the positive in column 0 (SSL-TIE Eq. 6), nats."""
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
-
-
 def equivariance_loss(similarity_map: Tensor, target: Tensor, coverage: Tensor) -> Tensor:
     """Mean squared difference of two maps (B, h, w), weighted by coverage in [0, 1] (SSL-TIE Eq. 8).
 
     Among several processes it is divided by their mean coverage, so that the mean of their losses is that of
     all maps together; 0 when no cell is covered.
-
-    Raises:
-        ValueError: the shapes differ.
     """
     if not similarity_map.shape == target.shape == coverage.shape:
         raise ValueError(
             "similarity_map, target and coverage must have one shape, got "
             f"{tuple(similarity_map.shape)}, {tuple(target.shape)}, {tuple(coverage.shape)}"
         )
-    squared = coverage * (similarity_map - target).square()
+    squared = coverage * (similarity_map - target).square()  # (B, h, w)
     covered = average(coverage.sum())
     return squared.sum() / covered.clamp_min(torch.finfo(coverage.dtype).tiny)

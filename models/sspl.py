@@ -20,21 +20,20 @@ Deliberate differences from the authors' program:
 
 1. This module holds model and loss and is itself what a data-parallel wrapper calls. Theirs calls the
    networks inside the wrapper, so that gradients are never averaged over processes.
-2. One class with a switch for the PCM, instead of two copies of the program.
-3. VGGish takes all segments of all clips in one call, and no graph is kept for frozen networks.
-4. The flags for training VGG-16 are left out: they never reach the optimiser.
-5. A batch of one clip can be localised; theirs fails on it. In training it is refused in words.
-6. The similarity map of one view is enough to localise; theirs computes two equal ones and a loss.
-7. The attention and the loss are computed in float32 whatever the precision of the networks.
-8. Terms that show a collapse are reported beside the loss, which does not show it.
+2. VGGish takes all segments of all clips in one call, and no graph is kept for frozen networks.
+3. The flags for training VGG-16 are left out: they never reach the optimiser.
+4. A batch of one clip can be localised; theirs fails on it. In training it is refused in words.
+5. The similarity map of one view is enough to localise; theirs computes two equal ones and a loss.
+6. The attention and the loss are computed in float32 whatever the precision of the networks.
+7. Terms that show a collapse are reported beside the loss, which does not show it.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +58,14 @@ from utils.options import Options, option
 logger = logging.getLogger(__name__)
 
 PROJECTION_SIZE = 2048  # length of projection z and prediction p
-COLLAPSED_SPREAD = 0.01  # of pooled features, audio embeddings or predictions, below which a warning is due
-COLLAPSED_RANK = 1.5  # of the projections, likewise
-FLAT_STD = 1e-3  # similarity_std below which a map shows nothing
+COLLAPSE = {
+    "embedding_std": (0.01, "all frames look nearly the same"),
+    "audio_std": (0.01, "all sounds sound nearly the same"),
+    "prediction_std": (0.01, "all predictions are nearly the same"),
+    "projection_rank": (1.5, "the projections vary along one line"),
+    "similarity_std": (1e-3, "the similarity maps are flat"),
+}
+"""Terms below which a warning is due, and what they say"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,6 @@ class FrozenOptions:
     """leave the frozen encoders at random weights: for trials only, no published setting"""
 
     def __post_init__(self) -> None:
-        """Refuse weights that would not be used."""
         if self.random_init and (self.vgg16 or self.vggish):
             raise ValueError("--random-init and --vgg16 or --vggish exclude each other.")
 
@@ -148,133 +151,19 @@ class SSPL(Method):
         self.config = config
         self.frame_encoder = VGG16Encoder()
         self.audio_encoder = VGGishEncoder()
-        width = VGG16Encoder.embedding_size
+        width, audio_size = VGG16Encoder.embedding_size, VGGishEncoder.embedding_size
         self.audio_projection = nn.Sequential(
-            nn.Linear(VGGishEncoder.embedding_size, width), nn.ReLU(inplace=True), nn.Linear(width, width)
+            nn.Linear(audio_size, width), nn.ReLU(inplace=True), nn.Linear(width, width)
         )
         self.predictive_coding = (
-            PredictiveCodingModule(config.pcm_cycles, channels=width, audio_size=VGGishEncoder.embedding_size)
+            PredictiveCodingModule(config.pcm_cycles, channels=width, audio_size=audio_size)
             if config.pcm
             else None
         )
         self.projection_head = ProjectionHead(width)
         self.prediction_head = PredictionHead()
 
-    # ------------------------------------------------------------------------------------ the localiser
-
-    def visual_features(self, frames: Tensor) -> Tensor:
-        """Encode normalised frames (B, 3, H, W) -> (B, 512, H/16, W/16), maps that no sound has touched."""
-        return self.frame_encoder(frames)
-
-    def sound_features(self, log_mel_segments: Tensor) -> Tensor:
-        """Encode sounds: (B, S, 1, 96, 64), natural logarithm -> (B, 640), u and then the PCM's target a."""
-        return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
-
-    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
-        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [-1, 1].
-
-        The PCM, where there is one, runs here.
-        """
-        sizes = [VGG16Encoder.embedding_size, VGGishEncoder.embedding_size]
-        audio_embedding, audio_target = sound.split(sizes, dim=1)  # (B, 512), (B, 128)
-        aligned = self.align(visual, audio_target)  # (B, 512, h, w)
-        with torch.autocast(aligned.device.type, enabled=False):
-            return cosine_map(aligned, audio_embedding)
-
-    def localise(self, frames: Tensor, sounds: Tensor) -> Tensor:
-        """Return the similarity map (B, h, w) of each prepared frame with its own sound.
-
-        Raises:
-            ValueError: frames and sounds are not of as many clips.
-        """
-        _check_same_clips(frames, sounds)
-        return super().localise(frames, sounds)
-
-    def embed_audio(self, log_mel_segments: Tensor) -> Tensor:
-        """Embed sounds for retrieval: u (B, 512), of unit norm; no frame takes part."""
-        return F.normalize(self.encode_audio(self.audio_encoder(log_mel_segments))[0], dim=1)
-
-    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
-        """Embed frames (B, 3, H, W) for retrieval, without the PCM: see `pool_positions`.
-
-        Raises:
-            ValueError: the model has a PCM, which makes a frame's map of the frame and a sound.
-        """
-        if self.predictive_coding is not None:
-            raise ValueError(
-                "SSPL with its predictive coding module has no embedding of a frame alone: the "
-                "module makes the frame's map of the frame and one sound. Retrieve sounds with "
-                "sounds (--directions audio_to_audio), or take a model trained with --no-pcm."
-            )
-        return pool_positions(self.frame_encoder(frames), pooling)
-
-    def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Make u (B, 512) and a (B, 128, unit norm, without gradient) of VGGish's embeddings (B, S, 128)."""
-        audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)  # (B, 128)
-        projected = self.audio_projection(segment_embeddings)  # (B, S, 512)
-        return at_least_float32(projected).mean(dim=1), audio_target
-
-    def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
-        """Align VGG-16's map (B, 512, h, w) with the sound: the same shape, at least float32."""
-        if self.predictive_coding is not None:
-            visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
-        return at_least_float32(visual_feature_map)
-
-    # --------------------------------------------------------------------------------------- training
-
-    @classmethod
-    def check_options(cls, options: Any) -> None:  # noqa: ANN401
-        """Fill in the authors' recipe for the variant; refuse frames that the PCM cannot use."""
-        options.optimisation = options.optimisation.completed(options.model)
-        cells = options.frame.frame_size // 16
-        if options.model.pcm and cells % 4 != 2:  # it halves the map twice and builds it up again
-            raise ValueError(
-                f"--frame-size {options.frame.frame_size} gives a map of {cells} cells, which the "
-                "predictive coding module cannot use; its sides must be 6, 10, 14, 18 …: take 96, "
-                "160, 224 or 288, or --no-pcm."
-            )
-
-    def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
-        """Give the frozen encoders their published weights; FileNotFoundError or ValueError without them."""
-        from models.released import load_frozen_encoders  # noqa: PLC0415 - it imports this file
-
-        if options.frozen.random_init:
-            logger.warning("The frozen encoders keep random weights (--random-init).")
-            return
-        files = {"vgg16": options.frozen.vgg16, "vggish": options.frozen.vggish}
-        for kind, path in load_frozen_encoders(self.frozen_encoders(), **files).items():
-            logger.info("Frozen %s: %s", kind, path)
-
-    def frozen_encoders(self) -> dict[Literal["vgg16", "vggish"], nn.Module]:
-        """Return the parts that keep their published weights, by name."""
-        return {"vgg16": self.frame_encoder, "vggish": self.audio_encoder}
-
-    def networks(self) -> Sequence[nn.Module]:
-        """Return the parts that --compile compiles."""
-        parts = (self.frame_encoder, self.audio_encoder, self.predictive_coding)
-        return [part for part in parts if part is not None]
-
-    def build_optimizer(self, recipe: SSPLRecipe) -> torch.optim.Optimizer:
-        """AdamW over the trained parts, in the authors' order; the PCM's rates a and b are not decayed."""
-        heads = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
-        parts: list[tuple[str, list[nn.Parameter], float | None, float]] = [
-            (
-                "audio_projection",
-                [*self.audio_projection.parameters()],
-                recipe.audio_learning_rate,
-                recipe.weight_decay,
-            )
-        ]
-        if self.predictive_coding is not None:
-            rates = self.predictive_coding.rates
-            weights = [p for p in self.predictive_coding.parameters() if all(p is not rate for rate in rates)]
-            parts += [
-                ("predictive_coding", weights, recipe.pcm_learning_rate, recipe.weight_decay),
-                ("predictive_coding_rates", rates, recipe.pcm_learning_rate, 0.0),
-            ]
-        parts.append(("heads", heads, recipe.head_learning_rate, recipe.weight_decay))
-        names = ("name", "params", "lr", "weight_decay")
-        return torch.optim.AdamW([dict(zip(names, part, strict=True)) for part in parts], fused=True)
+    # ------------------------------------------------------------------------------------ training views
 
     @property
     def training_frame_size(self) -> int:
@@ -295,24 +184,18 @@ class SSPL(Method):
             "log_mel_segments": self.front_end(batch.waveforms),  # (B, segments, 1, 96, 64)
         }
 
+    # ---------------------------------------------------------------------------------- the training step
+
     def forward(
-        self, *, frames_view_1: Tensor, frames_view_2: Tensor, log_mel_segments: Tensor
+        self,
+        *,
+        frames_view_1: Tensor,  # (B, 3, H, W), normalised
+        frames_view_2: Tensor,  # of the same frames
+        log_mel_segments: Tensor,  # (B, S, 1, 96, 64), natural logarithm
     ) -> TrainingOutput:
-        """Compute a training step's loss.
-
-        Args:
-            frames_view_1: (B, 3, H, W), normalised.
-            frames_view_2: of the same frames.
-            log_mel_segments: (B, S, 1, 96, 64), natural logarithm.
-
-        Returns:
-            loss, terms that show a collapse, and the similarity maps of view 1.
-
-        Raises:
-            ValueError: views and sounds are not of as many clips, or of one clip in training.
-        """
-        _check_same_clips(frames_view_1, log_mel_segments)
-        _check_same_clips(frames_view_2, log_mel_segments)
+        """Compute a training step's loss, terms that show a collapse, and the similarity maps of view 1."""
+        if not len(frames_view_1) == len(frames_view_2) == len(log_mel_segments):
+            raise ValueError("Both views and the sounds must be of the same clips.")
         if self.training and len(log_mel_segments) < 2:
             raise ValueError(
                 "SSPL cannot train on a batch of one clip: its batch norms need at least two. Set "
@@ -324,11 +207,14 @@ class SSPL(Method):
         audio_embedding, audio_target = self.encode_audio(segment_embeddings)  # (B, 512), (B, 128)
         first = self.process_view(first_map, audio_embedding, audio_target)
         second = self.process_view(second_map, audio_embedding, audio_target)
-        return TrainingOutput(
-            loss=symmetric_loss(first, second),
-            terms=collapse_terms(first, second, audio_embedding),
-            similarity_map=first.similarity_map.detach(),
-        )
+        terms = collapse_terms(first, second, audio_embedding)
+        return TrainingOutput(symmetric_loss(first, second), terms, first.similarity_map.detach())
+
+    def encode_audio(self, segment_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Make u (B, 512) and a (B, 128, unit norm, without gradient) of VGGish's embeddings (B, S, 128)."""
+        audio_target = F.normalize(at_least_float32(segment_embeddings).mean(dim=1), dim=1)  # (B, 128)
+        projected = self.audio_projection(segment_embeddings)  # (B, S, 512)
+        return at_least_float32(projected).mean(dim=1), audio_target
 
     def process_view(self, visual_feature_map: Tensor, audio_embedding: Tensor, audio_target: Tensor) -> View:
         """Go from VGG-16's map of one view (B, 512, h, w) to its projection and prediction."""
@@ -341,17 +227,89 @@ class SSPL(Method):
         prediction = self.prediction_head(projection)  # (B, 2048)
         return View(similarity, attention, pooled, at_least_float32(projection), at_least_float32(prediction))
 
+    def align(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
+        """Align VGG-16's map (B, 512, h, w) with the sound: the same shape, at least float32."""
+        if self.predictive_coding is not None:
+            visual_feature_map = self.predictive_coding(visual_feature_map, audio_target)
+        return at_least_float32(visual_feature_map)
+
+    # ----------------------------------------------------------------------- localisation and retrieval
+
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """Encode normalised frames (B, 3, H, W) -> (B, 512, H/16, W/16), maps that no sound has touched."""
+        return self.frame_encoder(frames)
+
+    def sound_features(self, log_mel_segments: Tensor) -> Tensor:
+        """Encode sounds: (B, S, 1, 96, 64), natural logarithm -> (B, 640), u and then the PCM's target a."""
+        return torch.cat(self.encode_audio(self.audio_encoder(log_mel_segments)), dim=1)
+
+    def compare(self, visual: Tensor, sound: Tensor) -> Tensor:
+        """Compare features of B frames with those of as many sounds: similarity maps (B, h, w) in [-1, 1].
+
+        The PCM, where there is one, runs here.
+        """
+        sizes = [VGG16Encoder.embedding_size, VGGishEncoder.embedding_size]
+        audio_embedding, audio_target = sound.split(sizes, dim=1)  # (B, 512), (B, 128)
+        aligned = self.align(visual, audio_target)  # (B, 512, h, w)
+        with torch.autocast(aligned.device.type, enabled=False):
+            return cosine_map(aligned, audio_embedding)
+
+    def embed_audio(self, log_mel_segments: Tensor) -> Tensor:
+        """Embed sounds for retrieval: u (B, 512), of unit norm; no frame takes part."""
+        return F.normalize(self.encode_audio(self.audio_encoder(log_mel_segments))[0], dim=1)
+
+    def embed_frames(self, frames: Tensor, pooling: ImagePooling = "max") -> Tensor:
+        """Embed frames (B, 3, H, W) for retrieval, without the PCM: see `pool_positions`."""
+        if self.predictive_coding is not None:
+            raise ValueError(
+                "SSPL with its predictive coding module has no embedding of a frame alone: the "
+                "module makes the frame's map of the frame and one sound. Retrieve sounds with "
+                "sounds (--directions audio_to_audio), or take a model trained with --no-pcm."
+            )
+        return pool_positions(self.frame_encoder(frames), pooling)
+
+    # ------------------------------------------------------------------------------- options of main.py
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:  # noqa: ANN401
+        """Fill in the authors' recipe for the variant; refuse frames that the PCM cannot use."""
+        options.optimisation = options.optimisation.completed(options.model)
+        cells = options.frame.frame_size // 16
+        if options.model.pcm and cells % 4 != 2:  # it halves the map twice and builds it up again
+            raise ValueError(
+                f"--frame-size {options.frame.frame_size} gives a map of {cells} cells, which the "
+                "predictive coding module cannot use; its sides must be 6, 10, 14, 18 …: take 96, "
+                "160, 224 or 288, or --no-pcm."
+            )
+
+    def pretrained(self, options: Any) -> dict[str, tuple[nn.Module, Path | None]]:  # noqa: ANN401
+        """Name the frozen encoders: see `Method`."""
+        frozen = options.frozen
+        if frozen.random_init:
+            logger.warning("The frozen encoders keep random weights (--random-init).")
+            return {}
+        return {"vgg16": (self.frame_encoder, frozen.vgg16), "vggish": (self.audio_encoder, frozen.vggish)}
+
+    def build_optimizer(self, recipe: SSPLRecipe) -> torch.optim.Optimizer:
+        """AdamW over the trained parts, in the authors' order; the PCM's rates a and b are not decayed."""
+        audio, pcm = [*self.audio_projection.parameters()], self.predictive_coding
+        heads = [*self.projection_head.parameters(), *self.prediction_head.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"name": "audio_projection", "params": audio, "lr": recipe.audio_learning_rate}
+        ]
+        if pcm is not None:
+            rate, undecayed = recipe.pcm_learning_rate, {id(rate) for rate in pcm.rates}
+            weights = [weight for weight in pcm.parameters() if id(weight) not in undecayed]
+            groups += [
+                {"name": "predictive_coding", "params": weights, "lr": rate},
+                {"name": "predictive_coding_rates", "params": pcm.rates, "lr": rate, "weight_decay": 0.0},
+            ]
+        groups.append({"name": "heads", "params": heads, "lr": recipe.head_learning_rate})
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
+
     def diagnose(self, terms: Mapping[str, float]) -> str | None:
         """Say what the logged terms tell about a collapse: see `collapse_warning`."""
         return collapse_warning(terms)
-
-
-def _check_same_clips(frames: Tensor, log_mel_segments: Tensor) -> None:
-    if len(frames) != len(log_mel_segments):
-        raise ValueError(
-            "frames and log_mel_segments must be of the same clips, got "
-            f"{len(frames)} frames and the segments of {len(log_mel_segments)} sounds"
-        )
 
 
 # ------------------------------------------------------------------------------------------- SimSiam's heads
@@ -371,7 +329,7 @@ class ProjectionHead(nn.Module):
     Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3.
     """
 
-    def __init__(self, in_features: int = 512) -> None:
+    def __init__(self, in_features: int) -> None:
         super().__init__()
         self.layer1 = _hidden(in_features, PROJECTION_SIZE)
         self.layer2 = _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
@@ -381,7 +339,7 @@ class ProjectionHead(nn.Module):
         )
 
     def forward(self, pooled_feature: Tensor) -> Tensor:
-        """(B, D) -> (B, 2048); B must be 2 or more in training mode."""
+        """(B, D) -> (B, 2048)."""
         return self.layer3(self.layer2(self.layer1(pooled_feature)))
 
 
@@ -394,12 +352,11 @@ class PredictionHead(nn.Module):
         self.layer2 = nn.Linear(hidden_features, PROJECTION_SIZE)
 
     def forward(self, projection: Tensor) -> Tensor:
-        """(B, 2048) -> (B, 2048); B must be 2 or more in training mode."""
+        """(B, 2048) -> (B, 2048)."""
         return self.layer2(self.layer1(projection))
 
 
-# ------------------------------------------------------------------------------------------ attention and
-# loss
+# ---------------------------------------------------------------------------------------- attention and loss
 
 
 def cosine_map(visual_feature_map: Tensor, audio_embedding: Tensor) -> Tensor:
@@ -431,28 +388,20 @@ def collapse_terms(first: View, second: View, audio_embedding: Tensor) -> dict[s
     """Compute detached scalars that show whether the model has collapsed.
 
     The projections themselves do not: they leave a batch norm, which spreads whatever it gets.
-
-    Returns:
-        embedding_std, audio_std, prediction_std: how far pooled features, audio embeddings u (B, 512) and
-            predictions of unit norm differ between the clips of the batch, see `spread`;
-        projection_rank: number of directions that view 1's projections take, see `effective_rank`;
-        similarity_mean, similarity_std: mean of the similarity maps of view 1, and the mean of their standard
-            deviations over positions: 0 when the maps are flat;
-        attention_entropy: entropy of view 1's attention over positions, over that of a flat map: 1 when
-            attention is everywhere, 0 when it is at one position.
     """
     similarity = first.similarity_map
     weights = first.attention_map.flatten(1) + 1e-10  # (B, h * w); a constant map has no weight, but is flat
     share = weights / weights.sum(dim=1, keepdim=True)
     entropy = torch.special.entr(share).sum(dim=1).mean() / math.log(share.shape[1])
     return {
+        # How far the clips of the batch differ: 0 when all are equal, at most 1.
         "embedding_std": torch.stack([spread(view.pooled_feature) for view in (first, second)]).mean(),
         "audio_std": spread(audio_embedding),
         "prediction_std": torch.stack([spread(view.prediction) for view in (first, second)]).mean(),
         "projection_rank": effective_rank(first.projection),
         "similarity_mean": similarity.mean(),
-        "similarity_std": similarity.std(dim=(1, 2), correction=0).mean(),
-        "attention_entropy": entropy,
+        "similarity_std": similarity.std(dim=(1, 2), correction=0).mean(),  # 0 when the maps are flat
+        "attention_entropy": entropy,  # 1 when attention is everywhere, 0 when it is at one position
     }
 
 
@@ -473,22 +422,14 @@ def effective_rank(embeddings: Tensor) -> Tensor:
 
 def collapse_warning(terms: Mapping[str, float]) -> str | None:
     """Say what the means over some steps of `collapse_terms` warn of; None while all is well."""
-    advice = "Lower the learning rates, or check that the frozen encoders have their weights."
-    spreads = {name: terms[name] for name in ("embedding_std", "audio_std", "prediction_std")}
-    equal = [f"{name} {value:.2g}" for name, value in spreads.items() if value < COLLAPSED_SPREAD]
-    if equal:
-        return (
-            f"All clips look nearly the same to the model ({', '.join(equal)}; 1 when they differ "
-            f"in every way): it is collapsing, whatever the loss says. {advice}"
-        )
-    if terms["projection_rank"] < COLLAPSED_RANK:
-        return (
-            f"The projections vary along one line (projection_rank {terms['projection_rank']:.2g}):"
-            f" the model is collapsing, whatever the loss says. {advice}"
-        )
-    if terms["similarity_std"] < FLAT_STD:
-        return (
-            f"The similarity maps are flat (similarity_std {terms['similarity_std']:.2g}): they "
-            f"show no place. {advice}"
-        )
-    return None
+    findings = [
+        f"{words} ({name} {terms[name]:.2g})"
+        for name, (bound, words) in COLLAPSE.items()
+        if terms[name] < bound
+    ]
+    if not findings:
+        return None
+    return (
+        f"The model is collapsing, whatever the loss says: {'; '.join(findings)}. Lower the learning rates, "
+        "or check that the frozen encoders have their weights."
+    )

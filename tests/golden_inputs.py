@@ -22,13 +22,24 @@ def records(name):
     return json.loads((GOLDENS / f"{name}.json").read_text())
 
 
+def released_shapes(name):
+    """Official names and shapes of a released file."""
+    if name == "ssl_tie":
+        pairs = ((name, text.strip("()").split(",")) for name, text, *_ in records("state_dict_keys"))
+        return {name: tuple(int(size) for size in sizes if size.strip()) for name, sizes in pairs}
+    return {name: tuple(shape) for name, shape in records("released_names")[name].items()}
+
+
 def official_state_dict():
-    """The 257 tensors of a release file, filled by the goldens' formula."""
-    state = {}
-    for index, (name, shape_text, *_) in enumerate(records("state_dict_keys")):
-        shape = tuple(int(size) for size in shape_text.strip("()").split(",") if size.strip())
-        state[name] = torch.tensor(formula_weight(name, shape, np.random.RandomState(index)))
-    return state
+    """The 257 tensors of a release file of SSL-TIE, filled by the goldens' formula."""
+    return fill_by_formula(released_shapes("ssl_tie"))
+
+
+def fill_by_formula(shapes):
+    return {
+        name: torch.tensor(formula_weight(name, shape, np.random.RandomState(index)))
+        for index, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def formula_weight(name, shape, random):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -15,19 +14,12 @@ import pytest
 import soundfile
 import torch
 from command_line import ENVIRONMENT, ROOT
-from localiser_inputs import AUDIO, CELLS, small_ssl_tie, spotlight
+from localiser_inputs import AUDIO, small_ssl_tie, spotlight
 from PIL import Image
 from video_inputs import AUDIO_RATE, make_video, tone
 
 import opts
-from datasets.audio import (
-    AlignSpectrogramConfig,
-    AudioConfig,
-    MiddleSpectrogramConfig,
-    SegmentConfig,
-    load_waveform,
-    sound_around,
-)
+from datasets.audio import AlignSpectrogramConfig, AudioConfig, SegmentConfig, load_waveform, sound_around
 from datasets.augmentation import as_float, normalise
 from datasets.frames import FrameGeometry, to_tensor
 from datasets.video import UnusableVideoError, read_sound
@@ -41,54 +33,39 @@ FLASH = 1.0
 """Second of the clip at which the flash is seen and the click is heard."""
 
 
-def flash_and_click(seconds=2.0, size=(48, 64)):
-    """Dark pictures, white from FLASH on, and silence with noise from FLASH on."""
-    pictures = [
-        np.full((*size, 3), 230 if index / RATE >= FLASH else 20, np.uint8)
-        for index in range(round(seconds * RATE))
-    ]
-    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (2, round(seconds * AUDIO_RATE)))
-    sound[:, : round(FLASH * AUDIO_RATE)] = 0
-    return pictures, sound.astype(np.float32)
-
-
 def localise(source, output, localiser=None, **options):
     return localise_video(localiser or spotlight(), source, output, **options)
-
-
-def streams(path):
-    """Times of the pictures, and (start, end) of the sound; seconds."""
-    with av.open(str(path)) as container:
-        times = [frame.time for frame in container.decode(video=0)]
-    with av.open(str(path)) as container:
-        sound = list(container.decode(audio=0))
-    return times, (sound[0].time, sound[-1].time + sound[-1].samples / sound[-1].sample_rate)
-
-
-def flash_time(path):
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            grey = frame.to_ndarray(format="gray")
-            if grey[: grey.shape[0] // 4, : grey.shape[1] // 4].mean() > 120:
-                return frame.time
-    raise AssertionError("no flash")
-
-
-def click_time(path):
-    with av.open(str(path)) as container:
-        for frame in container.decode(audio=0):
-            samples = frame.to_ndarray().astype(np.float64)
-            loud = np.flatnonzero(np.abs(samples).max(axis=0) > 0.05 * np.abs(samples).max())
-            scale = 1 if samples.dtype.kind == "f" and np.abs(samples).max() < 2 else 32768
-            if np.abs(samples).max() / scale > 0.1:
-                step = frame.layout.nb_channels if not frame.format.is_planar else 1
-                return frame.time + loud[0] / step / frame.sample_rate
-    raise AssertionError("no click")
 
 
 def read_peaks(result):
     with result.peaks.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def streams(path):
+    """Pictures with their times; the sound with its times and the rate."""
+    with av.open(str(path)) as container:
+        pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        resampler, pieces = av.AudioResampler("fltp", "mono"), []
+        for frame in container.decode(audio=0):
+            start = frame.time
+            pieces += [
+                (start, piece.to_ndarray()[0], piece.sample_rate) for piece in resampler.resample(frame)
+            ]
+    return pictures, pieces
+
+
+def end_of(pieces):
+    start, samples, rate = pieces[-1]
+    return start + len(samples) / rate
+
+
+def lamp(rows=slice(0, 12), columns=slice(0, 16), size=(48, 64)):
+    """A dark picture with a lamp; by default in the upper left corner."""
+    picture = np.full((*size, 3), 30, np.uint8)
+    picture[rows, columns] = 240
+    return picture
 
 
 # ------------------------------------------------------------------------------------ times and pictures
@@ -106,126 +83,85 @@ def read_peaks(result):
     ],
 )
 def test_flash_and_click_stay_together(tmp_path, suffix, codec, sound_codec, start):
-    pictures, sound = flash_and_click()
+    """Dark pictures, white from FLASH on, and silence with noise from FLASH on."""
+    rate = 25 if suffix == ".mpg" else RATE
+    levels = [230 if index / rate >= FLASH else 20 for index in range(2 * rate)]
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2 * AUDIO_RATE)).astype(np.float32)
+    sound[:, : round(FLASH * AUDIO_RATE)] = 0
     source = make_video(
-        tmp_path / f"clip{suffix}", seconds=2, rate=25 if suffix == ".mpg" else RATE, codec=codec,
-        times=[i / RATE for i in range(len(pictures))] if suffix != ".mpg" else None,
-        pictures=pictures if suffix != ".mpg" else [p for p in pictures for _ in (0, 1)][:50],
-        sounds=[sound], sound_codec=sound_codec, start=start,
+        tmp_path / f"clip{suffix}", seconds=2, rate=rate, codec=codec, sounds=[sound], start=start,
+        pictures=[np.full((48, 64, 3), level, np.uint8) for level in levels], sound_codec=sound_codec,
     )  # fmt: skip
     result = localise(source, tmp_path / "out.mp4")
-    before, after = streams(source), streams(result.output)
-    assert len(after[0]) == len(before[0]) == result.frames
-    origin = min(before[0][0], before[1][0])
-    np.testing.assert_allclose(np.array(after[0]), np.array(before[0]) - origin, atol=0.011)
-    np.testing.assert_allclose(after[1], np.array(before[1]) - origin, atol=1 / RATE)
-    apart = flash_time(source) - click_time(source)
-    assert abs(flash_time(result.output) - click_time(result.output) - apart) < 0.015
+    seen, apart = [], []
+    for path in (source, result.output):
+        pictures, pieces = streams(path)
+        seen.append(np.array([seconds for seconds, _ in pictures]))
+        flash = next(seconds for seconds, picture in pictures if picture[:12, :16].mean() > 120)
+        click = next(start + np.flatnonzero(np.abs(samples) > 0.1)[0] / hertz
+                     for start, samples, hertz in pieces if np.abs(samples).max() > 0.1)  # fmt: skip
+        apart.append(flash - click)
+    assert len(seen[0]) == len(seen[1]) == result.frames
+    origin = min(seen[0][0], streams(source)[1][0][0])
+    np.testing.assert_allclose(seen[1], seen[0] - origin, atol=0.011)
+    assert abs(apart[1] - apart[0]) < 0.015
     with av.open(str(result.output)) as container:
-        assert container.streams.video[0].codec_context.name == "h264"
-        assert container.streams.audio[0].codec_context.name == "aac"
+        assert [s.codec_context.name for s in container.streams] == ["h264", "aac"]
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.04, 0.3, 0.31, 0.9, 1.7], [0.0]])
 def test_pictures_of_a_variable_rate_keep_their_times(tmp_path, times):
     source = make_video(tmp_path / "clip.mp4", times=times, seconds=2)
     result = localise(source, tmp_path / "new" / "out.mp4")
-    np.testing.assert_allclose(streams(result.output)[0], times, atol=1e-4)
+    np.testing.assert_allclose([seconds for seconds, _ in streams(result.output)[0]], times, atol=1e-4)
     assert [float(row["time_seconds"]) for row in read_peaks(result)] == pytest.approx(times)
-    columns = min(4, len(times))
-    assert Image.open(result.contact_sheet).width == 68 * columns - 4
+    assert Image.open(result.contact_sheet).width == 68 * min(4, len(times)) - 4
 
 
 @pytest.mark.parametrize("size", [(33, 47), (1, 1), (700, 18)])
 def test_odd_sizes_grow_by_one_line(tmp_path, size):
-    pictures = [np.full((*size, 3), 90, np.uint8)] * 3
-    path = tmp_path / "clip.mkv"
-    source = make_video(path, seconds=0.3, rate=10, codec="libvpx-vp9", pictures=pictures)
-    result = localise(source, tmp_path / "out.mp4", box=True)
-    with av.open(str(result.output)) as container:
-        stream = container.streams.video[0]
-        assert (stream.height, stream.width) == (size[0] + size[0] % 2, size[1] + size[1] % 2)
-    assert streams(result.output)[0] == pytest.approx([0, 0.1, 0.2])
+    source = make_video(
+        tmp_path / "clip.mkv", seconds=0.3, rate=10, codec="libvpx-vp9", pictures=[lamp(size=size)] * 3
+    )
+    pictures, _ = streams(localise(source, tmp_path / "out.mp4", box=True).output)
+    assert pictures[0][1].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
+    assert [seconds for seconds, _ in pictures] == pytest.approx([0, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("rotation", [90, 180])
-def test_rotated_videos_come_out_upright(tmp_path, rotation):
-    picture = np.full((48, 64, 3), 30, np.uint8)
-    picture[:12, :16] = 240  # a lamp in the upper left corner as it is stored
-    source = make_video(
-        tmp_path / "clip.mp4", seconds=0.2, rate=10, pictures=[picture] * 2, rotation=rotation
-    )
+def test_rotated_videos_come_out_upright_and_the_peak_is_the_lamp(tmp_path, rotation):
+    pictures = [lamp(), lamp(slice(24, 36), slice(32, 48))]
+    source = make_video(tmp_path / "clip.mp4", seconds=0.2, rate=10, pictures=pictures, rotation=rotation)
     result = localise(source, tmp_path / "out.mp4")
-    upright = np.rot90(picture, rotation // 90)
-    with av.open(str(result.output)) as container:
-        frame = next(container.decode(video=0))
-    assert (frame.rotation, frame.height, frame.width) == (0, *upright.shape[:2])
-    y, x = np.argwhere(upright[:, :, 0] > 200).mean(axis=0) + 0.5
-    for row in read_peaks(result):
+    for picture, (_, drawn), row in zip(pictures, streams(result.output)[0], read_peaks(result), strict=True):
+        upright = np.rot90(picture, rotation // 90)
+        assert drawn.shape == upright.shape
+        y, x = np.argwhere(upright[:, :, 0] > 200).mean(axis=0) + 0.5
         assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y))
 
 
 def test_colours_stay(tmp_path):
-    picture = np.zeros((64, 64, 3), np.uint8)
-    picture[:, :, 0] = 220
-    path, tagged = tmp_path / "clip.mp4", tmp_path / "tagged.mp4"
-    make_video(path, seconds=0.2, rate=10, pictures=[picture] * 2)
-    with av.open(str(path)) as old, av.open(str(tagged), "w") as new:
-        stream = new.add_stream("libx264", rate=10)
-        stream.width = stream.height = 64
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1"}
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1
-        sound = new.add_stream_from_template(old.streams.audio[0])
-        for index in range(2):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-            frame.pts, frame.time_base = index, Fraction(1, 10)
-            new.mux(stream.encode(frame))
-        new.mux(stream.encode(None))
-        for packet in old.demux(audio=0):
-            if packet.size:
-                packet.stream = sound
-                new.mux(packet)
-    for source in (path, tagged):
-        output = localise(source, tmp_path / "out.mp4", opacity=0.0).output
-        with av.open(str(source)) as one, av.open(str(output)) as other:
-            before, after = next(one.decode(video=0)), next(other.decode(video=0))
-        assert after.colorspace == 1  # BT.709, as of HD videos
-        colours = [frame.to_ndarray(format="rgb24")[:16, :16].astype(int) for frame in (before, after)]
-        assert abs(colours[0] - colours[1]).max() <= 6
+    red = np.full((64, 64, 3), (220, 0, 0), np.uint8)
+    source = make_video(tmp_path / "clip.mp4", seconds=0.2, rate=10, pictures=[red] * 2)
+    output = localise(source, tmp_path / "out.mp4", opacity=0.0).output
+    with av.open(str(output)) as container:
+        assert next(container.decode(video=0)).colorspace == 1  # BT.709, as of HD videos
+    before, after = (streams(path)[0][0][1][:16, :16].astype(int) for path in (source, output))
+    assert abs(before - after).max() <= 6
 
 
-def test_max_seconds_ends_pictures_and_sound(tmp_path):
-    source = make_video(tmp_path / "clip.mp4", seconds=3, rate=20)
-    result = localise(source, tmp_path / "out.mp4", max_seconds=1.0)
-    times, (start, end) = streams(result.output)
-    assert (result.frames, len(times)) == (20, 20)
-    assert result.seconds == pytest.approx(1.0)
-    assert (start, end) == pytest.approx((0, 1.0), abs=0.05)
-
-
-def test_sound_that_outlasts_the_pictures_is_kept(tmp_path, caplog):
-    source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20, sounds=[tone(3.0)])
-    _, (_, end) = streams(localise(source, tmp_path / "out.mp4").output)
-    assert end == pytest.approx(3.0, abs=0.05)
+def test_the_sound_outlasts_the_pictures_and_max_seconds_ends_both(tmp_path, caplog):
+    source = make_video(tmp_path / "clip.mp4", seconds=2, rate=20, sounds=[tone(3.0)])
+    whole = localise(source, tmp_path / "out.mp4")
+    assert end_of(streams(whole.output)[1]) == pytest.approx(3.0, abs=0.05)
     assert "cut off" not in caplog.text
+    part = localise(source, tmp_path / "out.mp4", max_seconds=1.0)
+    pictures, sound = streams(part.output)
+    assert (part.frames, len(pictures), part.seconds) == (20, 20, pytest.approx(1.0))
+    assert end_of(sound) == pytest.approx(1.0, abs=0.05)
 
 
 # --------------------------------------------------------------------------------------- maps and peaks
-
-
-def test_the_peak_follows_the_lamp(tmp_path):
-    pictures, cells = [], []
-    for index in range(10):
-        row, column = divmod(7 * index % 16, CELLS)
-        picture = np.full((48, 64, 3), 30, np.uint8)
-        picture[row * 12 : row * 12 + 12, column * 16 : column * 16 + 16] = 240
-        pictures.append(picture)
-        cells.append((column * 16 + 8, row * 12 + 6))
-    source = make_video(tmp_path / "clip.mp4", seconds=1, rate=10, pictures=pictures)
-    rows = read_peaks(localise(source, tmp_path / "out.mp4", batch_size=3))
-    assert [(float(row["x"]), float(row["y"])) for row in rows] == cells
 
 
 @pytest.mark.parametrize("step", [0.0, 0.2])
@@ -259,7 +195,7 @@ def test_pictures_are_encoded_once_and_in_batches_and_sounds_as_the_step_says(tm
         hear, see = localiser.model.sound_features, localiser.model.visual_features
         localiser.model.sound_features = lambda s, e=hear, n=heard: n.append(len(s)) or e(s)
         localiser.model.visual_features = lambda f, e=see, n=seen: n.append(len(f)) or e(f)
-        localise(source, tmp_path / "out.mp4", localiser, audio_step=step, batch_size=4)
+        list(localiser.video(source, audio_step=step, batch_size=4))
         counts[step] = sum(heard)
         assert seen == [4] * 10
     assert counts == {0.0: 40, 0.2: 11, 1.0: 3}
@@ -294,25 +230,15 @@ def test_silence_is_said_and_not_drawn(tmp_path):
 # ---------------------------------------------------------------------------------------------- sound
 
 
-def sweep(seconds, rate=AUDIO_RATE):
-    """A tone whose pitch rises, so that no two places of it are alike."""
-    times = np.arange(round(seconds * rate)) / rate
-    return (0.4 * np.sin(2 * np.pi * (200 + 300 * times) * times)).astype(np.float32)[None]
-
-
-def lossless(path, samples, start=0.0):
-    """A Matroska file with 20 pictures a second and uncompressed sound."""
-    seconds = max(0.1, samples.shape[1] / AUDIO_RATE)
-    return make_video(
-        path, seconds=seconds, rate=20, codec="mpeg4", sounds=[samples],
-        sound_codec="pcm_s16le", layout="mono", sound_start=start,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("audio", [AUDIO, SegmentConfig(segment_seconds=1.5)])
 @pytest.mark.parametrize("start", [0.0, 0.7])
 def test_windows_are_those_of_a_slow_loop_over_the_whole_sound(tmp_path, audio, start):
-    sound = read_sound(lossless(tmp_path / "clip.mkv", sweep(4.0), start), 16_000)
+    sweep = np.random.default_rng(0).uniform(-0.4, 0.4, (1, 4 * AUDIO_RATE)).astype(np.float32)
+    source = make_video(
+        tmp_path / "clip.mkv", seconds=4, codec="mpeg4", sounds=[sweep], sound_codec="pcm_s16le",
+        layout="mono", sound_start=start,
+    )  # fmt: skip
+    sound = read_sound(source, 16_000)
     assert sound.shape == (round((4 + start) * 16_000),)
     assert not sound[: max(0, round(start * 16_000) - 20)].any()  # a sound that begins late keeps its place
     length = audio.num_samples
@@ -325,74 +251,70 @@ def test_windows_are_those_of_a_slow_loop_over_the_whole_sound(tmp_path, audio, 
         assert torch.equal(sound_around(sound, seconds, audio), sound[begin : begin + length])
 
 
-def test_the_part_that_is_heard_is_what_is_centred():
-    audio, sound = AlignSpectrogramConfig(), torch.from_numpy(sweep(12.0, 16_000)[0])
+def test_the_part_that_is_heard_is_centred_and_a_short_sound_is_treated_as_in_test(tmp_path):
+    audio, sound = (
+        AlignSpectrogramConfig(),
+        torch.rand(12 * 16_000, generator=torch.Generator().manual_seed(0)),
+    )
     for seconds, begin in ((0.0, 0), (1.5, 0), (4.0, 40_000), (11.9, len(sound) - 48_000)):
         window = sound_around(sound, seconds, audio)
         assert window.shape == (160_000,)
         assert torch.equal(window[56_000:104_000], sound[begin : begin + 48_000])
         assert window[:56_000].abs().max() == window[104_000:].abs().max() == 0
-
-
-@pytest.mark.parametrize("audio", [AudioConfig(), MiddleSpectrogramConfig()])
-def test_a_short_sound_is_treated_as_in_test(tmp_path, audio):
-    sound = read_sound(lossless(tmp_path / "clip.mkv", sweep(0.61)), 16_000)
-    soundfile.write(tmp_path / "clip.wav", sound.numpy(), 16_000, subtype="FLOAT")
-    expected = load_waveform(tmp_path / "clip.wav", audio)
+    soundfile.write(tmp_path / "clip.wav", sound[:9_760].numpy(), 16_000, subtype="FLOAT")
     for seconds in (0.0, 0.6):
-        assert torch.equal(sound_around(sound, seconds, audio), expected)
+        expected = load_waveform(tmp_path / "clip.wav", AudioConfig())
+        assert torch.equal(sound_around(sound[:9_760], seconds, AudioConfig()), expected)
 
 
 def test_holes_and_changes_of_the_sound_are_bridged(tmp_path):
     """A second of stereo, a second without sound, a second of mono that is stored as another format."""
-    path = tmp_path / "clip.ts"
-    parts = []
-    for name, begin, layout in (("a.ts", 0, "stereo"), ("b.ts", 2, "mono")):
+    path, parts = tmp_path / "clip.ts", []
+    for begin, layout in ((0, "stereo"), (2, "mono")):
         samples = [np.full((2 if layout == "stereo" else 1, 16_000), 0.25, np.float32)]
-        make_video(
-            tmp_path / name, seconds=1, rate=10, codec="mpeg2video", sounds=samples, layout=layout,
+        part = make_video(
+            tmp_path / f"{layout}.ts", seconds=1, rate=10, codec="mpeg2video", sounds=samples, layout=layout,
             sound_rate=16_000, sound_codec="mp2", start=begin,
         )  # fmt: skip
-        parts.append((tmp_path / name).read_bytes())
+        parts.append(part.read_bytes())
     path.write_bytes(b"".join(parts))
     sound = read_sound(path, 16_000)
     assert len(sound) == pytest.approx(48_000, abs=3000)
     heard = (sound.abs() > 0.1).float()
-    assert heard[2000:15_000].mean() > 0.99
+    assert heard[2000:15_000].mean() > 0.99 and heard[36_000:45_000].mean() > 0.99
     assert heard[20_000:30_000].sum() == 0
-    assert heard[36_000:45_000].mean() > 0.99
     assert len(list(spotlight().video(path))) == 20
 
 
 # ------------------------------------------------------------------------------- files and refusals
 
 
-def test_progress_tells_what_is_done_and_about_how_much_there_is(tmp_path):
-    source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20)
-    told = []
-    localise(source, tmp_path / "out.mp4", on_progress=lambda *now: told.append(now))
-    assert told == [(done, 20) for done in range(1, 21)]
-
-
-def test_what_is_interrupted_leaves_what_was_there(tmp_path):
-    source = make_video(tmp_path / "clip.mp4", seconds=1, rate=20)
-    folder = tmp_path / "out"
+def test_what_is_interrupted_or_does_not_fit_on_the_disk_leaves_what_was_there(tmp_path):
+    source, folder = make_video(tmp_path / "clip.mp4", seconds=1, rate=20), tmp_path / "out"
     folder.mkdir()
     (folder / "out.mp4").write_bytes(b"earlier")
+    told = []
 
-    def stop(done, _):
-        if done == 5:
+    def stop(*progress):
+        told.append(progress)
+        if len(told) == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         localise(source, folder / "out.mp4", on_progress=stop)
+    assert told == [(done, 20) for done in range(1, 6)]
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"out.* MB.* are free on its file system\. Make room"):
+            localise(source, folder / "out.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert [path.name for path in folder.iterdir()] == ["out.mp4"]
     assert (folder / "out.mp4").read_bytes() == b"earlier"
 
 
 def test_what_cannot_be_localised_is_refused_in_words(tmp_path):
-    silent_film = make_video(tmp_path / "film.mp4", sounds=[])
-    music = make_video(tmp_path / "music.mkv", times=[])
     picture, text = tmp_path / "picture.png", tmp_path / "text.mp4"
     Image.new("RGB", (40, 30)).save(picture)
     text.write_text("no video at all")
@@ -404,63 +326,37 @@ def test_what_cannot_be_localised_is_refused_in_words(tmp_path):
     index_cut.write_bytes(content[: content.index(b"moov") + 400])
     broken = tmp_path / "broken.mp4"
     make_video(broken, seconds=2, rate=20, codec="mpeg4", container_options={"movflags": "faststart"})
-    content = bytearray(broken.read_bytes())
-    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
-    broken.write_bytes(content)
-    # FFmpeg would show the film that these name.
-    film = make_video(tmp_path / "hidden.ts", seconds=2, codec="mpeg2video")
-    playlist, list_of_files = tmp_path / "playlist.m3u8", tmp_path / "list.ffconcat"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    # FFmpeg would show the film that it names.
+    film, playlist = make_video(tmp_path / "hidden.ts", codec="mpeg2video"), tmp_path / "playlist.m3u8"
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{film}\n#EXT-X-ENDLIST\n")
-    list_of_files.write_text("ffconcat version 1.0\nfile hidden.ts\n")
-    with av.open(str(playlist)) as container:
-        assert container.format.name == "hls" and container.streams.video
-    folder = tmp_path / "out"
     for path, words in (
         (playlist, "only names other files"),
-        (list_of_files, "only names other files"),
-        (silent_film, "has no sound.*test.py image"),
-        (music, "no moving picture"),
+        (make_video(tmp_path / "film.mp4", sounds=[]), "has no sound.*test.py image"),
+        (make_video(tmp_path / "music.mkv", times=[]), "no moving picture"),
         (picture, "for a picture there is test.py image"),
         (text, "is no video"),
         (cut, "was cut off"),
         (index_cut, "cut off|decoder"),
         (broken, "damaged"),
         (tmp_path / "absent.mp4", "No video at"),
-        (tmp_path, "No video at"),
     ):
-        with pytest.raises((UnusableVideoError, FileNotFoundError), match=words) as refusal:
-            localise(path, folder / "out.mp4")
-        assert path.name in str(refusal.value)
-    assert not folder.exists() or not list(folder.iterdir())
+        with pytest.raises((UnusableVideoError, FileNotFoundError), match=words):
+            localise(path, tmp_path / "out" / "out.mp4")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_a_film_that_was_cut_off_is_shown_as_far_as_it_goes(tmp_path, caplog):
     source = make_video(tmp_path / "clip.mkv", seconds=4, rate=20)
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    result = localise(source, tmp_path / "out.mp4")
-    assert 10 < result.frames < 70
+    assert 10 < localise(source, tmp_path / "out.mp4").frames < 70
     assert "was cut off: 4.0" in caplog.text
     caplog.clear()
     late = make_video(tmp_path / "late.mkv", seconds=2, rate=20, start=3.0)
     localise(late, tmp_path / "out.mp4")
     localise(late, tmp_path / "out.mp4", max_seconds=0.5)
     assert "cut off" not in caplog.text
-
-
-def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path):
-    source = make_video(tmp_path / "clip.mp4", seconds=2, rate=20)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "out.mp4").write_bytes(b"earlier")
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match=r"out.* MB.* are free on its file system\. Make room"):
-            localise(source, folder / "out.mp4")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert [path.name for path in folder.iterdir()] == ["out.mp4"]
-    assert (folder / "out.mp4").read_bytes() == b"earlier"
 
 
 # ---------------------------------------------------------------------------------------- the program
@@ -487,28 +383,6 @@ def test_the_program_writes_all_three_files(tmp_path, command, testing_program, 
         assert name in printed.out
 
 
-def test_what_cannot_be_read_or_written_is_refused(tmp_path, command, testing_program, caplog):
-    source = make_video(tmp_path / "clip.mp4", seconds=0.2)
-    film = make_video(tmp_path / "film.mp4", sounds=[])
-    text = tmp_path / "text"
-    text.write_text("mine")
-    for folder in ("folder.mp4", "a_contact_sheet.png"):
-        (tmp_path / folder).mkdir()
-    before = sorted(tmp_path.rglob("*"))
-    for video, output, words in (
-        (film, tmp_path / "no.mp4", "film.mp4 cannot be read: the file has no sound"),
-        (source, tmp_path / "out.gif", "must end in .mp4"),
-        (source, source, "what is read"),
-        (source, tmp_path / "folder.mp4", "is a folder; name another"),
-        (source, tmp_path / "a.mp4", "a_contact_sheet.png is a folder"),
-        (source, text / "below" / "out.mp4", "text is a file. Name a folder"),
-    ):
-        arguments = [*command, "--input", video, "--output", output]
-        assert testing_program.main([str(word) for word in arguments]) == 2
-        assert words in caplog.text
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_the_program_stopped_leaves_nothing(tmp_path, command):
     source = make_video(tmp_path / "clip.mp4", seconds=20, rate=25)
     folder = tmp_path / "out"
@@ -528,6 +402,5 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
 
 @pytest.mark.parametrize("value", ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--max-seconds 0"])
 def test_nonsense_is_refused_with_the_flag_s_name(value):
-    flag, number = value.split()
-    with pytest.raises(ValueError, match=flag):
-        opts.parse_test_options(f"video --checkpoint c --input i --output o {flag} {number}".split())
+    with pytest.raises(ValueError, match=value.split()[0]):
+        opts.parse_test_options(f"video --checkpoint c --input i --output o {value}".split())

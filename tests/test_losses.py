@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from models.encoders import similarity_map, similarity_maps
-from models.ssl_tie import contrastive_loss, equivariance_loss, region_similarity, trimap_contrastive_logits
+from models.contrast import TriMapConfig, contrastive_loss, trimap_contrast, trimap_logits
+from models.ssl_tie import equivariance_loss
 
-PAPER = {"positive_threshold": 0.65, "negative_threshold": 0.4, "sharpness": 0.03, "temperature": 0.07}
+PAPER = TriMapConfig()
 
 
 def random_maps(batch_size, size=3, seed=0, low=-0.2, high=1.0):
@@ -32,22 +32,22 @@ def sigmoid(value):
     return 1 / (1 + math.exp(-value))
 
 
-def naive_logits(maps, positive_threshold, negative_threshold, sharpness, temperature):
+def naive_logits(maps, config):
     """One row a frame: own sound, the other sounds in order, own background."""
     rows = []
+    hard_threshold = config.negative_threshold if config.tri_map else config.positive_threshold
     for i, row in enumerate(maps.tolist()):
         in_region = []
         for similarity in row:
             values = [value for line in similarity for value in line]
-            weights = [sigmoid((value - positive_threshold) / sharpness) for value in values]
+            weights = [sigmoid((value - config.positive_threshold) / config.sharpness) for value in values]
             in_region.append(mean_in_region(values, weights))
-        others = [value for j, value in enumerate(in_region) if j != i]
-        logits = [in_region[i], *others]
-        if negative_threshold is not None:
+        logits = [in_region[i], *(value for j, value in enumerate(in_region) if j != i)]
+        if config.hard_negatives:
             values = [value for line in row[i] for value in line]
-            weights = [sigmoid((negative_threshold - value) / sharpness) for value in values]
+            weights = [sigmoid((hard_threshold - value) / config.sharpness) for value in values]
             logits.append(mean_in_region(values, weights))
-        rows.append([value / temperature for value in logits])
+        rows.append([value / config.temperature for value in logits])
     return rows
 
 
@@ -68,18 +68,18 @@ def without_own_column(logits):
     "changes",
     [
         {},
-        {"negative_threshold": None},
+        {"hard_negatives": False},
+        {"tri_map": False},
         {"positive_threshold": 0.3, "negative_threshold": 0.3},
         {"sharpness": 0.2, "temperature": 0.5},
     ],
-    ids=["paper", "no hard negatives", "no tri-map", "soft"],
+    ids=["paper", "no hard negatives", "no tri-map", "other thresholds", "soft"],
 )
 def test_logits_and_loss_equal_naive_loops(batch_size, changes):
-    settings = PAPER | changes
-    maps = random_maps(batch_size)
-    logits = trimap_contrastive_logits(maps, **settings)
-    assert logits.shape == (batch_size, batch_size + (1 if None in settings.values() else 2))
-    expected = naive_logits(maps, **settings)
+    config, maps = TriMapConfig(**changes), random_maps(batch_size)
+    logits = trimap_logits(maps, config)
+    assert logits.shape == (batch_size, batch_size + 1 + config.hard_negatives)
+    expected = naive_logits(maps, config)
     torch.testing.assert_close(
         torch.tensor(without_own_column(logits)), torch.tensor(expected), rtol=1e-6, atol=1e-6
     )
@@ -90,7 +90,7 @@ def test_the_own_sound_is_masked_whatever_its_similarity():
     maps = random_maps(4)
     maps[1, 1] = -0.9
     maps[2, 2] = 0.0
-    logits = trimap_contrastive_logits(maps, **PAPER)
+    logits = trimap_logits(maps, PAPER)
     own = logits[range(4), range(1, 5)]
     assert torch.isneginf(own).all()
     assert torch.isfinite(logits).sum() == logits.numel() - 4
@@ -99,54 +99,25 @@ def test_the_own_sound_is_masked_whatever_its_similarity():
     assert contrastive_loss(logits[1:2]).item() < 40
 
 
-def test_a_frame_is_contrasted_with_other_sounds_not_with_other_frames():
-    maps = torch.zeros(2, 2, 2, 2, dtype=torch.float64)
-    maps[0, 1] = 0.7
-    logits = trimap_contrastive_logits(maps, **PAPER | {"temperature": 1.0})
-    assert logits[0, 2].item() == pytest.approx(0.7)
-    assert logits[1, 1].item() == pytest.approx(0.0)
-
-
-def test_permuting_the_batch_permutes_the_logits():
-    maps = random_maps(5)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    plain = trimap_contrastive_logits(maps, **PAPER)
-    permuted = trimap_contrastive_logits(maps[order][:, order], **PAPER)
-    columns = torch.cat([torch.tensor([0]), 1 + order, torch.tensor([6])])
-    torch.testing.assert_close(permuted, plain[order][:, columns], rtol=1e-12, atol=0)
-    assert contrastive_loss(permuted).item() == pytest.approx(contrastive_loss(plain).item())
-
-
-def test_batch_of_one():
-    maps = random_maps(1)
-    alone = trimap_contrastive_logits(maps, **PAPER | {"negative_threshold": None})
-    assert contrastive_loss(alone).item() == 0
-    hard = trimap_contrastive_logits(maps, **PAPER)
-    assert hard.shape == (1, 3)
-    gap = hard[0, 2] - hard[0, 0]
-    assert contrastive_loss(hard).item() == pytest.approx(math.log1p(math.exp(gap)))
-
-
-@pytest.mark.parametrize("negative_threshold", [None, 0.4])
-def test_gradient_of_the_contrast(negative_threshold):
-    settings = PAPER | {"negative_threshold": negative_threshold, "sharpness": 0.1}
+@pytest.mark.parametrize("hard_negatives", [False, True])
+def test_gradient_of_the_contrast(hard_negatives):
+    config = TriMapConfig(hard_negatives=hard_negatives, sharpness=0.1)
 
     def loss(maps):
-        return contrastive_loss(trimap_contrastive_logits(maps, **settings))
+        return contrastive_loss(trimap_logits(maps, config))
 
     assert torch.autograd.gradcheck(loss, random_maps(2, size=2).requires_grad_())
 
 
 @pytest.mark.parametrize("similarity", [-1.0, 0.0, 0.4, 0.65, 0.95, 1.0])
-@pytest.mark.parametrize("negative_threshold", [None, 0.4])
+@pytest.mark.parametrize("hard_negatives", [False, True])
 @pytest.mark.parametrize("sharpness", [0.03, 0.003])  # the second makes whole regions underflow
-def test_constant_maps_are_finite_in_float32(similarity, negative_threshold, sharpness):
-    settings = PAPER | {"negative_threshold": negative_threshold, "sharpness": sharpness}
+def test_constant_maps_are_finite_in_float32(similarity, hard_negatives, sharpness):
+    config = TriMapConfig(hard_negatives=hard_negatives, sharpness=sharpness)
     maps = torch.full((3, 3, 14, 14), similarity, requires_grad=True)
-    loss = contrastive_loss(trimap_contrastive_logits(maps, **settings))
+    loss = contrastive_loss(trimap_logits(maps, config))
     loss.backward()
-    num_columns = 3 if negative_threshold is None else 4
-    assert loss.item() == pytest.approx(math.log(num_columns), abs=1e-4)
+    assert loss.item() == pytest.approx(math.log(3 + hard_negatives), abs=1e-4)
     assert torch.isfinite(maps.grad).all()
     assert maps.grad.abs().sum() > 0
 
@@ -154,41 +125,29 @@ def test_constant_maps_are_finite_in_float32(similarity, negative_threshold, sha
 def test_one_saturated_clip_spoils_neither_itself_nor_the_others():
     maps = random_maps(4, size=14).float()
     maps[2, 2] = 0.9 + 0.1 * maps[2, 2].abs()  # float32 sigmoid((0.4 - s) / 0.03) is exactly 0
-    logits = trimap_contrastive_logits(maps, **PAPER)
-    expected = torch.tensor(naive_logits(maps.double(), **PAPER))
+    logits = trimap_logits(maps, PAPER)
+    expected = torch.tensor(naive_logits(maps.double(), PAPER))
     torch.testing.assert_close(torch.tensor(without_own_column(logits)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (2, 4, 4), (2, 2, 16), (1, 2, 2, 4, 4)])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (2, 4, 4), (1, 2, 2, 4, 4)])
 def test_maps_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"must be \(B, A, h, w\) .* got \(") as caught:
-        trimap_contrastive_logits(torch.zeros(shape), **PAPER)
-    assert str(shape) in str(caught.value)
+    with pytest.raises(ValueError, match=r"must be \(B, A, h, w\) .* got \("):
+        trimap_logits(torch.zeros(shape), PAPER)
 
 
-def test_similarity_of_every_pair_and_of_own_pairs():
+def test_similarity_of_every_frame_with_every_sound():
     features, embeddings = unit_vectors(3, 8, 2, 4), unit_vectors(5, 8)
-    maps = similarity_maps(features, embeddings)
-    assert maps.shape == (3, 5, 2, 4)
+    logits, own = trimap_contrast(features, embeddings, PAPER, own_offset=2)
+    maps = torch.empty(3, 5, 2, 4, dtype=torch.float64)
     for frame in range(3):
         for sound in range(5):
             for row in range(2):
                 for column in range(4):
                     products = features[frame, :, row, column] * embeddings[sound]
-                    expected = sum(products.tolist())
-                    actual = maps[frame, sound, row, column].item()
-                    assert actual == pytest.approx(expected, abs=1e-12)
-    own = similarity_map(features, embeddings[:3])
-    for frame in range(3):
-        torch.testing.assert_close(own[frame], maps[frame, frame])
-
-
-def test_region_mean_where_all_weights_underflow():
-    maps = torch.tensor([[[0.2, 0.8], [0.4, 0.6]]])
-    even = region_similarity(maps, torch.full((1, 2, 2), -1e4))
-    assert even.item() == pytest.approx(0.5)
-    first = torch.tensor([[[-1e4, -2e4], [-2e4, -2e4]]])
-    assert region_similarity(maps, first).item() == pytest.approx(0.2)
+                    maps[frame, sound, row, column] = sum(products.tolist())
+    torch.testing.assert_close(logits, trimap_logits(maps, PAPER, own_offset=2))
+    torch.testing.assert_close(own, maps[range(3), range(2, 5)])
 
 
 def test_equivariance_loss_is_the_mean_square_over_covered_cells():
@@ -203,17 +162,11 @@ def test_equivariance_loss_is_the_mean_square_over_covered_cells():
     spoilt = torch.where(coverage == 1, target, torch.tensor(100.0))
     assert equivariance_loss(ours, spoilt, coverage) == part
 
+    assert equivariance_loss(ours, target, torch.zeros(3, 7, 7)) == 0
+
     weights = torch.tensor([[[1.0, 0.25]]])
     weighted = equivariance_loss(torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 1, 2), weights)
     assert weighted.item() == pytest.approx((1 + 0.25 * 4) / 1.25)
-
-
-def test_equivariance_loss_without_a_covered_cell():
-    maps = torch.rand(2, 4, 4, requires_grad=True)
-    loss = equivariance_loss(maps, torch.zeros(2, 4, 4), torch.zeros(2, 4, 4))
-    loss.backward()
-    assert loss.item() == 0
-    assert (maps.grad == 0).all()
 
 
 def test_gradient_of_the_equivariance_loss_reaches_both_maps():
@@ -226,9 +179,7 @@ def test_gradient_of_the_equivariance_loss_reaches_both_maps():
     assert (ours_gradient[coverage > 0] != 0).all()
 
 
-@pytest.mark.parametrize("odd", [0, 1, 2])
-def test_maps_of_different_shapes_are_refused(odd):
-    maps = [torch.zeros(2, 7, 7) for _ in range(3)]
-    maps[odd] = torch.zeros(2, 14, 14)
+def test_maps_of_different_shapes_are_refused():
+    maps = [torch.zeros(2, 7, 7), torch.zeros(2, 7, 7), torch.zeros(2, 14, 14)]
     with pytest.raises(ValueError, match=r"one shape, got .*\(2, 14, 14\)"):
         equivariance_loss(*maps)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peer_inputs import ENDINGS, SHAPES, filled, official_file, resnet18_shapes, torchvision_features
+from golden_inputs import released_shapes
+from peer_inputs import ENDINGS, SHAPES, filled, official_file, torchvision_features
 from scipy.signal import spectrogram
 
 import opts
@@ -68,32 +69,20 @@ def cosine(first, second):
 
 # -------------------------------------------------------------------------------------------- sound
 
+# Samples that are read, from the middle or not, and frames of the spectrogram; where samples are cut, which
+# are heard, and the overlap of spectrogram frames.
 PUBLISHED = {
-    "lvs": (160_000, False, 671),
-    "ssl_align": (160_000, False, 299),
-    "ez_vsl_or_fnac": (48_000, True, 200),
-    "slavc": (48_000, True, 200),
+    "lvs": (160_000, False, 671, 1.0, slice(None), 274),
+    "ssl_align": (160_000, False, 299, np.inf, slice(56_000, 104_000), 353),
+    "ez_vsl_or_fnac": (48_000, True, 200, np.inf, slice(None), 274),
+    "slavc": (48_000, True, 200, np.inf, slice(None), 274),
 }
-"""Samples that are read, from the middle or not, and frames of the spectrogram."""
-HEARD = {
-    "lvs": (1.0, slice(None), 274),
-    "ssl_align": (np.inf, slice(56_000, 104_000), 353),
-    "ez_vsl_or_fnac": (np.inf, slice(None), 274),
-    "slavc": (np.inf, slice(None), 274),
-}
-"""Where samples are cut, which are heard, and the overlap of spectrogram frames."""
-
-
-def by_scipy(samples, overlap):
-    """The facts' formula on the part of the sound that is heard."""
-    _, _, power = spectrogram(samples, 16_000, nperseg=512, noverlap=overlap)
-    return np.log(power + 1e-7) / 12
 
 
 @EVERY_PEER
 def test_a_peer_hears_scipy_s_log_spectrogram(name):
     config = PEERS[name].audio()
-    num_samples, centred, num_frames = PUBLISHED[name]
+    num_samples, centred, num_frames, limit, part, overlap = PUBLISHED[name]
     assert (config.num_samples, config.centred) == (num_samples, centred)
     assert config.sample_rate == 16_000
     rng = np.random.default_rng(2)
@@ -101,10 +90,10 @@ def test_a_peer_hears_scipy_s_log_spectrogram(name):
     heard = config.build_front_end()(torch.from_numpy(waveforms))
     assert heard.shape == (2, 1, 257, num_frames)
     assert heard.dtype == torch.float32
-    limit, part, overlap = HEARD[name]
     for waveform, found in zip(waveforms.astype(np.float64), heard[:, 0], strict=True):
-        expected = by_scipy(waveform[part].clip(-limit, limit), overlap)
-        np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+        samples = waveform[part].clip(-limit, limit)
+        _, _, power = spectrogram(samples, 16_000, nperseg=512, noverlap=overlap)
+        np.testing.assert_allclose(found.numpy(), np.log(power + 1e-7) / 12, atol=2e-6)
 
 
 @pytest.mark.parametrize("config", [SpectrogramConfig(), MiddleSpectrogramConfig(), AlignSpectrogramConfig()])
@@ -119,7 +108,7 @@ def test_silence_and_an_offset_are_the_floor(config):
 
 @torch.no_grad()
 def test_object_maps_are_the_mean_activation_of_torchvision_s_last_features():
-    shapes = resnet18_shapes(3, classes=1000)
+    shapes = released_shapes("resnet18")
     official = filled(shapes)
     prior = ObjectPrior().eval()
     build = PRETRAINED["resnet18"].build
@@ -175,11 +164,9 @@ def score(testing_program, tiny_data):
     """The command, in this process; gives its exit status."""
 
     def run(checkpoint, output, *options):
-        return testing_program.main(
-            ["localisation", "--checkpoint", str(checkpoint), "--benchmark", "vgg_ss",
-             "--data-root", str(tiny_data.root), "--output", str(output), "--workers", "0",
-             "--device", "cpu", "--gallery", "1", *map(str, options)]
-        )  # fmt: skip
+        words = ["--data-root", tiny_data.root, "--workers", 0, "--device", "cpu", "--gallery", 1, *options]
+        words += ["--checkpoint", checkpoint, "--output", output, "--benchmark", "vgg_ss"]
+        return testing_program.main(["localisation", *map(str, words)])
 
     return run
 
@@ -202,7 +189,7 @@ def test_a_release_is_scored_by_the_same_command(name, score, tmp_path):
 def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, caplog):
     checkpoint, weights = tmp_path / "ez.pth", tmp_path / "resnet18.pth"
     torch.save(official_file("ez_vsl_or_fnac", filled(SHAPES["ez_vsl_or_fnac"])), checkpoint)
-    torch.save(filled(resnet18_shapes(3, classes=1000)), weights)
+    torch.save(filled(released_shapes("resnet18")), weights)
     monkeypatch.setattr("models.released.verify", lambda *_: None)  # the sum is a real file's
 
     def scored(folder, *options):

@@ -1,24 +1,15 @@
 """SSL-TIE: gradients, precision, switches, initialisation, and the authors' released weights."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
 import torch
-from golden_inputs import FULL_GOLDENS
 from torch import nn
 
 from datasets.geometry import GeometricTransform
-from models.encoders import RepeatedBatchNorm2d, similarity_maps
-from models.released import UNUSED
-from models.ssl_tie import (
-    SSLTIE,
-    SSLTIEConfig,
-    contrastive_loss,
-    equivariance_loss,
-    trimap_contrastive_logits,
-)
+from models.contrast import contrastive_loss, trimap_contrast
+from models.ssl_tie import SSLTIE, SSLTIEConfig, equivariance_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRANSFORM = GeometricTransform((5, -9, 20), 1.0, True, 64)
@@ -87,8 +78,9 @@ def test_the_step_is_the_sum_of_its_parts(build, inputs):
     output = model(**inputs)
 
     sound = parts.sound_features(inputs["log_mel_spectrogram"])
-    logits, plain_map = parts.contrast(parts.visual_features(inputs["frames"]), sound)
-    other_logits, other_map = parts.contrast(parts.visual_features(inputs["transformed_frames"]), sound)
+    visual, other = (parts.visual_features(inputs[name]) for name in ("frames", "transformed_frames"))
+    logits, plain_map = trimap_contrast(visual, sound, model.config)
+    other_logits, other_map = trimap_contrast(other, sound, model.config)
     expected = {
         "contrastive": contrastive_loss(logits),
         "contrastive_transformed": contrastive_loss(other_logits),
@@ -123,84 +115,22 @@ def test_encoding_the_sound_once_or_twice_is_the_same(build, inputs):
             assert buffer == 2
 
 
-def test_repeated_batch_norm_is_two_updates_in_one():
-    once, twice = RepeatedBatchNorm2d(4, passes=2), nn.BatchNorm2d(4)
-    features = 3 + 2 * torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(2))
-    twice(features)
-    torch.testing.assert_close(once(features), twice(features))
-    assert torch.allclose(once.running_mean, twice.running_mean, rtol=1e-6)
-    assert torch.allclose(once.running_var, twice.running_var, rtol=1e-6)
-    assert once.num_batches_tracked == twice.num_batches_tracked == 2
-    before = once.state_dict()["running_mean"].clone()
-    once.eval()(features)
-    assert torch.equal(once.running_mean, before) and once.num_batches_tracked == 2
-    assert once.state_dict().keys() == twice.state_dict().keys()
-
-
 def test_the_head_stays_in_float32_under_autocast(build, inputs):
     model = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**inputs)
         features = model.visual_features(inputs["frames"])
         sound = model.sound_features(inputs["log_mel_spectrogram"])
-        logits, maps = model.contrast(features, sound)
+        logits, maps = trimap_contrast(features, sound, model.config)
     results = [features, sound, logits, maps, output.loss, output.similarity_map]
     for result in (*results, *output.terms.values()):
         assert result.dtype == torch.float32
-    plain_logits, plain_maps = model.contrast(features, sound)
-    assert torch.equal(maps, plain_maps)
-    assert torch.equal(logits, plain_logits)
+    assert torch.equal(maps, trimap_contrast(features, sound, model.config)[1])
     output.loss.backward()
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
-def test_float64_stays_float64(initial, inputs):
-    model = copy.deepcopy(initial).double()
-    embedding = model.sound_features(inputs["log_mel_spectrogram"].double())
-    assert embedding.dtype == torch.float64
-
-
 # --------------------------------------------------------------------------------- the switches
-
-
-@pytest.mark.parametrize(
-    ("options", "hard_threshold"), [({}, 0.4), ({"tri_map": False}, 0.65), ({"hard_negatives": False}, None)]
-)
-def test_regions_of_the_contrast(build, options, hard_threshold):
-    model = build(**options)
-    generator = torch.Generator().manual_seed(4)
-    features = nn.functional.normalize(torch.rand(3, 8, 5, 5, generator=generator), dim=1)
-    sounds = nn.functional.normalize(torch.rand(3, 8, generator=generator), dim=1)
-    logits, own_maps = model.contrast(features, sounds)
-    maps = similarity_maps(features, sounds)
-    expected = trimap_contrastive_logits(
-        maps, positive_threshold=0.65, negative_threshold=hard_threshold, sharpness=0.03, temperature=0.07
-    )
-    torch.testing.assert_close(logits, expected)
-    torch.testing.assert_close(own_maps, maps[range(3), range(3)])
-
-
-def step_with_weights(build, inputs, weights):
-    return build(**{f"{name}_weight": weight for name, weight in weights.items()})(**inputs)
-
-
-@pytest.mark.parametrize("left_out", ["contrastive", "transformed_contrastive", "equivariance"])
-def test_a_weight_of_zero_leaves_its_term_out(build, inputs, left_out):
-    # At the beginning of training the equivariance loss is tiny; its weight makes it count.
-    weights = {"contrastive": 0.5, "transformed_contrastive": 0.5, "equivariance": 1000.0}
-    plain = step_with_weights(build, inputs, weights)
-    weights[left_out] = 0.0
-    output = step_with_weights(build, inputs, weights)
-    assert output.terms == plain.terms
-    terms = output.terms
-    expected = (
-        weights["contrastive"] * terms["contrastive"]
-        + weights["transformed_contrastive"] * terms["contrastive_transformed"]
-        + weights["equivariance"] * terms["equivariance"]
-    )
-    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert output.loss.item() < plain.loss.item() - 0.1
-    assert torch.equal(output.similarity_map, plain.similarity_map)
 
 
 def refuse_to_transform(_maps):
@@ -244,73 +174,44 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
 
 
 @pytest.mark.parametrize(
-    ("options", "flags"),
+    ("options", "words"),
     [
-        ({"sharpness": 0}, ["--sharpness"]),
-        ({"temperature": 0}, ["--temperature"]),
-        ({"temperature": -0.07}, ["--temperature"]),
-        ({"negative_threshold": 0.7}, ["--negative-threshold (0.7)", "--positive-threshold (0.65)"]),
-        ({"contrastive_weight": -0.1}, ["--contrastive-weight"]),
-        ({"transformed_contrastive_weight": -1}, ["--transformed-contrastive-weight"]),
-        ({"equivariance_weight": -1}, ["--equivariance-weight"]),
+        ({"temperature": 0}, "--temperature"),
+        ({"negative_threshold": 0.7}, r"--negative-threshold \(0.7\) .* --positive-threshold \(0.65\)"),
+        ({"equivariance_weight": -1}, "--equivariance-weight"),
         (
             {"contrastive_weight": 0, "transformed_contrastive_weight": 0, "equivariance_weight": 0},
-            ["--contrastive-weight", "not all be 0"],
+            "--contrastive-weight.* not all be 0",
         ),
     ],
 )
-def test_contradictions_are_refused_with_their_flags(options, flags):
-    with pytest.raises(ValueError) as caught:
-        SSLTIEConfig(**options)
-    for flag in flags:
-        assert flag in str(caught.value)
-
-
-def test_what_is_no_contradiction():
+def test_contradictions_are_refused_with_their_flags(options, words):
     SSLTIEConfig(negative_threshold=0.9, tri_map=False)
-    SSLTIEConfig(negative_threshold=0.65)
     SSLTIEConfig(contrastive_weight=0, equivariance_weight=0)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SSLTIEConfig().sharpness = 1
+    with pytest.raises(ValueError, match=words):
+        SSLTIEConfig(**options)
 
 
 # --------------------------------------------------------------------------------- localisation
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("size", [64, 96])
-def test_localise(initial, inputs, batch_size, size):
+@torch.no_grad()
+def test_localise(initial, inputs, size):
     model = copy.deepcopy(initial).eval()
-    frames = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(6))
-    sounds = inputs["log_mel_spectrogram"][:batch_size]
-    with torch.no_grad():
-        maps = model.localise(frames, sounds)
-        embedding, features = model.sound_features(sounds), model.visual_features(frames)
-    assert maps.shape == (batch_size, size // 16, size // 16)
-    assert maps.min() >= 0 and maps.max() <= 1 + 1e-6
-    assert maps.std() > 0
-    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(batch_size))
+    frames = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(6))
+    sounds = inputs["log_mel_spectrogram"]
+    maps = model.localise(frames, sounds)
+    embedding, features = model.sound_features(sounds), model.visual_features(frames)
+    assert maps.shape == (3, size // 16, size // 16)
+    assert maps.min() >= 0 and maps.max() <= 1 + 1e-6 and maps.std() > 0
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(features.norm(dim=1), torch.ones(maps.shape))
-    for clip in range(batch_size):
+    for clip in range(3):
         own = (features[clip] * embedding[clip][:, None, None]).sum(0)
         torch.testing.assert_close(maps[clip], own)
-
-
-def test_the_sound_of_a_clip_does_not_depend_on_its_batch(initial, inputs):
-    model = copy.deepcopy(initial).eval()
-    spectrograms = inputs["log_mel_spectrogram"]
-    with torch.no_grad():
-        together = model.sound_features(spectrograms)
-        for clip in range(3):
-            alone = model.sound_features(spectrograms[clip : clip + 1])[0]
-            torch.testing.assert_close(alone, together[clip])
-
-
-@pytest.mark.parametrize("shape", [(2, 2, 65, 80), (2, 65, 80), (65, 80)])
-def test_spectrograms_of_another_shape_are_refused(initial, shape):
-    with pytest.raises(ValueError, match=r"must be \(B, 1, mel_bins, frames\), got \(") as caught:
-        initial.sound_features(torch.zeros(shape))
-    assert str(shape) in str(caught.value)
+        alone = model.localise(frames[clip : clip + 1], sounds[clip : clip + 1])[0]
+        torch.testing.assert_close(maps[clip], alone, atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------- initialisation
@@ -337,23 +238,3 @@ def test_initialisation_is_the_authors(initial):
             assert (module.bias == 0).all(), name
             assert (module.running_mean == 0).all() and (module.running_var == 1).all(), name
     assert (convolutions, batch_norms) == (40, 40)
-
-
-def test_initialisation_equals_the_recorded_statistics(initial):
-    path = FULL_GOLDENS / "init_seed0.txt"
-    if not path.is_file():
-        pytest.skip(f"the recorded initialisation is not at {path}")
-    ours = initial.state_dict()
-    compared = 0
-    for line in path.read_text().splitlines():
-        _, official_name, _, mean, std, _ = line.split("\t")
-        name = official_name.replace("conv1_a", "conv1")
-        if official_name.startswith(UNUSED) or name.endswith("num_batches_tracked"):
-            continue
-        mean, std = (float(text.split("=")[1]) for text in (mean, std))
-        tensor = ours[name].double()
-        spread = 7 * std / math.sqrt(tensor.numel())  # two samples of one distribution
-        assert tensor.mean().item() == pytest.approx(mean, abs=spread), name
-        assert tensor.std().item() == pytest.approx(std, abs=spread), name
-        compared += 1
-    assert compared == 200

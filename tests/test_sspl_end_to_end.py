@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import assert_refused, run
 
-from models.released import sspl_prefixes
+from models.released import sspl_renames
 
 SMALL = ("--frame-size 96 --batch-size 4 --workers 0 --device cpu --seed 1234").split()
 
@@ -68,11 +68,11 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
 
     # The same weights as the authors' program would have saved them.
     official: dict[str, dict[str, torch.Tensor]] = {}
-    for file, prefixes in sspl_prefixes(0).items():
-        for ours, theirs in prefixes.items():
-            for name, tensor in unbroken["state_dict"].items():
-                if name.startswith(ours):
-                    official.setdefault(file, {})["module." + theirs + name[len(ours) :]] = tensor
+    for ours, place in sspl_renames(0).items():
+        file, _, theirs = place.partition("/")
+        for name, tensor in unbroken["state_dict"].items():
+            if name.startswith(ours):
+                official.setdefault(file, {})["module." + theirs + name[len(ours) :]] = tensor
     folder = runs / "authors"
     folder.mkdir()
     for file, state_dict in official.items():

@@ -146,11 +146,9 @@ def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
     begins L / 2 before the middle, as SSPL's authors do; L is even.
     """
     length, wanted = len(waveform), window.num_samples
-    start = 0
-    if window.centred:
-        copies = wanted // length + 1 if length < wanted else 1
-        start = length * copies // 2 - wanted // 2
-    return waveform[torch.arange(start, start + wanted) % length]
+    repeated = waveform if length >= wanted else waveform.repeat(wanted // length + 1)
+    start = len(repeated) // 2 - wanted // 2 if window.centred else 0
+    return repeated[start : start + wanted]
 
 
 def sound_around(sound: Tensor, seconds: float, audio: "AudioWindow") -> Tensor:

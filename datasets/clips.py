@@ -101,18 +101,8 @@ class Batch:
 
     def part(self, chosen: slice) -> "Batch":
         """Return some of the samples; the broken clips stay with the whole batch."""
-        maps = self.ground_truth_maps
-        return replace(
-            self,
-            clip_ids=self.clip_ids[chosen],
-            frames=self.frames[chosen],
-            waveforms=self.waveforms[chosen],
-            bounding_boxes=self.bounding_boxes[chosen],
-            ground_truth_maps=None if maps is None else maps[chosen],
-            broken=(),
-            picture_sizes=self.picture_sizes[chosen],
-            pair_keys=self.pair_keys[chosen],
-        )
+        fields = {name: value for name, value in vars(self).items() if name != "broken" and value is not None}
+        return replace(self, **{name: value[chosen] for name, value in fields.items()}, broken=())
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for asynchronous copies; called by DataLoader."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from datasets.hdf5 import HDF5Row, Source, read_row
 from utils.files import BrokenFileError, decoding
@@ -45,17 +45,18 @@ class FrameGeometry:
 
     def apply_to_frame(self, frame: Image.Image) -> Image.Image:
         """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
-        return self._square(frame, TF.InterpolationMode.BICUBIC)
+        return self._square(frame, Image.Resampling.BICUBIC)
 
     def apply_to_mask(self, mask: Image.Image) -> Image.Image:
         """Mask of the frame on disk -> mask of the square, each pixel that of the nearest one."""
-        return self._square(mask, TF.InterpolationMode.NEAREST)
+        return self._square(mask, Image.Resampling.NEAREST)
 
-    def _square(self, picture: Image.Image, interpolation: TF.InterpolationMode) -> Image.Image:
-        size = [self.frame_size, self.frame_size]
+    def _square(self, picture: Image.Image, interpolation: Image.Resampling) -> Image.Image:
         if self.mode == "squash":
-            return TF.resize(picture, size, interpolation)
-        return TF.center_crop(TF.resize(picture, size[:1], interpolation), size)
+            return picture.resize((self.frame_size, self.frame_size), interpolation)
+        (width, height), (left, top) = (pair.tolist() for pair in self._crop(*picture.size))
+        corners = (left, top, left + self.frame_size, top + self.frame_size)
+        return picture.resize((width, height), interpolation).crop(corners)
 
     def _crop(self, width: int, height: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Width and height to which centre_crop resizes a frame, and where it cuts; pixels."""
@@ -116,4 +117,4 @@ def read_frame_size(path: Path) -> tuple[int, int]:
 
 def to_tensor(frame: Image.Image) -> Tensor:
     """RGB picture -> uint8 (3, H, W)."""
-    return TF.pil_to_tensor(frame)
+    return torch.from_numpy(np.array(frame)).movedim(2, 0)

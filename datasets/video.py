@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, dropwhile, takewhile
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -40,6 +41,7 @@ INDEXED_FORMATS = ("mov", "matroska")  # begin of the names of those with an ind
 FRAME_RATE = 25  # frames per second of the numbering
 # Holes in the sound's time stamps are filled with silence; less is rounding, more is a jump of the clock.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
+FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
 # Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
 # within one temporal layer only; the other codecs have no such mark.
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
@@ -72,7 +74,7 @@ class Video:
     begin: Fraction
     """second of the file's own time scale at which the clip begins"""
     end: float = 0.0
-    """where what `shown_frames` has read so far ends, seconds"""
+    """where what has been read so far ends, seconds"""
 
     @cached_property
     def pictures(self) -> VideoStream:
@@ -115,20 +117,17 @@ class Video:
         late = self.begin if self.container.format.name.startswith("matroska") else 0
         return float(Fraction(self.container.duration, av.time_base) - late)
 
-    def shown_frames(self, wanted: int | None = None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    def shown_frames(
+        self, packets: Iterable[av.Packet], wanted: int | None = None
+    ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Decode pictures in the order of showing, with the second at which each is shown.
 
         Pictures before the time stamp `wanted` that no other one refers to are left out.
         """
-        context = self.pictures.codec_context
+        context, tick, is_avi = self.pictures.codec_context, self.tick, self.container.format.name == "avi"
         decoding_stamps: list[int] = []
         num_frames = 0
-        for packet in self.container.demux(self.pictures, self.sound):
-            if packet.pts is not None:
-                packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base - self.begin
-                self.end = max(self.end, float(packet_end))
-            if packet.stream.index != self.pictures.index:  # not stream_index, which is 0 at the end
-                continue
+        for packet in packets:
             if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
                 decoding_stamps.append(packet.dts)
             if wanted is not None and packet.pts is not None and context.name in SKIPPING_CODECS:
@@ -136,10 +135,10 @@ class Video:
             for frame in context.decode(packet):
                 stamp = frame.pts
                 # AVI does not tell the order of showing: the k-th picture takes the k-th packet's stamp.
-                if stamp is None or self.container.format.name == "avi":
+                if stamp is None or is_avi:
                     stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
                 num_frames += 1
-                yield stamp * self.tick - self.begin, frame
+                yield stamp * tick - self.begin, frame
 
 
 @contextmanager
@@ -189,7 +188,16 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
     with open_video(path) as video:
         announced = video.seconds
         video.pictures.thread_type, video.pictures.codec_context.thread_count = "AUTO", 0  # all cores
-        for moment, frame in video.shown_frames():
+
+        def picture_packets() -> Iterator[av.Packet]:
+            for packet in video.container.demux(video.pictures, video.sound):
+                if packet.pts is not None:
+                    packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base - video.begin
+                    video.end = max(video.end, float(packet_end))
+                if packet.stream.index == video.pictures.index:  # not stream_index, which is 0 at the end
+                    yield packet
+
+        for moment, frame in video.shown_frames(picture_packets()):
             seconds = float(moment)
             if max_seconds is not None and seconds >= max_seconds:
                 announced = None
@@ -233,7 +241,7 @@ def read_numbered_frames(
     with open_video(path) as video:
         stream, container = video.pictures, video.container
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
-        frames = video.shown_frames()
+        frames = video.shown_frames(container.demux(stream))
         if container.format.name.startswith(INDEXED_FORMATS):
             limit, place = (first + video.begin) / video.tick, int((first + video.begin) * av.time_base)
             container.seek(place)
@@ -244,7 +252,8 @@ def read_numbered_frames(
                 container.seek(place)
                 wanted = max((p.pts or 0 for p in packets if not p.is_discard), default=None)
                 # Pictures before the key frame may lack what they refer to.
-                frames = dropwhile(lambda shown: not shown[1].key_frame, video.shown_frames(wanted))
+                frames = video.shown_frames(container.demux(stream), wanted)
+                frames = dropwhile(lambda shown: not shown[1].key_frame, frames)
             else:
                 container.seek(container.start_time or 0)
         # The frame that is shown just before each moment; the first stands in for what precedes it.
@@ -282,62 +291,60 @@ def read_sound(
         UnusableVideoError: it cannot be decoded, holds no sample, or ends before its announced end where that
             is to be refused.
     """
-    decoded = _sound_pieces(path, sample_rate, max_seconds, refuse_cut_off=refuse_cut_off)
-    pieces = [samples.mean(axis=0, dtype=np.float32) for samples in decoded]
+    limit = None if max_seconds is None else round(max_seconds * sample_rate)
+    pieces: list[NDArray[np.float32]] = []
+    with open_video(path) as video:
+        for samples in _sound_pieces(video, sample_rate):  # (C, l)
+            pieces.append(samples.mean(axis=0, dtype=np.float32))
+            if limit is not None and sum(map(len, pieces)) >= limit:
+                break
+        else:
+            stream = video.sound
+            stamp = (stream.start_time or 0) + (stream.duration or 0)  # announced; or of the beginning
+            announced = float(stamp * (stream.time_base or 0) - video.begin)
+            if refuse_cut_off and video.end < announced - CUT_OFF_SECONDS:
+                words = f"{announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
+                raise UnusableVideoError(path, words, "truncated")
     if not pieces:
         raise UnusableVideoError(path, "its sound holds no sample", "no_audio_stream")
-    return torch.from_numpy(np.concatenate(pieces))
+    return torch.from_numpy(np.concatenate(pieces)[:limit])
 
 
-def _sound_pieces(
-    path: Path,
-    sample_rate: int,
-    max_seconds: float | None = None,
-    *,
-    layout: str | None = None,
-    refuse_cut_off: bool = False,
-) -> Generator[NDArray[np.float32], None, None]:
-    """Decode the first sound from time 0 to `max_seconds`: (C, l) each, mixed to a layout if given."""
-    limit = math.inf if max_seconds is None else round(max_seconds * sample_rate)
-    place, end = 0, 0.0  # of the next sample that comes out; of what went in, in seconds
-    resampler, form = None, None
-    with open_video(path) as video:
-        for frame in chain(video.container.decode(video.sound), [None]):
-            due: list[NDArray[np.float32]] = []
-            seconds, new_form, is_hole = end, None, False
-            if frame is not None:
-                if frame.time is not None:
-                    seconds = frame.time - float(video.begin)
-                # Recordings that were joined may change from stereo to mono on the way.
-                new_form = (frame.format.name, frame.layout.name, frame.sample_rate)
-                is_hole = form is None or HOLE_SECONDS <= seconds - end < LONGEST_HOLE_SECONDS
-            if resampler is not None and (is_hole or new_form != form):
-                due += _arrays(resampler.resample(None))
-                resampler = None
-            if is_hole:
-                silence = round((seconds - end) * sample_rate)
-                place += min(0, silence)  # the sound begins before the clip
-                due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
-                end = seconds
-            if frame is not None:
-                form = new_form
-                resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
-                end += frame.samples / frame.sample_rate
-                frame.pts = None  # the resampler is to count samples, not stamps that are rounded
-                due += _arrays(resampler.resample(frame))
-            for samples in due:  # (C, l)
-                first, last = max(0, -place), min(samples.shape[1], limit - place)
-                place += samples.shape[1]
-                if first < last:
-                    yield samples[:, first:last]
-            if place >= limit:
-                return
-        stream = video.sound
-        if refuse_cut_off and stream.duration and stream.time_base:
-            announced = float(((stream.start_time or 0) + stream.duration) * stream.time_base - video.begin)
-            if end < announced - CUT_OFF_SECONDS:
-                words = f"{announced:.2f} s of sound are announced, it ends at {end:.2f} s"
-                raise UnusableVideoError(path, words, "truncated")
+def _sound_pieces(video: Video, sample_rate: int, layout: str | None = None) -> Iterator[NDArray[np.float32]]:
+    """Decode the first sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence."""
+    batch: list[NDArray[Any]] = []  # what is decoded and not yet resampled
+    resampler, form, early = None, None, 0
+    for frame in chain(video.container.decode(video.sound), [None]):
+        due: list[NDArray[np.float32]] = []
+        seconds, new_form, is_hole = video.end, None, False
+        if frame is not None:
+            if frame.time is not None:
+                seconds = frame.time - float(video.begin)
+            # Recordings that were joined may change from stereo to mono on the way.
+            new_form = (frame.format.name, frame.layout.name, frame.sample_rate)
+            is_hole = form is None or HOLE_SECONDS <= seconds - video.end < LONGEST_HOLE_SECONDS
+        is_break = is_hole or new_form != form
+        if batch and form and (is_break or len(batch) == FRAMES_AT_ONCE):
+            together = av.AudioFrame.from_ndarray(np.concatenate(batch, axis=1), *form[:2])
+            together.sample_rate, batch = form[2], []  # without stamps, which are rounded
+            resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
+            due += _arrays(resampler.resample(together))
+        if resampler is not None and is_break:
+            due += _arrays(resampler.resample(None))
+            resampler = None
+        if is_hole:
+            silence = round((seconds - video.end) * sample_rate)
+            early = max(0, -silence)  # samples before time 0
+            due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
+            video.end = seconds
+        if frame is not None:
+            form = new_form
+            video.end += frame.samples / frame.sample_rate
+            batch.append(frame.to_ndarray())
+        for samples in due:
+            if samples.shape[1] > early:
+                yield samples[:, early:]
+            early = max(0, early - samples.shape[1])
 
 
 def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]:
@@ -364,11 +371,17 @@ def write_video(
         UnusableVideoError: the sound of `source` cannot be decoded.
         OSError: the file cannot be written.
     """
+    place, limit = 0, math.inf if max_seconds is None else round(max_seconds * SOUND_RATE)
     with open_video(source) as video:
         rate = video.rate
-    sound, place = _sound_pieces(source, SOUND_RATE, max_seconds, layout="stereo"), 0
+
+    def stereo() -> Generator[NDArray[np.float32], None, None]:
+        with open_video(source) as video:
+            yield from _sound_pieces(video, SOUND_RATE, "stereo")
+
     # The index at the beginning lets browsers play before they have the whole file.
-    with closing(sound), av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+    options = {"movflags": "+faststart"}
+    with closing(stereo()) as sound, av.open(str(path), "w", format="mp4", options=options) as out:
         # Without pictures between later ones (bf 0), no player has to start before time 0.
         shown = out.add_stream("libx264", rate, options={"preset": "veryfast", "crf": "20", "bf": "0"})
         shown.pix_fmt, context = "yuv420p", shown.codec_context
@@ -379,8 +392,9 @@ def write_video(
 
         def write_sound(until: float) -> None:
             nonlocal place
-            while place < until * SOUND_RATE and (samples := next(sound, None)) is not None:  # (2, l)
-                piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "stereo")
+            while place < min(until * SOUND_RATE, limit) and (samples := next(sound, None)) is not None:
+                samples = np.ascontiguousarray(samples[:, : min(limit - place, samples.shape[1])])  # (2, l)
+                piece = av.AudioFrame.from_ndarray(samples, "fltp", "stereo")
                 piece.sample_rate, piece.time_base, piece.pts = SOUND_RATE, Fraction(1, SOUND_RATE), place
                 place += samples.shape[1]
                 out.mux(heard.encode(piece))

@@ -145,7 +145,9 @@ def test_sound_at_the_wanted_rate_is_taken_as_it_is_and_of_several_the_first(tmp
 
 
 def test_refusals_are_of_a_kind(tmp_path):
-    assert kind_of(make_video(tmp_path / "mute.mp4", sounds=[])) == "no_audio_stream"
+    with pytest.raises(UnusableVideoError, match="no sound") as mute:
+        read_sound(make_video(tmp_path / "mute.mp4", sounds=[]), 16_000)
+    assert mute.value.kind == "no_audio_stream"
     assert kind_of(make_video(tmp_path / "dark.mp4", times=[])) == "no_video_stream"
     short = make_video(tmp_path / "short.mp4", seconds=40 / 25)
     assert number_on(read(short, 40)) == 39  # it ends with the frame

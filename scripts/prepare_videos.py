@@ -243,15 +243,15 @@ def read_record(file: TextIO, destination: Path, options: PrepareOptions) -> dic
     settings |= {"audio": "authors", "frame_geometry": "squash"}  # which were options once
     for name in ("layout", "clip_list", "workers"):
         del settings[name]
-    before = entries[0]["settings"] if entries else settings
-    differing = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
-    if differing:
-        words = ", ".join(f"{name} {before.get(name)} instead of {settings.get(name)}" for name in differing)
-        raise ValueError(
-            f"{destination} was filled with other settings ({words}). Give the same ones, or another folder."
-        )
     if not entries:
         file.write(json.dumps({"settings": settings}) + "\n")
+        return {}
+    before = entries[0]["settings"]
+    differing = [f"{name} {before.get(name)} instead of {new}" for name, new in settings.items()
+                 if before.get(name) != new]  # fmt: skip
+    if differing:
+        words = f"{destination} was filled with other settings ({', '.join(differing)})."
+        raise ValueError(f"{words} Give the same ones, or another folder.")
     return {entry["clip_id"]: entry["video_bytes"] for entry in entries[1:]}
 
 
@@ -261,14 +261,13 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
     clip_ids = find_list(options.clip_list).clip_ids if options.clip_list else list(videos)
     failures, tasks = [], []
     for clip_id in clip_ids:
-        match videos.get(clip_id, []):
-            case []:
-                failures.append(Failure(clip_id, "no_video", "listed, but no video of this name"))
-            case [video]:
-                tasks.append(Task(clip_id, video, destination, options))
-            case paths:
-                words = f"same name: {', '.join(map(str, paths))}"
-                failures.append(Failure(clip_id, "several_videos", words))
+        paths = videos.get(clip_id, [])
+        if len(paths) == 1:
+            tasks.append(Task(clip_id, paths[0], destination, options))
+        elif paths:
+            failures.append(Failure(clip_id, "several_videos", ", ".join(map(str, paths))))
+        else:
+            failures.append(Failure(clip_id, "no_video", "listed, but no video of this name"))
     if destination.exists() and not (destination / RECORD).exists() and any(destination.iterdir()):
         raise ValueError(
             f"{destination} is neither empty nor a folder of this program (it has no {RECORD}). "
@@ -307,10 +306,8 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
             csv.writer(text, lineterminator="\n").writerows([Failure._fields, *sorted(failures)])
             # What a file name has in another encoding is escaped.
             write_atomically(destination / FAILURES, text.getvalue().encode("utf-8", "backslashreplace"))
-    lines = [
-        f"{destination}: {num_prepared} of {len(clip_ids)} clips are prepared ({num_before} were before)"
-    ]
-    lines[0] += f" for {', '.join(options.layouts)}"
+    done = f"{num_prepared} of {len(clip_ids)} clips are prepared ({num_before} were before)"
+    lines = [f"{destination}: {done} for {', '.join(options.layouts)}"]
     counts = Counter(failure.reason for failure in failures).most_common()
     lines += [f"  failed, {reason}: {count}" for reason, count in counts]
     lines += [f"    {failure.clip_id}: {failure.reason}: {failure.detail}" for failure in failures[:10]]

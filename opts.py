@@ -16,7 +16,7 @@ from datasets.frames import FrameConfig
 from models import METHODS
 from models.method import Method
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
-from utils.evaluation.protocols import PROTOCOLS, find_protocols
+from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_protocols, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
 from utils.options import Options, add_group, build, flag, option, refuse_dropped
@@ -49,6 +49,7 @@ DROPPED = {
     **dict.fromkeys(("--mixing-candidates", "--mixing-refresh"), _MIXING),
     "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
     "--peer": "It went with --as-published.",
+    "--max-megapixels": "Pillow's own limit holds, 179 million pixels.",
     "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
 }
 """Options of earlier versions -> why they are gone, or what to use instead."""
@@ -87,7 +88,7 @@ class ValidationOptions:
     """scoring rule, one of those in docs/evaluation.md; none: that of the method's authors"""
 
     def __post_init__(self) -> None:
-        """Refuses half a benchmark."""
+        """Refuse half a benchmark."""
         if (self.validation_benchmark is None) != (self.validation_root is None):
             raise ValueError("--validation-benchmark and --validation-root go together.")
         if self.validation_list is not None and self.validation_benchmark is None:
@@ -135,11 +136,7 @@ SHARED_GROUPS = {
 
 
 class TrainOptions(SimpleNamespace):
-    """Everything that defines a training run: `method`, its name, and its groups by name.
-
-    There are data, frame, validation, compute and run; of the method model, audio, optimisation and what it
-    has beside them, see METHODS.
-    """
+    """Everything that defines a training run: `method`, its name, and the groups of train_groups."""
 
 
 # --------------------------------------------------------------------------------------- of test.py
@@ -197,39 +194,42 @@ class ImageOptions(DrawingOptions):
     """sound in any format that libsndfile or FFmpeg reads, or a video for its sound"""
     output: Path
     """PNG to write; the peak goes beside it as CSV"""
-    max_seconds: float = option(600.0, above=0)
-    """longest sound that is decoded whole, for a method that hears its middle"""
-    max_megapixels: float = option(64.0, above=0)
-    """largest picture that is taken, millions of pixels; drawing takes 28 bytes for each"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineOptions(TestTask):
-    """What blind predictors and the best possible map score, from the boxes alone."""
+class RuleOptions(TestTask):
+    """Which objects a map is scored by, and how."""
 
     benchmark: str = option(choices=BENCHMARKS)
-    """data set with boxes"""
-    annotations: Path
-    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
-    clip_list: str | None = None
-    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    """data set with boxes or masks, see docs/data.md for its folders"""
     protocol: str | None = None
-    """scoring rules, commas between them, or all (docs/evaluation.md); none: ssl_tie,sspl, after
-    the rule under which metrics of the benchmark's own are published"""
-    output: Path | None = None
-    """JSON file for the scores; none: only on the screen"""
+    """scoring rules, commas between them, the headline first, or all (docs/evaluation.md); none:
+    ssl_tie,sspl, after the rule under which metrics of the benchmark's own are published"""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules."""
         super().__post_init__()
-        _check_protocols(self.protocol)
+        try:
+            find_protocols(self.protocol or "all")
+        except ValueError as error:
+            raise ValueError(f"--protocol: {error}") from error
+
+    @property
+    def protocols(self) -> tuple[LocalisationProtocol, ...]:
+        """The rules that are named, or the benchmark's own."""
+        return find_protocols(self.protocol or default_protocols(DATA_SETS[self.benchmark].headline))
 
 
-def _check_protocols(names: str | None) -> None:
-    try:
-        find_protocols(names or "all")
-    except ValueError as error:
-        raise ValueError(f"--protocol: {error}") from error
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions(RuleOptions):
+    """What blind predictors and the best possible map score, from the boxes alone."""
+
+    annotations: Path
+    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
+    clip_list: str | None = None
+    """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
+    output: Path | None = None
+    """JSON file for the scores; none: only on the screen"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +242,15 @@ class ScoringOptions(TestTask):
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     annotations: Path | None = None
     """JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO"""
+    labels: Path | None = None
+    """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
     """how frames that are not square become so; boxes follow"""
     training_list: str | None = None
     """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
+    output: Path
+    """folder for summary.json, per_clip.csv (retrieval: per_query.csv, embeddings.npz), table.md, .tex and
+    .csv, and report.html"""
     table: Literal["md", "tex", "csv", "json"] | None = None
     """print only the scores, in this form and with what belongs to them; none: for reading"""
     allow_missing: bool = False
@@ -266,30 +271,21 @@ SAID_BY_SAVED_MAPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalisationOptions(ScoringOptions):
+class LocalisationOptions(RuleOptions, ScoringOptions):
     """Where in the frame does the sound come from: cIoU and AUC on a benchmark."""
 
     checkpoint: Path | None = None
     """written by main.py, or a released file (ckpts/README.md)"""
-    benchmark: str = option(choices=BENCHMARKS)
-    """data set with boxes or masks, see docs/data.md for its folders"""
-    output: Path
-    """folder for summary.json, per_clip.csv, table.md, .tex and .csv, report.html and overlays"""
     save_maps: Path | None = None
     """file for the similarity maps, to be scored again by --from-maps; none: they are not kept"""
     from_maps: Path | None = None
     """file of --save-maps to be scored, instead of a checkpoint"""
-    protocol: str | None = None
-    """scoring rules, commas between them, the headline first, or all (docs/evaluation.md); none:
-    ssl_tie,sspl, after the rule under which metrics of the benchmark's own are published"""
     negatives: str | None = None
     """of the extended benchmarks: file of video,audio,label; none: SLAVC's official list"""
     object_prior: float | None = option(None, at_least=0, at_most=1)
     """share of the model's map beside one of objects, 0 to 1 (docs/peers.md); none: it alone"""
     object_prior_weights: Path | None = None
     """torchvision's resnet18-f37072fd.pth; none: looked up by name in ckpts/ and torch hub"""
-    labels: Path | None = None
-    """file with each clip's class (docs/evaluation.md), for scores by class; none: without"""
     audio: Literal["own", "shuffled"] = "own"
     """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
     save_overlays: str = "0"
@@ -302,20 +298,17 @@ class LocalisationOptions(ScoringOptions):
         super().__post_init__()
         if self.save_overlays != "all" and not self.save_overlays.isdecimal():
             raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
-        _check_protocols(self.protocol)
         if self.object_prior_weights is not None and self.object_prior is None:
             raise ValueError("--object-prior-weights needs --object-prior.")
         if self.save_maps is not None:
             if self.save_maps.is_dir():
                 raise ValueError(f"--save-maps {self.save_maps} is a folder; name a file.")
             check_place(self.save_maps.parent, f"--save-maps {self.save_maps}")
-        if self.from_maps is None:
-            if self.checkpoint is None:
-                raise ValueError("--checkpoint is missing; or name saved --from-maps.")
-            return
+        if self.from_maps is None and self.checkpoint is None:
+            raise ValueError("--checkpoint is missing; or name saved --from-maps.")
         defaults = {described.name: described.default for described in fields(self)}
         unread = [flag(name) for name in SAID_BY_SAVED_MAPS if getattr(self, name) != defaults[name]]
-        if unread:
+        if self.from_maps is not None and unread:
             raise ValueError(
                 f"{', '.join(unread)} cannot be given beside --from-maps: the file says from which model its "
                 "maps come, and holds no frames."
@@ -328,23 +321,25 @@ class LocalisationOptions(ScoringOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalOptions(ScoringOptions):
-    """Which clips sound or look alike: nearest neighbours by class and by clip."""
+class ModelOptions(ScoringOptions):
+    """A checkpoint whose clips have their own sounds."""
 
     checkpoint: Path
     """written by main.py, or a released file (ckpts/README.md)"""
+
+    audio, object_prior, negatives = "own", None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(ModelOptions):
+    """Which clips sound or look alike: nearest neighbours by class and by clip."""
+
     dataset: str = option(
         choices=[name for name, row in DATA_SETS.items() if row.ids_of_training and not row.negatives]
     )
     """data set of the clips, see docs/data.md for its folders"""
-    output: Path
-    """folder for summary.json, per_query.csv, table.md, .tex and .csv, report.html and
-    embeddings.npz"""
-    labels: Path | None = None
-    """class of each clip: CSV of id,label, VGGSound's CSV, VGG-SS JSON or stamps.json; none: only
-    R@k between sounds and frames"""
     directions: str = "audio_to_audio,audio_to_image,image_to_audio"
-    """what is found by what, commas between them"""
+    """what is found by what, commas between them; sounds by sounds needs --labels"""
     ks: str = "1,5,10"
     """numbers of neighbours that count, commas between them"""
     image_pooling: Literal["max", "mean", "positions"] = "max"
@@ -356,11 +351,8 @@ class RetrievalOptions(ScoringOptions):
     gallery: int = option(4, at_least=0)
     """best, median and worst queries shown in report.html, of each and for each direction"""
 
-    audio = "own"
-    object_prior = None
-
     def __post_init__(self) -> None:
-        """Refuses values without meaning."""
+        """Refuse values without meaning."""
         super().__post_init__()
         parse_directions(self.directions)
         parse_ks(self.ks)
@@ -372,42 +364,28 @@ class RetrievalOptions(ScoringOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegativeOptions(ScoringOptions):
+class NegativeOptions(ModelOptions):
     """What the model shows for silence, noise and sounds that are not in the picture."""
 
-    checkpoint: Path
-    """written by main.py, or a released file (ckpts/README.md)"""
     benchmark: str = option(choices=PLAIN_BENCHMARKS)
     """data set with boxes or masks whose sounds are all in the picture, see docs/data.md"""
-    output: Path
-    """folder for summary.json, per_clip.csv, table.md, .tex and .csv and report.html"""
     seeds: int = option(10, at_least=1)
     """draws of the noise and of the off-screen sound of each clip: seeds 0, 1 …"""
     off_screen: OffScreen = "other_class"
     """off-screen sounds: of a clip of another class, or of any other clip, class unknown"""
-    labels: Path | None = None
-    """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
     threshold: float | None = option(None, at_least=-1, at_most=1)
     """universal threshold on the model's similarity; none: third quartile over these negatives"""
 
-    audio = "own"
-    object_prior = None
-
     def __post_init__(self) -> None:
-        """Refuses values without meaning."""
+        """Refuse to look for other classes where none are known, before anything is read."""
         super().__post_init__()
-        # The ids of pairs tell the class; without it the rest is refused before anything is read.
-        if (
-            self.labels is None
-            and self.off_screen == "other_class"
-            and not DATA_SETS[self.benchmark].pair_key
-        ):
+        ids_tell = DATA_SETS[self.benchmark].pair_key  # those of pairs tell the class
+        if self.off_screen == "other_class" and self.labels is None and not ids_tell:
             raise ValueError(CLASSES_WANTED)
 
 
-TestOptions = (
-    LocalisationOptions | BaselineOptions | RetrievalOptions | NegativeOptions | VideoOptions | ImageOptions
-)
+Scoring = LocalisationOptions | RetrievalOptions | NegativeOptions
+TestOptions = Scoring | BaselineOptions | VideoOptions | ImageOptions
 TASKS: dict[str, type[TestOptions]] = {
     "localisation": LocalisationOptions,
     "baselines": BaselineOptions,
@@ -423,56 +401,44 @@ TASKS: dict[str, type[TestOptions]] = {
 
 
 def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """Parse the command line of main.py.
-
-    Raises:
-        ValueError: values contradict each other, an option is no longer there, or the method is not complete.
-    """
-    titles = {name: inspect.getdoc(inspect.getmodule(row.model)) for name, row in METHODS.items()}
-    groups = {name: [*train_groups(name).values()] for name in METHODS}
-    method, values = _parse("main.py", "Trains a sound localiser.", "METHOD", titles, groups, arguments)
+    """Parse the command line of main.py; values that contradict each other are a ValueError."""
+    commands = {name: (inspect.getmodule(row.model), train_groups(name)) for name, row in METHODS.items()}
+    method, values = _parse("main.py", "Trains a sound localiser.", "METHOD", commands, arguments)
     check_method(method)
-    options = TrainOptions(
-        method=method, **{name: build(group, values) for name, group in train_groups(method).items()}
-    )
+    options = TrainOptions(method=method, **values)
     METHODS[method].model.check_options(options)
     return options
 
 
 def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
-    """Parse the command line of test.py.
-
-    Raises:
-        ValueError: values contradict each other, or an option is no longer there.
-    """
-    titles = {name: inspect.getdoc(group) for name, group in TASKS.items()}
-    groups = {name: [group] for name, group in TASKS.items()}
-    task, values = _parse("test.py", "Scores a trained sound localiser.", "TASK", titles, groups, arguments)
-    return build(TASKS[task], values)
+    """Parse the command line of test.py; values that contradict each other are a ValueError."""
+    commands = {name: (group, {"task": group}) for name, group in TASKS.items()}
+    _, values = _parse("test.py", "Scores a trained sound localiser.", "TASK", commands, arguments)
+    return values["task"]
 
 
 def _parse(
     program: str,
     summary: str,
     metavar: str,
-    titles: Mapping[str, str | None],
-    groups: Mapping[str, Sequence[type]],
+    commands: Mapping[str, tuple[Any, Mapping[str, type]]],
     arguments: Sequence[str] | None,
 ) -> tuple[str, dict[str, Any]]:
-    """Parse a command line with a sub-command for each title; return its name and the values."""
+    """Parse one of the sub-commands, each described by an object's docstring; return its name and groups."""
     arguments = sys.argv[1:] if arguments is None else arguments
     refuse_dropped(DROPPED, arguments)
     parser = argparse.ArgumentParser(program, description=summary)
-    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
-    for name, title in titles.items():
-        words = (title or name).splitlines()[0]
-        command = commands.add_parser(
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar=metavar)
+    for name, (described, groups) in commands.items():
+        words = (inspect.getdoc(described) or name).splitlines()[0]
+        command = subparsers.add_parser(
             name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
-        for group in groups[name]:
+        for group in groups.values():
             add_group(command, group)
     values = vars(parser.parse_args(arguments))
-    return values.pop("command"), values
+    name = values.pop("command")
+    return name, {key: build(group, values) for key, group in commands[name][1].items()}
 
 
 def train_groups(method: str) -> dict[str, type]:
@@ -481,11 +447,7 @@ def train_groups(method: str) -> dict[str, type]:
 
 
 def check_method(name: str) -> None:
-    """Refuse a method that could not be trained to an end.
-
-    Raises:
-        ValueError: names everything that its row in METHODS or its class lacks.
-    """
+    """Refuse a method that could not be trained to an end: name all that its row or its class lacks."""
     row = METHODS[name]
     methods = ("augment", "visual_features", "sound_features", "compare")
     missing = [f"the group {g!r}" for g in ("model", "audio", "optimisation") if g not in row.groups]
@@ -498,15 +460,11 @@ def check_method(name: str) -> None:
 
 def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:
     """Return the options as nested plain values, for JSON and checkpoints."""
-    if isinstance(options, TrainOptions):
-        groups = {name: asdict(group) for name, group in vars(options).items() if name != "method"}
-        plain: dict[str, Any] = {"method": options.method, **groups}
-    else:
-        plain = asdict(options)
-    for group in (plain, *plain.values()):
-        if isinstance(group, dict):
-            group |= {name: str(value) for name, value in group.items() if isinstance(value, Path)}
-    return plain
+    groups = vars(options) if isinstance(options, TrainOptions) else {"task": options}
+    plain: dict[str, Any] = {name: asdict(group) for name, group in groups.items() if name != "method"}
+    for group in plain.values():
+        group |= {name: str(value) for name, value in group.items() if isinstance(value, Path)}
+    return {"method": options.method, **plain} if isinstance(options, TrainOptions) else plain["task"]
 
 
 MAY_CHANGE_ON_RESUME = {

@@ -59,6 +59,8 @@ class Method(nn.Module):
     """groups of options that the constructor takes by name, after that of the model"""
     shown = "frames"
     """name of the training view that `TrainingOutput.similarity_map` belongs to"""
+    half_cosine = False
+    """whether the authors' similarity is (cosine + 1) / 2, as thresholds on it need to know"""
     random_crop = False
     """whether training frames come as they are stored, for `augment` to crop"""
     excerpt_seconds: float | None = None

@@ -40,13 +40,17 @@ class PeerConfig:
     """of both encoders' last stage: maps of 14 x 14 or of 7 x 7"""
     num_projections: int = 0
     """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
+    half_cosine: bool = False
+    """see Method"""
 
 
 PEERS: dict[str, PeerConfig] = {
     "lvs": PeerConfig(audio=SpectrogramConfig, last_stride=1),
     "ssl_align": PeerConfig(audio=AlignSpectrogramConfig, last_stride=1),
-    "ez_vsl_or_fnac": PeerConfig(audio=MiddleSpectrogramConfig, last_stride=2, num_projections=1),
-    "slavc": PeerConfig(audio=MiddleSpectrogramConfig, last_stride=2, num_projections=2),
+    "ez_vsl_or_fnac": PeerConfig(
+        audio=MiddleSpectrogramConfig, last_stride=2, num_projections=1, half_cosine=True
+    ),
+    "slavc": PeerConfig(audio=MiddleSpectrogramConfig, last_stride=2, num_projections=2, half_cosine=True),
 }
 
 
@@ -55,6 +59,7 @@ class PeerLocaliser(Method):
 
     def __init__(self, config: PeerConfig, audio: SpectrogramConfig | None = None) -> None:
         super().__init__(audio or config.audio(), FrameConfig())
+        self.half_cosine = config.half_cosine
         width = ResNet18Encoder.embedding_size
         self.imgnet = ResNet18Encoder(3, last_stride=config.last_stride)
         self.audnet = ResNet18Encoder(1, last_stride=config.last_stride)

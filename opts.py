@@ -84,18 +84,15 @@ class ValidationOptions:
     """folder of the benchmark"""
     validation_list: str | None = None
     """clip list of the benchmark, as --clip-list"""
-    validation_protocol: str | None = None
-    """scoring rule, one of those in docs/evaluation.md; none: that of the method's authors"""
+    validation_protocol: str | None = option(None, choices=PROTOCOLS)
+    """scoring rule, see docs/evaluation.md; none: that of the method's authors"""
 
     def __post_init__(self) -> None:
         """Refuse half a benchmark."""
-        if (self.validation_benchmark is None) != (self.validation_root is None):
-            raise ValueError("--validation-benchmark and --validation-root go together.")
-        if self.validation_list is not None and self.validation_benchmark is None:
-            raise ValueError("--validation-list needs --validation-benchmark.")
-        if self.validation_protocol not in (None, *PROTOCOLS):
+        benchmark, root = self.validation_benchmark, self.validation_root
+        if (benchmark is None) != (root is None) or (self.validation_list is not None and benchmark is None):
             raise ValueError(
-                f"--validation-protocol takes one of {', '.join(PROTOCOLS)}, got {self.validation_protocol!r}"
+                "--validation-benchmark and --validation-root go together; --validation-list needs both."
             )
 
 

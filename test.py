@@ -37,7 +37,7 @@ import opts
 from datasets.annotations import read_labels
 from datasets.audio import AudioConfig, read_window
 from datasets.augmentation import as_float, normalise
-from datasets.benchmarks import DATA_SETS, ClipSet, build_clips, read_ground_truth
+from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame
 from datasets.lists import find_leak, find_list, published_list, without_negatives
@@ -89,7 +89,47 @@ class Evaluation:
         if self.localiser is not None:
             self.model, self.audio = self.localiser.model, self.localiser.audio
             self.geometry = FrameGeometry(self.localiser.frame.frame_size, options.frame_geometry)
-            self.context = describe(options, self.localiser.checkpoint, self.clip_set, device, command)
+            self.context = self.describe(self.localiser.checkpoint)
+
+    def describe(self, checkpoint: Checkpoint) -> pages.EvaluationContext:
+        """Say what stands beside the scores: clips, checkpoint, leak check, environment."""
+        options, clip_set = self.options, self.clip_set
+        assert options.checkpoint is not None, "it has been loaded"
+        trained_on: Sequence[str] | None = checkpoint.training_clips
+        if options.training_list is not None:
+            trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
+        leak = find_leak(trained_on, clip_set.source_ids or (), purpose="test")
+        if clip_set.source_ids is None:
+            message = (
+                f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap "
+                "with the training list could not be looked for."
+            )
+            leak = {"checked": False, "num_clips": None, "first": [], "message": message}
+        copied = ("method", "method_config", "audio_config", "frame_config", "epoch", "training_list")
+        return pages.EvaluationContext(
+            benchmark=clip_set.dataset,
+            data_root=str(options.data_root),
+            clip_list=clip_set.list_name,
+            clip_list_sha256=clip_set.list_sha256,
+            num_listed=clip_set.num_listed,
+            missing=clip_set.missing,
+            cut=clip_set.cut,
+            frame_geometry=options.frame_geometry,
+            audio=options.audio,
+            note=options.note,
+            checkpoint={
+                "path": str(options.checkpoint),
+                "sha256": file_sha256(options.checkpoint),
+                **{name: getattr(checkpoint, name) for name in copied},
+                "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
+                "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
+            },
+            leak=leak,
+            num_chosen_on=len({*checkpoint.selection.get("clips", ())} & {*clip_set.clip_ids}),
+            object_prior=options.object_prior,
+            environment=environment_report(self.device),
+            command=self.command,
+        )
 
     def claim(self, task: str, settings: Mapping[str, Any]) -> None:
         """Refuse a folder with the results of another evaluation; add the clips' classes."""
@@ -148,49 +188,6 @@ class Evaluation:
         else:
             table = pages.screen_table(report.caption, report.tables, report.notes)
             sys.stdout.write(f"{table}\n{path}\n")
-
-
-def describe(
-    options: opts.Scoring, checkpoint: Checkpoint, clip_set: ClipSet, device: torch.device, command: str
-) -> pages.EvaluationContext:
-    """Say what stands beside the scores: clips, checkpoint, leak check, environment."""
-    assert options.checkpoint is not None, "it has been loaded"
-    trained_on: Sequence[str] | None = checkpoint.training_clips
-    if options.training_list is not None:
-        trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
-    if clip_set.source_ids is not None:
-        leak = find_leak(trained_on, clip_set.source_ids, purpose="test")
-    else:
-        message = (
-            f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap with "
-            "the training list could not be looked for."
-        )
-        leak = {"checked": False, "num_clips": None, "first": [], "message": message}
-    copied = ("method", "method_config", "audio_config", "frame_config", "epoch", "training_list")
-    return pages.EvaluationContext(
-        benchmark=clip_set.dataset,
-        data_root=str(options.data_root),
-        clip_list=clip_set.list_name,
-        clip_list_sha256=clip_set.list_sha256,
-        num_listed=clip_set.num_listed,
-        missing=clip_set.missing,
-        cut=clip_set.cut,
-        frame_geometry=options.frame_geometry,
-        audio=options.audio,
-        note=options.note,
-        checkpoint={
-            "path": str(options.checkpoint),
-            "sha256": file_sha256(options.checkpoint),
-            **{name: getattr(checkpoint, name) for name in copied},
-            "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
-            "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
-        },
-        leak=leak,
-        num_chosen_on=len({*checkpoint.selection.get("clips", ())} & {*clip_set.clip_ids}),
-        object_prior=options.object_prior,
-        environment=environment_report(device),
-        command=command,
-    )
 
 
 # --------------------------------------------------------------------------------------- localisation
@@ -356,7 +353,7 @@ def published_lists(result: localising.LocalisationResult, benchmark: str) -> di
     return {rule.name: published_list(rule.name, rule.authors, benchmark, *ids) for rule in result.protocols}
 
 
-def baselines(options: opts.BaselineOptions, command: str) -> int:
+def baselines(options: opts.BaselineOptions, command: str) -> None:
     """Score blind predictors and ceilings on a benchmark's boxes."""
     truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
     benchmark = DATA_SETS[options.benchmark]
@@ -389,7 +386,6 @@ def baselines(options: opts.BaselineOptions, command: str) -> int:
             "command": command,
         }
         write_atomically(options.output, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-    return 0
 
 
 # ------------------------------------------------------------------------------ retrieval, negatives
@@ -489,7 +485,7 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
 # -------------------------------------------------------------------------------------- video, image
 
 
-def video(options: opts.VideoOptions, _: str) -> int:
+def video(options: opts.VideoOptions, _: str) -> None:
     """Draw where the sound comes from into a video."""
     source, output = options.input, options.output
     beside = [output.with_name(f"{output.stem}_{name}") for name in ("contact_sheet.png", "peaks.csv")]
@@ -503,24 +499,28 @@ def video(options: opts.VideoOptions, _: str) -> int:
             bar.total = expected if expected is None else max(done, expected)
             bar.update(done - bar.n)
 
-        names = ("opacity", "box", "audio_step", "smoothing", "batch_size", "max_seconds")
-        chosen = {name: getattr(options, name) for name in names}
-        result = localise_video(localiser, source, output, on_progress=count, **chosen)
-    if result.silent_frames:
-        logger.warning(
-            "%s: the sound around %d of %d frames is silent; nothing is drawn on these.",
+        result = localise_video(
+            localiser,
             source,
-            result.silent_frames,
-            result.frames,
+            output,
+            opacity=options.opacity,
+            box=options.box,
+            on_progress=count,
+            audio_step=options.audio_step,
+            smoothing=options.smoothing,
+            batch_size=options.batch_size,
+            max_seconds=options.max_seconds,
         )
+    if result.silent_frames:
+        words = "%s: the sound around %d of %d frames is silent; nothing is drawn on these."
+        logger.warning(words, source, result.silent_frames, result.frames)
     sys.stdout.write(
         f"{result.frames} frames, {result.seconds:.2f} s: {output}\n"
         f"Contact sheet: {result.contact_sheet}\nPeaks: {result.peaks}\n"
     )
-    return 0
 
 
-def image(options: opts.ImageOptions, _: str) -> int:
+def image(options: opts.ImageOptions, _: str) -> None:
     """Draw where a sound comes from into a picture."""
     output = options.output
     peak_file = output.with_name(f"{output.stem}_peak.csv")
@@ -535,7 +535,6 @@ def image(options: opts.ImageOptions, _: str) -> int:
         logger.warning("%s is silent; nothing is drawn.", options.sound)
     words = "No peak." if heat.peak is None else "Peak: x {}, y {}, similarity {}.".format(*peak.split(","))
     sys.stdout.write(f"{words} {output}\n")
-    return 0
 
 
 def check_files(sources: Sequence[Path], outputs: Sequence[Path], suffix: str) -> None:
@@ -553,13 +552,11 @@ def check_files(sources: Sequence[Path], outputs: Sequence[Path], suffix: str) -
 
 # ------------------------------------------------------------------------------------ command line
 
-SCORED: dict[type, Callable[[Evaluation, Any], Unreadable]] = {
+TASKS: dict[type, Callable[..., Any]] = {
     opts.LocalisationOptions: localisation,
+    opts.BaselineOptions: baselines,
     opts.RetrievalOptions: retrieval,
     opts.NegativeOptions: negatives,
-}
-OTHERS: dict[type, Callable[[Any, str], int]] = {
-    opts.BaselineOptions: baselines,
     opts.VideoOptions: video,
     opts.ImageOptions: image,
 }
@@ -575,14 +572,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             sys.stdout.write(json.dumps(opts.as_plain(options), indent=2) + "\n")
             return 0
-        words = "python test.py " + shlex.join(given)
+        words, task = "python test.py " + shlex.join(given), TASKS[type(options)]
         use_full_float32()
         if not isinstance(options, opts.Scoring):
-            return OTHERS[type(options)](options, words)
+            task(options, words)
+            return 0
         with process_group(pick_device(options.device)) as device:
             if not is_main_process():
                 logging.getLogger().setLevel(logging.ERROR)
-            unreadable = SCORED[type(options)](Evaluation(options, words, device), options)
+            unreadable = task(Evaluation(options, words, device), options)
         return 2 if unreadable and not options.allow_missing else 0
 
     return run_command(command)

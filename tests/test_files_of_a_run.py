@@ -1,4 +1,4 @@
-"""A training run reads like a few files: it calls functions of at most 20 of ours."""
+"""The programs read like a few files: a run of either calls functions of few of ours."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,11 @@ from test_end_to_end import SMALL
 import main
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_a_training_run_calls_functions_of_few_files(tiny_data, tmp_path):
+def files_of(program, *arguments):
+    """The files whose functions a finished run has called, without tests and libraries."""
     files = set()
 
     def note(frame, event, _):
@@ -20,14 +21,29 @@ def test_a_training_run_calls_functions_of_few_files(tiny_data, tmp_path):
         if event == "call" and code.co_name not in ("<module>", "<lambda>"):
             files.add(code.co_filename)
 
-    words = ["--train-set", "vggsound", "--data-root", tiny_data.root, "--output", tmp_path / "run", *SMALL]
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        assert main.main(["ssl_tie", *map(str, [*words, "--epochs", 1])]) == 0
+        assert program([str(word) for word in arguments]) == 0
     finally:
         sys.setprofile(before)
-    ours = {Path(name).relative_to(ROOT) for name in files if Path(name).is_relative_to(ROOT)}
-    ours = {name for name in ours if name.parts[0] not in ("tests", ".venv")}
-    assert Path("main.py") in ours and Path("models/ssl_tie.py") in ours
-    assert len(ours) <= 20, "\n".join(sorted(map(str, ours)))
+    ours = {str(Path(name).relative_to(ROOT)) for name in files if Path(name).is_relative_to(ROOT)}
+    return sorted(name for name in ours if not name.startswith(("tests", ".venv")))
+
+
+def test_a_training_run_calls_functions_of_few_files(tiny_data, tmp_path):
+    data = ("--train-set", "vggsound", "--data-root", tiny_data.root, "--output", tmp_path / "run")
+    ours = files_of(main.main, "ssl_tie", *data, *SMALL, "--epochs", 1)
+    assert {"main.py", "models/ssl_tie.py"} <= {*ours}
+    assert len(ours) <= 20, "\n".join(ours)
+
+
+def test_a_test_run_from_disk_to_page_calls_functions_of_few_files(
+    checkpoint, testing_program, tiny_data, tmp_path
+):
+    data = ("--benchmark", "vgg_ss", "--data-root", tiny_data.root, "--output", tmp_path / "results")
+    run = ("localisation", "--checkpoint", checkpoint, *data, "--workers", 0, "--device", "cpu")
+    ours = files_of(testing_program.main, *run)
+    assert (tmp_path / "results" / "report.html").exists()
+    assert {"test.py", "models/ssl_tie.py"} <= {*ours}
+    assert len(ours) <= 26, "\n".join(ours)

@@ -35,17 +35,17 @@ from tqdm import tqdm
 
 import opts
 from datasets.annotations import read_labels
-from datasets.audio import AudioConfig, read_window
+from datasets.audio import AudioConfig, load_waveform
 from datasets.augmentation import as_float, normalise
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, read_frame
 from datasets.lists import find_leak, find_list, published_list, without_negatives
-from datasets.loaders import build_test_loader
+from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_video
 from models.released import load_object_prior
 from utils.checkpoint import Checkpoint
-from utils.distributed import gather_objects, is_main_process, process_group, rank, shard, world_size
+from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.evaluation import localisation as localising
 from utils.evaluation import negatives as negative_sounds
 from utils.evaluation import retrieval as retrieving
@@ -163,12 +163,9 @@ class Evaluation:
         """Decode this process's part of the clips, of those that are chosen, behind a progress bar."""
         own = shard(self.clips, rank(), world_size())
         own = [clip for clip in own if chosen is None or clip.clip_id in chosen]
-        loader = build_test_loader(
-            self.dataset(own, **how),
-            batch_size=self.options.batch_size,
-            num_workers=self.options.workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        size, workers = self.options.batch_size, self.options.workers
+        pinned = self.device.type == "cuda"
+        loader = ClipLoader(self.dataset(own, **how), batch_size=size, workers=workers, pin_memory=pinned)
         hidden = not is_main_process()
         with loader, tqdm(total=len(own), desc=title, unit="clip", disable=hidden) as bar:
             for batch in loader:
@@ -207,7 +204,9 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
         for place in range(int(min(overlays_left, len(cious)))):
             boxes = batch.bounding_boxes[place]
             _, overlay = draw_clip(batch.frames[place], maps[place], boxes, cious[place])
-            drawing.write_jpeg(options.output / "overlays" / f"{batch.clip_ids[place]}.jpg", overlay)
+            path = options.output / "overlays" / f"{batch.clip_ids[place]}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(drawing.encode_jpeg(overlay))
             overlays_left -= 1
 
     result = localising.evaluate_localisation(
@@ -337,9 +336,7 @@ def draw_galleries(
                 continue  # broken between its two readings: left out of the pictures
             heat = localising.headline_map(result, row.Index)
             pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
-            # As long as it is, where the sample repeats it to fill the window.
-            sound = read_window(clips.clips[places[row.clip_id]].audio_source, clips.audio)
-            mp3 = drawing.encode_mp3(sound.numpy(), clips.audio.sample_rate)
+            mp3 = drawing.encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
             jpegs = [drawing.encode_jpeg(one) for one in pictures]
             cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3))
         galleries.append(pages.Gallery(cards, title))
@@ -365,7 +362,7 @@ def baselines(options: opts.BaselineOptions, command: str) -> None:
         map_size=protocols[0].map_size,
         content="truth",
     )
-    loader = build_test_loader(clips, batch_size=32, num_workers=0, pin_memory=False)
+    loader = ClipLoader(clips, batch_size=32)
     result = localising.evaluate_localisation(None, tqdm(loader, options.benchmark, unit="batch"), protocols)
     scores = localising.score_table(result.clips, benchmark.metrics)
     extra, published = reporting.describe_extra_metrics(benchmark), published_lists(result, options.benchmark)
@@ -404,17 +401,14 @@ def retrieval(run: Evaluation, options: opts.RetrievalOptions) -> Unreadable:
 
     classes = run.context.classes
     labels = None if classes is None else [classes[clip_id] for clip_id in embeddings.clip_ids]
-    with tqdm(total=len(embeddings.clip_ids) * len(directions), desc="searching", unit="query") as bar:
-        queries, scores = retrieving.evaluate_retrieval(
-            embeddings, labels, directions, ks, device=run.device, on_queries=bar.update
-        )
+    queries, scores = retrieving.evaluate_retrieval(embeddings, labels, directions, ks, device=run.device)
     clips = {clip.clip_id: clip for clip in run.clips}
     thumbnail = FrameGeometry(THUMBNAIL_SIDE, options.frame_geometry)
 
     @cache
     def card_of(clip_id: str) -> pages.Card:
         picture = np.asarray(thumbnail.apply_to_frame(read_frame(clips[clip_id].frame_source)))
-        sound = read_window(clips[clip_id].audio_source, run.audio).numpy()
+        sound = load_waveform(clips[clip_id].audio_source, run.audio).numpy()
         mp3 = drawing.encode_mp3(sound, run.audio.sample_rate)
         return pages.Card(clip_id, "", [drawing.encode_jpeg(picture)], mp3)
 
@@ -444,10 +438,9 @@ def embed_all(run: Evaluation, options: opts.RetrievalOptions, pooling: str | No
     if stored is not None:
         logger.info("Embeddings of %d clips from %s.", len(stored.clip_ids), path)
         return stored
-    part = retrieving.embed_clips(
+    embeddings = retrieving.embed_clips(
         run.model, run.batches("embedding"), num_clips=len(run.clips), image_pooling=pooling
     )
-    embeddings = retrieving.merge_embeddings(gather_objects([part]))
     if is_main_process():
         retrieving.save_embeddings(path, embeddings, identity)
     return embeddings

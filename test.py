@@ -133,20 +133,21 @@ class Evaluation:
 
     def claim(self, task: str, settings: Mapping[str, Any]) -> None:
         """Refuse a folder with the results of another evaluation; add the clips' classes."""
-        labels, context = None, self.context
+        context = self.context
         if self.options.labels is not None:
             labels, clip_ids = read_labels(self.options.labels), self.clip_set.clip_ids
             if DATA_SETS[self.options.benchmark].negatives:  # what sounds there is not in the picture
                 clip_ids = without_negatives(clip_ids)
             classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
             source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
-            self.context = replace(context, classes=classes, labels=source)
+            self.context = context = replace(context, classes=classes, labels=source)
         self.identity = {
             "task": task,
             "benchmark": context.benchmark,
             "checkpoint": context.checkpoint["sha256"],
             "clip list": context.clip_list_sha256,
             "frame geometry": context.frame_geometry,
+            "labels": context.labels and context.labels["sha256"],
             **settings,
         }
         pages.check_results_folder(self.options.output, self.identity)
@@ -159,13 +160,20 @@ class Evaluation:
             clips, geometry=self.geometry, audio=self.audio, map_size=map_size, content=content
         )
 
-    def batches(self, title: str, chosen: Collection[str] | None = None, **how: Any) -> Iterator[Batch]:  # noqa: ANN401
+    def batches(
+        self,
+        title: str,
+        chosen: Collection[str] | None = None,
+        map_size: int = 224,
+        content: Content = "both",
+    ) -> Iterator[Batch]:
         """Decode this process's part of the clips, of those that are chosen, behind a progress bar."""
         own = shard(self.clips, rank(), world_size())
         own = [clip for clip in own if chosen is None or clip.clip_id in chosen]
         size, workers = self.options.batch_size, self.options.workers
         pinned = self.device.type == "cuda"
-        loader = ClipLoader(self.dataset(own, **how), batch_size=size, workers=workers, pin_memory=pinned)
+        clips = self.dataset(own, map_size, content)
+        loader = ClipLoader(clips, batch_size=size, workers=workers, pin_memory=pinned)
         hidden = not is_main_process()
         with loader, tqdm(total=len(own), desc=title, unit="clip", disable=hidden) as bar:
             for batch in loader:

@@ -9,7 +9,6 @@ import torch
 from localiser_inputs import AUDIO, small_ssl_tie
 from PIL import Image
 
-from datasets.audio import SegmentConfig
 from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import ClipLoader
@@ -48,9 +47,7 @@ def picture(path, size=(130, 90), **options):
 
 
 @pytest.mark.parametrize("geometry", ["squash", "centre_crop"])
-@pytest.mark.parametrize(
-    ("seconds", "suffix"), [(0.4, ".flac"), (3.0, ".mp3"), (1.5, ".ogg"), (2.0, ".aiff")]
-)
+@pytest.mark.parametrize(("seconds", "suffix"), [(0.4, ".flac"), (3.0, ".mp3"), (2.0, ".aiff")])
 def test_the_map_is_that_of_the_benchmark_s_loader(tmp_path, localise, geometry, seconds, suffix):
     image, sound = picture(tmp_path / "a.png"), noise(tmp_path / f"a{suffix}", seconds)
     output = tmp_path / "new" / "out.png"
@@ -97,11 +94,11 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path, localise, caplog):
     folder, heard = tmp_path / "folder.png", tmp_path / "out_peak.csv"
     folder.mkdir()
     heard.write_bytes(sound.read_bytes())
-    Image.new("1", (8_001, 8_000)).save(large)  # some hundred bytes
+    Image.new("1", (14_000, 13_000)).save(large)  # some kilobytes
     for arguments, words in (
-        ((large, sound, output), "large.png has 8001 x 8000 pixels; at most 64 million"),
-        ((absent, sound, output), "--image: there is no file"),
-        ((image, absent, output), "--sound: there is no file"),
+        ((large, sound, output), "large.png cannot be read"),
+        ((absent, sound, output), "There is no file"),
+        ((image, absent, output), "There is no file"),
         ((sound, sound, output), "a.wav cannot be read"),
         ((image, image, output), "a.png cannot be read"),
         ((image, sound, tmp_path / "out.jpg"), "must end in .png"),
@@ -117,20 +114,3 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path, localise, caplog):
     assert not output.exists()
     assert not (tmp_path / "folder_peak.csv").exists()
     assert heard.read_bytes() == sound.read_bytes()
-
-
-def test_a_long_sound_is_refused_where_it_would_be_decoded_whole(tmp_path, localise, caplog, testing_program):
-    image, long = picture(tmp_path / "a.png"), tmp_path / "long.ogg"
-    with soundfile.SoundFile(long, "w", 8_000, 1) as file:  # ten minutes of silence in a few kilobytes
-        for _ in range(601):  # libsndfile's encoder of Vorbis has no stack for all at once
-            file.write(np.zeros(8_000))
-    assert localise(image, long, tmp_path / "out.png")[0] == 0  # SSL-TIE hears the beginning
-    middle = small_ssl_tie()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            testing_program,
-            "load_localiser",
-            lambda *args, **options: type(middle)(**{**vars(middle), "audio": SegmentConfig()}),
-        )
-        assert localise(image, long, tmp_path / "out.png")[0] == 2
-    assert "longer than 600 s" in caplog.text and "--max-seconds" in caplog.text

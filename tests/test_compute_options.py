@@ -1,7 +1,6 @@
 """Each option of --precision and its neighbours does what it says, and leaves the results alone."""
 
 import shutil
-from dataclasses import fields
 
 import pytest
 import torch
@@ -12,9 +11,7 @@ from torch import nn
 import main
 import opts
 from datasets.geometry import GeometricTransform
-from models import METHODS
 from models.ssl_tie import SSLTIE, SSLTIEConfig
-from utils.options import flag
 from utils.training import autocast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,9 +58,6 @@ def largest_distance(ours, expected):
         ((ours[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-6)).item()
         for name, value in expected.items()
     )
-
-
-# ------------------------------------------------------------------------------- --precision
 
 
 def options_of(*arguments):
@@ -124,27 +118,14 @@ def test_fp16_trains_and_resumes_from_the_command_line(tiny_data, tmp_path):
     assert content["progress"]["scaler"]["scale"] <= 2.0**10
 
 
-@pytest.fixture
-def tf32_switches():
-    """Both of them, put back at the end."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    yield switches
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
-
-
 @pytest.mark.parametrize("tf32", [True, False])
-def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32_switches, tf32):
-    for switch in tf32_switches:
-        switch.allow_tf32 = not tf32
-    seen = []
-    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in tf32_switches) or 0)
+def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32):
+    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    for switch in switches:  # both are put back at the end
+        monkeypatch.setattr(switch, "allow_tf32", not tf32)
+    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in switches) or 0)
     assert main.train(options_of("--precision", "tf32" if tf32 else "bf16")) == 0
     assert seen == [tf32, tf32]
-
-
-# ------------------------------------------------------------------------------------ --compile
 
 
 def test_compiling_leaves_the_names_alone():
@@ -166,19 +147,3 @@ def test_compiled_networks_give_the_same_loss(inputs):
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
     assert largest_distance(gradients, expected[1]) < 1e-2
     assert largest_distance(buffers, expected[2]) < 1e-5
-
-
-# ---------------------------------------------------------------------------------- all together
-
-
-def known_options():
-    groups = [group for method in METHODS for group in opts.train_groups(method).values()]
-    groups += opts.TASKS.values()
-    return {flag(f.name) for group in groups for f in fields(group) if not f.metadata.get("hidden")}
-
-
-@pytest.mark.parametrize("option", ["--micro-batches", "--head-megabytes=16", "--no-tf32"])
-def test_options_of_earlier_versions_are_refused_with_a_reason(option):
-    assert not known_options() & opts.DROPPED.keys()
-    with pytest.raises(ValueError, match=f"{option.split('=')[0]} is no longer there. [A-Z]"):
-        options_of(option)

@@ -12,7 +12,9 @@ The published recipes are in scripts/train_*.sh.
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +61,9 @@ logger = logging.getLogger("main")
 
 NUM_PICTURES = 4  # overlays in TensorBoard after each epoch
 
+Decode = Callable[[AudioVisualClips, str], Iterator[Batch]]
+"""decodes clips behind a progress bar with a title, see `decode_all`"""
+
 
 def train(options: opts.TrainOptions) -> int:
     """Train with all processes of torchrun; return the exit status."""
@@ -81,6 +86,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         allow_missing=options.data.allow_missing,
     )
     validation_set = build_validation_set(options, training_set)
+    rule = options.validation.validation_protocol or METHODS[options.method].rule
     batch_size, epochs = options.optimisation.batch_size, options.optimisation.epochs
     own = local_slice(batch_size)  # which clips of each batch are this process's
     batches = SeededBatches(len(training_set.clips), batch_size, options.run.seed, part=own)
@@ -105,6 +111,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         restore(options, run, training_set, model, state)
 
     with run, Interruption() as stop, loader:
+        decode = partial(decode_all, options, device, stop)
         run.start(
             opts.as_plain(options),
             missing=training_set.missing,
@@ -121,7 +128,8 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             stopped_by, best_on = None, None
             if curriculum is not None:
                 if curriculum.needs_search(run.epoch):  # with the weights as they are now
-                    find_partners(options, curriculum, run.epoch, model, device, stop)
+                    with evaluating(model), autocast(device, options.compute.precision):
+                        curriculum.search(run.epoch, model, decode, stop.agreed)
                     stopped_by = stop.agreed()
                 batches.mixing = curriculum.mixing_for_epoch(run.epoch)
             if stopped_by is None:
@@ -129,11 +137,12 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
                     options, run, loader, own.start, model, wrapped, optimizer, scaler, stop
                 )
                 run.check_weights(model.state_dict())
-            if stopped_by is None:
-                result = validate(options, validation_set, model, device, stop)
+            result = None
+            if stopped_by is None and validation_set is not None:
+                result = validate(options, validation_set, rule, model, decode)
                 stopped_by = stop.agreed()
             if stopped_by is None and run.finish_epoch(result) and validation_set is not None:
-                best_on = {**validation_set.identity(), "protocol": validation_rule(options)}
+                best_on = {**validation_set.identity(), "protocol": rule}
             checkpoint = make_checkpoint(options, run, training_set, model, state)
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
@@ -168,9 +177,7 @@ def train_one_epoch(
     )
     with bar:
         for decoded in loader:
-            # Clips that cannot be decoded are left out and named; all processes cut their batches to one
-            # size.
-            run.note_broken(decoded.broken)
+            run.note_broken(decoded.broken)  # they are left out; all processes cut their batches to one size
             batch = decoded.part(slice(smallest(len(decoded))))
             if len(batch) < 2:
                 logger.warning("Skipped a batch of which %d clips could be read.", len(batch))
@@ -228,52 +235,38 @@ def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Metho
     return model, wrapped
 
 
-def find_partners(
-    options: opts.TrainOptions,
-    curriculum: Any,  # noqa: ANN401 - of the method
-    epoch: int,
-    model: Method,
-    device: torch.device,
-    stop: Interruption,
-) -> None:
-    """Let the curriculum embed all training sounds and find each one's partner, unless a signal comes."""
+@contextmanager
+def evaluating(model: Method) -> Iterator[None]:
+    """Put the model into eval mode, without gradients, and back."""
     model.eval()
-    with torch.inference_mode(), autocast(device, options.compute.precision):
-        curriculum.search(
-            epoch, model, lambda clips, words: decode_all(options, clips, words, device, stop), stop.agreed
-        )
+    with torch.inference_mode():
+        yield
     model.train()
 
 
 def validate(
-    options: opts.TrainOptions,
-    validation_set: ClipSet | None,
-    model: Method,
-    device: torch.device,
-    stop: Interruption,
-) -> dict[str, float] | None:
-    """Score the model on the validation benchmark, where one is named; on a part when stopped."""
-    if validation_set is None:
-        return None
+    options: opts.TrainOptions, validation_set: ClipSet, rule: str, model: Method, decode: Decode
+) -> dict[str, float]:
+    """Score the model on the validation benchmark; on a part of it when stopped."""
     clips = AudioVisualClips(
         shard(validation_set.clips, rank(), world_size()),
         geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
     )
-    model.eval()
-    result = evaluate_localisation(
-        lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
-        decode_all(options, clips, "validation", device, stop),
-        [PROTOCOLS[validation_rule(options)]],
-    )
-    model.train()
+    with evaluating(model):
+        result = evaluate_localisation(
+            lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
+            decode(clips, "validation"),
+            [PROTOCOLS[rule]],
+            shared=True,
+        )
     for clip_id, reason in result.unreadable:
         logger.warning("Validation clip %s is not scored: %s", clip_id, reason)
     return {"clips": len(result.headline), **result.scores()}
 
 
 def decode_all(
-    options: opts.TrainOptions, clips: AudioVisualClips, words: str, device: torch.device, stop: Interruption
+    options: opts.TrainOptions, device: torch.device, stop: Interruption, clips: AudioVisualClips, words: str
 ) -> Iterator[Batch]:
     """Decode clips in order, as many at once as a training step has; end early when stopped."""
     own = local_slice(options.optimisation.batch_size)
@@ -302,22 +295,12 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
     return validation_set
 
 
-def validation_rule(options: opts.TrainOptions) -> str:
-    """Name the scoring rule: the one that is asked for, or that of the method's authors."""
-    return options.validation.validation_protocol or METHODS[options.method].rule
-
-
 def make_checkpoint(
     options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
 ) -> Checkpoint:
     """Collect all that rebuilds the model and goes on with the run; all processes must call it.
 
-    Args:
-        options: of the run.
-        run: where it stands.
-        training_set: what it trains on.
-        model: bare.
-        state: optimizer, scaler and the curriculum or None, by name.
+    `state` has the optimizer, the scaler, and the curriculum or None, by name.
     """
     plain = opts.as_plain(options)
     states = {name: part.state_dict() for name, part in state.items() if part is not None}
@@ -340,11 +323,7 @@ def make_checkpoint(
 def restore(
     options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
 ) -> None:
-    """Put model, run and state (see `make_checkpoint`) where last.pth left them.
-
-    Raises:
-        ValueError: the run was started with other options or other clips.
-    """
+    """Put model, run and state (see `make_checkpoint`) where last.pth left them; refuse another run's."""
     checkpoint = parse_checkpoint(read_checkpoint_file(run.last_path), run.last_path)
     differences = opts.differences_that_matter(checkpoint.options, opts.as_plain(options))
     if checkpoint.training_clips != training_set.known_ids:

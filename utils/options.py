@@ -10,6 +10,7 @@ import argparse
 import ast
 import inspect
 import math
+import operator
 import sys
 import types
 import typing
@@ -48,9 +49,10 @@ class Options:
             bounds, value = described.metadata.get("bounds"), getattr(self, described.name)
             if not bounds or value is None:
                 continue
-            low, high = bounds.get("at_least", -math.inf), bounds.get("at_most", math.inf)
-            fits = low <= value <= high and value > bounds.get("above", -math.inf)
-            if not fits or not math.isfinite(value):
+            holds = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
+            if not math.isfinite(value) or not all(
+                holds[kind](value, bound) for kind, bound in bounds.items()
+            ):
                 words = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
                 raise ValueError(f"{flag(described.name)} must be {words}, got {value}")
 
@@ -67,11 +69,7 @@ def build(config_class: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - 
 
 
 def refuse_dropped(dropped: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Refuse a command line with an option of an earlier version; `dropped` says what to use instead.
-
-    Raises:
-        ValueError: an option, as `--option`, `--no-option` or `--option=value`, is in `dropped`.
-    """
+    """Refuse an option of an earlier version, in whatever form; `dropped` says what to use instead."""
     for argument in arguments:
         name = argument.partition("=")[0]
         known = name.replace("--no-", "--", 1)

@@ -258,7 +258,6 @@ def validate(
             lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
             decode(clips, "validation"),
             [PROTOCOLS[rule]],
-            shared=True,
         )
     for clip_id, reason in result.unreadable:
         logger.warning("Validation clip %s is not scored: %s", clip_id, reason)

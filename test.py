@@ -180,20 +180,6 @@ class Evaluation:
                 yield batch.to(self.device)
                 bar.update(len(batch) + len(batch.broken))
 
-    def write(self, report: pages.Report) -> None:
-        """Write the results; print the scores for reading, or as --table asks, and log the warnings."""
-        folder, form = self.options.output, self.options.table
-        for warning in report.summary["warnings"]:
-            logger.warning("%s", warning)
-        pages.write_report(folder, report)
-        path = f"Report: {folder / 'report.html'}"
-        if form is not None:
-            sys.stdout.write(pages.render_table(report, form))
-            logger.info("%s", path)
-        else:
-            table = pages.screen_table(report.caption, report.tables, report.notes)
-            sys.stdout.write(f"{table}\n{path}\n")
-
 
 # --------------------------------------------------------------------------------------- localisation
 
@@ -225,7 +211,6 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
         model_name="model" if alpha is None else f"model + object prior (alpha {alpha:g})",
         negatives=benchmark.negatives is not None,
         on_batch=draw,
-        shared=True,
     )
     result = replace(result, unreadable=(*result.unreadable, *unreadable))
     if not is_main_process():
@@ -240,9 +225,8 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
     # Saved maps come without their frames.
     galleries = [] if options.from_maps else draw_galleries(result, run.dataset(run.clips), options.gallery)
     published = published_lists(result, options.benchmark)
-    run.write(
-        reporting.localisation_report(result, run.context, benchmark, published, run.identity, galleries)
-    )
+    report = reporting.localisation_report(result, run.context, benchmark, published, run.identity, galleries)
+    pages.write_and_show(options.output, report, options.table)
     # After the results: a disk that is full by now costs no more than the maps.
     if options.save_maps is not None:
         localising.save_maps(options.save_maps, result, asdict(run.context))
@@ -429,7 +413,7 @@ def retrieval(run: Evaluation, options: opts.RetrievalOptions) -> Unreadable:
         num_shown=options.gallery,
         card_of=card_of,
     )
-    run.write(report)
+    pages.write_and_show(options.output, report, options.table)
     return embeddings.unreadable
 
 
@@ -479,7 +463,8 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
     )
     if is_main_process():
         similarity = "(cosine + 1) / 2" if half_cosine else "cosine"
-        run.write(negatives_report(result, run.context, run.identity, similarity))
+        report = negatives_report(result, run.context, run.identity, similarity)
+        pages.write_and_show(options.output, report, options.table)
     return result.unreadable
 
 

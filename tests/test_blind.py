@@ -11,8 +11,8 @@ from result_inputs import make_batch
 
 from datasets.annotations import consensus_map, read_vgg_ss_json
 from datasets.lists import read_clip_list
-from utils.evaluation import baselines as blind
 from utils.evaluation import metrics
+from utils.evaluation import protocols as blind
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.metrics import TruthMaps
 from utils.evaluation.protocols import PROTOCOLS, predict

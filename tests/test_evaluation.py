@@ -12,7 +12,6 @@ from result_inputs import Replay, batches_of, evaluate, make_batch
 
 from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
 from datasets.clips import BrokenClip
-from utils.evaluation.baselines import centre_disc, centre_gaussian, centre_square, oracle_cious
 from utils.evaluation.localisation import (
     FEW_CLIPS,
     LocalisationResult,
@@ -23,7 +22,17 @@ from utils.evaluation.localisation import (
     score_table,
 )
 from utils.evaluation.metrics import TruthMaps, consensus_iou, pointing_hits
-from utils.evaluation.protocols import PROTOCOLS, confidences, normalise, predict, upsample
+from utils.evaluation.protocols import (
+    PROTOCOLS,
+    centre_disc,
+    centre_gaussian,
+    centre_square,
+    confidences,
+    normalise,
+    oracle_cious,
+    predict,
+    upsample,
+)
 from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, clip_values
 
 MEDIAN = PROTOCOLS["ssl_tie"]

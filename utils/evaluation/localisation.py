@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.distributed import gather_objects
-from utils.evaluation.baselines import centre_disc, centre_gaussian, centre_square, oracle_cious, whole_frame
 from utils.evaluation.metrics import (
     EXTRA_METRICS,
     TruthMaps,
@@ -31,7 +30,18 @@ from utils.evaluation.metrics import (
     pair_cious,
     pointing_hits,
 )
-from utils.evaluation.protocols import LocalisationProtocol, ObjectMaps, Prediction, confidences, predict
+from utils.evaluation.protocols import (
+    LocalisationProtocol,
+    ObjectMaps,
+    Prediction,
+    centre_disc,
+    centre_gaussian,
+    centre_square,
+    confidences,
+    oracle_cious,
+    predict,
+    whole_frame,
+)
 from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, bootstrap_statistics, clip_values
 from utils.files import write_atomically
 

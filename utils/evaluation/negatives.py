@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.distributed import gather_objects
-from utils.evaluation.baselines import centre_disc
 from utils.evaluation.metrics import SUCCESS_THRESHOLDS, TruthMaps, consensus_iou, pointing_hits
-from utils.evaluation.protocols import PROTOCOLS, predict, upsample
+from utils.evaluation.protocols import PROTOCOLS, centre_disc, predict, upsample
 from utils.evaluation.statistics import bootstrap_statistics, clip_values
 
 if TYPE_CHECKING:

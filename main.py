@@ -23,10 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import opts
-from datasets.augmentation import to_displayable
 from datasets.benchmarks import ClipSet, build_clips
 from datasets.clips import AudioVisualClips, Batch
-from datasets.frames import FrameGeometry
+from datasets.frames import FrameGeometry, to_displayable
 from datasets.lists import find_leak
 from datasets.loaders import ClipLoader, SeededBatches, hash_seed
 from models import METHODS

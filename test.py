@@ -36,10 +36,9 @@ from tqdm import tqdm
 import opts
 from datasets.annotations import read_labels
 from datasets.audio import AudioConfig, load_waveform
-from datasets.augmentation import as_float, normalise
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
-from datasets.frames import FrameGeometry, read_frame
+from datasets.frames import FrameGeometry, as_float, normalise, read_frame
 from datasets.lists import find_leak, find_list, published_list, without_negatives
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_video

@@ -14,15 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.options import Options, option
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CROP_SCALE = (0.3, 1.0)  # share of the frame that the random crop keeps
 CROP_ASPECT = (3 / 4, 4 / 3)  # width by height
@@ -246,32 +241,6 @@ def cut_out(frames: Tensor, size: int, numbers: Tensor) -> Tensor:
     clips = torch.arange(len(frames), device=frames.device)
     cut = frames.movedim(1, 3)[clips[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, S, S, 3)
     return cut.movedim(3, 1)
-
-
-# -------------------------------------------------------------------------------------- pixels and back again
-
-
-def as_float(frames: Tensor) -> Tensor:
-    """Turn uint8 frames (B, 3, H, W) in any memory order into float32 in [0, 1], channel by channel."""
-    return frames.to(torch.float32, memory_format=torch.contiguous_format) / 255
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """Give float frames (B, 3, H, W) in [0, 1] ImageNet's mean 0 and standard deviation 1."""
-    mean, std = _imagenet_statistics(frames.device)
-    return (frames - mean) / std
-
-
-def to_displayable(frames: Tensor) -> NDArray[np.uint8]:
-    """Turn normalised frames (B, 3, H, W) into pictures (B, H, W, 3), undoing `normalise`."""
-    mean, std = _imagenet_statistics(frames.device)
-    pixels = (frames * std + mean).clamp(0, 1) * 255
-    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)[:, :, None, None]  # (3, 1, 1) each
-    return mean, std
 
 
 def _between(numbers: Tensor, limits: tuple[float, float]) -> Tensor:

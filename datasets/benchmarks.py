@@ -27,7 +27,7 @@ from datasets.annotations import (
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
-from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, authors_files, read_authors, read_packed
+from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, read_authors, read_packed
 from datasets.lists import ClipList, find_list, ids_sha256, name_cut, split_pair
 from utils.files import BrokenFileError
 
@@ -292,7 +292,7 @@ def _find_place(
             break
     deeper = ["", SSPL_DATA] if row.split == "test" else [""]
     for root, name in product(roots, deeper):
-        if row.split and (files := authors_files(root / name, row.split)):
+        if row.split and (files := sorted((root / name).glob(f"h5py_{row.split}_*.h5"))):
             words = f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
             ways.append((words, root, partial(read_authors, files, row.split, listed)))
             break

@@ -14,6 +14,8 @@ from torch import Tensor
 from datasets.hdf5 import HDF5Row, Source, read_row
 from utils.files import BrokenFileError, decoding
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Formats that are read, in the order in which they are looked for."""
 
@@ -118,3 +120,29 @@ def read_frame_size(path: Path) -> tuple[int, int]:
 def to_tensor(frame: Image.Image) -> Tensor:
     """RGB picture -> uint8 (3, H, W)."""
     return torch.from_numpy(np.array(frame)).movedim(2, 0)
+
+
+# -------------------------------------------------------------------------------------- pixels and back again
+
+
+def as_float(frames: Tensor) -> Tensor:
+    """Turn uint8 frames (B, 3, H, W) in any memory order into float32 in [0, 1], channel by channel."""
+    return frames.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Give float frames (B, 3, H, W) in [0, 1] ImageNet's mean 0 and standard deviation 1."""
+    mean, std = _imagenet_statistics(frames.device)
+    return (frames - mean) / std
+
+
+def to_displayable(frames: Tensor) -> NDArray[np.uint8]:
+    """Turn normalised frames (B, 3, H, W) into pictures (B, H, W, 3), undoing `normalise`."""
+    mean, std = _imagenet_statistics(frames.device)
+    pixels = (frames * std + mean).clamp(0, 1) * 255
+    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)[:, :, None, None]  # (3, 1, 1) each
+    return mean, std

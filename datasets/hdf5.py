@@ -157,17 +157,11 @@ def _open_whole(path: Path) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
         raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
 
 
-def authors_files(folder: Path, split: Split) -> list[Path]:
-    """List the files of the SSPL authors' layout in a folder, by their names."""
-    matches = ((path, AUTHORS_NAME.fullmatch(path.name)) for path in folder.glob("*.h5"))
-    return sorted(path for path, match in matches if match and match[1] == split)
-
-
 def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | None) -> StoredClips:
     """List the clips of the SSPL authors' files, shards in the order of their numbers.
 
     Args:
-        paths: all of one folder, see authors_files.
+        paths: all of one folder, h5py_<split>_….h5.
         split: train or test.
         clip_ids: of the rows, in their order; None: the ids are row_000000 and so on.
 
@@ -179,9 +173,8 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     folder = paths[0].parent
     files: dict[str, dict[tuple[str, int], Path]] = {"frames": {}, "audios": {}, "spects": {}}
     for path in paths:  # kind -> (size, number; 0: the only one) -> file
-        match = AUTHORS_NAME.fullmatch(path.name)
-        assert match
-        files[match[2]][match[3], int(match[4] or 0)] = path
+        if match := AUTHORS_NAME.fullmatch(path.name):
+            files[match[2]][match[3], int(match[4] or 0)] = path
     shards = sorted(files["frames"])
     size = shards[0][0] if shards else ""
     numbered = [(size, number + 1) for number in range(len(shards))]

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasets.audio import AudioConfig, SegmentConfig
 from datasets.augmentation import AugmentationConfig
-from datasets.frames import FrameConfig
 from datasets.geometry import GeometricConfig
 from datasets.mixing import AudioMixingOptions
 from models.method import AdamRecipe, Method
-from models.peers import PEERS, PeerLocaliser
 from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig
 from models.sspl import SSPL, FrozenOptions, SSPLConfig, SSPLRecipe
 
@@ -50,34 +46,6 @@ METHODS: dict[str, MethodRow] = {
     ),
 }
 """Every method that can be trained, by name"""
-
-
-def localiser_names() -> tuple[str, ...]:
-    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
-    return (*METHODS, *PEERS)
-
-
-def audio_config_class(name: str) -> type:
-    """Return the class that says what a method of METHODS or a peer of PEERS hears."""
-    return METHODS[name].groups["audio"] if name in METHODS else PEERS[name].audio
-
-
-def build_localiser(
-    name: str,
-    config: Mapping[str, Any],
-    audio: Any = None,  # noqa: ANN401 - each has its own
-    frame: FrameConfig | None = None,
-) -> nn.Module:
-    """Build a freshly initialised model of whatever can be scored, one of localiser_names(), on the CPU.
-
-    `config` is that of a method, as its checkpoint stores it; peers have none. `audio` is an instance of
-    audio_config_class(name). An entry that the method does not know is a TypeError.
-    """
-    audio, frame = audio or audio_config_class(name)(), frame or FrameConfig()
-    if name in PEERS:
-        return PeerLocaliser(PEERS[name], audio)
-    row = METHODS[name]
-    return row.model(row.groups["model"](**config), audio=audio, frame=frame)  # type: ignore[call-arg, misc]
 
 
 def load_localiser(path: str | Path, device: str = "auto") -> "Localiser":

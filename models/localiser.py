@@ -23,11 +23,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from datasets.audio import AudioWindow, fit_window, is_silent, load_waveform, resample, sound_around
-from datasets.augmentation import as_float, normalise
-from datasets.frames import FrameConfig, FrameGeometry, read_frame, to_tensor
+from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise, read_frame, to_tensor
 from datasets.video import open_video, read_frames, read_sound, write_video
-from models import audio_config_class, build_localiser, localiser_names
-from models.released import read_any_checkpoint
+from models.released import audio_config_class, build_localiser, localiser_names, read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.files import moved_when_whole, write_atomically
 from utils.reports.visualisation import (

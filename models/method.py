@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.augmentation import as_float, normalise
 from datasets.clips import AudioVisualClips, Batch
-from datasets.frames import FrameConfig
+from datasets.frames import FrameConfig, as_float, normalise
 from utils.options import Options, option
 
 logger = logging.getLogger(__name__)

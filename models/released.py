@@ -21,13 +21,42 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models import build_localiser
+from datasets.frames import FrameConfig
+from models import METHODS
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
-from models.peers import ObjectPrior
+from models.peers import PEERS, ObjectPrior, PeerLocaliser
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.training import configure_logging, run_command
 
 WRAPPERS = re.compile(r"(^|/)(module\.|_orig_mod\.)+")  # of DataParallel and of torch.compile
+
+
+def localiser_names() -> tuple[str, ...]:
+    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
+    return (*METHODS, *PEERS)
+
+
+def audio_config_class(name: str) -> type:
+    """Return the class that says what a method of METHODS or a peer of PEERS hears."""
+    return METHODS[name].groups["audio"] if name in METHODS else PEERS[name].audio
+
+
+def build_localiser(
+    name: str,
+    config: Mapping[str, Any],
+    audio: Any = None,  # noqa: ANN401 - each has its own
+    frame: FrameConfig | None = None,
+) -> nn.Module:
+    """Build a freshly initialised model of whatever can be scored, one of localiser_names(), on the CPU.
+
+    `config` is that of a method, as its checkpoint stores it; peers have none. `audio` is an instance of
+    audio_config_class(name). An entry that the method does not know is a TypeError.
+    """
+    audio, frame = audio or audio_config_class(name)(), frame or FrameConfig()
+    if name in PEERS:
+        return PeerLocaliser(PEERS[name], audio)
+    row = METHODS[name]
+    return row.model(row.groups["model"](**config), audio=audio, frame=frame)  # type: ignore[call-arg, misc]
 
 
 def convert_strictly(

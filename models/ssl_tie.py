@@ -33,7 +33,7 @@ from torch import Tensor
 from datasets import augmentation as aug
 from datasets.audio import AudioConfig
 from datasets.clips import AudioVisualClips, Batch
-from datasets.frames import FrameConfig
+from datasets.frames import FrameConfig, as_float, normalise
 from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.mixing import MixingCurriculum
 from models.contrast import TriMapConfig, contrastive_loss, trimap_contrast
@@ -124,10 +124,10 @@ class SSLTIE(Method):
         numbers = aug.draw_for_clips(seed, count, sum(parts), first=first, total=total)
         for_crop, for_look, for_masks = numbers.split(parts, dim=1)
 
-        frames = aug.as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
+        frames = as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
         if self.random_crop:
             frames = aug.random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
-        frames = aug.normalise(aug.change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
+        frames = normalise(aug.change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
 
         power = self.front_end.mel(batch.waveforms)  # (B, F, T)
         power = aug.spec_augment(power, self.augmentation, for_masks)

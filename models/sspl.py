@@ -40,9 +40,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.audio import SegmentConfig
-from datasets.augmentation import CUT_OUT_NUMBERS, as_float, cut_out, draw_for_clips, enlarged_size, normalise
+from datasets.augmentation import CUT_OUT_NUMBERS, cut_out, draw_for_clips, enlarged_size
 from datasets.clips import Batch
-from datasets.frames import FrameConfig
+from datasets.frames import FrameConfig, as_float, normalise
 from models.encoders import (
     ImagePooling,
     VGG16Encoder,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from datasets.frames import IMAGENET_MEAN, IMAGENET_STD
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
 from utils.options import parse_group

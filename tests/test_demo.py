@@ -29,7 +29,7 @@ from localiser_inputs import checkpoint_of
 from PIL import Image
 from video_inputs import make_video
 
-from models import build_localiser
+from models.released import build_localiser
 from scripts import demo
 from utils.checkpoint import save_checkpoint
 

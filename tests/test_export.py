@@ -14,8 +14,8 @@ import torch
 from command_line import ENVIRONMENT, ROOT, assert_refused
 from conftest import RATE, draw_frame, tone
 
-from models import build_localiser
 from models.localiser import load_localiser
+from models.released import build_localiser
 from scripts import export_onnx
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.files import file_sha256

@@ -11,18 +11,10 @@ import torch
 from PIL import Image
 
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform
-from datasets.augmentation import (
-    CROP_NUMBERS,
-    AugmentationConfig,
-    as_float,
-    cut_out,
-    draw_for_clips,
-    normalise,
-    random_crop,
-)
+from datasets.augmentation import CROP_NUMBERS, AugmentationConfig, cut_out, draw_for_clips, random_crop
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, collate, with_wrong_sounds
-from datasets.frames import FrameConfig, FrameGeometry
+from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise
 from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.loaders import ClipLoader, SeededBatches, hash_seed
 from models.ssl_tie import SSLTIE, SSLTIEConfig

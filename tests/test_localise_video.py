@@ -20,8 +20,7 @@ from video_inputs import AUDIO_RATE, make_video, tone
 
 import opts
 from datasets.audio import AlignSpectrogramConfig, AudioConfig, SegmentConfig, load_waveform, sound_around
-from datasets.augmentation import as_float, normalise
-from datasets.frames import FrameGeometry, to_tensor
+from datasets.frames import FrameGeometry, as_float, normalise, to_tensor
 from datasets.video import UnusableVideoError, read_sound
 from models.localiser import localise_video
 from utils.checkpoint import save_checkpoint

@@ -14,8 +14,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.audio import load_waveform
-from datasets.augmentation import as_float, normalise
-from models import build_localiser, load_localiser
+from datasets.frames import as_float, normalise
+from models import load_localiser
+from models.released import build_localiser
 from utils.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

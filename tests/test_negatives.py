@@ -19,7 +19,8 @@ from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SpectrogramConf
 from datasets.clips import Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
-from models import METHODS, build_localiser, localiser_names
+from models import METHODS
+from models.released import build_localiser, localiser_names
 from scripts.ablate import read_scores
 from utils.evaluation.negatives import (
     MEDIAN_RULE,

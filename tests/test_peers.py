@@ -13,9 +13,8 @@ from scipy.signal import spectrogram
 
 import opts
 from datasets.audio import AlignSpectrogramConfig, MiddleSpectrogramConfig, SpectrogramConfig
-from models import build_localiser
 from models.peers import PEERS, ObjectPrior
-from models.released import PRETRAINED, convert_release, convert_strictly
+from models.released import PRETRAINED, build_localiser, convert_release, convert_strictly
 from utils.evaluation.protocols import PROTOCOLS, ObjectMaps, predict, upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,13 +13,14 @@ from command_line import ROOT
 from golden_inputs import released_shapes
 from peer_inputs import ENDINGS, SHAPES, official_file, stretched
 
-from models import build_localiser, released
+from models import released
 from models.released import (
     CLASSIFIERS,
     PRETRAINED,
     RELEASES,
     SSPL_FILES,
     UNUSED,
+    build_localiser,
     convert_release,
     convert_sspl_release,
     find_pretrained,

@@ -33,14 +33,6 @@ class TriMapConfig(Options):
     hard_negatives: bool = True
     """contrast with the own frame's background"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tri_map and self.negative_threshold > self.positive_threshold:
-            raise ValueError(
-                f"--negative-threshold ({self.negative_threshold}) must not be above "
-                f"--positive-threshold ({self.positive_threshold})"
-            )
-
 
 def trimap_contrast(
     visual: Tensor, sounds: Tensor, config: TriMapConfig, own_offset: int = 0

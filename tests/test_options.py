@@ -57,7 +57,7 @@ def test_help_names_every_option(command, capsys):
 
 
 def test_help_does_not_wait_for_libraries_that_it_does_not_need():
-    slow = "kornia pandas matplotlib sklearn scipy.stats jinja2 av".split()
+    slow = "torchvision kornia pandas matplotlib sklearn scipy.stats jinja2 av".split()
     program = f"import sys, main; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "[]"
 

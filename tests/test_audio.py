@@ -231,18 +231,9 @@ def test_power_and_decibels(log_mel):
     assert (silence[:, ::8, ::9].numpy() == arrays("inputs")["silence"]).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sample_rate": 0}, "--sample-rate must be at least 1, got 0"),
-        ({"mel_bins": -1}, "--mel-bins"),
-        ({"window_seconds": 0.01}, r"--window-seconds 0.01 is shorter than one --fft-size of 512"),
-        ({"window_seconds": -1}, "--window-seconds must be above 0, got -1"),
-    ],
-)
-def test_impossible_sizes_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        AudioConfig(**options)
+def test_a_window_shorter_than_the_transform_is_refused():
+    with pytest.raises(ValueError, match=r"--window-seconds 0.01 is shorter than one --fft-size of 512"):
+        AudioConfig(window_seconds=0.01)
 
 
 def test_a_sound_of_absurd_length_is_refused_before_it_fills_the_memory(tmp_path):

@@ -67,18 +67,6 @@ def test_boxes_go_where_the_frame_goes(mode, size, width, height):
         np.testing.assert_allclose(white_box(square), moved.clip(0, 1), atol=1.01 / size)
 
 
-def test_squash_leaves_fractions_alone_and_crop_cuts_the_long_side():
-    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.25, 0.25, 0.75, 0.75]])
-    squashed = FrameGeometry(224).apply_to_boxes(boxes, 448, 224)
-    np.testing.assert_array_equal(squashed, boxes)
-    cropped = FrameGeometry(224, "centre_crop").apply_to_boxes(boxes, 448, 224)
-    np.testing.assert_allclose(cropped, [[-0.5, 0, 1.5, 1], [0, 0.25, 1, 0.75]])
-    upright = FrameGeometry(224, "centre_crop").apply_to_boxes(boxes, 224, 448)
-    np.testing.assert_allclose(upright, [[0, -0.5, 1, 1.5], [0.25, 0, 0.75, 1]])
-    nothing = FrameGeometry(224, "centre_crop").apply_to_boxes(np.zeros((0, 4)), 224, 448)
-    assert nothing.shape == (0, 4)
-
-
 # --------------------------------------------------------------------------------- broken files
 
 

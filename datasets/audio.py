@@ -252,9 +252,8 @@ class LogMelSpectrogram(nn.Module):
 
 VGGISH_RATE = 16_000  # Hz
 VGGISH_WINDOW, VGGISH_HOP, VGGISH_FFT = 400, 160, 512  # samples
-VGGISH_MEL_BINS = 64
+VGGISH_MEL_BINS, VGGISH_LOG_OFFSET = 64, 0.01
 VGGISH_HZ = (125.0, 7500.0)  # lowest and highest edge of the mel filters
-VGGISH_LOG_OFFSET = 0.01
 SEGMENT_FRAMES = 96  # spectrogram frames of a segment, 0.96 s
 SEGMENT_SAMPLES = VGGISH_WINDOW + (SEGMENT_FRAMES - 1) * VGGISH_HOP  # samples that these cover
 
@@ -344,9 +343,7 @@ class LevelledLogMel(VGGishLogMel):
 # -------------------------------------------------------------------- linear log-spectrogram of the peers
 
 PEER_FFT = 512  # samples
-TUKEY_SHAPE = 0.25
-POWER_OFFSET = 1e-7
-LOG_SCALE = 12.0
+TUKEY_SHAPE, POWER_OFFSET, LOG_SCALE = 0.25, 1e-7, 12.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -66,126 +65,117 @@ class BenchmarkOptions(Options):
     """of `loader`: numbers of decoding processes, commas between them"""
 
 
-class Setting(NamedTuple):
-    """What all cases measure with."""
+class Benchmark:
+    """The cases, on one set of made-up clips."""
 
-    options: BenchmarkOptions
-    words: list[str]
-    """of main.py"""
-    training: opts.TrainOptions
-    """the same, parsed"""
-    device: torch.device
-    clips: list[Clip]
+    def __init__(self, options: BenchmarkOptions, words: list[str], folder: Path) -> None:
+        """Take the options of main.py as `words`; clips go to a folder."""
+        self.options, self.words = options, words
+        self.training = opts.parse_train_options(words)
+        self.device = pick_device(self.training.run.device)
+        self.batch_size = self.training.optimisation.batch_size
+        self.geometry = FrameGeometry(self.training.frame.frame_size)
+        self.clips = make_clips(max(options.clips, self.batch_size), folder)
 
-    def loader(self, clips: list[Clip], workers: int = 0) -> ClipLoader:
-        """Load clips as training does."""
-        geometry = FrameGeometry(self.training.frame.frame_size)
-        decoded = AudioVisualClips(clips, geometry=geometry, audio=self.training.audio, random_crop=True)
-        batches = SeededBatches(len(clips), self.training.optimisation.batch_size, self.training.run.seed)
+    def load(self, workers: int = 0) -> ClipLoader:
+        """Load eight times the clips as training does."""
+        audio = self.training.audio
+        decoded = AudioVisualClips(self.clips * 8, geometry=self.geometry, audio=audio, random_crop=True)
+        batches = SeededBatches(len(decoded), self.batch_size, seed=0)
         return ClipLoader(decoded, batch_sampler=batches, workers=workers)
 
+    def train(self) -> None:
+        """Time main.py's training step on ready views: plain, and with one option at a time."""
+        chosen = list(dict.fromkeys(["plain", *self.options.variants.split(",")]))
+        if chosen == ["plain", "all"]:
+            chosen = list(VARIANTS)
+        if unknown := set(chosen) - VARIANTS.keys():
+            raise ValueError(f"--variants takes {', '.join(VARIANTS)}; not {', '.join(sorted(unknown))}.")
+        model, _ = training_program.build_model(self.training, self.device)
+        decoded = zip(range(NUM_BATCHES), self.load(), strict=False)
+        batches = [model.augment(batch.to(self.device), seed) for seed, batch in decoded]
 
-def benchmark_train(setting: Setting) -> None:
-    """Times main.py's training step on ready views: plain, and with one option at a time."""
-    names = setting.options.variants
-    chosen = list(VARIANTS) if names == "all" else list(dict.fromkeys(["plain", *names.split(",")]))
-    if unknown := set(chosen) - VARIANTS.keys():
-        raise ValueError(f"--variants takes {', '.join(VARIANTS)}; not {', '.join(sorted(unknown))}.")
-    model, _ = training_program.build_model(setting.training, setting.device)
-    with setting.loader(setting.clips * NUM_BATCHES) as loader:
-        decoded = [batch.to(setting.device) for _, batch in zip(range(NUM_BATCHES), loader, strict=False)]
-    batches = [model.augment(batch, seed) for seed, batch in enumerate(decoded)]
+        def build_steps(options: opts.TrainOptions) -> Callable[[], None]:
+            model, wrapped = training_program.build_model(options, self.device)
+            optimizer, precision = model.build_optimizer(options.optimisation), options.compute.precision
+            scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
-    def build_steps(options: opts.TrainOptions) -> Callable[[], None]:
-        model, wrapped = training_program.build_model(options, setting.device)
-        optimizer, precision = model.build_optimizer(options.optimisation), options.compute.precision
-        scaler = torch.amp.GradScaler(setting.device.type, enabled=precision == "fp16")
+            def take_steps() -> None:
+                use_full_float32(precision != "tf32")
+                for views in batches:
+                    training_program.take_step(views, wrapped, optimizer, scaler, precision)
 
-        def take_steps() -> None:
-            use_full_float32(precision != "tf32")
-            for views in batches:
-                training_program.take_step(views, wrapped, optimizer, scaler, precision)
+            return take_steps
 
-        return take_steps
+        ways: Ways = {
+            name: build_steps(opts.parse_train_options(self.words + VARIANTS[name])) for name in chosen
+        }
+        self.measure("train", ways, samples=NUM_BATCHES * self.batch_size)
 
-    ways: Ways = {
-        name: build_steps(opts.parse_train_options(setting.words + VARIANTS[name])) for name in chosen
-    }
-    measure("train", ways, setting, samples=NUM_BATCHES * setting.training.optimisation.batch_size)
+    def loader(self) -> None:
+        """Time the decoding of training clips by numbers of processes, and the views on the device."""
 
+        def load_all(workers: int) -> None:
+            with self.load(workers) as loader:
+                for _ in loader:
+                    pass
 
-def benchmark_loader(setting: Setting) -> None:
-    """Times the decoding of training clips by numbers of processes, and the views on the device."""
-    clips, batch_size = setting.clips * 8, setting.training.optimisation.batch_size
+        counts = map(int, self.options.worker_counts.split(","))
+        ways: Ways = {f"workers_{count}": partial(load_all, count) for count in counts}
+        self.measure("loader", ways, samples=len(self.load()) * self.batch_size)
 
-    def load(workers: int) -> None:
-        with setting.loader(clips, workers) as loader:
-            for _ in loader:
-                pass
+        model, _ = training_program.build_model(self.training, self.device)
+        batch = next(iter(self.load())).to(self.device)
+        self.measure("loader", {"views": lambda: model.augment(batch, 0)}, samples=self.batch_size)
 
-    counts = map(int, setting.options.worker_counts.split(","))
-    ways: Ways = {f"workers_{count}": partial(load, count) for count in counts}
-    measure("loader", ways, setting, samples=len(clips) // batch_size * batch_size)
+    def evaluate(self) -> None:
+        """Time scoring: clip by clip as the authors do, in batches, and in batches under all rules."""
+        model = ready_to_localise(training_program.build_model(self.training, self.device)[0], self.device)
+        decoded = AudioVisualClips(self.clips, geometry=self.geometry, audio=self.training.audio)
 
-    model, _ = training_program.build_model(setting.training, setting.device)
-    batch = next(iter(setting.loader(clips))).to(setting.device)
-    measure("loader", {"views": lambda: model.augment(batch, 0)}, setting, samples=batch_size)
-
-
-def benchmark_evaluate(setting: Setting) -> None:
-    """Times scoring: clip by clip as the authors do, in batches, and in batches under all rules."""
-    options, device = setting.training, setting.device
-    model = ready_to_localise(training_program.build_model(options, device)[0], device)
-    geometry = FrameGeometry(options.frame.frame_size)
-    decoded = AudioVisualClips(setting.clips, geometry=geometry, audio=options.audio)
-
-    def score(batch_size: int, *names: str) -> None:
-        with ClipLoader(decoded, batch_size=batch_size) as loader:
+        def score(batch_size: int, *names: str) -> None:
             evaluate_localisation(
                 lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
-                (batch.to(device) for batch in loader),
+                (batch.to(self.device) for batch in ClipLoader(decoded, batch_size=batch_size)),
                 [PROTOCOLS[name] for name in names],
             )
 
-    batch_size = options.optimisation.batch_size
-    ways: Ways = {
-        "one_by_one": partial(score, 1, "ssl_tie"),
-        "batches": partial(score, batch_size, "ssl_tie"),
-        "batches_all_rules": partial(score, batch_size, *PROTOCOLS),
-    }
-    measure("evaluate", ways, setting, samples=len(setting.clips))
-
-
-def measure(case: str, ways: Ways, setting: Setting, *, samples: int) -> None:
-    """Lets ways to treat so many samples take turns; prints a line for each, the plain one first."""
-    device, repeats = setting.device, setting.options.repeats
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, dict[str, float]] = {name: {} for name in ways}
-    for repeat in tqdm(range(repeats + 1), desc=case, disable=None):
-        for name in list(ways) if repeat % 2 else reversed(ways):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            start = time.perf_counter()
-            ways[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-                memory[name] = {"peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    plain = next(iter(seconds.values()))
-    for name, taken in seconds.items():
-        line = {
-            "case": case,
-            "variant": name,
-            "samples_per_s": samples / statistics.median(taken),
-            "ratio_to_plain": statistics.median(p / t for p, t in zip(plain, taken, strict=True)),
-            **memory[name],
-            "batch_size": setting.training.optimisation.batch_size,
-            "frame_size": setting.training.frame.frame_size,
-            "repeats": repeats,
-            **environment_report(device),
+        ways: Ways = {
+            "one_by_one": partial(score, 1, "ssl_tie"),
+            "batches": partial(score, self.batch_size, "ssl_tie"),
+            "batches_all_rules": partial(score, self.batch_size, *PROTOCOLS),
         }
-        sys.stdout.write(json.dumps(line) + "\n")
+        self.measure("evaluate", ways, samples=len(self.clips))
+
+    def measure(self, case: str, ways: Ways, *, samples: int) -> None:
+        """Let ways to treat so many samples take turns; print a line for each, the plain one first."""
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        memory: dict[str, dict[str, float]] = {name: {} for name in ways}
+        for repeat in tqdm(range(self.options.repeats + 1), desc=case, disable=None):
+            for name in list(ways) if repeat % 2 else reversed(ways):
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(self.device)
+                start = time.perf_counter()
+                ways[name]()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                    memory[name] = {"peak_mib": torch.cuda.max_memory_allocated(self.device) / 2**20}
+                if repeat:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - start)
+        plain = next(iter(seconds.values()))
+        for name, taken in seconds.items():
+            line = {
+                "case": case,
+                "variant": name,
+                "samples_per_s": samples / statistics.median(taken),
+                "ratio_to_plain": statistics.median(p / t for p, t in zip(plain, taken, strict=True)),
+                **memory[name],
+                "batch_size": self.batch_size,
+                "frame_size": self.training.frame.frame_size,
+                "repeats": self.options.repeats,
+                **environment_report(self.device),
+            }
+            sys.stdout.write(json.dumps(line) + "\n")
 
 
 def make_clips(count: int, folder: Path) -> list[Clip]:
@@ -204,18 +194,13 @@ def make_clips(count: int, folder: Path) -> list[Clip]:
     return clips
 
 
-CASES = {"train": benchmark_train, "loader": benchmark_loader, "evaluate": benchmark_evaluate}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
     configure_logging()
     parser = argparse.ArgumentParser(
-        prog="benchmark.sh",
-        allow_abbrev=False,
-        description="Measures speed. Takes main.py's options as well.",
+        prog="benchmark.sh", allow_abbrev=False, description="Measures speed. Takes options of main.py too."
     )
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=("train", "loader", "evaluate"))
     add_group(parser, BenchmarkOptions)
     values, others = parser.parse_known_args(arguments)
 
@@ -225,10 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory() as folder:
             words = ["ssl_tie", "--train-set", "vggsound", "--data-root", folder, "--output", folder, *others]
-            training = opts.parse_train_options(words)
-            clips = make_clips(max(options.clips, training.optimisation.batch_size), Path(folder))
-            setting = Setting(options, words, training, pick_device(training.run.device), clips)
-            CASES[values.case](setting)
+            getattr(Benchmark(options, words, Path(folder)), values.case)()
         return 0
 
     return run_command(command)

@@ -15,7 +15,6 @@ from golden_inputs import official_state_dict
 
 from models.localiser import load_localiser
 from models.released import UNUSED
-from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -241,22 +240,7 @@ def test_numbers_that_are_not_finite_are_found():
     assert find_non_finite(state) == ["nan", "half"]
 
 
-# -------------------------------------------------------------------------------- rebuilt models
-
-
-def test_trained_model_comes_back_ready_to_localise(tmp_path):
-    path = tmp_path / "some.pth"
-    model = SSLTIE(SSLTIEConfig(sharpness=0.05))
-    checkpoint = make_checkpoint(
-        method_config={"sharpness": 0.05}, frame_config={"frame_size": 96}, state_dict=model.state_dict()
-    )
-    save_checkpoint(path, checkpoint)
-    trained = load_localiser(path, "cpu")
-    assert_same(dict(trained.model.state_dict()), dict(model.state_dict()))
-    assert not trained.model.training
-    assert trained.frame.frame_size == 96
-    assert trained.checkpoint.method_config == {"sharpness": 0.05}
-    assert trained.checkpoint.training_clips == ["clip_1", "clip_2"]
+# -------------------------------------------------------------------------------- released files
 
 
 def saved_by_numpy_1(content):

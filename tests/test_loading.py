@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform
-from datasets.augmentation import CROP_NUMBERS, AugmentationConfig, cut_out, draw_for_clips, random_crop
+from datasets.augmentation import AugmentationConfig, cut_out, draw_for_clips
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, collate, with_wrong_sounds
 from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise
@@ -66,14 +66,6 @@ def test_frames_of_several_sizes_lie_side_by_side(train_clips):
     for frame, sample, (height, width) in zip(batch.frames, samples, sizes, strict=True):
         assert torch.equal(frame[:, :height, :width], sample.frame)
         assert not frame[:, height:].any() and not frame[:, :, width:].any()
-    # The padding is not seen: each crop is that of the frame on its own.
-    numbers = draw_for_clips(3, 3, CROP_NUMBERS)
-    together = random_crop(as_float(batch.frames), batch.picture_sizes, 64, numbers)
-    assert together.shape == (3, 3, 64, 64)
-    for index, sample in enumerate(samples):
-        alone = as_float(sample.frame[None])
-        cropped = random_crop(alone, [sizes[index]], 64, numbers[index : index + 1])
-        torch.testing.assert_close(together[index], cropped[0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cut off"), AssertionError()])
@@ -204,19 +196,12 @@ MASKED = AugmentationConfig(time_mask=10, frequency_mask=8)
 DRAWN = ("frames", "log_mel_spectrogram", "transformed_frames")
 
 
-def test_views_repeat_with_their_seed(batch):
-    views = make_views(MASKED)
-    first, again, other = views(batch, 1), views(batch, 1), views(batch, 2)
-    for name in DRAWN:
-        assert torch.equal(first[name], again[name])
-    for clip in range(4):
-        assert not torch.equal(first["frames"][clip], other["frames"][clip])
-    assert not torch.equal(first["log_mel_spectrogram"], other["log_mel_spectrogram"])
-
-
-def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch):
+def test_processes_share_out_what_is_drawn_for_the_whole_batch_by_the_seed(batch):
     views = make_views(MASKED, max_rotation=90)
-    whole = views(batch, 5)
+    whole, again, other = views(batch, 5), views(batch, 5), views(batch, 2)
+    for name in DRAWN:
+        assert torch.equal(whole[name], again[name])
+        assert not torch.equal(whole[name], other[name])
     maps = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0))
     for part in (slice(0, 4), slice(0, 2), slice(2, 4), slice(1, 4)):
         own = views(batch.part(part), 5, first=part.start, global_size=4)
@@ -231,13 +216,18 @@ def test_processes_share_out_what_is_drawn_for_the_whole_batch(batch):
         views(batch, 5, first=2, global_size=4)
 
 
-def test_views_without_augmentation_are_the_test_views(whole_batch):
-    inputs = make_views(NOTHING)(whole_batch, 0)
-    model = SSLTIE(SSLTIEConfig(), audio=AUDIO)
-    frames, log_mel = model.prepare(whole_batch.frames, whole_batch.waveforms)
+def test_views_without_augmentation_are_the_test_views_and_the_transform_is_that_of_the_frames(whole_batch):
+    inputs = make_views(NOTHING)(whole_batch, 3)
+    frames, log_mel = SSLTIE(SSLTIEConfig(), audio=AUDIO).prepare(whole_batch.frames, whole_batch.waveforms)
     assert torch.equal(inputs["frames"], frames)
     assert torch.equal(inputs["log_mel_spectrogram"], log_mel)
     assert inputs["negative_sounds"] is None
+    expected = GeometricTransform.sample(GeometricConfig(), 4, 64, random.Random(3))
+    assert torch.equal(inputs["transformed_frames"], expected.warp_frames(frames))
+    maps = torch.rand(4, 4, 4)
+    assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
+    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
+    torch.testing.assert_close(inputs["transformed_frames"], frames, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [32, 96])
@@ -256,13 +246,3 @@ def test_sspl_s_views_are_cut_from_larger_frames(train_clips, size):
     numbers = draw_for_clips(5, 4, 6)[:, :3]
     assert torch.equal(inputs["frames_view_1"], normalise(as_float(cut_out(batch.frames, size, numbers))))
     assert torch.equal(inputs["log_mel_segments"], VGGishLogMel()(level_waveform(batch.waveforms)))
-
-
-def test_transform_is_the_same_for_frames_and_maps(whole_batch):
-    inputs = make_views(NOTHING)(whole_batch, 3)
-    expected = GeometricTransform.sample(GeometricConfig(), 4, 64, random.Random(3))
-    assert torch.equal(inputs["transformed_frames"], expected.warp_frames(inputs["frames"]))
-    maps = torch.rand(4, 4, 4)
-    assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
-    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
-    torch.testing.assert_close(inputs["transformed_frames"], inputs["frames"], atol=1e-4, rtol=0)

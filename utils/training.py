@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -56,10 +56,8 @@ EXPLAINED = (
 
 
 class _ProgressBarHandler(logging.Handler):
-    """Writes to standard error without tearing a progress bar."""
-
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=sys.stderr)  # does not tear a progress bar
 
 
 def configure_logging() -> None:
@@ -78,16 +76,12 @@ def run_command(command: Callable[[], int]) -> int:
     debug = bool(os.environ.get("VSSL_DEBUG"))
     try:
         return command()
-    except ValueError as error:
-        logger.error("%s", error, exc_info=debug)
-        return 2
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        logger.error("%s%s", error.strerror or error, where, exc_info=debug)
-        return 2
-    except FloatingPointError as error:
-        logger.error("%s", error)
-        return 1
+    except (ValueError, FloatingPointError, OSError) as error:
+        words = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            words = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+        logger.error("%s", words, exc_info=debug)
+        return 1 if isinstance(error, FloatingPointError) else 2
     except (MemoryError, RuntimeError) as error:
         kind = "out of memory " if isinstance(error, MemoryError) else ""
         # Of a worker's death, the cause knows the signal.
@@ -197,9 +191,7 @@ class TrainingRun:
     def __init__(self, folder: Path, *, resume: bool) -> None:
         """Lock the folder if it is there; nothing is written before `start`.
 
-        Raises:
-            OSError, ValueError: it holds a run or, to resume, none; it cannot be written, or another process
-                writes there.
+        It is refused if it holds a run or, to resume, none; if it cannot be written, or another process does.
         """
         self.folder, self.last_path, self.best_path = folder, folder / "last.pth", folder / "best.pth"
         self._open = ExitStack()  # lock, logs
@@ -266,7 +258,8 @@ class TrainingRun:
         write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
         if missing:
             write_atomically(self.folder / "missing_clips.txt", "\n".join([*missing, ""]).encode())
-        self._log = self._open.enter_context(closing(logging.FileHandler(self.folder / "log.txt")))
+        self._log = logging.FileHandler(self.folder / "log.txt")
+        self._open.callback(self._log.close)
         # A full disk cuts the log short: the checkpoint, which does not fit either, says so.
         self._log.handleError = lambda record: None  # type: ignore[method-assign]
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -277,11 +270,11 @@ class TrainingRun:
         # What TensorBoard's thread cannot write comes up again in this one: no traceback of the thread.
         self._open.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda failure: logger.error("A thread failed: %s", failure.exc_value)
-        self._writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
-        self._open.callback(self._writer.close)
+        self._writer = self._open.enter_context(
+            SummaryWriter(str(self.folder), purge_step=self._global_step())
+        )
 
     def __enter__(self) -> "TrainingRun":
-        """Itself."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -293,11 +286,6 @@ class TrainingRun:
             self._open.close()
         except OSError as failure:
             logger.warning("The logs in %s are not complete: %s", self.folder, failure)
-
-    @property
-    def global_step(self) -> int:
-        """Steps since the beginning."""
-        return self.epoch * self.steps_per_epoch + self.step
 
     def note_broken(self, broken: Sequence[Any]) -> None:
         """List clips that were skipped because their files could not be decoded: clip_id, reason."""
@@ -339,29 +327,28 @@ class TrainingRun:
             logger.warning("Epoch %d, step %d: %s", self.epoch + 1, self.step, warning)
             self._warned = True
 
+    def _global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
     def _last_good_state(self) -> str:
         return f"{self.last_path} holds the last good state, if one was saved; try a lower learning rate."
 
     def _add(self, kind: str, name: str, value: Any, **settings: Any) -> None:  # noqa: ANN401 - as TensorBoard
         if self._writer is not None:
             try:
-                getattr(self._writer, f"add_{kind}")(name, value, self.global_step, **settings)
+                getattr(self._writer, f"add_{kind}")(name, value, self._global_step(), **settings)
             except OSError as error:  # of its thread, some time ago
                 error.filename = f"TensorBoard's log in {self.folder}"
                 raise
 
     def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
         """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
-        for index, (frame, similarity_map) in enumerate(zip(frames, maps, strict=True)):
-            picture = draw_localisation(frame, similarity_map, Square())
-            self._add("image", f"train/overlay_{index}", picture, dataformats="HWC")
+        for index, (frame, heat) in enumerate(zip(frames, maps, strict=True)):
+            overlay = draw_localisation(frame, heat, Square())
+            self._add("image", f"train/overlay_{index}", overlay, dataformats="HWC")
 
     def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
-        """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far.
-
-        Raises:
-            ValueError: no step could be made, as no clip can be decoded.
-        """
+        """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far."""
         self._log_recent()
         for broken in gather_objects([self.broken]):
             self.broken |= broken
@@ -391,17 +378,13 @@ class TrainingRun:
         return is_best
 
     def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Raise FloatingPointError for weights that no run can go on from, before they are scored or saved.
-
-        A step's loss is that before the step, so that it does not show what the step has done.
-        """
-        self._log_recent()  # a loss that is not finite is found here, and says more
+        """Raise FloatingPointError for weights that are not finite, before they are scored or saved."""
+        self._log_recent()  # finds a loss that is not finite; that of the last step does not show what it did
         broken = find_non_finite(state_dict)
         if broken:
             raise FloatingPointError(
-                f"The weights are no longer finite numbers after {self.epoch} epochs and "
-                f"{self.step} steps: {len(broken)} tensors, first {broken[0]}. Nothing is saved. "
-                f"{self._last_good_state()}"
+                f"The weights are no longer finite numbers after {self.epoch} epochs and {self.step} steps: "
+                f"{len(broken)} tensors, first {broken[0]}. Nothing is saved. {self._last_good_state()}"
             )
 
     def save(self, checkpoint: Checkpoint, *, best_on: Mapping[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 import logging
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,43 +93,26 @@ def test_the_recorded_neighbours():
     assert found[clear].tolist() == expected[clear].tolist()
 
 
-class Embedder:
-    """Stands in for a model: a sound's embedding is the sound."""
-
-    def prepare(self, frames, waveforms):
-        return frames, waveforms
-
-    def embed_audio(self, sounds):
-        return sounds
-
-
-def search(curriculum, epoch, vectors, unreadable=(), stopped=lambda: None):
-    """Searches with made-up sounds instead of decoded ones."""
-
-    def decode(clips, _):
-        for clip in clips.clips:
-            place = int(clip.clip_id.removeprefix("clip_"))
-            broken = place in unreadable
-            yield type("Batch", (), {
-                "clip_ids": () if broken else (clip.clip_id,), "frames": None,
-                "waveforms": vectors[place : place + 1],
-                "broken": (BrokenClip(clip.clip_id, "cut off"),) if broken else (),
-            })  # fmt: skip
-
-    curriculum.search(epoch, Embedder(), decode, stopped)
-
-
 def test_unreadable_and_empty_sounds_are_nobody_s(caplog):
     vectors, curriculum, again = random_embeddings(31), build_curriculum(), build_curriculum()
     vectors[1] = vectors[4] = 0
-    search(curriculum, 5, vectors, unreadable=(3,))
+    readable = [place for place in range(31) if place != 3]
+    batch = SimpleNamespace(
+        clip_ids=tuple(f"clip_{place}" for place in readable), frames=None, waveforms=vectors[readable],
+        broken=(BrokenClip("clip_3", "cut off"),),
+    )  # fmt: skip
+    # A sound's embedding is the sound.
+    model = SimpleNamespace(
+        prepare=lambda frames, sounds: (frames, sounds), embed_audio=lambda sounds: sounds
+    )
+    curriculum.search(5, model, lambda *_: [batch], lambda: None)
     assert curriculum.partners[[1, 3, 4]].tolist() == [NOBODY] * 3
     assert {1, 3, 4}.isdisjoint(curriculum.partners.tolist())
     assert "1 training sounds cannot be read and are not mixed in, first: clip_3" in caplog.text
     assert not curriculum.needs_search(5) and curriculum.needs_search(6)
     again.load_state_dict(curriculum.state_dict())
     assert torch.equal(again.mixing_for_epoch(5).partners, curriculum.partners)
-    search(again, 6, vectors, stopped=lambda: signal.SIGTERM)  # a part of the sounds is no search
+    again.search(6, model, lambda *_: [batch], lambda: signal.SIGTERM)  # a part of the sounds is no search
     assert again.needs_search(6) and torch.equal(again.partners, curriculum.partners)
 
 

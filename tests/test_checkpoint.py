@@ -25,37 +25,23 @@ from utils.checkpoint import (
 )
 
 
-def build_trained():
-    """A small network after two steps of Adam."""
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, weight_decay=1e-4)
-    for _ in range(2):
-        take_step(network, optimizer)
-    return network, optimizer
-
-
-def take_step(network, optimizer):
-    optimizer.zero_grad()
-    network(torch.arange(15.0).reshape(3, 5).sin()).square().sum().backward()
-    optimizer.step()
-
-
 def make_checkpoint(**changes):
-    network, optimizer = build_trained()
     values = {
         "method": "ssl_tie",
         "method_config": {"sharpness": 0.03, "tri_map": True},
         "audio_config": {"sample_rate": 16_000},
         "frame_config": {"frame_size": 224},
-        "state_dict": network.state_dict(),
+        "state_dict": {"weight": torch.rand(4, 5), "num_batches_tracked": torch.tensor(2)},
         "training_clips": ["clip_1", "clip_2"],
         "training_list": {"name": "my list", "sha256": "ab" * 32},
         "epoch": 7,
         "step": 3,
         "selection": {"kind": "best", "clips": ["clip_9"]},
         "options": {"output": "runs/é", "workers": 0, "resume": None},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(2.0), "exp_avg": torch.rand(4, 5).bfloat16()}},
+            "param_groups": [{"lr": 1e-2, "betas": (0.9, 0.999), "fused": True, "params": [0]}],
+        },
         "progress": {"best_score": 31.5, "history": [{"epoch": 1, "loss": 2.5}]},
     }
     return Checkpoint(**(values | changes))
@@ -85,22 +71,12 @@ def assert_same(found, expected):
 # ------------------------------------------------------------------------------ writing, reading
 
 
-def test_what_is_written_comes_back_and_adam_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_what_is_written_comes_back(tmp_path):
     path = tmp_path / "new" / "folder" / "last.pth"
     checkpoint = make_checkpoint()
     save_checkpoint(path, checkpoint)
-    found = read(path)
-    assert_same(asdict(found), asdict(checkpoint))
+    assert_same(asdict(read(path)), asdict(checkpoint))
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
-    network, optimizer = build_trained()
-    resumed = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
-    resumed_optimizer = torch.optim.Adam(resumed.parameters())
-    resumed.load_state_dict(found.state_dict)
-    resumed_optimizer.load_state_dict(found.optimizer)
-    take_step(network, optimizer)
-    take_step(resumed, resumed_optimizer)
-    assert_same(resumed.state_dict(), network.state_dict())
-    assert_same(resumed_optimizer.state_dict(), optimizer.state_dict())
 
 
 @pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (os, "fsync"), (Path, "replace")])

@@ -46,14 +46,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    failed = True
     try:
         yield device
-        failed = False
-    finally:
-        # After an error NCCL would wait here for processes that never come; the end of this one stops it.
-        if not (failed and device.type == "cuda"):
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait for processes that never come; this one's end stops it
             dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def world_size() -> int:

@@ -54,7 +54,8 @@ def moved_when_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not no_room or error.filename not in (None, str(temporary)):  # the latter: of another file
             raise
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 1e6
@@ -88,9 +89,7 @@ def lock_folder(folder: Path) -> TextIO:
         with file:
             file.seek(0)
             owner = file.read().strip()
-        words = (
-            f"Another process writes to {folder}: {owner}. Wait for it, stop it, or name another --output."
-        )
+        words = f"Another process writes to {folder}: {owner}. Stop it, or name another --output."
         raise ValueError(words) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

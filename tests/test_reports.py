@@ -290,6 +290,7 @@ def test_page_is_well_formed_and_shows_everything():
     assert "By box size" in page and "By class" not in page
     by_class = render_page(with_classes())
     assert by_class.index(">harp<") < by_class.index(">dog<")  # the best class first
+    assert by_class.count('<tr class="model">') == 2  # one a protocol, none in the groups
     by_object = render_page(extended())
     assert "2 clips: not in cIoU, AUC, pointing, curves and groups" in by_object
     assert "Metrics of this benchmark" in by_object

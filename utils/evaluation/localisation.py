@@ -390,7 +390,7 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
 
     Returns:
         by name of a grouping, for each protocol and group its name, num_clips, few_clips (the intervals
-        are too narrow), the columns of `score_predictors` of the model, and best_blind and ceiling: the
+        are too narrow), the model's scores as of `score_predictors`, and best_blind and ceiling: the
         cIoU@0.5 of the best baseline and of the ceiling on the same clips.
     """
     import pandas as pd  # noqa: PLC0415
@@ -404,7 +404,8 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
         best = rates.groupby(level=[0, 1, 2], observed=True).max().unstack()  # (protocol, group) x kind
         rows = []
         for name, inside in models.groupby(groups[models.index], observed=True):
-            table = score_predictors(inside).assign(name=name, num_clips=inside["clip_id"].nunique())
+            table = score_predictors(inside).drop(columns=["predictor", "kind"])
+            table = table.assign(name=name, num_clips=inside["clip_id"].nunique())
             others = best.loc[[(protocol, name) for protocol in table["protocol"]]].reset_index()
             rows.append(table.assign(best_blind=others[BASELINE], ceiling=others[CEILING]))
         tables[grouping] = pd.concat(rows, ignore_index=True)

@@ -57,7 +57,7 @@ FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: mar
 MAPS_FORMAT = "sound localisation maps 2"
 
 Columns = dict[str, Any]
-"""name -> value of each clip (B,), or one for all"""
+"""name -> value of each clip (B,), or (B, 255) for f_curve"""
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,13 @@ def evaluate_localisation(
         on_batch: called with the batch, its localisation maps (B, M, M) and consensus IoUs under the first
             rule.
     """
-    import pandas as pd  # noqa: PLC0415
-
     rules = list(dict.fromkeys(protocol.rule for protocol in protocols))  # some differ in name only
     size = protocols[0].map_size
     blind = {DISC: centre_disc(size)}
     if localise is None:
         more = {"whole frame (blind)": whole_frame(size), "centre square (blind)": centre_square(size)}
         blind = more | blind
-    tables: list[pd.DataFrame] = []
+    found: dict[tuple[str, str, str], list[Columns]] = {}  # (protocol, predictor, kind) -> of each batch
     maps: list[Tensor] = []
     mixed_in: list[ObjectMaps] = []
     unreadable: list[tuple[str, str]] = []
@@ -153,45 +151,53 @@ def evaluate_localisation(
             truth = TruthMaps(truth.maps.to(similarity.device), outlined)
             mixed = None if objects is None else objects(batch)
             predictions = predict(similarity, rules, truth.num_annotated, mixed)
-            columns = [_score(prediction, truth) for prediction in predictions]
-            for of_rule, rule in zip(columns, rules, strict=True) if negatives else ():
+            scores = [_score(prediction, truth) for prediction in predictions]
+            for of_rule, rule in zip(scores, rules, strict=True) if negatives else ():
                 of_rule["confidence"] = confidences(similarity, rule, mixed).cpu().numpy()
-            scored[model_name, MODEL] = columns
+            scored[model_name, MODEL] = scores
             maps.append(similarity.cpu())
             if mixed is not None:
                 mixed_in.append(ObjectMaps(mixed.maps.float().cpu(), mixed.alpha))
             if on_batch is not None:
-                on_batch(batch, predictions[0].localisation_maps, columns[0]["ciou"].tolist())
+                on_batch(batch, predictions[0].localisation_maps, scores[0]["ciou"].tolist())
         scored |= _score_references(truth, rules, blind)
         description = _describe(batch, truth, negatives=negatives)
         for protocol in protocols:
             for (predictor, kind), of_rules in scored.items():
                 name = f"ceiling of {protocol.name} (maps without ties)" if kind == CEILING else predictor
-                row = {"protocol": protocol.name, "predictor": name, "kind": kind, **description}
-                tables.append(pd.DataFrame(row | of_rules[rules.index(protocol.rule)]))
+                columns = description | of_rules[rules.index(protocol.rule)]
+                found.setdefault((protocol.name, name, kind), []).append(columns)
 
     unreadable, maps, mixed_in = (gather_objects(parts) for parts in (unreadable, maps, mixed_in))
     return LocalisationResult(
         tuple(protocols),
-        _join(gather_objects(tables), unreadable),
+        _join(gather_objects([found]), unreadable),
         tuple(unreadable),
         torch.cat(maps) if maps else None,
         ObjectMaps(torch.cat([one.maps for one in mixed_in]), mixed_in[0].alpha) if mixed_in else None,
     )
 
 
-def _join(tables: "Sequence[pd.DataFrame]", unreadable: Sequence[tuple[str, str]]) -> "pd.DataFrame":
-    """Sort the scores of all batches by protocol and predictor; refuse none, and a clip that came twice."""
+def _join(
+    parts: Sequence[Mapping[tuple[str, str, str], Sequence[Columns]]], unreadable: Sequence[tuple[str, str]]
+) -> "pd.DataFrame":
+    """Join what the processes found to one table; refuse none at all, and a clip that came twice."""
     import pandas as pd  # noqa: PLC0415
 
+    tables = []
+    for key in next(filter(None, parts), {}):
+        batches = [columns for part in parts for columns in part.get(key, ())]
+        joined = {name: np.concatenate([columns[name] for columns in batches]) for name in batches[0]}
+        table = pd.DataFrame(
+            {name: list(values) if values.ndim > 1 else values for name, values in joined.items()}
+        )
+        tables.append(table.assign(**dict(zip(("protocol", "predictor", "kind"), key, strict=True))))
     if not tables:
         first = f", first: {unreadable[0][1]}" if unreadable else ""
         raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
-    clips = pd.concat(tables, ignore_index=True)
-    if clips.duplicated(["protocol", "predictor", "clip_id"]).any():
+    if tables[0]["clip_id"].duplicated().any():
         raise ValueError("A clip came twice in the evaluation; scores would count it twice.")
-    order = clips.groupby(["protocol", "predictor"], sort=False).ngroup().argsort(kind="stable")
-    return clips.iloc[order].reset_index(drop=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _score(prediction: Prediction, truth: TruthMaps) -> Columns:
@@ -203,7 +209,7 @@ def _score(prediction: Prediction, truth: TruthMaps) -> Columns:
     if truth.outlined:
         maps = prediction.localisation_maps.expand_as(truth.maps)
         columns["iou"] = mask_ious(maps, truth.maps).cpu().numpy()
-        columns["f_curve"] = list(f_curves(maps, truth.maps).cpu().numpy())  # (255,) each
+        columns["f_curve"] = f_curves(maps, truth.maps).cpu().numpy()  # (B, 255)
     return columns
 
 
@@ -211,10 +217,10 @@ def _score_references(
     truth: TruthMaps, rules: Sequence[LocalisationProtocol], blind: Mapping[str, Tensor]
 ) -> dict[tuple[str, str], list[Columns]]:
     """Score what needs no model: blind masks and the blind map, and the ceiling of each rule."""
-    device, scored = truth.maps.device, {}
+    device, scored, unknown = truth.maps.device, {}, np.full(len(truth), np.nan)
     for name, mask in blind.items():
         alone = Prediction(mask[None].to(device, torch.float32), mask[None].to(device))
-        scored[name, BASELINE] = [_score(alone, truth) | {"pointing": np.nan}] * len(rules)
+        scored[name, BASELINE] = [_score(alone, truth) | {"pointing": unknown}] * len(rules)
     gaussian = predict(centre_gaussian().to(device), rules, truth.num_annotated)
     scored[GAUSSIAN, BASELINE] = [_score(prediction, truth) for prediction in gaussian]
     scored[CEILING, CEILING] = [{"ciou": oracle_cious(truth, rule).cpu().numpy()} for rule in rules]
@@ -228,7 +234,7 @@ def _describe(batch: Any, truth: TruthMaps, *, negatives: bool) -> Columns:  # n
         "area": truth.total_votes.cpu().numpy() * (AREA_SIDE**2 / truth.maps[0].numel()),
         "num_boxes": counts,
         "pair_key": np.array(batch.pair_keys, dtype=object),
-        "has_object": (counts > 0) if negatives else True,
+        "has_object": (counts > 0) if negatives else np.ones(len(counts), bool),
     }
 
 

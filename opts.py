@@ -62,16 +62,13 @@ DROPPED = {
 class DataOptions(Options):
     """Which clips to train on."""
 
-    train_set: str = option(choices=TRAINING_SETS)
-    """data set, see docs/data.md for its folders"""
-    data_root: Path
-    """folder of the data set"""
+    train_set: str = option(choices=TRAINING_SETS)  # data set, see docs/data.md for its folders
+    data_root: Path  # folder of the data set
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     allow_missing: bool = False
     """leave clips out whose files are missing or broken, instead of refusing to start"""
-    workers: int = option(4, at_least=0)
-    """decoding processes; 0 decodes in the main process"""
+    workers: int = option(4, at_least=0)  # decoding processes; 0 decodes in the main process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +77,8 @@ class ValidationOptions:
 
     validation_benchmark: str | None = option(None, choices=BOX_BENCHMARKS)
     """benchmark to choose the best epoch on; none: no best.pth"""
-    validation_root: Path | None = None
-    """folder of the benchmark"""
-    validation_list: str | None = None
-    """clip list of the benchmark, as --clip-list"""
+    validation_root: Path | None = None  # folder of the benchmark
+    validation_list: str | None = None  # clip list of the benchmark, as --clip-list
     validation_protocol: str | None = option(None, choices=PROTOCOLS)
     """scoring rule, see docs/evaluation.md; none: that of the method's authors"""
 
@@ -102,24 +97,18 @@ class ComputeOptions:
 
     precision: Precision = "fp32"
     """of the networks; weights, heads and losses are always float32. tf32: GPUs round float32 products"""
-    compile: bool = False
-    """compile the networks with torch.compile, which needs a C++ compiler or Triton"""
+    compile: bool = False  # compile the networks with torch.compile, which needs a C++ compiler or Triton
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
     """Where the run lives."""
 
-    output: Path
-    """folder for checkpoints, logs and pictures"""
-    resume: bool = False
-    """go on from last.pth in --output"""
-    seed: int = 4
-    """of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    dry_run: bool = False
-    """print all options and stop"""
+    output: Path  # folder for checkpoints, logs and pictures
+    resume: bool = False  # go on from last.pth in --output
+    seed: int = 4  # of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL
+    device: str = "auto"  # auto, cpu, cuda or cuda:<number>
+    dry_run: bool = False  # print all options and stop
 
 
 SHARED_GROUPS = {
@@ -143,34 +132,28 @@ class TrainOptions(SimpleNamespace):
 class TestTask(Options):
     """What every task of test.py takes."""
 
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    dry_run: bool = False
-    """print all options and stop"""
+    device: str = "auto"  # auto, cpu, cuda or cuda:<number>
+    dry_run: bool = False  # print all options and stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingOptions(TestTask):
     """How heat maps are made and drawn."""
 
-    checkpoint: Path
-    """written by main.py, or a released file (ckpts/README.md)"""
+    checkpoint: Path  # written by main.py, or a released file (ckpts/README.md)
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
     """how pictures that are not square become so for the model"""
     box: bool = False
     """draw the box around the region of the peak where the map is at least half-way up to it"""
-    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)
-    """of the hottest heat"""
+    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)  # of the hottest heat
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions(DrawingOptions):
     """Draw where the sound comes from into your own video."""
 
-    input: Path
-    """video with sound, in any format that FFmpeg reads"""
-    output: Path
-    """MP4 to write; a contact sheet and the peaks go beside it"""
+    input: Path  # video with sound, in any format that FFmpeg reads
+    output: Path  # MP4 to write; a contact sheet and the peaks go beside it
     audio_step: float = option(0.2, at_least=0)
     """seconds from one encoded sound to the next; a frame takes the nearest. 0: each frame has its own"""
     smoothing: float = option(0.0, at_least=0)
@@ -185,12 +168,9 @@ class VideoOptions(DrawingOptions):
 class ImageOptions(DrawingOptions):
     """Draw where a sound comes from into a picture."""
 
-    image: Path
-    """picture of any size, in any format that Pillow reads"""
-    sound: Path
-    """sound in any format that libsndfile or FFmpeg reads, or a video for its sound"""
-    output: Path
-    """PNG to write; the peak goes beside it as CSV"""
+    image: Path  # picture of any size, in any format that Pillow reads
+    sound: Path  # sound in any format that libsndfile or FFmpeg reads, or a video for its sound
+    output: Path  # PNG to write; the peak goes beside it as CSV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,24 +201,20 @@ class RuleOptions(TestTask):
 class BaselineOptions(RuleOptions):
     """What blind predictors and the best possible map score, from the boxes alone."""
 
-    annotations: Path
-    """JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml"""
+    annotations: Path  # JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    output: Path | None = None
-    """JSON file for the scores; none: only on the screen"""
+    output: Path | None = None  # JSON file for the scores; none: only on the screen
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(TestTask):
     """Which clips a checkpoint is scored on, and what its results say."""
 
-    data_root: Path
-    """folder of the data set"""
+    data_root: Path  # folder of the data set
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    annotations: Path | None = None
-    """JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO"""
+    annotations: Path | None = None  # JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO
     labels: Path | None = None
     """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
     frame_geometry: Literal["squash", "centre_crop"] = "squash"
@@ -250,14 +226,11 @@ class ScoringOptions(TestTask):
     .csv, and report.html"""
     table: Literal["md", "tex", "csv", "json"] | None = None
     """print only the scores, in this form and with what belongs to them; none: for reading"""
-    allow_missing: bool = False
-    """score what is there; every result says what is not"""
-    note: str = ""
-    """words that go into every result, e.g. what is special about the data"""
+    allow_missing: bool = False  # score what is there; every result says what is not
+    note: str = ""  # words that go into every result, e.g. what is special about the data
     batch_size: int = option(32, at_least=1)
     """clips scored at once; does not change the scores but for rounding"""
-    workers: int = option(4, at_least=0)
-    """decoding processes; 0 decodes in the main process"""
+    workers: int = option(4, at_least=0)  # decoding processes; 0 decodes in the main process
 
 
 SAID_BY_SAVED_MAPS = (
@@ -271,12 +244,10 @@ SAID_BY_SAVED_MAPS = (
 class LocalisationOptions(RuleOptions, ScoringOptions):
     """Where in the frame does the sound come from: cIoU and AUC on a benchmark."""
 
-    checkpoint: Path | None = None
-    """written by main.py, or a released file (ckpts/README.md)"""
+    checkpoint: Path | None = None  # written by main.py, or a released file (ckpts/README.md)
     save_maps: Path | None = None
     """file for the similarity maps, to be scored again by --from-maps; none: they are not kept"""
-    from_maps: Path | None = None
-    """file of --save-maps to be scored, instead of a checkpoint"""
+    from_maps: Path | None = None  # file of --save-maps to be scored, instead of a checkpoint
     negatives: str | None = None
     """of the extended benchmarks: file of video,audio,label; none: SLAVC's official list"""
     object_prior: float | None = option(None, at_least=0, at_most=1)
@@ -285,10 +256,8 @@ class LocalisationOptions(RuleOptions, ScoringOptions):
     """torchvision's resnet18-f37072fd.pth; none: looked up by name in ckpts/ and torch hub"""
     audio: Literal["own", "shuffled"] = "own"
     """sound of each clip: its own, or another clip's, as a control of what the sound contributes"""
-    save_overlays: str = "0"
-    """number of overlay pictures to write, or all"""
-    gallery: int = option(8, at_least=0)
-    """best, median and worst clips shown in report.html, of each"""
+    save_overlays: str = "0"  # number of overlay pictures to write, or all
+    gallery: int = option(8, at_least=0)  # best, median and worst clips shown in report.html, of each
 
     def __post_init__(self) -> None:
         """Refuse values without meaning, and options that saved maps would leave unread."""
@@ -321,8 +290,7 @@ class LocalisationOptions(RuleOptions, ScoringOptions):
 class ModelOptions(ScoringOptions):
     """A checkpoint whose clips have their own sounds."""
 
-    checkpoint: Path
-    """written by main.py, or a released file (ckpts/README.md)"""
+    checkpoint: Path  # written by main.py, or a released file (ckpts/README.md)
 
     audio, object_prior, negatives = "own", None, None
 
@@ -337,8 +305,7 @@ class RetrievalOptions(ModelOptions):
     """data set of the clips, see docs/data.md for its folders"""
     directions: str = "audio_to_audio,audio_to_image,image_to_audio"
     """what is found by what, commas between them; sounds by sounds needs --labels"""
-    ks: str = "1,5,10"
-    """numbers of neighbours that count, commas between them"""
+    ks: str = "1,5,10"  # numbers of neighbours that count, commas between them
     image_pooling: Literal["max", "mean", "positions"] = "max"
     """from a frame's map to its embedding: maximum or mean over positions, or all positions, of
     which a sound's best counts (memory: as many times more)"""

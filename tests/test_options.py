@@ -12,7 +12,7 @@ import pytest
 import opts
 from datasets.augmentation import AugmentationConfig
 from models import METHODS
-from utils.options import Options, flag, option, parse_group
+from utils.options import Options, field_docstrings, flag, option, parse_group
 
 ROOT = Path(__file__).parents[1]
 TRAINING = {name: list(opts.train_groups(name).values()) for name in METHODS}
@@ -52,6 +52,7 @@ def test_help_names_every_option(command, capsys):
     text = capsys.readouterr().out
     shown = {flag(f.name): not f.metadata.get("hidden") for group in groups for f in fields(group)}
     assert all((f"  {name}" in text) == visible for name, visible in shown.items())
+    assert all(words for group in groups for words in field_docstrings(group).values())
     assert text.count("\n  --") <= 50
     assert not {name for name, visible in shown.items() if visible} & opts.DROPPED.keys()
 
@@ -126,8 +127,7 @@ def test_nonsense_is_refused_with_the_flag_s_name(arguments, words):
 class Bounded(Options):
     """Bounds of all kinds."""
 
-    count: int = option(1, at_least=1)
-    """at least 1"""
+    count: int = option(1, at_least=1)  # at least 1
     share: float | None = option(None, above=0, at_most=1)
     """a share"""
     colour: str = option(choices=("red", "blue"))
@@ -152,6 +152,7 @@ def test_bounds_are_named(arguments, words):
 
 def test_values_within_bounds_and_choices(capsys):
     assert parse_group(Bounded, "program", "Does.", ["--colour", "red"]) == Bounded(colour="red")
+    assert field_docstrings(Bounded) == {"count": "at least 1", "share": "a share", "colour": "of two"}
     assert parse_group(Bounded, "program", "Does.", "--colour blue --share 1".split()).share == 1
     for arguments in ([], ["--colour", "green"]):
         with pytest.raises(SystemExit):

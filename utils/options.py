@@ -1,9 +1,8 @@
-"""Command lines made of frozen dataclasses: one option a field, explained by the string below it.
+"""Command lines made of frozen dataclasses: one option a field, explained by its comment or the string below.
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-    workers: int = option(4, at_least=0)
-    '''decoding processes; 0 decodes in the main process'''
+    workers: int = option(4, at_least=0)  # decoding processes; 0 decodes in the main process
 """
 
 import argparse
@@ -16,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any, Literal
 
 
@@ -125,11 +124,14 @@ def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type 
 
 
 def field_docstrings(config_class: type) -> dict[str, str]:
-    """Read the text under each field of a class, and of those that it inherits."""
+    """Read the comment behind, or the text under, each field of a class, and of those that it inherits."""
     documented = {}
     for base in reversed(config_class.__mro__[:-1]):
-        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(base)).body[0]).body
-        for statement, follower in pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(follower, ast.Expr):
-                documented[ast.unparse(statement.target)] = ast.literal_eval(follower.value)
+        lines = inspect.getsource(base).splitlines()
+        body = typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body
+        for statement, follower in zip_longest(body, body[1:]):
+            if isinstance(statement, ast.AnnAssign):
+                behind = lines[(statement.end_lineno or statement.lineno) - 1].partition("  # ")[2]
+                below = ast.literal_eval(follower.value) if isinstance(follower, ast.Expr) else ""
+                documented[ast.unparse(statement.target)] = below or behind
     return {described.name: documented[described.name] for described in fields(config_class)}

@@ -123,10 +123,11 @@ class Method(nn.Module):
 
     def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
         """Load what a new run does not start from at random; not called when a run is resumed."""
-        from models.released import load_pretrained  # noqa: PLC0415 - it imports the methods
+        if networks := self.pretrained(options):
+            from models.released import load_pretrained  # noqa: PLC0415 - it imports the methods
 
-        for kind, path in load_pretrained(self.pretrained(options)).items():
-            logger.info("Weights of %s: %s", kind, path)
+            for kind, path in load_pretrained(networks).items():
+                logger.info("Weights of %s: %s", kind, path)
 
     def build_optimizer(self, recipe: Any) -> torch.optim.Optimizer:  # noqa: ANN401
         """Return the optimiser, by the group of options `optimisation`: Adam over all trained parameters."""

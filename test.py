@@ -34,12 +34,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import opts
-from datasets.annotations import read_labels
 from datasets.audio import AudioConfig, load_waveform
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
 from datasets.frames import FrameGeometry, as_float, normalise, read_frame
-from datasets.lists import find_leak, find_list, published_list, without_negatives
+from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_video
 from models.released import load_object_prior
@@ -134,11 +133,11 @@ class Evaluation:
         """Refuse a folder with the results of another evaluation; add the clips' classes."""
         context = self.context
         if self.options.labels is not None:
-            labels, clip_ids = read_labels(self.options.labels), self.clip_set.clip_ids
+            path, clip_ids = self.options.labels, self.clip_set.clip_ids
             if DATA_SETS[self.options.benchmark].negatives:  # what sounds there is not in the picture
                 clip_ids = without_negatives(clip_ids)
-            classes = dict(zip(clip_ids, labels.of(clip_ids), strict=True))
-            source = {"path": labels.path, "sha256": labels.sha256, "form": labels.form}
+            classes, sha256 = read_classes(path, clip_ids)
+            source = {"path": str(path), "sha256": sha256}
             self.context = context = replace(context, classes=classes, labels=source)
         self.identity = {
             "task": task,

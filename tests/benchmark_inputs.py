@@ -34,11 +34,11 @@ def write_sound(path, index=0, seconds=0.5):
     soundfile.write(path, tone(index, seconds), RATE)
 
 
-def sounded_entry(frame, sound, box):
+def sounded_entry(name, box):
     """One entry of IS3's JSON, with a path of the authors' machine."""
     return {
-        "image": f"{AUTHORS_FOLDER}/visual_frames/{frame}.jpg",
-        "audio": f"{AUTHORS_FOLDER}/audio_wav/{sound}.wav",
+        "image": f"{AUTHORS_FOLDER}/visual_frames/{name}.jpg",
+        "audio": f"{AUTHORS_FOLDER}/audio_wav/{name}.wav",
         "gt_box": box,
     }
 
@@ -53,7 +53,7 @@ def make_is3(root):
             write_sound(root / "audio_wav" / f"{clip_id}.wav", 2 * number + side)
             # 61, 115 and 122 are the pixels that a plain division by 224 would move.
             boxes[clip_id] = [[0.0, 61.0, 115.0, 224.0], [122.0, 10.0, 200.0, 115.0]][side]
-    entries = [sounded_entry(clip_id, clip_id, box) for clip_id, box in boxes.items()]
+    entries = [sounded_entry(clip_id, box) for clip_id, box in boxes.items()]
     (root / "synthetic3240_bbox.json").write_text(json.dumps(entries))
     return boxes
 

@@ -130,8 +130,8 @@ def test_flickr_boxes_are_votes(tmp_path):
         (["--clip-list", "{folder}/list.txt"], ("1 of 2 clips", "stranger", "--clip-list")),
         (["--annotations", "{folder}/no.json"], ("no.json", "get_splits.sh")),
         (["--annotations", "{folder}/list.txt"], ("list.txt",)),
-        (["--annotations", "{folder}/empty"], ("empty", "0 of 0 clips")),
-        (["--benchmark", "flickr_soundnet"], ("folder of XML files",)),
+        (["--annotations", "{folder}/empty"], ("No annotations at", "empty")),
+        (["--benchmark", "flickr_soundnet"], ("does not fit flickr_soundnet",)),
     ],
 )
 def test_wrong_input_is_refused_in_words(baselines, tmp_path, caplog, arguments, words):

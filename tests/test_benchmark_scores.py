@@ -34,10 +34,11 @@ def results_of(folder):
 
 def test_extended_vgg_ss_from_the_command_line(checkpoint, tiny_data, tmp_path):
     positives, negatives = make_extended(tiny_data, tmp_path)
-    lists = ("--clip-list", positives, "--negatives", negatives)
+    (tmp_path / "leaking.txt").write_text("neg_1\n")  # the frame of a negative
+    lists = ("--clip-list", positives, "--negatives", negatives, "--training-list", tmp_path / "leaking.txt")
     given = options(
         checkpoint, "vgg_ss_extended", tiny_data.root, tmp_path / "out", *lists,
-        "--protocol", "slavc,ssl_tie", "--batch-size", 3,
+        "--protocol", "slavc,ssl_tie", "--batch-size", 3, "--save-overlays", 1,
     )  # fmt: skip
     finished = run("test.py", *given)
     assert finished.returncode == 0, finished.stderr
@@ -49,7 +50,9 @@ def test_extended_vgg_ss_from_the_command_line(checkpoint, tiny_data, tmp_path):
 
     summary, clips = results_of(tmp_path / "out")
     assert (summary["num_clips"], summary["num_without_object"]) == (7, 3)
-    assert summary["num_empty_ground_truth"] == 0
+    assert summary["num_empty_ground_truth"] == 0 and summary["complete"]
+    assert "LEAK: 1 of 6" in summary["leak_check"]["message"]
+    assert len(list((tmp_path / "out" / "overlays").glob("*.jpg"))) == 1
     for one in summary["protocols"]:
         rule, row = one["name"], one["rows"][0]
         found = [
@@ -83,6 +86,8 @@ def test_is3_in_pairs(checkpoint, testing_program, tmp_path):
     assert testing_program.main([str(word) for word in given]) == 0
     summary, clips = results_of(tmp_path / "out")
     assert len({clip["pair"] for clip in clips}) == 2
+    assert summary["cut"] == "IS3, 4 clips: none of the published cuts"
+    assert "could not be looked for" in summary["leak_check"]["message"]
     rules = [one["name"] for one in summary["protocols"]]
     assert rules == ["ssl_align_adaptive", "ssl_tie", "sspl"]
     for one in summary["protocols"]:

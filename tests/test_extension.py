@@ -76,8 +76,9 @@ BENCHMARK_ROW = """
     "corners": DataSet(
         title="Corners",
         roots=(".",),
-        folders=(Folders("pictures", ("sounds",), "boxes"),),
-        read_xml=read_vgg_ss_xml,
+        frames=("pictures/<id>.jpg",),
+        sounds=("sounds/<id>.wav",),
+        annotations={"boxes/<id>.xml": read_vgg_ss_xml},
     ),
 """
 

@@ -1,10 +1,9 @@
 """Clip lists: every accepted form, every refusal, fetching, and which published clips were scored."""
 
-import functools
 import gzip
 import hashlib
 import http.server
-import os
+import json
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ import pytest
 from datasets import lists
 from datasets.lists import (
     LISTS,
-    MEDIA_SUFFIXES,
     ROWS,
     fetch_list,
     find_leak,
@@ -24,6 +22,7 @@ from datasets.lists import (
     ids_sha256,
     name_cut,
     published_list,
+    read_classes,
     read_clip_list,
     split_pair,
 )
@@ -60,8 +59,17 @@ def published_bytes(name):
 
 
 def published_ids(name, folder):
+    """Ids of an official list, read from `folder`, which is $VSSL_SPLITS."""
     (folder / LISTS[name].file_name).write_bytes(published_bytes(name))
-    return find_list(name, folder, pairs=LISTS[name].pairs).clip_ids
+    return find_list(name, pairs=LISTS[name].pairs).clip_ids
+
+
+@pytest.fixture
+def splits(tmp_path, monkeypatch):
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    monkeypatch.setenv(lists.FOLDER_VARIABLE, str(folder))
+    return folder
 
 
 def write(folder, file_name, content):
@@ -81,36 +89,22 @@ def toy(monkeypatch):
     return row
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_arguments):
-        pass
-
-
-class TruncatingHandler(QuietHandler):
+class Truncating(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.send_header("Content-Length", str(len(TOY)))
         self.end_headers()
         self.wfile.write(TOY[:5])
 
-
-def serve(handler):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server
+    def log_message(self, *_arguments):
+        pass
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A folder, the address at which it is served, and no proxy in between."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def mirror(tmp_path):
     folder = tmp_path / "mirror"
     folder.mkdir()
-    server = serve(functools.partial(QuietHandler, directory=str(folder)))
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    return folder
 
 
 def publish(folder, row, content):
@@ -119,37 +113,21 @@ def publish(folder, row, content):
     path.write_bytes(content)
 
 
-def run_cli(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "datasets.lists", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 # --------------------------------------------------------------------------------------- reading
 
 
 @pytest.mark.parametrize(
     ("file_name", "content", "expected"),
     [
-        ("lf.txt", "a_000001\nb_000002\n", ("a_000001", "b_000002")),
-        ("crlf.txt", "a_000001\r\nb_000002\r\n", ("a_000001", "b_000002")),
-        ("blank.txt", "\na_000001\n  \n\n b_000002 ", ("a_000001", "b_000002")),
+        ("blank.txt", "\na_000001\r\n  \n\n b_000002 ", ("a_000001", "b_000002")),
         ("bom.txt", b"\xef\xbb\xbfa_000001\n", ("a_000001",)),
         ("numbers.csv", "10000130166,202\r\n10007936344,0\r\n", ("10000130166", "10007936344")),
         ("header.csv", "video,audio,label\r\na,a,sounding\r\nb,b,sounding\r\n", ("a", "b")),
-        ("header_id.csv", "Clip_ID,class\na,dog\n", ("a",)),
+        ("header_id.csv", 'Clip_ID,class\n"a","dog bark"\n', ("a",)),
         ("vggsound.csv", 'a,1,"heart, beat",test\na,30,dog,train\n', ("a_000001", "a_000030")),
-        ("quoted.csv", '"a","dog bark"\n', ("a",)),
         ("jpg.txt", "10000130166.jpg\n10007936344.JPG\n", ("10000130166", "10007936344")),
         ("paths.txt", "videos/0/0/0/2615133000.mp4\n0\\1\\33.wav\n", ("2615133000", "33")),
-        ("dots.txt", "a.b_000001\nc.2.flac\n", ("a.b_000001", "c.2")),
-        ("dash.txt", "--PlJNEnf-s_000288\n", ("--PlJNEnf-s_000288",)),
+        ("dots.txt", "a.b_000001\nc.2.flac\n--PlJNEnf-s_000288", ("a.b_000001", "c.2", "--PlJNEnf-s_000288")),
         ("boxes.json", '[{"file": "a", "class": "x", "bbox": []}, {"file": "b"}]', ("a", "b")),
         (
             "milliseconds.txt",
@@ -166,11 +144,6 @@ def test_accepted_forms(tmp_path, file_name, content, expected):
     assert clip_list.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("suffix", sorted(MEDIA_SUFFIXES))
-def test_every_media_suffix_is_cut(tmp_path, suffix):
-    assert read_clip_list(write(tmp_path, "l.txt", f"x/a_1{suffix}\n")).clip_ids == ("a_1",)
-
-
 def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
     ids = [f"clip_{number}" for number in range(9)]
     path = write(tmp_path, "twice.txt", "\n".join([*ids, *ids[:6], "videos/clip_6.mp4"]))
@@ -180,33 +153,30 @@ def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
     assert str(path) in str(caught.value)
 
 
+NO_LIST = [
+    ("blank.txt", "\n \n", "names no clips"),
+    ("header.csv", "id,label\n", "names no clips"),
+    ("empty.json", "[]", "names no clips"),
+    ("hole.csv", "a,1\n,2\n", "entry 2 has no clip id"),
+    ("binary.txt", b"\xff\xfe\x00a", "UTF-8"),
+    ("quote.csv", 'a,"dog\n', "unexpected end of data"),
+    ("broken.json", '[{"file": ', "is no list of clips"),
+    ("number.json", "3", "is no list of clips"),
+    ("object.json", '{"file": "a"}', "is no list of clips .*clips"),
+    ("keys.json", '[{"file": "a"}, {"image": "b"}]', "is no list of clips .*file"),
+    ("type.json", '[{"file": 3}]', r"an entry has \[3, ''\] instead of text"),
+]
+
+
 @pytest.mark.parametrize(
     ("file_name", "content", "message"),
-    [
-        ("blank.txt", "\n \n", "names no clips"),
-        ("header.csv", "video,label\n", "names no clips"),
-        ("empty.json", "[]", "names no clips"),
-        ("hole.csv", "a,1\n,2\n", "entry 2 has no clip id"),
-        ("binary.txt", b"\xff\xfe\x00a", "not text in UTF-8"),
-        ("broken.json", '[{"file": ', "not valid JSON"),
-        ("object.json", '{"file": "a"}', "JSON dict"),
-        ("keys.json", '[{"file": "a"}, {"image": "b"}]', "entry 2 has no text"),
-        ("type.json", '[{"file": 3}]', "entry 1 has no text"),
-        ("silent.csv", "video,audio,label\na,a,x\nb,c,x\n", "1 of 2 lines pair a frame"),
-    ],
+    [*NO_LIST, ("silent.csv", "video,audio,label\na,a,x\nb,c,x\n", "1 of 2 lines pair a frame")],
 )
-def test_refused_contents(tmp_path, file_name, content, message):
+def test_refused_lists(tmp_path, file_name, content, message):
     path = write(tmp_path, file_name, content)
     with pytest.raises(ValueError, match=message) as caught:
         read_clip_list(path)
     assert str(path) in str(caught.value)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No clip list at .*absent\.txt.*get_splits\.sh"):
-        read_clip_list(tmp_path / "absent.txt")
-    with pytest.raises(ValueError, match="is a folder"):
-        read_clip_list(tmp_path)
 
 
 def test_negatives_are_read(tmp_path):
@@ -219,14 +189,14 @@ def test_negatives_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "begins with nothing"),
-        (b"a\nb\n", "begins with a"),
+        (b"", "a line holds an id alone"),
+        (b"a\nb\n", "a line holds a"),
         (b"video,audio,label\n", "names no clips"),
         (b"video,audio,label\na,b,sounding\n", "a,b,sounding"),
         (b"video,audio,label\na,b\n", "a,b"),
         (b"video,audio,label\n,b,non-sounding\n", ",b,non-sounding"),
         (b"video,audio,label\na,b,non-sounding\na,b,non-sounding\n", "more than once"),
-        (b"\xff\xfe", "not text in UTF-8"),
+        (b"\xff\xfe", "UTF-8"),
     ],
 )
 def test_negatives_of_another_form_are_refused(tmp_path, content, words):
@@ -234,135 +204,143 @@ def test_negatives_of_another_form_are_refused(tmp_path, content, words):
         read_clip_list(write(tmp_path, "mine.csv", content), pairs=True)
 
 
+# ---------------------------------------------------------------------------------------- classes
+
+ENTRIES = {"a_000001": {"class": "dog"}, "b_000030": {"class": "speech, woman"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", 'a_000001,dog\nb_000030,"speech, woman"\n'),
+        ("labels.txt", '\ufeffclip_id,label\r\n"a_000001","dog"\r\n\r\nb_000030, "speech, woman"\r\n'),
+        ("vggsound.csv", 'a,1,dog,train\nb,30,"speech, woman",test\n'),
+        ("vggss.json", json.dumps([{"file": name, "bbox": [], **entry} for name, entry in ENTRIES.items()])),
+        ("stamps.json", json.dumps({"clips": ENTRIES})),
+    ],
+)
+def test_every_published_form_gives_the_same_classes(name, content, tmp_path):
+    path = write(tmp_path, name, content)
+    classes, sha256 = read_classes(path, ["b_000030", "a_000001"])
+    assert list(classes.items()) == [("b_000030", "speech, woman"), ("a_000001", "dog")]
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"2 of 3 clips have no class, first: c, d.*2 clips"):
+        read_classes(path, ["a_000001", "c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        *(row for row in NO_LIST if row[0] != "keys.json"),
+        ("l.csv", "a\nb\n", "expected an id and a class, got a. .*id,class"),
+        ("l.csv", "a,dog\nb,speech, woman\n", "got b, speech, woman.*double quotes"),
+        ("l.csv", "a,first,dog,test\n", "got a, first, dog, test"),
+        ("l.csv", "a,dog\nb,\n", "got b, "),
+        ("l.csv", "a,dog\nb,cat\na,cat\n", "more than once, first: a"),
+        ("l.json", '[{"file": "a", "bbox": []}]', "expected an id and a class, got a"),
+        ("l.json", '{"clips": {"a": {"class": 3}}}', "an entry has "),
+        ("l.json", '{"clips": {"a": "dog"}}', "is no list of clips"),
+    ],
+)
+def test_what_has_no_classes_is_refused_in_words(name, content, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        read_classes(write(tmp_path, name, content), ["a"])
+    with pytest.raises(FileNotFoundError, match=r"No labels at .*stamps\.json"):
+        read_classes(tmp_path / "none.csv", ["a"])
+
+
 # -------------------------------------------------------------------------------------- fetching
 
 
-def test_fetch_over_http_then_from_disk(tmp_path, toy, mirror):
-    served, address = mirror
-    publish(served, toy, TOY)
-    path = fetch_list("toy", tmp_path / "lists", base_url=address + "/")
-    assert path.read_bytes() == TOY
-    assert [entry.name for entry in path.parent.iterdir()] == ["toy.txt"]
-    assert fetch_list("toy", tmp_path / "lists", base_url="http://127.0.0.1:9") == path
-    assert find_list("toy", tmp_path / "lists").clip_ids[0] == "first_000001"
-
-
-def test_wrong_bytes_are_refused_and_nothing_is_left(tmp_path, toy, mirror):
-    served, address = mirror
-    publish(served, toy, TOY + b"extra_000004\n")
-    with pytest.raises(ValueError, match="has sha256") as caught:
-        fetch_list("toy", tmp_path / "lists", base_url=address)
-    assert toy.sha256 in str(caught.value)
-    assert hashlib.sha256(TOY + b"extra_000004\n").hexdigest() in str(caught.value)
-    assert not (tmp_path / "lists").exists()
-
-
-def test_wrong_count_is_refused(tmp_path, toy, monkeypatch):
-    monkeypatch.setitem(LISTS, "toy", replace(toy, clips=4))
-    publish(tmp_path, toy, TOY)
-    with pytest.raises(ValueError, match="has 3 clips, expected 4"):
-        fetch_list("toy", tmp_path / "lists", base_url=tmp_path.as_uri())
-    assert not (tmp_path / "lists").exists()
-
-
-def test_a_changed_local_list_is_neither_used_nor_overwritten(tmp_path, toy, mirror):
-    served, address = mirror
-    publish(served, toy, TOY)
-    path = write(tmp_path, "toy.txt", "mine_000001\n")
-    with pytest.raises(ValueError, match=r"toy\.txt is there but has sha256 .* Move it away"):
-        fetch_list("toy", tmp_path, base_url=address)
-    with pytest.raises(ValueError, match=r"has sha256 .*get_splits\.sh toy --folder "):
-        find_list("toy", tmp_path)
-    assert path.read_bytes() == b"mine_000001\n"
-
-
-@pytest.mark.usefixtures("toy")
-def test_network_failures(tmp_path, mirror):
-    with pytest.raises(ConnectionError, match=r"HTTP Error 404.*metadata/toy\.txt.*someone/Lists"):
-        fetch_list("toy", tmp_path / "lists", base_url=mirror[1])
-    server = serve(TruncatingHandler)
-    with pytest.raises(ConnectionError, match=r"could not download .*\b5\b"):
-        fetch_list("toy", tmp_path / "lists", base_url=f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(ConnectionError, match=r"could not download http://127.*--base-url"):
-        fetch_list("toy", tmp_path / "lists", base_url=f"http://127.0.0.1:{server.server_port}")
-    with pytest.raises(ConnectionError, match=r"No such file"):
-        fetch_list("toy", tmp_path / "lists", base_url=(tmp_path / "none").as_uri())
-    with pytest.raises(ValueError, match="--base-url 'mirror' is not"):
-        fetch_list("toy", tmp_path / "lists", base_url="mirror")
-    assert not (tmp_path / "lists").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, toy):
-    publish(tmp_path, toy, TOY)
-    in_the_way = write(tmp_path, "lists", "a file")
-    with pytest.raises(OSError, match=r"toy: could not write .*--folder"):
-        fetch_list("toy", in_the_way, base_url=tmp_path.as_uri())
-
-
-def test_official_names_and_files_of_the_same_name(tmp_path, toy, monkeypatch):
-    monkeypatch.setenv(lists.FOLDER_VARIABLE, str(tmp_path))
+def test_fetch_from_a_mirror_then_from_disk(toy, mirror, splits):
     with pytest.raises(FileNotFoundError, match=r"bash scripts/get_splits\.sh toy$"):
         find_list("toy")
-    write(tmp_path, "toy.txt", TOY)
+    publish(mirror, toy, TOY)
+    path = fetch_list("toy", splits / "new", mirror.as_uri() + "/")
+    assert path.read_bytes() == TOY
+    assert [entry.name for entry in path.parent.iterdir()] == ["toy.txt"]
+    assert fetch_list("toy", splits / "new", "http://127.0.0.1:9") == path
+    path.rename(splits / "toy.txt")
     clip_list = find_list("toy")
     assert (clip_list.name, len(clip_list.clip_ids), clip_list.sha256) == ("toy", 3, toy.sha256)
-    write(tmp_path, "toy", "own_000001\n")
-    monkeypatch.chdir(tmp_path)
+
+
+def test_a_file_of_an_official_name_wins(toy, splits, monkeypatch):
+    write(splits, "toy", "own_000001\n")
+    monkeypatch.chdir(splits)
     assert find_list("toy").clip_ids == ("own_000001",)
     monkeypatch.delenv(lists.FOLDER_VARIABLE)
     assert lists.default_folder() == ROOT / "metadata"
 
 
+def test_wrong_bytes_are_refused_and_nothing_is_left_or_overwritten(toy, mirror, splits):
+    publish(mirror, toy, TOY + b"extra_000004\n")
+    with pytest.raises(ValueError, match="has sha256") as caught:
+        fetch_list("toy", splits / "new", mirror.as_uri())
+    assert toy.sha256 in str(caught.value)
+    assert hashlib.sha256(TOY + b"extra_000004\n").hexdigest() in str(caught.value)
+    assert not (splits / "new").exists()
+    path = write(splits, "toy.txt", "mine_000001\n")
+    for use in (lambda: fetch_list("toy", splits, mirror.as_uri()), lambda: find_list("toy")):
+        with pytest.raises(ValueError, match=r"toy\.txt is there but has sha256 .* Move it away"):
+            use()
+    assert path.read_bytes() == b"mine_000001\n"
+
+
+@pytest.mark.usefixtures("toy")
+def test_network_failures(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Truncating)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    for address, words in (
+        (f"http://127.0.0.1:{server.server_port}", r"\b5\b"), ("http://127.0.0.1:9", "--base-url"),
+        ((tmp_path / "none").as_uri(), "No such file"), ("mirror", "unknown url type"),
+    ):  # fmt: skip
+        with pytest.raises(ConnectionError, match=f"toy: could not download {address}.*{words}"):
+            fetch_list("toy", tmp_path / "lists", address)
+    server.shutdown()
+    server.server_close()
+    assert not (tmp_path / "lists").exists()
+
+
 def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match="Give the path of your own list") as caught:
-        find_list("vgg_ss_9999", tmp_path)
+        find_list("vgg_ss_9999")
     assert all(name in str(caught.value) for name in LISTS)
     with pytest.raises(ValueError, match="is not an official list"):
         fetch_list("vgg_ss_9999", tmp_path)
 
 
-def test_cli_goes_on_after_a_failure_and_reports_all(tmp_path, toy, capsys):
+def test_command_goes_on_after_a_failure_and_reports_all(tmp_path, toy, capsys):
     publish(tmp_path, toy, TOY)
     names = ["unknown", "toy", "toy", "ssl_tie_flickr_249"]
     assert lists.main([*names, "--folder", str(tmp_path), "--base-url", tmp_path.as_uri()]) == 2
     shown = capsys.readouterr()
     assert shown.out == f"toy: 3 clips, verified: {tmp_path / 'toy.txt'}\n"
-    assert "2 of 3 lists failed" in shown.err
+    assert shown.err.count("get_splits: ") == 2
     assert "'unknown' is not an official list" in shown.err
     assert "metadata/test_flickr_250.txt" in shown.err
+    in_the_way = write(tmp_path, "lists", "a file")
+    assert lists.main(["toy", "--folder", str(in_the_way), "--base-url", tmp_path.as_uri()]) == 2
+    assert str(in_the_way) in capsys.readouterr().err
 
 
-def test_cli_process_lists_and_fails_without_a_traceback(tmp_path, mirror):
-    listed = run_cli("--list")
-    assert listed.returncode == 0
+def test_command_shows_what_there_is():
+    words = [sys.executable, "-m", "datasets.lists", "--list"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(LISTS)
-    publish(mirror[0], LISTS["ssl_tie_flickr_249"], b"other\n")
-    failed = run_cli("--base-url", mirror[1], VSSL_SPLITS=str(tmp_path / "lists"))
-    assert failed.returncode == 2
-    assert "Traceback" not in failed.stderr
-    assert failed.stderr.count("HTTP Error 404") == len(LISTS) - 1
-    assert failed.stderr.count("has sha256") == 1
-    assert not (tmp_path / "lists").exists()
-
-
-def test_cli_process_fetches_all_published_lists(tmp_path):
-    for name, row in LISTS.items():
-        publish(tmp_path / "mirror", row, published_bytes(name))
-    fetched = run_cli("--folder", tmp_path / "lists", "--base-url", (tmp_path / "mirror").as_uri())
-    assert fetched.returncode == 0, fetched.stderr
-    assert len(list((tmp_path / "lists").iterdir())) == len(LISTS)
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_rows_equal_the_published_files(tmp_path, name):
+def test_rows_equal_the_published_files(splits, tmp_path, name):
     row = LISTS[name]
-    clip_ids = published_ids(name, tmp_path)
+    publish(tmp_path, row, published_bytes(name))
+    fetch_list(name, splits, tmp_path.as_uri())
+    clip_ids = find_list(name, pairs=row.pairs).clip_ids
     assert len(clip_ids) == row.clips
     assert not row.ids_sha256 or ids_sha256(clip_ids) == row.ids_sha256
     with pytest.raises(ValueError, match="--clip-list" if row.pairs else "--negatives"):
-        find_list(name, tmp_path, pairs=not row.pairs)
+        find_list(name, pairs=not row.pairs)
 
 
 # ------------------------------------------------------------------------------------------ cuts
@@ -382,28 +360,19 @@ def cuts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("listed", "words"),
+    ("benchmark", "clip_ids", "more", "words"),
     [
-        ("cab", "VGG-SS, 3 clips: the first"),
-        ("abd", "VGG-SS, 3 clips: none of the published cuts; as many, but others: the first"),
-        ("a", "VGG-SS, 1 clips: none of the published cuts"),
+        ("vgg_ss", "cab", (), "T, 3 clips: the first"),
+        ("vgg_ss", "abd", (), "T, 3 clips: none of the published cuts"),
+        ("vgg_ss", "abc", ((), 1), "T, 3 clips: the first; 1 of them are missing"),
+        ("vgg_ss_extended", "abc", (["x+y"],), "T, 3 clips: the first; 1 negatives: N"),
+        ("vgg_ss_extended", "abc", (["y+x"],),
+         "T, 3 clips: the first; 1 negatives: none of the published cuts"),
+        ("stamps", "a", (), "stamps, 1 clips: no cut of this set is published"),
     ],
-)
-def test_a_cut_is_known_by_its_ids(cuts, listed, words):
-    assert name_cut("vgg_ss", "VGG-SS", listed) == words
-
-
-def test_what_is_missing_and_what_is_added_is_said(cuts):
-    assert name_cut("vgg_ss", "VGG-SS", "abc", num_missing=1) == (
-        "VGG-SS, 3 clips: the first; 1 of them are missing"
-    )
-    assert name_cut("vgg_ss_extended", "Extended", "abc", ["x+y"]) == (
-        "Extended, 3 clips: the first; 1 negatives: N"
-    )
-    assert "; 1 negatives: none of the published cuts; as many" in name_cut(
-        "vgg_ss_extended", "Extended", "abc", ["y+x"]
-    )
-    assert name_cut("stamps", "stamps", ["a"]) == "stamps, 1 clips: no cut of this set is published"
+)  # fmt: skip
+def test_a_cut_is_known_by_its_ids(cuts, benchmark, clip_ids, more, words):
+    assert name_cut(benchmark, "T", clip_ids, *more) == words
 
 
 def test_the_clips_of_published_numbers_are_known_again(cuts):
@@ -445,15 +414,15 @@ def test_rows_are_whole_and_name_protocols_and_benchmarks_that_there_are():
     assert sorted(counts) == [2425, 2463, 2564, 2575, 4655, 4670, 4692, 4911, 5158]
 
 
-def test_classes_heard_in_training_are_a_list_of_those_who_published_on_it(tmp_path):
-    heard = published_ids("ez_vsl_vgg_ss_heard", tmp_path)
+def test_classes_heard_in_training_are_a_list_of_those_who_published_on_it(splits):
+    heard = published_ids("ez_vsl_vgg_ss_heard", splits)
     scored = {name for name in PROTOCOLS if published_list(name, "", "vgg_ss", heard)["is_scored"]}
     assert scored == {"ez_vsl", "fnac", "fnac_bicubic", "slavc", "slavc_fixed"}
 
 
-def test_the_two_250_of_flickr_soundnet_differ(tmp_path):
-    common = published_ids("ssl_tie_flickr_249", tmp_path)
-    assert published_ids("sspl_flickr_249", tmp_path) == published_ids("ssl_tie_flickr_249_csv", tmp_path)
+def test_the_two_250_of_flickr_soundnet_differ(splits):
+    common = published_ids("ssl_tie_flickr_249", splits)
+    assert published_ids("sspl_flickr_249", splits) == published_ids("ssl_tie_flickr_249_csv", splits)
     slavc, senocak = (name_cut("flickr_soundnet", "F", [*common, one]) for one in THE_250)
     assert slavc.endswith("the cut of SLAVC, SSL-Align and ACL, the common 249 and " + THE_250[0])
     assert senocak.endswith(THE_250[1])
@@ -464,10 +433,10 @@ def test_the_two_250_of_flickr_soundnet_differ(tmp_path):
     ("dataset", "positives", "count", "same_clip"),
     [("vgg_ss", "lvs_vgg_ss_5158", 5158, 379), ("flickr_soundnet", "ssl_tie_flickr_249", 250, 0)],
 )
-def test_published_negatives_are_recognised(tmp_path, dataset, positives, count, same_clip):
-    ids = published_ids(f"slavc_{dataset.removesuffix('_soundnet')}_negatives", tmp_path)
+def test_published_negatives_are_recognised(splits, dataset, positives, count, same_clip):
+    ids = published_ids(f"slavc_{dataset.removesuffix('_soundnet')}_negatives", splits)
     pairs = [split_pair(clip_id) for clip_id in ids]
-    listed = [*published_ids(positives, tmp_path), *(THE_250[:1] if count == 250 else ())]
+    listed = [*published_ids(positives, splits), *(THE_250[:1] if count == 250 else ())]
     assert len(pairs) == len(listed) == count
     assert sum(video == audio for video, audio in pairs) == same_clip
     # What is not of the test set itself: the clips with sounds that are silent or not seen.
@@ -480,9 +449,6 @@ def test_published_negatives_are_recognised(tmp_path, dataset, positives, count,
     assert "none" in name_cut(f"{dataset}_extended", "E", listed, ids[1:])
 
 
-# ------------------------------------------------------------------------------------------ leaks
-
-
 def test_clips_in_both_lists_are_counted_and_named():
     training = [f"clip_{index}" for index in (9, 3, 5, 1, 7, 8, 2, 4, 4)]
     scored = tuple(f"clip_{index}" for index in (8, 7, 6, 5, 4, 3, 2, 0))
@@ -491,12 +457,8 @@ def test_clips_in_both_lists_are_counted_and_named():
     assert leak["first"] == ["clip_2", "clip_3", "clip_4", "clip_5", "clip_7"]
     assert "LEAK: 6 of 8 validation clips" in leak["message"]
     assert "first: clip_2, clip_3, clip_4, clip_5, clip_7." in leak["message"]
-    clean = find_leak(["a", "b"], ["c", "d"], purpose="test")
-    assert clean == {"checked": True, "num_clips": 0, "first": [], "message": "No test clip was trained on."}
-
-
-def test_unknown_training_list_is_not_taken_for_a_clean_one():
-    leak = find_leak(None, ["a"], purpose="test")
-    assert not leak["checked"] and leak["num_clips"] is None and leak["first"] == []
-    assert "could not be checked" in leak["message"] and "--training-list" in leak["message"]
-    assert find_leak([], ["a"], purpose="test")["checked"]
+    clean = {"checked": True, "num_clips": 0, "first": [], "message": "No test clip was trained on."}
+    assert find_leak(["a", "b"], ["c", "d"], purpose="test") == find_leak([], ["a"], purpose="test") == clean
+    unknown = find_leak(None, ["a"], purpose="test")
+    assert not unknown["checked"] and unknown["num_clips"] is None
+    assert "could not be checked" in unknown["message"] and "--training-list" in unknown["message"]

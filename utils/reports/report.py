@@ -53,7 +53,7 @@ class EvaluationContext:
     leak: dict[str, Any]  # checked, num_clips, first, message
     num_chosen_on: int  # scored clips on which the checkpoint's epoch was chosen as the best
     object_prior: float | None = None  # share of the model's map beside a map of objects
-    labels: dict[str, str] | None = None  # path, sha256 and form of the file with the classes
+    labels: dict[str, str] | None = None  # path and sha256 of the file with the classes
     classes: dict[str, str] | None = None  # class of each scored clip with an object, by its id
     saved_maps: dict[str, Any] | None = None  # file of the maps, where they come from one
     environment: dict[str, str]
@@ -129,7 +129,7 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "clip list": "{name} (sha256 {sha256})".format(**summary["clip_list"]),
         "scored clips": f"sha256 {summary['scored_clips_sha256']}",
         "published cut": summary["cut"],
-        "classes": labels and "{form} {path} (sha256 {sha256})".format(**labels),
+        "classes": labels and "{path} (sha256 {sha256})".format(**labels),
         "frames, sound": f"{summary['frame_geometry']}, {summary['audio']}",
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
         "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",

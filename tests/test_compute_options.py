@@ -118,12 +118,22 @@ def test_fp16_trains_and_resumes_from_the_command_line(tiny_data, tmp_path):
     assert content["progress"]["scaler"]["scale"] <= 2.0**10
 
 
+@pytest.fixture
+def tf32_switches():
+    """Both of them, put back at the end."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
 @pytest.mark.parametrize("tf32", [True, False])
-def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32):
-    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
-    for switch in switches:  # both are put back at the end
-        monkeypatch.setattr(switch, "allow_tf32", not tf32)
-    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in switches) or 0)
+def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32_switches, tf32):
+    for switch in tf32_switches:
+        switch.allow_tf32 = not tf32
+    seen = []
+    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in tf32_switches) or 0)
     assert main.train(options_of("--precision", "tf32" if tf32 else "bf16")) == 0
     assert seen == [tf32, tf32]
 

@@ -320,13 +320,15 @@ Means = Mapping[str, NDArray[np.float64]]  # over clips, of NegativeResult.score
 def f_numbers(means: Means) -> dict[str, NDArray[np.float64]]:
     """Compute cIoU_U to F_AUC in percent, (R,) or (1,)."""
     ciou, auc = 100 * means[f"ciou:{OWN}"], 100 * means[f"auc:{OWN}"]
-    found, inactive, quiet = {"ciou_u": ciou, "auc_u": auc}, np.zeros(1), np.zeros(1)
+    areas = {kind: 100 * means[f"area:{kind}"] for kind in NEGATIVES}
+    quiet = {kind: 100 * means[f"quiet:{kind}"] for kind in NEGATIVES}
+    found = {"ciou_u": ciou, "auc_u": auc}
+    found["f_loc"] = harmonic_mean(ciou, 100 - sum(areas.values(), np.zeros(1)) / len(NEGATIVES))
+    found["f_auc"] = harmonic_mean(auc, sum(quiet.values(), np.zeros(1)) / len(NEGATIVES))
     for kind in NEGATIVES:
-        area, silent = 100 * means[f"area:{kind}"], 100 * means[f"quiet:{kind}"]
-        inactive, quiet = inactive + (100 - area) / 3, quiet + silent / 3
-        found |= {f"pia_{kind}": area, f"f_loc_{kind}": harmonic_mean(ciou, 100 - area)}
-        found |= {f"auc_n_{kind}": silent, f"f_auc_{kind}": harmonic_mean(auc, silent)}
-    return found | {"f_loc": harmonic_mean(ciou, inactive), "f_auc": harmonic_mean(auc, quiet)}
+        found |= {f"pia_{kind}": areas[kind], f"f_loc_{kind}": harmonic_mean(ciou, 100 - areas[kind])}
+        found |= {f"auc_n_{kind}": quiet[kind], f"f_auc_{kind}": harmonic_mean(auc, quiet[kind])}
+    return found
 
 
 def numbers_of(means: Means) -> dict[str, NDArray[np.float64]]:

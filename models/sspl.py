@@ -30,6 +30,7 @@ Deliberate differences from the authors' program:
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,8 +161,8 @@ class SSPL(Method):
             if config.pcm
             else None
         )
-        self.projection_head = ProjectionHead(width)
-        self.prediction_head = PredictionHead()
+        self.projection_head = projection_head(width)
+        self.prediction_head = prediction_head()
 
     # ------------------------------------------------------------------------------------ training views
 
@@ -222,7 +223,7 @@ class SSPL(Method):
         with torch.autocast(aligned.device.type, enabled=False):
             similarity = cosine_map(aligned, audio_embedding)  # (B, h, w)
             attention = attention_map(similarity)  # (B, h, w)
-            pooled = attention_pool(aligned, attention)  # (B, 512)
+            pooled = torch.einsum("bdhw,bhw->bd", aligned, attention)  # (B, 512)
         projection = self.projection_head(pooled)  # (B, 2048)
         prediction = self.prediction_head(projection)  # (B, 2048)
         return View(similarity, attention, pooled, at_least_float32(projection), at_least_float32(prediction))
@@ -323,37 +324,22 @@ def _hidden(in_features: int, out_features: int) -> nn.Sequential:
     )
 
 
-class ProjectionHead(nn.Module):
+def projection_head(in_features: int) -> nn.Sequential:
     """Pooled feature (B, D) -> projection z (B, 2048), standardised over the batch in training.
 
     Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3.
     """
-
-    def __init__(self, in_features: int) -> None:
-        super().__init__()
-        self.layer1 = _hidden(in_features, PROJECTION_SIZE)
-        self.layer2 = _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
-        self.layer3 = nn.Sequential(
-            nn.Linear(PROJECTION_SIZE, PROJECTION_SIZE, bias=False),
-            nn.BatchNorm1d(PROJECTION_SIZE, affine=False),
-        )
-
-    def forward(self, pooled_feature: Tensor) -> Tensor:
-        """(B, D) -> (B, 2048)."""
-        return self.layer3(self.layer2(self.layer1(pooled_feature)))
+    first, second = _hidden(in_features, PROJECTION_SIZE), _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
+    last = nn.Sequential(
+        nn.Linear(PROJECTION_SIZE, PROJECTION_SIZE, bias=False), nn.BatchNorm1d(PROJECTION_SIZE, affine=False)
+    )
+    return nn.Sequential(OrderedDict(layer1=first, layer2=second, layer3=last))
 
 
-class PredictionHead(nn.Module):
+def prediction_head(hidden_features: int = 512) -> nn.Sequential:
     """Projection z of one view -> prediction p of the other view's, both (B, 2048)."""
-
-    def __init__(self, hidden_features: int = 512) -> None:
-        super().__init__()
-        self.layer1 = _hidden(PROJECTION_SIZE, hidden_features)
-        self.layer2 = nn.Linear(hidden_features, PROJECTION_SIZE)
-
-    def forward(self, projection: Tensor) -> Tensor:
-        """(B, 2048) -> (B, 2048)."""
-        return self.layer2(self.layer1(projection))
+    hidden = _hidden(PROJECTION_SIZE, hidden_features)
+    return nn.Sequential(OrderedDict(layer1=hidden, layer2=nn.Linear(hidden_features, PROJECTION_SIZE)))
 
 
 # ---------------------------------------------------------------------------------------- attention and loss
@@ -369,11 +355,6 @@ def attention_map(similarity: Tensor) -> Tensor:
     lowest = similarity.amin(dim=(1, 2), keepdim=True)
     span = similarity.amax(dim=(1, 2), keepdim=True) - lowest
     return (similarity - lowest) / (span + 1e-10)
-
-
-def attention_pool(visual_feature_map: Tensor, attention: Tensor) -> Tensor:
-    """Sum of (B, D, h, w) over positions, weighted by (B, h, w): (B, D)."""
-    return torch.einsum("bdhw,bhw->bd", visual_feature_map, attention)
 
 
 def symmetric_loss(first: View, second: View) -> Tensor:

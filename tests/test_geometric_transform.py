@@ -142,14 +142,6 @@ def test_flip_mirrors_and_angles_turn_anticlockwise():
     assert torch.equal(mirrored, transform([25], size=128).warp_frames(right_of_centre).flip(-1))
 
 
-def test_each_frame_turns_by_its_own_angle():
-    inputs = frames(batch_size=3, size=128)
-    together = transform([10, -25, 0], 0.5, True, size=128).warp_frames(inputs)
-    for index, angle in enumerate((10, -25, 0)):
-        alone = transform([angle], 0.5, True, size=128).warp_frames(inputs[index : index + 1])
-        assert torch.equal(together[index : index + 1], alone)
-
-
 def test_frames_and_maps_of_another_shape_are_refused():
     for shape in ((3, 3, 224, 224), (2, 3, 112, 112), (2, 3, 224, 112)):
         with pytest.raises(ValueError, match=r"frames must be \(2, C, 224, 224\), got \("):

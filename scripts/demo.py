@@ -14,7 +14,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -32,11 +31,12 @@ from utils.training import configure_logging, run_command, use_full_float32
 logger = logging.getLogger("demo")
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "data" / "stamps-small"
 TITLE = "Visual sound source localisation"
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 MAX_MEGAPIXELS = 25  # of a picture
+MAX_WAITING = 20  # visitors; more are turned away
 HOUR = 3600  # seconds after which uploads and results are removed
-WEIGHTS = (".pth", ".pt", ".tar")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Nothing is reported, fetched or shared, whatever the user's own settings of the libraries are.
 SETTINGS = {
@@ -58,56 +58,39 @@ class DemoOptions(Options):
     """folder with checkpoints: files of main.py and released ones"""
     runs: Path = Path("runs")
     """folder with the folders of training runs, whose best.pth and last.pth are offered too"""
-    examples: Path | None = None
-    """folder with videos, pictures with sounds of the same name, or a stamps set; none: the
-    quickstart's set where it is there"""
+    examples: Path | None = QUICKSTART if QUICKSTART.is_dir() else None
+    """folder with videos, pictures with sounds of the same name, or a stamps set"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
     max_mb: int = option(100, at_least=1)
     """largest upload, megabytes"""
     max_seconds: float = option(30.0, above=0)
     """of a video that are localised, from its beginning"""
-    max_waiting: int = option(20, at_least=1)
-    """visitors that wait for their turn; more are turned away"""
 
     @property
     def models(self) -> dict[str, Path]:
         """Files that may hold a localiser, and SSPL's results folders, by the name to show."""
         encoders = {row.file_name for row in PRETRAINED.values()}
         files = [path for path in sorted(self.checkpoints.glob("*")) if path.name not in encoders]
-        files = [path for path in files if path.name.endswith(WEIGHTS) or (path / "sound_best.pth").is_file()]
+        files = [p for p in files if p.suffix in (".pth", ".pt", ".tar") or (p / "sound_best.pth").is_file()]
         of_runs = sorted(path for path in self.runs.glob("*/*") if path.name in ("best.pth", "last.pth"))
         return {path.name: path for path in files} | {f"{p.parent.name}/{p.name}": p for p in of_runs}
 
 
-def copy_examples(source: Path | None, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """Copy videos, and pairs of picture and sound, into a folder that visitors may read.
-
-    Raises:
-        ValueError: a folder was named, and holds neither.
-    """
-    quickstart = ROOT / "data" / "stamps-small"
-    if source is None and not (quickstart / "stamps.json").is_file():
-        return [], []
-    source = source or quickstart
+def copy_examples(source: Path, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """Copy videos, and pictures with sounds, into a folder that visitors may read; return both lists."""
     patterns = ["*"]
     if (source / "stamps.json").is_file():
-        clips = (source / "test.txt").read_text().split()[:4]
-        patterns = [f"VGGSound_test/*/{clip}.*" for clip in clips]
-    files = [path for pattern in patterns for path in sorted(source.glob(pattern)) if path.is_file()]
-    sounds = {path.stem: path for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
-    pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES and path.stem in sounds]
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+        patterns = [f"VGGSound_test/*/{clip}.*" for clip in (source / "test.txt").read_text().split()[:4]]
+    files = [path for pattern in patterns for path in sorted(source.glob(pattern))]
+    files = [p for p in files if p.suffix.lower() in (*AUDIO_SUFFIXES, *FRAME_SUFFIXES, *VIDEO_SUFFIXES)]
+    copies = [Path(shutil.copy(path, folder)) for path in files]
+    sounds = {path.stem: str(path) for path in copies if path.suffix.lower() in AUDIO_SUFFIXES}
+    pictures = [path for path in copies if path.suffix.lower() in FRAME_SUFFIXES and path.stem in sounds]
+    videos = [[str(path)] for path in copies if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos and not pictures:
-        raise ValueError(
-            f"--examples: {source} holds neither a video ({', '.join(VIDEO_SUFFIXES)}), nor a picture and a "
-            "sound of the same name, nor a stamps set."
-        )
-
-    def copy(*paths: Path) -> list[str]:
-        return [str(shutil.copy(path, folder)) for path in paths]
-
-    return [copy(video) for video in videos], [copy(p, sounds[p.stem]) for p in pictures]
+        raise ValueError(f"--examples: {source} holds no video, and no picture with a sound of its name.")
+    return videos, [[str(path), sounds[path.stem]] for path in pictures]
 
 
 @lru_cache(maxsize=2)  # as many as are compared
@@ -135,12 +118,11 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         component.async_move_resource_to_block_cache = checked
         return component
 
-    def localise(names: list[str], files: list[str], suffix: str, work: Callable[..., str]) -> list[Any]:
+    def localise(names, files, suffix, work):  # noqa: ANN001, ANN202
         """Let `work` write one result a model; return the words, two outputs and the CSV files."""
         if None in files or not names:
             raise refusal("Upload or record first, or take one of the examples, and choose a model.")
-        words, shown = [], []
-        peaks: list[str] = []
+        words, shown, peaks = [], [], []
         for place, name in enumerate(names):
             if name not in options.models:
                 raise refusal(f"There is no model {name!r} any more. Choose another one.")
@@ -162,17 +144,17 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         return ["\n\n".join(words), *shown, peaks]
 
     # Gradio looks for progress among the defaults.
-    def localise_video(names, box, video, smoothing, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
+    def localise_video(names, box, video, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
         def work(localiser: Localiser, output: Path, begin: float, share: float) -> str:
             def show(done: int, expected: int | None) -> None:
                 progress(begin + share * (min(1.0, done / expected) if expected else 0.5))
 
-            drawing = {"box": box, "smoothing": smoothing, "max_seconds": options.max_seconds}
-            result = write_heat_video(localiser, Path(video), output, on_progress=show, **drawing)
+            limit = options.max_seconds
+            result = write_heat_video(
+                localiser, Path(video), output, on_progress=show, box=box, max_seconds=limit
+            )
             result.contact_sheet.unlink()
-            words = f"{result.frames} frames, {result.seconds:.1f} s"
-            if result.seconds > options.max_seconds - 1:
-                words += f"; the demo localises the first {options.max_seconds:g} s"
+            words = f"{result.frames} frames, {result.seconds:.1f} s (at most the first {limit:g} s)"
             if result.silent_frames:
                 words += f"; {result.silent_frames} frames without sound, on which nothing is drawn"
             return words
@@ -192,7 +174,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
         return localise(names, [picture, sound], ".png", work)[:-1]
 
-    videos, pairs = copy_examples(options.examples, examples)
+    videos, pairs = copy_examples(options.examples, examples) if options.examples else ([], [])
     camera = {"sources": ["upload", "webcam"], "webcam_options": gr.WebcamOptions(mirror=False)}
     heat: dict[str, Any] = {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
@@ -206,7 +188,6 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         with gr.Tab("Video"), gr.Row():
             with gr.Column():
                 video = uploads_only(gr.Video(label="Video with sound", elem_id="video_input", **camera))
-                smoothing = gr.Slider(0, 2, value=0, step=0.1, label="Smoothing over time, seconds")
                 button = gr.Button("Localise", variant="primary", elem_id="localise_video")
                 if videos:
                     gr.Examples(videos, [video], cache_examples=False)
@@ -216,7 +197,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                     first = gr.Video(elem_id="video_first", **heat)
                     second = gr.Video(elem_id="video_second", visible=False, **heat)
                 peaks = gr.Files(label="Positions of the peak (CSV)")
-            button.click(localise_video, [models, box, video, smoothing], [words, first, second, peaks])
+            button.click(localise_video, [models, box, video], [words, first, second, peaks])
         with gr.Tab("Picture and sound"), gr.Row():
             with gr.Column():
                 picture = uploads_only(gr.Image(type="filepath", elem_id="picture_input", **camera))
@@ -230,30 +211,19 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                     first = gr.Image(type="filepath", format="png", **heat)
                     second = gr.Image(type="filepath", format="png", visible=False, **heat)
             button.click(localise_picture, [models, box, picture, sound], [words, first, second])
-    page.queue(max_size=options.max_waiting, default_concurrency_limit=1)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     _, address, _ = page.launch(
-        server_name=options.host,
-        server_port=options.port,
-        max_file_size=options.max_mb * 10**6,
-        allowed_paths=[],
-        blocked_paths=[str(ROOT)],
-        prevent_thread_lock=True,
-        quiet=True,
-        footer_links=[],
+        server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6,
+        allowed_paths=[], blocked_paths=[str(ROOT)], prevent_thread_lock=True, quiet=True, footer_links=[],
         css="#video_input video, #picture_input img { max-height: 380px; }",
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         **dict.fromkeys(CLOSED, False),
-    )
+    )  # fmt: skip
     return page, address
 
 
 def serve(options: DemoOptions) -> int:
-    """Serve the page until Ctrl-C or SIGTERM, and return 0.
-
-    Raises:
-        ValueError: there is no model, or there are no examples where there should be.
-        OSError: the port cannot be had.
-    """
+    """Serve the page until Ctrl-C or SIGTERM, and return 0."""
     if not options.models:
         raise ValueError(
             f"There is no model in {options.checkpoints}/ or {options.runs}/. Train one with bash "
@@ -266,15 +236,14 @@ def serve(options: DemoOptions) -> int:
     if options.host not in LOOPBACK:
         logger.warning("%s: who reaches this computer can use the page, without password.", options.host)
     paths: dict[str, Any] = {
-        name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
+        name: path.resolve() for name, path in vars(options).items() if isinstance(path, Path)
     }
     use_full_float32()
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
-        uploads, examples = Path(name).resolve() / "uploads", Path(name).resolve() / "examples"
+        uploads, examples = (Path(name).resolve() / part for part in ("uploads", "examples"))
         uploads.mkdir()
         examples.mkdir()
-        own_proxy = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
-        no_proxy = ",".join(filter(None, [own_proxy, *LOOPBACK]))
+        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy")), *LOOPBACK]))
         os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(uploads), NO_PROXY=no_proxy, no_proxy=no_proxy)
         os.chdir(name)  # Gradio may read from the working folder
         page, address = launch_page(replace(options, **paths), uploads, examples)
@@ -288,6 +257,9 @@ def serve(options: DemoOptions) -> int:
 if __name__ == "__main__":
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
-    DROPPED = {"--timeout": "There is no second process to wait for; --max-seconds limits a video."}
+    DROPPED = {
+        "--timeout": "There is no second process to wait for; --max-seconds limits a video.",
+        "--max-waiting": f"{MAX_WAITING} visitors may wait.",
+    }
     SUMMARY = "Serves a page that localises sounds in one's own videos and pictures."
     sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None, DROPPED))))

@@ -13,7 +13,7 @@ import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,11 +45,6 @@ class ExportOptions:
     """prepared: normalised frames and spectrograms go in; raw: bytes of frames and waveforms go in,
     and the file computes the rest"""
 
-    def __post_init__(self) -> None:
-        """Refuses another suffix, which would not say what the file is."""
-        if self.output.suffix != ".onnx":
-            raise ValueError(f"--output must end in .onnx, got {self.output}")
-
 
 class ExportedLocaliser(nn.Module):
     """The graph in the file: frames and sounds of B clips -> similarity maps (B, h, w)."""
@@ -61,7 +56,7 @@ class ExportedLocaliser(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, frames: Tensor, sounds: Tensor) -> Tensor:
-        """Localise inputs of the kind that `inputs` names."""
+        """Localise inputs as described by `inputs`."""
         if self.inputs == "raw":  # uint8 (B, 3, H, W), waveforms (B, L)
             frames, sounds = self.model.prepare(frames, sounds)
         return self.model.localise(frames, sounds)
@@ -101,17 +96,12 @@ def to_onnx(network: ExportedLocaliser, metadata: dict[str, str]) -> bytes:
         # PyTorch's exporter uses what PyTorch deprecates, and two inputs share the axis B.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message=".*axis name: B will not be used")
-        program = torch.onnx.export(
-            network,
-            (frames, sounds),
+        program: Any = torch.onnx.export(
+            network, (frames, sounds), output_names=["similarity_map"],
             input_names=["frames", "waveforms" if network.inputs == "raw" else "audio"],
-            output_names=["similarity_map"],
             dynamic_shapes=({0: "B", 2: "H", 3: "W"}, sound_axes),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
+            opset_version=OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
     program.model.metadata_props.update(metadata)
     return program.model_proto.SerializeToString()
 
@@ -133,11 +123,9 @@ def largest_difference(network: ExportedLocaliser, content: bytes) -> float:
 
 @torch.no_grad()
 def export(options: ExportOptions) -> int:
-    """Write the file and return the exit status.
-
-    Raises:
-        ValueError: a package is missing, the checkpoint cannot be read, or the exported maps differ.
-    """
+    """Write the file and return the exit status."""
+    if options.output.suffix != ".onnx":
+        raise ValueError(f"--output must end in .onnx, got {options.output}")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         install = f"{sys.executable} -m pip install -r requirements-export.txt"

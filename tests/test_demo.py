@@ -7,11 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
-import uuid
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -40,9 +36,6 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-# Without the page
-
-
 def test_models_are_found_by_name(tmp_path):
     ckpts, runs = tmp_path / "ckpts", tmp_path / "runs"
     for name in ("ckpts/a.pth", "ckpts/vgg16-397923af.pth", "ckpts/b.pth.tar", "ckpts/README.md",
@@ -62,25 +55,19 @@ def test_models_are_found_by_name(tmp_path):
 
 def test_examples_are_the_user_s_own_or_a_stamps_set_s(tmp_path):
     mine, stamps, folder = tmp_path / "mine", tmp_path / "stamps", tmp_path / "copies"
-    for path in (mine, folder, stamps / "VGGSound_test" / "frame", stamps / "VGGSound_test" / "audio"):
-        path.mkdir(parents=True)
-    with pytest.raises(ValueError, match="neither a video"):
+    folder.mkdir()
+    with pytest.raises(ValueError, match="holds no video"):
         demo.copy_examples(mine, folder)
-    for name in ("dog.JPG", "dog.wav", "cat.png", "clip.mp4", "notes.txt"):
-        (mine / name).touch()
-    videos, pairs = demo.copy_examples(mine, folder)
-    assert videos == [[str(folder / "clip.mp4")]]
-    assert pairs == [[str(folder / "dog.JPG"), str(folder / "dog.wav")]]
-    (stamps / "stamps.json").touch()
-    (stamps / "test.txt").write_text("a\nb\n")
-    for name in "ab":
-        (stamps / "VGGSound_test" / "frame" / f"{name}.jpg").touch()
-        (stamps / "VGGSound_test" / "audio" / f"{name}.wav").touch()
-    videos, pairs = demo.copy_examples(stamps, folder)
-    assert videos == [] and pairs[1] == [str(folder / "b.jpg"), str(folder / "b.wav")]
-
-
-# With the page
+    for name in ("mine/dog.JPG", "mine/dog.wav", "mine/cat.png", "mine/clip.mp4", "mine/notes.txt",
+                 "stamps/stamps.json", "stamps/VGGSound_test/frame/a.jpg", "stamps/VGGSound_test/audio/a.wav",
+                 "stamps/VGGSound_test/frame/b.jpg", "stamps/VGGSound_test/audio/b.wav"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (stamps / "test.txt").write_text("b\n")
+    clip, dog = [[str(folder / "clip.mp4")]], [[str(folder / "dog.JPG"), str(folder / "dog.wav")]]
+    assert demo.copy_examples(mine, folder) == (clip, dog)
+    assert demo.copy_examples(stamps, folder) == ([], [[str(folder / "b.jpg"), str(folder / "b.wav")]])
+    assert not (folder / "notes.txt").exists()
 
 
 @dataclass
@@ -103,35 +90,26 @@ class Server:
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         return int(answer.split()[1]), answer.split(b"\r\n\r\n", 1)[1]
 
+    def call(self, method, path, **body):
+        import httpx  # noqa: PLC0415 - comes with Gradio
+
+        address = f"{self.address}gradio_api/{path}"
+        return httpx.request(method, address, timeout=300, trust_env=False, **body)
+
     def upload(self, name, content):
-        border = uuid.uuid4().hex
-        head = f'Content-Disposition: form-data; name="files"; filename="{name}"'
-        body = f"--{border}\r\n{head}\r\n\r\n".encode() + content + f"\r\n--{border}--\r\n".encode()
-        kind = f"multipart/form-data; boundary={border}"
-        request = urllib.request.Request(self.address + "gradio_api/upload", body, {"Content-Type": kind})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)[0]
+        """What an endpoint takes for the uploaded file."""
+        return as_file(self.call("POST", "upload", files={"files": (name, content)}).json()[0])
 
     def ask(self, name, *values):
         """What an endpoint returns, or the words of its refusal."""
-        where = f"{self.address}gradio_api/call/{name}"
-        body = json.dumps({"data": values}).encode()
-        request = urllib.request.Request(where, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            number = json.load(answer)["event_id"]
-        with urllib.request.urlopen(f"{where}/{number}", timeout=300) as answer:
-            last = answer.read().decode().strip().split("\n\n")[-1]
+        number = self.call("POST", f"call/{name}", json={"data": values}).json()["event_id"]
+        last = self.call("GET", f"call/{name}/{number}").text.strip().split("\n\n")[-1]
         event, _, data = last.partition("\ndata: ")
         return event.removeprefix("event: "), json.loads(data)
 
 
 def as_file(path):
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-
-
-def save_model(path, seed):
-    torch.manual_seed(seed)
-    save_checkpoint(path, checkpoint_of("ssl_tie", build_localiser("ssl_tie", {}).state_dict()))
 
 
 def start_page(*arguments):
@@ -152,7 +130,9 @@ def server(tmp_path_factory):
     checkpoints, examples = folder / "ckpts", folder / "examples"
     examples.mkdir()
     for seed, name in enumerate(("one.pth", "two.pth")):
-        save_model(checkpoints / name, seed)
+        torch.manual_seed(seed)
+        weights = build_localiser("ssl_tie", {}).state_dict()
+        save_checkpoint(checkpoints / name, checkpoint_of("ssl_tie", weights))
     pictures = [np.asarray(draw_frame(1, np.random.default_rng(3))[0].resize((160, 120)))] * 30
     video = make_video(examples / "clip.mp4", rate=10, seconds=3, pictures=pictures)
     picture, sound = examples / "dog.png", examples / "dog.wav"
@@ -170,78 +150,65 @@ def server(tmp_path_factory):
     assert process.wait(timeout=60) == 0
 
 
-def stream_seconds(path):
-    with av.open(str(path)) as container:
-        return {s.type: float(s.duration * s.time_base) for s in container.streams}
+def fetch(server, shown, path):
+    """A file that an endpoint has returned."""
+    status, content = server.get(urllib.parse.urlparse(shown["url"]).path)
+    assert status == 200
+    path.write_bytes(content)
+    return path
 
 
 @needs_page
 def test_two_models_localise_a_video_side_by_side(server, tmp_path):
     upload = server.upload("clip.mp4", server.video.read_bytes())
-    event, (words, first, second, peaks) = server.ask(
-        "localise_video", ["one.pth", "two.pth"], True, as_file(upload), 0.0
-    )
+    event, (words, first, second, peaks) = server.ask("localise_video", ["one.pth", "two.pth"], True, upload)
     assert event == "complete"
     assert "one.pth: 2" in words and "two.pth: 2" in words and "the first 2 s" in words
-    contents = []
-    for shown in (first, second):
-        status, content = server.get(urllib.parse.urlparse(shown["value"]["url"]).path)
-        assert status == 200
-        (tmp_path / "got.mp4").write_bytes(content)
-        seconds = stream_seconds(tmp_path / "got.mp4")
-        assert seconds["video"] == pytest.approx(2, abs=0.2)
-        assert seconds["audio"] == pytest.approx(2, abs=0.2)
-        contents.append(content)
-    assert contents[0] != contents[1]
-    assert second["visible"] is True and (first["label"], second["label"]) == ("one.pth", "two.pth")
+    results = [fetch(server, shown["value"], tmp_path / shown["label"]) for shown in (first, second)]
+    for path in results:
+        with av.open(str(path)) as container:
+            seconds = [float(stream.duration * stream.time_base) for stream in container.streams]
+            assert seconds == pytest.approx([2, 2], abs=0.2)  # pictures and sound
+    assert results[0].read_bytes() != results[1].read_bytes()
+    assert second["visible"] is True and [path.name for path in results] == ["one.pth", "two.pth"]
     assert [file["orig_name"] for file in peaks] == ["one.pth_peaks.csv", "two.pth_peaks.csv"]
-    for file in peaks:
-        status, content = server.get(urllib.parse.urlparse(file["url"]).path)
-        assert status == 200 and content.startswith(b"time_seconds,x,y,similarity")
+    assert fetch(server, peaks[0], tmp_path / "peaks").read_text().startswith("time_seconds,x,y,similarity")
 
 
 @needs_page
 def test_a_picture_and_a_sound(server, tmp_path):
     picture = server.upload("a.png", server.picture.read_bytes())
     sound = server.upload("a.wav", server.sound.read_bytes())
-    event, (words, first, second) = server.ask(
-        "localise_picture", ["two.pth"], False, as_file(picture), as_file(sound)
-    )
+    event, (words, first, second) = server.ask("localise_picture", ["two.pth"], False, picture, sound)
     assert event == "complete" and words.startswith("two.pth: peak at x ")
     assert second["visible"] is False
-    status, content = server.get(urllib.parse.urlparse(first["value"]["url"]).path)
-    (tmp_path / "got.png").write_bytes(content)
-    assert status == 200
-    drawn, plain = (np.asarray(Image.open(path).convert("RGB"), dtype=int)
-                    for path in (tmp_path / "got.png", server.picture))  # fmt: skip
+    paths = (fetch(server, first["value"], tmp_path / "got.png"), server.picture)
+    drawn, plain = (np.asarray(Image.open(path).convert("RGB"), dtype=int) for path in paths)
     assert drawn.shape == plain.shape and np.abs(drawn - plain).mean() > 5
 
 
 @needs_page
 def test_what_is_wrong_is_said_on_the_page(server, tmp_path):
     Image.new("1", (5_001, 5_000)).save(tmp_path / "large.png")
-    upload, large, sound = (as_file(server.upload(name, content)) for name, content in (
-        ("clip.mp4", b"this is no video"), ("large.png", (tmp_path / "large.png").read_bytes()),
-        ("a.wav", server.sound.read_bytes()),
-    ))  # fmt: skip
+    upload = server.upload("clip.mp4", b"this is no video")
+    large = server.upload("large.png", (tmp_path / "large.png").read_bytes())
+    sound = server.upload("a.wav", server.sound.read_bytes())
     for name, values, words in (
-        ("localise_video", (["one.pth"], False, upload, 0), "clip.mp4"),
-        ("localise_video", (["one.pth"], False, None, 0), "Upload or record first"),
+        ("localise_video", (["one.pth"], False, upload), "clip.mp4"),
+        ("localise_video", (["one.pth"], False, None), "Upload or record first"),
         ("localise_picture", (["one.pth"], False, None, None), "Upload or record first"),
         ("localise_picture", (["one.pth"], False, large, sound), "at most 25 million"),
-        ("localise_video", (["../x.pth"], False, upload, 0), ""),
+        ("localise_video", (["../x.pth"], False, upload), ""),
     ):
         event, data = server.ask(name, *values)
         assert event == "error" and words in str(data)
         assert str(Path(upload["path"]).parent) not in str(data)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        server.upload("large.mp4", bytes(5_100_000))
-    assert refused.value.code == 413
+    assert server.call("POST", "upload", files={"files": ("large.mp4", bytes(5_100_000))}).status_code == 413
 
 
 @needs_page
 def test_no_other_file_can_be_read(server):
-    upload = server.upload("../../../evil.txt", b"mine")
+    upload = server.upload("../../../evil.txt", b"mine")["path"]
     folder = Path(upload).parents[1]
     assert folder.name == "uploads" and not (folder.parents[2] / "evil.txt").exists()
     assert server.get(f"/gradio_api/file={upload}") == (200, b"mine")
@@ -263,7 +230,7 @@ def test_no_other_file_can_be_read(server):
             for words in (b"root:", b"the secret", b"SSL-TIE", b"PYTHONPATH", b"ELF"):
                 assert words not in content, (prefix, path)
     for path in (p for p in wanted if not str(p).startswith("file:")):
-        event, data = server.ask("localise_video", ["one.pth"], False, as_file(path), 0)
+        event, data = server.ask("localise_video", ["one.pth"], False, as_file(path))
         assert event == "error" and "secret" not in str(data).replace("secret.txt", "")
     for path in ("/monitoring", "/monitoring/summary", "/gradio_api/mcp/", "/gradio_api/runs"):
         assert server.get(path)[0] in (403, 404, 405), path
@@ -280,7 +247,7 @@ def test_an_upload_that_names_a_file_does_not_show_it(server):
         ("a.ffconcat", f"ffconcat version 1.0\nfile {secret}\n"),
     ):
         upload = server.upload(name, content.encode())
-        event, data = server.ask("localise_video", ["one.pth"], False, as_file(upload), 0)
+        event, data = server.ask("localise_video", ["one.pth"], False, upload)
         assert event == "error" and f"{name} cannot be read" in data["error"]
 
 
@@ -298,7 +265,7 @@ def test_nothing_is_fetched_on_a_visitor_s_behalf(server):
     with http.server.HTTPServer(("127.0.0.1", 0), Recorder) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{other.server_port}/clip.mp4"
-        event, data = server.ask("localise_video", ["one.pth"], False, as_file(address), 0)
+        event, data = server.ask("localise_video", ["one.pth"], False, as_file(address))
         assert event == "error" and "not its address" in data["error"]
         other.shutdown()
     assert asked == []
@@ -306,14 +273,11 @@ def test_nothing_is_fetched_on_a_visitor_s_behalf(server):
 
 @needs_page
 def test_visitors_queue(server):
-    upload = as_file(server.upload("clip.mp4", server.video.read_bytes()))
+    upload = server.upload("clip.mp4", server.video.read_bytes())
     names = ["one.pth", "two.pth", "one.pth", "two.pth"]
     with ThreadPoolExecutor(4) as visitors:
-        answers = list(visitors.map(
-            lambda name: server.ask("localise_video", [name], False, upload, 0), names
-        ))  # fmt: skip
-    assert Counter(event for event, _ in answers) == {"complete": 4}
-    assert [data[0].split(":")[0] for _, data in answers] == names
+        answers = visitors.map(lambda name: server.ask("localise_video", [name], False, upload), names)
+    assert [(event, data[0].split(":")[0]) for event, data in answers] == [("complete", n) for n in names]
 
 
 @needs_page

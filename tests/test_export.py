@@ -3,16 +3,15 @@
 import importlib
 import json
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import ENVIRONMENT, ROOT, assert_refused
+from command_line import ROOT, assert_refused
 from conftest import RATE, draw_frame, tone
+from shell_scripts import run
 
 from models.localiser import load_localiser
 from models.released import build_localiser
@@ -52,18 +51,6 @@ def make_localiser(folder, method, config, **audio):
     )  # fmt: skip
     save_checkpoint(folder / "last.pth", checkpoint)
     return load_localiser(folder / "last.pth", "cpu")
-
-
-def run(*arguments):
-    """The script, in the environment of the tests."""
-    return subprocess.run(
-        ["bash", ROOT / "scripts" / "export.sh", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        env={**ENVIRONMENT, "VSSL_PYTHON": sys.executable},
-        timeout=300,
-    )
 
 
 def make_clip(folder, seconds=0.7):
@@ -124,16 +111,12 @@ def test_onnx_runtime_gives_the_same_maps(method, config, inputs, tmp_path):
 def test_another_map_is_refused_and_nothing_is_written(change, words, tmp_path, monkeypatch):
     localiser = make_localiser(tmp_path, "ssl_tie", {}, **SMALL_AUDIO)
     reference = export_onnx.ExportedLocaliser(localiser, "prepared")
-
-    class WrongRuntime:
-        def __init__(self, content, providers):
-            self.get_inputs = lambda: [SimpleNamespace(name=name) for name in ("frames", "audio")]
-
-        def run(self, _, inputs):
-            return [change(reference(*map(torch.from_numpy, inputs.values())).numpy())]
-
+    runtime = SimpleNamespace(
+        get_inputs=lambda: [SimpleNamespace(name=name) for name in ("frames", "audio")],
+        run=lambda _, inputs: [change(reference(*map(torch.from_numpy, inputs.values())).numpy())],
+    )
     monkeypatch.setattr(export_onnx, "to_onnx", lambda network, metadata: b"onnx")
-    monkeypatch.setattr(onnxruntime, "InferenceSession", WrongRuntime)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda content, providers: runtime)
     output = tmp_path / "out" / "model.onnx"
     options = export_onnx.ExportOptions(checkpoint=tmp_path / "last.pth", output=output)
     with pytest.raises(ValueError, match=words + "(?s:.*)Nothing is written"):
@@ -144,7 +127,9 @@ def test_another_map_is_refused_and_nothing_is_written(change, words, tmp_path, 
 def test_the_command_line_writes_the_file_that_the_document_reads(tmp_path):
     localiser = make_localiser(tmp_path, "ssl_tie", {}, **SMALL_AUDIO)
     checkpoint, output = tmp_path / "last.pth", tmp_path / "model.onnx"
-    finished = run("--checkpoint", checkpoint, "--output", output, "--inputs", "raw")
+    finished = run(
+        ROOT / "scripts/export.sh", "--checkpoint", checkpoint, "--output", output, "--inputs", "raw"
+    )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"{output}: ")
     notes = onnxruntime.InferenceSession(output).get_modelmeta().custom_metadata_map
@@ -159,10 +144,9 @@ def test_the_command_line_writes_the_file_that_the_document_reads(tmp_path):
 
 @slow
 def test_the_document_s_example_takes_the_middle_where_the_model_does(tmp_path):
-    localiser = make_localiser(tmp_path, "slavc", {})
-    notes = export_onnx.describe(localiser, tmp_path / "last.pth", "raw")
-    network = export_onnx.ExportedLocaliser(localiser, "raw")
-    (tmp_path / "model.onnx").write_bytes(export_onnx.to_onnx(network, notes))
+    localiser, output = make_localiser(tmp_path, "slavc", {}), tmp_path / "model.onnx"
+    checkpoint = tmp_path / "last.pth"
+    export_onnx.export(export_onnx.ExportOptions(checkpoint=checkpoint, output=output, inputs="raw"))
     for seconds in (0.9, 3.7):
         expected = localiser(*make_clip(tmp_path, seconds)).map
         np.testing.assert_allclose(example_of_the_document(tmp_path), expected, rtol=0, atol=1e-4)
@@ -170,9 +154,10 @@ def test_the_document_s_example_takes_the_middle_where_the_model_does(tmp_path):
 
 def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     output = tmp_path / "a.onnx"
-    assert_refused(run("--checkpoint", tmp_path / "no.pth", "--output", output), "No checkpoint at")
+    refused = run(ROOT / "scripts/export.sh", "--checkpoint", tmp_path / "no.pth", "--output", output)
+    assert_refused(refused, "No checkpoint at")
     with pytest.raises(ValueError, match=r"--output must end in \.onnx"):
-        export_onnx.ExportOptions(checkpoint=tmp_path, output=tmp_path / "a.pb")
+        export_onnx.export(export_onnx.ExportOptions(checkpoint=tmp_path, output=tmp_path / "a.pb"))
     monkeypatch.setattr(export_onnx, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(ValueError, match=r"needs no_such_package.*requirements-export\.txt"):
         export_onnx.export(export_onnx.ExportOptions(checkpoint=tmp_path / "no.pth", output=output))

@@ -12,15 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy.signal import lfilter
 
-from scripts.stamps.material import (
-    SAMPLE_RATE,
-    Material,
-    Photo,
-    Sound,
-    StampsError,
-    crop_to_opaque,
-    opaque_box,
-)
+from scripts.stamps.material import SAMPLE_RATE, Material, Photo, Sound, crop_to_opaque, opaque_box
 
 SPLITS = ("train", "test")
 SOUNDING_AREA = (0.27, 0.45)  # of the frame
@@ -44,14 +36,11 @@ SHADOW_DARKNESS = 0.35
 def compose_clip(
     material: Material, split: str, index: int, *, seed: int, frame_size: int
 ) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """Composes one clip; equal arguments give equal clips.
+    """Compose one clip; equal arguments give equal clips.
 
     Returns:
         frame, RGB; waveform, float32 (3 s,) in [-1, 1]; and the clip's entry in the manifest, with
         boxes as fractions of width and height.
-
-    Raises:
-        StampsError: the class's photos cannot be made to fit a frame.
     """
     stream = SPLITS.index(split)
     rng = np.random.default_rng([seed, stream, index, 0])
@@ -89,27 +78,22 @@ def compose_clip(
 def lay_out(
     material: Material, sounding: int, split: str, frame_size: int, rng: np.random.Generator
 ) -> tuple[list[tuple[str | None, Photo]], list[Image.Image], np.ndarray]:
-    """Chooses the objects, the sounding one first, with their pictures and boxes, int (objects, 4)."""
+    """Choose the objects, the sounding one first, with their pictures and boxes, int (objects, 4)."""
     sounding_class = material.classes[sounding]
+    others = [*material.classes[:sounding], *material.classes[sounding + 1 :]]
     photo = _choose_instance(sounding_class.photos, split, rng)
     objects: list[tuple[str | None, Photo]] = [(sounding_class.name, photo)]
     has_distractor = rng.random() >= ONE_OBJECT_SHARE
     for _ in range(LAYOUT_TRIES):
-        if has_distractor:
-            objects[1:] = [_draw_distractor(material, sounding, split, rng)]
+        if has_distractor and rng.random() < SILENT_SHARE:
+            objects[1:] = [(None, _choose(material.silent, rng))]
+        elif has_distractor:
+            other = _choose(others, rng)
+            objects[1:] = [(other.name, _choose_instance(other.photos, split, rng))]
         layout = fit([photo.picture for _, photo in objects], frame_size, rng)
         if layout:
             return objects, *layout
-    raise StampsError(f"{photo.key} cannot be made to fit a frame of {frame_size} pixels.")
-
-
-def _draw_distractor(
-    material: Material, sounding: int, split: str, rng: np.random.Generator
-) -> tuple[str | None, Photo]:
-    if rng.random() < SILENT_SHARE:
-        return None, _choose(material.silent, rng)
-    other = _choose([*material.classes[:sounding], *material.classes[sounding + 1 :]], rng)
-    return other.name, _choose_instance(other.photos, split, rng)
+    raise ValueError(f"{photo.key} cannot be made to fit a frame of {frame_size} pixels.")
 
 
 def _choose(members: Sequence[Any], rng: np.random.Generator) -> Any:  # noqa: ANN401 - one of the members
@@ -117,7 +101,7 @@ def _choose(members: Sequence[Any], rng: np.random.Generator) -> Any:  # noqa: A
 
 
 def _choose_instance(instances: Sequence[Photo | Sound], split: str, rng: np.random.Generator) -> Any:  # noqa: ANN401
-    """Chooses a photo or sound of a class; held-out ones only in test, in about half the clips."""
+    """Choose a photo or sound of a class; held-out ones only in test, in about half the clips."""
     has_held_out = any(instance.held_out for instance in instances)
     held_out = split == "test" and has_held_out and rng.random() < HELD_OUT_SHARE
     return _choose([instance for instance in instances if instance.held_out == held_out], rng)
@@ -126,7 +110,7 @@ def _choose_instance(instances: Sequence[Photo | Sound], split: str, rng: np.ran
 def fit(
     pictures: Sequence[Image.Image], frame_size: int, rng: np.random.Generator
 ) -> tuple[list[Image.Image], np.ndarray] | None:
-    """Turns objects and finds sizes and places; many tries, or bulky ones would be rare."""
+    """Turn objects and find sizes and places; many tries, or bulky ones would be rare."""
     areas = np.array([SOUNDING_AREA, DISTRACTOR_AREA][: len(pictures)])  # (objects, 2)
     turned = [turn(picture, rng) for picture in pictures]
     for _ in range(SIZE_TRIES):
@@ -137,24 +121,19 @@ def fit(
         boxes = place_boxes(sizes, frame_size, rng)
         if boxes is None:
             continue
-        fitted = [resize_into(*pair) for pair in zip(turned, boxes, strict=True)]
-        tight = np.array([box for _, box in fitted])
-        area = _area(tight)
-        bounds = areas * frame_size**2
-        fits = ((bounds[:, 0] <= area) & (area <= bounds[:, 1])).all()
-        if fits and (len(tight) == 1 or overlap_share(tight[0], tight[1]) <= MAX_OVERLAP):
-            return [picture for picture, _ in fitted], tight
+        fitted, tight = zip(*map(resize_into, turned, boxes), strict=True)
+        tight = np.array(tight)
+        low, high = areas.T * frame_size**2
+        fits = ((low <= _area(tight)) & (_area(tight) <= high)).all()
+        if fits and (len(tight) == 1 or overlap_share(*tight) <= MAX_OVERLAP):
+            return list(fitted), tight
     return None
 
 
 def place_boxes(
     sizes: Sequence[tuple[int, int]], frame_size: int, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Places one or two boxes, uniformly over all positions that obey the overlap rule.
-
-    Returns:
-        int (boxes, 4) inside the frame, pixels; None if no place was found.
-    """
+    """Place one or two boxes, int (boxes, 4), uniformly over all positions that obey the overlap rule."""
     extents = np.array(sizes)
     tries = 1 if len(sizes) == 1 else PLACEMENT_TRIES
     corners = rng.integers(0, frame_size - extents + 1, (tries, *extents.shape))
@@ -165,7 +144,7 @@ def place_boxes(
 
 
 def overlap_share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Overlap of pairs of boxes (..., 4), as a share of the smaller box of the pair."""
+    """Return the overlap of pairs of boxes (..., 4), as a share of the smaller box of the pair."""
     lower = np.maximum(first[..., :2], second[..., :2])
     upper = np.minimum(first[..., 2:], second[..., 2:])
     return np.maximum(upper - lower, 0).prod(axis=-1) / np.minimum(_area(first), _area(second))
@@ -179,7 +158,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def turn(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Flips an RGBA object in half of the cases and turns it a little; cropped to alpha > 0.5."""
+    """Flip an RGBA object in half of the cases and turn it a little; cropped to alpha > 0.5."""
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     degrees = float(np.clip(rng.normal(0, MAX_ROTATION / 2), -MAX_ROTATION, MAX_ROTATION))
@@ -189,7 +168,7 @@ def turn(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 def draw_size(
     size: tuple[int, int], area: Sequence[float], frame_size: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Draws width and height with the ratio of `size` and an area uniform within bounds (of the frame).
+    """Draw width and height with the ratio of `size` and an area uniform within bounds (of the frame).
 
     Too slender objects come out below the smallest area.
     """
@@ -201,7 +180,7 @@ def draw_size(
 
 
 def resize_into(picture: Image.Image, box: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Resizes an RGBA object to a box; thin ends may fade, so that its tight box is a little smaller."""
+    """Resize an RGBA object to a box; thin ends may fade, so that its tight box is a little smaller."""
     x, y = box[:2].tolist()
     width, height = (box[2:] - box[:2]).tolist()
     resized = picture.resize((width, height), Image.Resampling.LANCZOS)
@@ -210,7 +189,7 @@ def resize_into(picture: Image.Image, box: np.ndarray) -> tuple[Image.Image, np.
 
 
 def crop_background(picture: Image.Image, frame_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Cuts a random square from a scene: float32 (H, W, 3) in [0, 255]."""
+    """Cut a random square from a scene: float32 (H, W, 3) in [0, 255]."""
     short_side = min(picture.size)
     side = short_side / rng.uniform(1, max(1, min(MAX_ZOOM, short_side / frame_size)))
     x, y = (rng.uniform(0, extent - side) for extent in picture.size)
@@ -221,7 +200,7 @@ def crop_background(picture: Image.Image, frame_size: int, rng: np.random.Genera
 
 
 def paint(frame: np.ndarray, picture: Image.Image, box: np.ndarray, rng: np.random.Generator) -> None:
-    """Pastes an object into the frame, with a soft shadow, in the light and tint of what it covers."""
+    """Paste an object into the frame, with a soft shadow, in the light and tint of what it covers."""
     (x, y), (width, height) = box[:2].tolist(), picture.size
     feathered = picture.getchannel("A").filter(ImageFilter.GaussianBlur(0.6))
     opacity = np.asarray(feathered, np.float32)[..., None] / 255  # (h, w, 1)
@@ -246,7 +225,7 @@ def paint(frame: np.ndarray, picture: Image.Image, box: np.ndarray, rng: np.rand
 
 
 def compose_waveform(recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Makes three seconds from a recording (L,): speed, crop or repeats, gain, noise; float32."""
+    """Make three seconds from a recording (L,): speed, crop or repeats, gain, noise; float32."""
     speed = rng.uniform(0.94, 1.06)
     positions = np.arange(0, len(recording) - 1, speed)
     recording = np.interp(positions, np.arange(len(recording)), recording).astype(np.float32)
@@ -261,7 +240,7 @@ def compose_waveform(recording: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def _crop(recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cuts a random part, not one of the recording's pauses."""
+    """Cut a random part, not one of the recording's pauses."""
     audible = 0.3 * _root_mean_square(recording)
     part = recording[:DURATION]
     for _ in range(CROP_TRIES):
@@ -273,7 +252,7 @@ def _crop(recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _repeat(recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Repeats a short call with pauses of random length, as animals do."""
+    """Repeat a short call with pauses of random length, as animals do."""
     waveform = np.zeros(DURATION, np.float32)
     start = int(rng.integers(max(1, min(DURATION - len(recording), DURATION // 3)) + 1))
     while start < DURATION:

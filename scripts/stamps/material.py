@@ -50,15 +50,12 @@ ROOTS = {"tuxpaint": "usr/share/tuxpaint/stamps", "gcompris": "resources/gcompri
 """folders in the unpacked packages that the catalogue's files are relative to"""
 ARCHIVES = ("categorization", "explore_farm_animals", "explore_monuments", "instruments", "memory-sound")
 """Qt's archives in gcompris, unpacked into `resources`"""
+NODE_BYTES = 22  # of the tree in such an archive
 SCENERY = ("explore_monuments/resource", "categorization/resource/images/renewable")
 """folders of gcompris with backgrounds in which none of the classes is to be seen"""
 
 
-class StampsError(ValueError):
-    """The set cannot be made as asked; the message says why and what to do."""
-
-
-class MaterialUnavailableError(StampsError):
+class MaterialUnavailableError(ValueError):
     """The real material cannot be had here and now: no apt-get, not offered, no network."""
 
 
@@ -98,10 +95,10 @@ class Material(NamedTuple):
 
 
 def load_real_material(num_classes: int, frame_size: int, cache: Path) -> Material:
-    """Loads the catalogue's first classes, fetching the packages where the cache has none.
+    """Load the catalogue's first classes, fetching the packages where the cache has none.
 
     Raises:
-        StampsError: more classes than there are, or a file that is not the package.
+        ValueError: more classes than there are, or a file that is not the package.
         MaterialUnavailableError: the packages cannot be fetched.
     """
     rows = list(csv.DictReader(CATALOGUE.open(encoding="utf-8")))
@@ -109,23 +106,16 @@ def load_real_material(num_classes: int, frame_size: int, cache: Path) -> Materi
     check_num_classes(num_classes, len(names), "real")
     roots = {short: fetch_package(short, cache) / ROOTS[short] for short in PACKAGES}
 
-    def path(row: dict[str, str], suffix: str) -> Path:
-        package, name = row["file"].split(":")
-        return roots[package] / f"{name}{suffix}"
-
-    def photos(name: str) -> list[Photo]:
-        return [
-            Photo(row["file"], read_photo(path(row, ".png"), frame_size), row["held_out"] == "yes")
-            for row in rows
-            if (row["class"], row["kind"]) == (name, "photo")
-        ]
-
-    def sounds(name: str) -> list[Sound]:
-        return [
-            Sound(row["file"], read_recording(path(row, ".ogg")), row["held_out"] == "yes")
-            for row in rows
-            if (row["class"], row["kind"]) == (name, "sound")
-        ]
+    def read_class(name: str) -> SoundingClass:
+        photos, sounds = [], []
+        for row in (row for row in rows if row["class"] == name):
+            package, file = row["file"].split(":")
+            key, path, held_out = row["file"], f"{roots[package]}/{file}", row["held_out"] == "yes"
+            if row["kind"] == "photo":
+                photos.append(Photo(key, read_photo(f"{path}.png", frame_size), held_out))
+            else:
+                sounds.append(Sound(key, read_recording(f"{path}.ogg"), held_out))
+        return SoundingClass(name, photos, sounds)
 
     root = roots["gcompris"]
     scenes = sorted(scene for folder in SCENERY for scene in (root / folder).rglob("*.webp"))
@@ -133,41 +123,39 @@ def load_real_material(num_classes: int, frame_size: int, cache: Path) -> Materi
         Photo(f"gcompris:{scene.relative_to(root).with_suffix('')}", read_scene(scene, frame_size))
         for scene in scenes
     ]
-    classes = [SoundingClass(name, photos(name), sounds(name)) for name in names[:num_classes]]
+    classes, silent = [read_class(name) for name in names[:num_classes]], read_class("").photos
     packages = list(PACKAGES.values())
-    return Material("real", classes, photos(""), split_backgrounds(backgrounds), LICENCE, packages)
+    return Material("real", classes, silent, split_backgrounds(backgrounds), LICENCE, packages)
 
 
 def check_num_classes(wanted: int, available: int, source: str) -> None:
-    """Refuses a number of classes that the source does not have."""
+    """Refuse a number of classes that the source does not have."""
     if not 2 <= wanted <= available:
-        raise StampsError(
-            f"--classes {wanted}: the {source} material has {available} classes and a set needs "
-            f"at least 2. Choose from 2 to {available}."
-        )
+        raise ValueError(f"--classes {wanted}: choose 2 to {available} classes of the {source} material.")
 
 
 def split_backgrounds(backgrounds: list[Photo]) -> dict[str, list[Photo]]:
-    """Sets about a quarter of the backgrounds aside for test, by a hash of their keys."""
-    is_test = {photo.key: zlib.crc32(photo.key.encode()) % 4 == 0 for photo in backgrounds}
-    parts = {"train": False, "test": True}
-    return {split: [p for p in backgrounds if is_test[p.key] == part] for split, part in parts.items()}
+    """Set about a quarter of the backgrounds aside for test, by a hash of their keys."""
+    parts: dict[str, list[Photo]] = {"train": [], "test": []}
+    for photo in backgrounds:
+        parts["train" if zlib.crc32(photo.key.encode()) % 4 else "test"].append(photo)
+    return parts
 
 
 def opaque_box(picture: Image.Image) -> tuple[int, int, int, int]:
-    """Finds the tight box of alpha > 0.5 of an RGBA picture: x_min, y_min, x_max, y_max, pixels."""
+    """Find the tight box of alpha > 0.5 of an RGBA picture: x_min, y_min, x_max, y_max, pixels."""
     box = picture.getchannel("A").point([0] * 128 + [255] * 128).getbbox()
     assert box is not None, "a stamp without an opaque pixel"
     return box
 
 
 def crop_to_opaque(picture: Image.Image) -> Image.Image:
-    """Cuts an RGBA picture to its `opaque_box`."""
+    """Cut an RGBA picture to its `opaque_box`."""
     return picture.crop(opaque_box(picture))
 
 
-def read_photo(path: Path, frame_size: int) -> Image.Image:
-    """Reads an object, no larger than 1.25 times the frame."""
+def read_photo(path: str, frame_size: int) -> Image.Image:
+    """Read an object, no larger than 1.25 times the frame."""
     with Image.open(path) as file:
         picture = crop_to_opaque(file.convert("RGBA"))
     picture.thumbnail((frame_size * 5 // 4,) * 2, Image.Resampling.LANCZOS)
@@ -175,7 +163,7 @@ def read_photo(path: Path, frame_size: int) -> Image.Image:
 
 
 def read_scene(path: Path, frame_size: int) -> Image.Image:
-    """Reads a background, its short side brought to 1.6 to 2.8 times the frame's."""
+    """Read a background, its short side brought to 1.6 to 2.8 times the frame's."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     short_side = min(picture.size)
@@ -184,8 +172,8 @@ def read_scene(path: Path, frame_size: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def read_recording(path: Path) -> np.ndarray:
-    """Reads a recording as mono at SAMPLE_RATE, peak 1, without ends below 2 % of its loudest 10 ms."""
+def read_recording(path: str) -> np.ndarray:
+    """Read a recording as mono at SAMPLE_RATE, peak 1, without ends below 2 % of its loudest 10 ms."""
     channels, sample_rate = soundfile.read(path, always_2d=True)
     divisor = gcd(sample_rate, SAMPLE_RATE)
     waveform = resample_poly(channels.mean(axis=1), SAMPLE_RATE // divisor, sample_rate // divisor)
@@ -199,17 +187,12 @@ def read_recording(path: Path) -> np.ndarray:
 # ------------------------------------------------------------------------------ packages
 
 
-def default_cache() -> Path:
-    """Returns where packages are kept unless the user says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stamps"
-
-
 def fetch_package(short: str, cache: Path) -> Path:
-    """Gets a package's files from the cache, or else with apt-get and dpkg; installs nothing.
+    """Get a package's files from the cache, or else with apt-get and dpkg; install nothing.
 
     Raises:
         MaterialUnavailableError: apt-get or dpkg is missing, the version is not offered, no network.
-        StampsError: the file does not have the expected sha256 or content.
+        ValueError: the file does not have the expected sha256.
     """
     package, cache = PACKAGES[short], cache.resolve()
     label = "{name}_{version}".format(**package)
@@ -217,64 +200,58 @@ def fetch_package(short: str, cache: Path) -> Path:
         return cache / label
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        problem = "" if any(cache.glob(f"{label}_*.deb")) else download(package, folder)
-        debs = [*cache.glob(f"{label}_*.deb"), *Path(folder).glob(f"{label}_*.deb")]
-        if not debs:
-            raise MaterialUnavailableError(
-                f"Debian package {package['name']} {package['version']} cannot be had: {problem}. "
-                f"Look at the network and the sources (Debian 12 has it), or put the .deb into {cache}."
-            )
-        with debs[0].open("rb") as file:
+        deb = next(cache.glob(f"{label}_*.deb"), None) or download(package, Path(folder))
+        with deb.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 != package["sha256"]:
-            raise StampsError(
-                f"{debs[0]} has sha256 {sha256}, expected {package['sha256']}: refused. "
+            raise ValueError(
+                f"{deb} has sha256 {sha256}, expected {package['sha256']}: refused. "
                 "If the file is in the cache folder, delete it and retry."
             )
-        deb, content = debs[0].replace(cache / debs[0].name), Path(folder) / "content"
+        deb, content = deb.replace(cache / deb.name), Path(folder) / "content"
         problem = run_tool("dpkg", "-x", str(deb), str(content))
         if problem:
-            raise StampsError(f"dpkg -x {deb} failed: {problem}. Is the disk full?")
+            raise OSError(f"dpkg -x {deb} failed: {problem}. Is the disk full?")
         for archive in ARCHIVES if short == "gcompris" else ():
-            files = read_rcc(content / f"usr/share/gcompris-qt/rcc/{archive}.rcc")
-            for name, file_content in files.items():
+            for name, file_content in read_rcc(content / f"usr/share/gcompris-qt/rcc/{archive}.rcc").items():
                 (content / "resources" / name).parent.mkdir(parents=True, exist_ok=True)
                 (content / "resources" / name).write_bytes(file_content)
         content.rename(cache / label)
     return cache / label
 
 
-def download(package: dict[str, str], folder: str) -> str:
-    """Lets apt-get fetch a package into a folder, writing nowhere else; returns its complaint, if any."""
+def download(package: dict[str, str], folder: Path) -> Path:
+    """Let apt-get fetch a package into a folder, writing nowhere else."""
     log.info("fetching %s %s", package["name"], package["version"])
     for part in ("cache/archives/partial", "state/lists/partial"):
-        (Path(folder) / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True)
     # Without the first, update says nothing of an unreachable source; apt's own user could not write here.
-    settings = ["APT::Update::Error-Mode=any", "APT::Sandbox::User=root", "Acquire::Retries=1",
-                "Acquire::http::Timeout=20", f"Dir::Cache={folder}/cache"]  # fmt: skip
-    lists = [f"Dir::State={folder}/state", f"Dir::State::Lists={folder}/state/lists"]
+    settings = ["-oAPT::Update::Error-Mode=any", "-oAPT::Sandbox::User=root", "-oAcquire::Retries=1",
+                "-oAcquire::http::Timeout=20", f"-oDir::Cache={folder}/cache"]  # fmt: skip
     wanted = ["download", "{name}={version}".format(**package)]
-    problem = run_tool("apt-get", *[f"-o{one}" for one in settings], *wanted, folder=folder)
+    problem = run_tool("apt-get", *settings, *wanted, folder=folder)
     if problem:  # perhaps for lack of package lists, which go into the folder as well
-        options = [f"-o{one}" for one in settings + lists]
-        updated = run_tool("apt-get", *options, "update", folder=folder)
-        problem = "; ".join(filter(None, (run_tool("apt-get", *options, *wanted, folder=folder), updated)))
-    return problem
+        settings += [f"-oDir::State={folder}/state", f"-oDir::State::Lists={folder}/state/lists"]
+        updated = run_tool("apt-get", *settings, "update", folder=folder)
+        problem = "; ".join(filter(None, (run_tool("apt-get", *settings, *wanted, folder=folder), updated)))
+    for deb in folder.glob("*.deb"):
+        return deb
+    raise MaterialUnavailableError(
+        f"Debian package {package['name']} {package['version']} cannot be had: {problem}. Look at the "
+        f"network and the sources (Debian 12 has it), or put the .deb into {folder.parent}."
+    )
 
 
-def run_tool(tool: str, *arguments: str, folder: str | None = None) -> str:
-    """Runs apt-get or dpkg; returns its complaint, or nothing if all went well."""
+def run_tool(tool: str, *arguments: str, folder: Path | None = None) -> str:
+    """Run apt-get or dpkg; return its complaint, or nothing if all went well."""
     if shutil.which(tool) is None:
         raise MaterialUnavailableError(
             f"{tool} is not on PATH, so the Debian packages of the real material cannot be had. "
             "Use a Debian-like system, or --source procedural."
         )
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        process = subprocess.run([tool, *arguments], cwd=folder, stdin=subprocess.DEVNULL, timeout=1800,
-                                 capture_output=True, text=True, check=False, env=environment)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"{tool} gave no result in 30 minutes"
+    process = subprocess.run([tool, *arguments], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
+                             text=True, check=False, env=environment)  # fmt: skip
     if process.returncode == 0:
         return ""
     complaints = [line for line in process.stderr.splitlines() if not line.startswith("W: ")]
@@ -282,41 +259,29 @@ def run_tool(tool: str, *arguments: str, folder: str | None = None) -> str:
 
 
 def read_rcc(path: Path) -> dict[str, bytes]:
-    """Reads Qt's resource archive (.rcc, versions 1 to 3): a tree of names over zlib-compressed files.
+    """Read Qt's resource archive, version 3: the content of its files by their path inside.
 
-    Returns:
-        content by path inside the archive.
-
-    Raises:
-        StampsError: not such a file, damaged, compressed with zstd, or with a path that leads out.
+    A tree of nodes (name, flags, children or payload) over zlib-compressed payloads. The archives come out
+    of a package whose sha256 was checked.
     """
     archive, files = path.read_bytes(), {}
-    try:
-        magic, version, tree, payloads, names = struct.unpack_from(">4s4I", archive)
-        if magic != b"qres":
-            raise StampsError(f"{path} is not a Qt resource archive (no 'qres' magic).")
-        node_size = {1: 14, 2: 22, 3: 22}[version]  # version 2 appended the time of last change
-        pending = [(0, "")]
-        while pending:
-            index, name = pending.pop()
-            _, flags, count, first = struct.unpack_from(">IHII", archive, tree + index * node_size)
-            if flags & 2:  # a folder
-                for child in range(first, first + count):
-                    (start,) = struct.unpack_from(">I", archive, tree + child * node_size)
-                    start += names + 6  # two bytes of length, four of hash
-                    (length,) = struct.unpack_from(">H", archive, start - 6)
-                    part = archive[start : start + 2 * length].decode("utf-16-be")
-                    pending.append((child, f"{name}/{part}".removeprefix("/")))
-                continue
-            start = payloads + first
-            (length,) = struct.unpack_from(">I", archive, start)
-            content = archive[start + 4 : start + 4 + length]
-            if flags & 4 or len(content) != length or ".." in name.split("/"):
-                raise StampsError(f"{path}: {name} is compressed with zstd, cut off or leads out: refused.")
+    tree, payloads, names = struct.unpack_from(">3I", archive, 8)
+    pending = [(0, "")]
+    while pending:
+        index, name = pending.pop()
+        _, flags, count, first = struct.unpack_from(">IHII", archive, tree + index * NODE_BYTES)
+        if flags & 2:  # a folder
+            for child in range(first, first + count):
+                (start,) = struct.unpack_from(">I", archive, tree + child * NODE_BYTES)
+                (length,) = struct.unpack_from(">H", archive, names + start)
+                start += names + 6  # two bytes of length, four of hash
+                part = archive[start : start + 2 * length].decode("utf-16-be")
+                pending.append((child, f"{name}/{part}".removeprefix("/")))
+        else:
+            (length,) = struct.unpack_from(">I", archive, payloads + first)
+            content = archive[payloads + first + 4 : payloads + first + 4 + length]
             # Qt puts the four-byte uncompressed length before the zlib stream.
             files[name] = zlib.decompress(content[4:]) if flags & 1 else content
-    except (struct.error, zlib.error, UnicodeDecodeError, KeyError) as error:
-        raise StampsError(f"{path} is damaged ({error!r}). Delete it and retry.") from error
     return files
 
 
@@ -327,7 +292,7 @@ COLOURS = {"red": (205, 40, 40), "green": (45, 150, 60), "blue": (40, 80, 200)}
 
 
 def make_procedural_material(num_classes: int, frame_size: int) -> Material:
-    """Draws shapes and plays chords, for where the real material cannot be fetched.
+    """Draw shapes and play chords, for where the real material cannot be fetched.
 
     A class is a shape in a colour with a pitch of its own; a darker photo and a sound a fourth higher
     are held out. Nothing here depends on the set's seed.
@@ -336,14 +301,14 @@ def make_procedural_material(num_classes: int, frame_size: int) -> Material:
     check_num_classes(num_classes, len(looks), "procedural")
     classes = []
     for number, (shape, colour) in enumerate(looks[:num_classes]):
-        photos, sounds = [], []
+        added = SoundingClass(f"{colour}_{shape}", [], [])
         for variant in (0, 1):
-            key = f"procedural:{colour}_{shape}-{variant}"
+            key = f"procedural:{added.name}-{variant}"
             fill = tuple(channel * (3 - variant) // 3 for channel in COLOURS[colour])
-            photos.append(Photo(key, draw_shape(CORNERS[shape], fill, frame_size), variant == 1))
             pitch = 150 * 2 ** (number / 3 + variant * 5 / 12)  # Hz
-            sounds.append(Sound(key, play_chord(pitch), variant == 1))
-        classes.append(SoundingClass(f"{colour}_{shape}", photos, sounds))
+            added.photos.append(Photo(key, draw_shape(CORNERS[shape], fill, frame_size), variant == 1))
+            added.sounds.append(Sound(key, play_chord(pitch), variant == 1))
+        classes.append(added)
     silent = [
         Photo(f"procedural:silent-{corners}", draw_shape(corners, (240, 215, 60), frame_size))
         for corners in CORNERS.values()
@@ -354,7 +319,7 @@ def make_procedural_material(num_classes: int, frame_size: int) -> Material:
 
 
 def draw_shape(corners: int, fill: tuple[int, ...], frame_size: int) -> Image.Image:
-    """Draws a regular polygon, RGBA."""
+    """Draw a regular polygon, RGBA."""
     side = 3 * frame_size  # drawn large and reduced, for smooth edges
     picture = Image.new("RGBA", (side, side))
     ImageDraw.Draw(picture).regular_polygon((side / 2, side / 2, 0.48 * side), corners, fill=fill)
@@ -362,14 +327,14 @@ def draw_shape(corners: int, fill: tuple[int, ...], frame_size: int) -> Image.Im
 
 
 def draw_background(number: int, frame_size: int) -> Image.Image:
-    """Draws smooth noise, grey with a little colour, RGB."""
+    """Draw smooth noise, grey with a little colour, RGB."""
     rng = np.random.default_rng([number, 7])
     cells = rng.uniform(60, 190, (6, 6, 1)) + rng.uniform(-35, 35, (6, 6, 3))
     return Image.fromarray(cells.astype(np.uint8)).resize((2 * frame_size,) * 2, Image.Resampling.BICUBIC)
 
 
 def play_chord(frequency: float) -> np.ndarray:
-    """Plays three harmonics, struck twice a second, for two seconds: float32, peak 1."""
+    """Play three harmonics, struck twice a second, for two seconds: float32, peak 1."""
     seconds = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
     chord = sum(np.sin(2 * np.pi * frequency * n * seconds) / n for n in (1, 2, 3))
     waveform = chord * 0.5 ** (seconds % 0.5 / 0.1)

@@ -174,9 +174,16 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
         return localise(names, [picture, sound], ".png", work)[:-1]
 
+    def results(component: Any, tab: str, **settings: Any) -> list[Any]:  # noqa: ANN401
+        """Make the place of the words and of two heat maps, the second of which is seen with two models."""
+        settings |= {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
+        words = gr.Markdown(elem_id=f"{tab}_words")
+        with gr.Row():
+            first = component(elem_id=f"{tab}_first", **settings)
+            return [words, first, component(elem_id=f"{tab}_second", visible=False, **settings)]
+
     videos, pairs = copy_examples(options.examples, examples) if options.examples else ([], [])
     camera = {"sources": ["upload", "webcam"], "webcam_options": gr.WebcamOptions(mirror=False)}
-    heat: dict[str, Any] = {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
         gr.Markdown(f"# {TITLE}\nWhere in the picture does the sound come from?")
         with gr.Row():
@@ -192,12 +199,8 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 if videos:
                     gr.Examples(videos, [video], cache_examples=False)
             with gr.Column():
-                words = gr.Markdown(elem_id="video_words")
-                with gr.Row():
-                    first = gr.Video(elem_id="video_first", **heat)
-                    second = gr.Video(elem_id="video_second", visible=False, **heat)
-                peaks = gr.Files(label="Positions of the peak (CSV)")
-            button.click(localise_video, [models, box, video], [words, first, second, peaks])
+                outputs = [*results(gr.Video, "video"), gr.Files(label="Positions of the peak (CSV)")]
+            button.click(localise_video, [models, box, video], outputs)
         with gr.Tab("Picture and sound"), gr.Row():
             with gr.Column():
                 picture = uploads_only(gr.Image(type="filepath", elem_id="picture_input", **camera))
@@ -206,11 +209,8 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 if pairs:
                     gr.Examples(pairs, [picture, sound], cache_examples=False)
             with gr.Column():
-                words = gr.Markdown()
-                with gr.Row():
-                    first = gr.Image(type="filepath", format="png", **heat)
-                    second = gr.Image(type="filepath", format="png", visible=False, **heat)
-            button.click(localise_picture, [models, box, picture, sound], [words, first, second])
+                outputs = results(gr.Image, "picture", type="filepath", format="png")
+            button.click(localise_picture, [models, box, picture, sound], outputs)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     _, address, _ = page.launch(
         server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6,

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -93,11 +94,8 @@ def copy_examples(source: Path, folder: Path) -> tuple[list[list[str]], list[lis
     return videos, [[str(path), sounds[path.stem]] for path in pictures]
 
 
-@lru_cache(maxsize=2)  # as many as are compared
-def load_once(path: Path, changed_at: int, device: str) -> Localiser:
-    """Load a model, again only if its file has changed."""
-    del changed_at
-    return load_localiser(path, device)
+# As many as are compared; loaded again only if the file has changed.
+load_once = lru_cache(maxsize=2)(lambda path, changed_at, device: load_localiser(path, device))
 
 
 def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[Any, str]:  # noqa: C901, PLR0915
@@ -118,11 +116,12 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         component.async_move_resource_to_block_cache = checked
         return component
 
-    def localise(names, files, suffix, work):  # noqa: ANN001, ANN202
+    def localise(names: list[str], files: list[str], suffix: str, work: Callable[..., str]) -> list[Any]:
         """Let `work` write one result a model; return the words, two outputs and the CSV files."""
         if None in files or not names:
             raise refusal("Upload or record first, or take one of the examples, and choose a model.")
-        words, shown, peaks = [], [], []
+        words, shown = [], []
+        peaks: list[str] = []
         for place, name in enumerate(names):
             if name not in options.models:
                 raise refusal(f"There is no model {name!r} any more. Choose another one.")
@@ -174,7 +173,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
         return localise(names, [picture, sound], ".png", work)[:-1]
 
-    def results(component: Any, tab: str, **settings: Any) -> list[Any]:  # noqa: ANN401
+    def results(component: Callable[..., Any], tab: str, **settings: object) -> list[Any]:
         """Make the place of the words and of two heat maps, the second of which is seen with two models."""
         settings |= {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
         words = gr.Markdown(elem_id=f"{tab}_words")

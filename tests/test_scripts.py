@@ -136,10 +136,10 @@ def test_shell_scripts_parse_and_stop_at_errors(name):
 
 
 def commands_of(page):
-    """Lines of the page that call a script; what stands in brackets is an option like others."""
+    """Lines of the page that call a script, with the options in brackets; … is any word."""
     text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^((?:[A-Z_]+=\S+ )*bash scripts/.*)$", text, re.M)
-    return [shlex.split(re.sub("[][…]", "", line), comments=True) for line in lines]
+    return [shlex.split(re.sub(r"[][]", "", line).replace("…", "x"), comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
@@ -148,16 +148,15 @@ def test_commands_of_the_pages_parse(words, start):
     place = words.index("bash")
     variables, (script, *arguments) = dict(word.split("=", 1) for word in words[:place]), words[place + 1 :]
     name = script.removeprefix("scripts/").removesuffix(".sh")
+    assert name in SCRIPTS
     if name in RECIPES or arguments[:1] in (["main.py"], ["test.py"]):
         finished = start(ROOT / script, *arguments, "--dry-run", **{**ROOTS, **variables})
         assert finished.returncode == 0, finished.stderr
         return
-    # Others work at once: each of their options must be one of theirs, or of the programs that they start.
-    program = re.search(r'run\.sh" (?:-m )?(\S+)', SCRIPTS[name].read_text())
-    path = ROOT / (program[1] if program[1].endswith(".py") else program[1].replace(".", "/"))
-    paths = path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]
-    known = "".join(one.read_text() for one in (*paths, ROOT / "opts.py", ROOT / "datasets/lists.py"))
-    for option in (word for word in arguments if word.startswith("--") and len(word) > 2):
+    # Others work at once, so that their options are only looked up.
+    sources = [path for name in ("scripts", "models", "datasets") for path in (ROOT / name).rglob("*.py")]
+    known = "".join(path.read_text() for path in (*sources, ROOT / "opts.py"))
+    for option in {word for word in arguments if re.match("--[a-z]", word)} - {"--help"}:
         field = option[2:].removeprefix("no-").replace("-", "_")
         assert f'"{option}"' in known or re.search(rf"^    {field}: ", known, re.M), option
 

@@ -178,7 +178,8 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
     shards = sorted(files["frames"])
     size = shards[0][0] if shards else ""
     numbered = [(size, number + 1) for number in range(len(shards))]
-    if shards not in ([(size, 0)], numbered) or files["audios"].keys() != files["frames"].keys():
+    is_one_set = bool(shards) and shards in ([(size, 0)], numbered)
+    if not is_one_set or files["audios"].keys() != files["frames"].keys():
         raise ValueError(
             f"{folder} must hold one set, h5py_{split}_frames….h5 and h5py_{split}_audios….h5 of the same "
             "names, whose shards are numbered from 1 on without a gap. It holds "

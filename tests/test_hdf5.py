@@ -210,6 +210,7 @@ def test_arrays_of_another_form_are_refused(training_files, kind, change, words)
     [
         ["frames_10k"],
         ["audios_10k"],
+        ["spects_10k"],
         ["frames_10k", "audios_10k", "frames_144k_1", "audios_144k_1"],
         ["frames_144k_1", "audios_144k_1", "frames_144k_3", "audios_144k_3"],
     ],

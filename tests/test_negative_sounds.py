@@ -162,6 +162,7 @@ def work(rank, folder):
     wrapped = DistributedDataParallel(model)  # alive until backward, which averages
     terms, _ = step(wrapped, make_inputs(slice(2 * rank, 2 * rank + 2)))
     torch.save((terms, {n: weight.grad for n, weight in model.named_parameters()}), folder / f"{rank}.pt")
+    del wrapped  # freed after the group, it can hang: gloo's threads want the GIL
     dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ wait for what a GPU is doing, unless they are given tensors of a GPU.
 """
 
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-    except BaseException:
+    except BaseException as error:
+        # A data-parallel wrapper freed after its group can hang: gloo's threads want the GIL.
+        traceback.clear_frames(error.__traceback__)
         if device.type != "cuda":  # NCCL would wait for processes that never come; this one's end stops it
             dist.destroy_process_group()
         raise

@@ -116,16 +116,6 @@ def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start,
         assert "No checkpoint at" in finished.stderr and "ckpts" in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["train_sspl_Flickr10k", "test_VGGSound"])
-def test_a_script_in_its_own_process_says_the_same_from_any_folder(name, start, tmp_path):
-    for arguments, status in ((["--dry-run"], 0), (["--dry-run", "--output"], 2)):
-        finished = run(SCRIPTS[name], *arguments, cwd=tmp_path, **ROOTS)
-        here = start(SCRIPTS[name], *arguments, **ROOTS)
-        assert (finished.returncode, finished.stdout) == (here.returncode, here.stdout)
-        assert finished.returncode == status
-        assert finished.stderr.rpartition("error: ")[2] == here.stderr.rpartition("error: ")[2]
-
-
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_shell_scripts_parse_and_stop_at_errors(name):
     assert subprocess.run(["bash", "-n", SCRIPTS[name]], check=False).returncode == 0

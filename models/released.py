@@ -9,6 +9,7 @@ Pretrained encoders are read only if their sha256 begins as published.
 import argparse
 import hashlib
 import http.client
+import logging
 import re
 import socket
 import sys
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,9 @@ from models.peers import PEERS, ObjectPrior, PeerLocaliser
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
 from utils.training import configure_logging, run_command
 
-WRAPPERS = re.compile(r"(^|/)(module\.|_orig_mod\.)+")  # of DataParallel and of torch.compile
+logger = logging.getLogger(__name__)
+
+WRAPPERS = re.compile(r"(?<![^./])(module|_orig_mod)\.")  # of DataParallel and of torch.compile, anywhere
 
 
 def localiser_names() -> tuple[str, ...]:
@@ -66,20 +70,23 @@ def convert_strictly(
     build: Callable[[], nn.Module],
     renames: Mapping[str, str] | None = None,
     ignored: tuple[str, ...] = (),
+    *,
+    strict: bool = True,
 ) -> dict[str, Tensor]:
     """Rename the tensors of a published state dict to those of the network that `build` makes.
 
     `renames` maps beginnings of our names to the official ones, where they differ. Official names that begin
-    as in `ignored` may be there, but never reach the map. `source` and `title` are for messages.
+    as in `ignored` may be there, but never reach the map; if not `strict`, any others are said and left out.
+    `source` and `title` are for messages.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another shape, or none.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} holds a {type(content).__name__}, not a state dict.")
-    tensors = {WRAPPERS.sub(r"\1", str(name)): tensor for name, tensor in content.items()}
+    tensors = {WRAPPERS.sub("", str(name)): value for name, value in content.items()}
     if len(tensors) != len(content):
-        raise ValueError(f"{source} holds tensors twice, with and without `module.`.")
+        raise ValueError(f"{source} holds tensors twice, with and without `module.` or `_orig_mod.`.")
     with torch.device("meta"):  # names and shapes only
         network = build().state_dict()
     renames, ours = renames or {}, {}  # ours: official name -> our name
@@ -90,18 +97,37 @@ def convert_strictly(
     tensors = {name: torch.tensor(0) for name in ours if name.endswith("num_batches_tracked")} | tensors
 
     unknown = [name for name in tensors if name not in ours and not name.startswith(ignored)]
-    problems: dict[str, list[str]] = {"missing": [], "unknown": unknown, "of another shape": []}
+    if unknown and not strict:
+        logger.warning("%s: %s are left out, as by the program of %s.", source, _named(unknown), title)
+        unknown = []
+    problems: dict[str, list[str]] = {
+        "missing": [],
+        "unknown": unknown,
+        "of another shape": [],
+        "no number": [],
+    }
+    state = {}
     for official, name in ours.items():
-        shape, expected = tuple(getattr(tensors.get(official), "shape", ())), tuple(network[name].shape)
+        value, expected = tensors.get(official), tuple(network[name].shape)
+        if isinstance(value, np.ndarray | np.number | int | float):  # as other programs keep counters
+            value = torch.from_numpy(np.array(value))
         if official not in tensors:
             problems["missing"].append(official)
-        elif shape != expected:
-            problems["of another shape"].append(f"{official} {shape}, not {expected}")
-    words = [f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:5])}{' …' * (len(names) > 5)}"
-             for kind, names in problems.items() if names]  # fmt: skip
+        elif not isinstance(value, Tensor):
+            problems["no number"].append(f"{official} ({type(value).__name__})")
+        elif tuple(value.shape) != expected:
+            problems["of another shape"].append(f"{official} {tuple(value.shape)}, not {expected}")
+        else:
+            state[name] = value
+    words = [_named(names, kind) for kind, names in problems.items() if names]
     if words:
         raise ValueError(f"{source} does not hold the weights of {title}: {'; '.join(words)}")
-    return {name: tensors[official] for official, name in ours.items()}
+    return state
+
+
+def _named(names: list[str], kind: str = "unknown") -> str:
+    """Count and name tensors, the first five of them."""
+    return f"{len(names)} tensors {kind}: {', '.join(sorted(names)[:5])}{' …' * (len(names) > 5)}"
 
 
 # ------------------------------------------------------------------------------- trained localisers
@@ -114,8 +140,9 @@ class Release(NamedTuple):
     entry: str  # of the file, which holds the weights
     data_parallel: bool | None  # whether all names begin with `module.`; None: with or without
     marks: tuple[str, ...]  # tensors that tell it from other releases with the same entry
-    renames: Mapping[str, str]  # as convert_strictly's, and so is the next
+    renames: Mapping[str, str]  # as convert_strictly's, and so are the next two
     ignored: tuple[str, ...]
+    strict: bool = True
 
 
 # SSL-TIE took over LVS's networks, with stems for other inputs and layers that never reach the map.
@@ -130,7 +157,7 @@ MOMENTUM = (*CLASSIFIERS, "momentum_")  # SLAVC: a second, slowly moving copy of
 RELEASES = {
     "ssl_tie": Release("SSL-TIE", "state_dict", None, STEM, STEMS, UNUSED),
     "lvs": Release("LVS", "model_state_dict", True, STEM, STEMS, UNUSED),
-    "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, STEMS, UNUSED),
+    "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, STEMS, UNUSED, strict=False),
     "ez_vsl_or_fnac": Release("EZ-VSL or FNAC", "model", None, ("img_proj.weight",), ONE_PAIR, CLASSIFIERS),
     "slavc": Release("SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS, MOMENTUM),
 }
@@ -145,10 +172,12 @@ def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict
         weights = content.get(row.entry)
         names = [*map(str, weights)] if isinstance(weights, Mapping) else []
         is_marked = {WRAPPERS.sub("", name) for name in names}.issuperset(row.marks)
-        prefixed = {name.startswith("module.") for name in names}
+        prefixed = {re.match(r"(_orig_mod\.)*module\.", name) is not None for name in names}
         if is_marked and (row.data_parallel is None or prefixed == {row.data_parallel}):
             build = partial(build_localiser, method, {})
-            return method, convert_strictly(weights, source, row.title, build, row.renames, row.ignored)
+            return method, convert_strictly(
+                weights, source, row.title, build, row.renames, row.ignored, strict=row.strict
+            )
     marks = (f"{row.title}: {row.entry} with {' and '.join(row.marks)}" for row in RELEASES.values())
     raise ValueError(
         f"{source} is no checkpoint of this project (it has no entry 'format') and no release that is known. "
@@ -201,7 +230,8 @@ def convert_sspl_release(files: Mapping[str, Any], source: Path) -> tuple[dict[s
 
 def read_any_checkpoint(path: Path) -> Checkpoint:
     """Read a file of main.py, a released file, or a results folder of SSPL's authors' program."""
-    released = partial(Checkpoint, audio_config={}, frame_config={}, selection={"kind": "released file"})
+    selection = {"kind": "released file"}
+    released = partial(Checkpoint, audio_config={}, frame_config={}, selection=selection)
     if path.is_dir():
         files = {name: read_checkpoint_file(path / name) for name in SSPL_FILES if (path / name).is_file()}
         if not files:
@@ -218,8 +248,23 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
     if "format" in content:
         return parse_checkpoint(content, path)
     method, weights = convert_release(content, path)
-    epoch = int(content.get("epoch", 0))
+    if method == "ez_vsl_or_fnac":
+        selection |= _program_of(content)
+    try:
+        epoch = int(content.get("epoch", 0))
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
+        epoch = 0
+        logger.warning("%s: its epoch, %.40r, is no number, and taken as 0.", path, content["epoch"])
     return released(method=method, method_config={}, state_dict=weights, epoch=epoch)
+
+
+def _program_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """Tell EZ-VSL's file from FNAC's, whose tensors are alike: only FNAC's training decays weights."""
+    try:
+        decay = float(content["optimizer"]["param_groups"][0]["weight_decay"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+    return {"program": f"{'FNAC' if decay else 'EZ-VSL'}, by its optimiser's weight decay of {decay:g}"}
 
 
 # ------------------------------------------------------------------------ pretrained encoders

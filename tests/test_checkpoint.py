@@ -234,7 +234,7 @@ def test_scores_as_numpy_values_are_read(tmp_path, save):
     found = read_checkpoint_file(path)
     assert found["best_miou"] == 0.37
     assert torch.equal(found["state_dict"]["w"], torch.ones(2))
-    values = [np.float32(0.5), np.int64(3), np.bool_(True), np.arange(3.0)]
+    values = [np.float32(0.5), np.int64(3), np.bool_(True), np.arange(3.0), np.str_("adam"), np.complex64(1j)]
     path.write_bytes(saved({"scores": values}))
     for value, expected in zip(read_checkpoint_file(path)["scores"], values, strict=True):
         np.testing.assert_array_equal(value, expected)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import ROOT
@@ -63,6 +64,73 @@ def test_a_release_is_known_by_its_keys_and_every_tensor_is_used(method, module)
         official = {name: value for name, value in official.items() if not name.startswith(UNUSED)}
     official = {name: value for name, value in official.items() if "num_batches" not in name}
     assert convert_release(official_file(method, official), SOURCE)[0] == method
+
+
+# How compiled and data-parallel networks, whole or in parts, name their tensors.
+NESTINGS = {
+    "ssl_tie": ("module._orig_mod.", "_orig_mod.module."),
+    "lvs": ("module._orig_mod.", "_orig_mod.module."),
+    "ssl_align": ("_orig_mod.", "_orig_mod._orig_mod."),
+    "slavc": ("_orig_mod.", "module.module."),
+    "ez_vsl_or_fnac": ("module._orig_mod.", "_orig_mod."),
+}
+
+
+@pytest.mark.parametrize("method", RELEASES)
+@pytest.mark.parametrize("nesting", [0, 1, "parts"])
+def test_wrappers_of_the_network_and_of_its_parts_are_no_names(method, nesting):
+    official = {
+        name: value for name, value in stretched(ALL_SHAPES[method]).items() if "num_batches" not in name
+    }
+    prefix = "module." * (method == "lvs") if nesting == "parts" else NESTINGS[method][nesting]
+    inner = "net._orig_mod.module." if nesting == "parts" else "net."
+    wrapped = {prefix + name.replace("net.", inner, 1): value for name, value in official.items()}
+    found, converted = convert_release({RELEASES[method].entry: wrapped}, SOURCE)
+    assert found == method and converted.keys() == state_of(method).keys()
+
+
+def test_further_tensors_are_said_and_left_out_where_the_authors_do_so(caplog):
+    official = stretched(ALL_SHAPES["ssl_align"])
+    expected = convert_release(official_file("ssl_align", official), SOURCE)
+    official |= {f"aud_extra.{place}.weight": torch.zeros(2) for place in range(6)} | {"vision.bias": 3}
+    found = convert_release(official_file("ssl_align", official), SOURCE)
+    assert found[0] == "ssl_align" and all(found[1][name] is value for name, value in expected[1].items()
+                                           if not name.endswith("num_batches_tracked"))  # fmt: skip
+    assert "release: 7 tensors unknown: aud_extra.0.weight, aud_extra.1.weight" in caplog.text
+    assert "… are left out, as by the program of SSL-Align" in caplog.text
+
+
+EPOCHS = {
+    17: [17, np.int64(17), np.float32(17), 17.5, "17", torch.tensor([17])],
+    0: [None, "best", float("nan"), float("inf"), [1, 2], {}, torch.arange(3), "9" * 5000],
+}
+
+
+@pytest.mark.parametrize(("epoch", "given"), [(epoch, given) for epoch in EPOCHS for given in EPOCHS[epoch]])
+def test_the_epoch_of_a_release_is_a_note(epoch, given, tmp_path, caplog):
+    path, shapes = tmp_path / "release.pth", ALL_SHAPES["ez_vsl_or_fnac"]
+    content = official_file("ez_vsl_or_fnac", stretched(shapes)) | {"epoch": given}
+    for decay, program in ((0, "EZ-VSL"), (1e-4, "FNAC"), ("?", None)):
+        content["optimizer"] = {"state": {}, "param_groups": [{"weight_decay": decay}]}
+        torch.save(content, path)
+        checkpoint = read_any_checkpoint(path)
+        assert checkpoint.epoch == epoch
+        assert checkpoint.selection.get("program", "None").startswith(f"{program}")
+        assert (f"{path}: its epoch" in caplog.text) == (epoch == 0)
+    path.unlink()
+
+
+def test_counters_may_be_numbers_of_numpy_or_python_but_words_are_no_weights():
+    official = stretched(ALL_SHAPES["slavc"])
+    counters = [name for name in official if name.endswith("num_batches_tracked")]
+    official |= {name: (3, np.int64(3), np.array(3))[place % 3] for place, name in enumerate(counters)}
+    official["imgnet.bn1.bias"] = np.ones(64, np.float32)
+    _, converted = convert_release(official_file("slavc", official), SOURCE)
+    assert all(isinstance(value, torch.Tensor) for value in converted.values())
+    assert converted["imgnet.bn1.num_batches_tracked"] == 3
+    official[counters[0]] = None
+    with pytest.raises(ValueError, match=rf"1 tensors no number: {counters[0]} \(NoneType\)"):
+        convert_release(official_file("slavc", official), SOURCE)
 
 
 KEY = "imgnet.layer3.0.conv2.weight"

@@ -22,7 +22,7 @@ SAFE_GLOBALS: list[Any] = [
     *((_rebuild_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     np.ndarray,
     np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+    *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},  # no Python objects
 ]
 
 

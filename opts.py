@@ -449,6 +449,8 @@ def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -
     for group, group_class in train_groups(now["method"]).items():
         for name, value in now[group].items():
             old = (before.get(group) or {}).get(name, group_class.__dict__.get(name))
+            if name == "mixing_start_epoch" and not now[group]["audio_mixing"]:
+                continue  # its default was 1
             if old != value and name not in MAY_CHANGE_ON_RESUME:
                 differences.append(f"{flag(name)} was {old}, is {value}")
     return differences

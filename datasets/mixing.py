@@ -10,16 +10,17 @@ evaluation mode, and sounds without SpecAugment, which masks the mixture. The fr
 
 Deliberate differences from the authors' program, which does not start as it was released:
 
-1. Both schedules are capped: theirs reach strength 1 in epoch 100, where nothing of the own sound is left.
+1. The strength is capped: theirs grows to 0.99 in epoch 100, where next to nothing of the own sound is left.
 2. A clip is never its own nearest sound; theirs all but always is, where it is among the candidates.
 3. Embeddings are of whole sounds, without their frames; theirs decode both and mask the sounds.
 4. The 4,000 candidates are drawn once an epoch, or all taken of a smaller set; theirs for each 256 clips.
 5. A sound without any feature, whose embedding is 0, is neither mixed nor mixed in.
 6. Any data set can be mixed, each sound at the method's rate; theirs mixes VGGSound and ignores the rate.
 7. Who is mixed follows from seed, epoch and step, so that --resume changes nothing; and goes on to the end.
+8. Sounds are repeated to fill the window and then mixed; theirs cuts both to the shorter one, mixes, and
+   repeats the mixture. The training cuts of 3 s are all of one length.
 
-From which epoch on the authors mix, and how their strength begins, is not known: it is taken to grow as the
-probability does.
+Theirs searches after an epoch, for the next one: the first with mixing is the second, as by default here.
 """
 
 import logging
@@ -47,7 +48,7 @@ class AudioMixingOptions(Options):
 
     audio_mixing: bool = False
     """mix some clips' sounds with their nearest other training sound"""
-    mixing_start_epoch: int = option(1, at_least=1)
+    mixing_start_epoch: int = option(2, at_least=1)
     """first epoch with mixing, counted from 1"""
 
 

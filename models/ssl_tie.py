@@ -261,7 +261,7 @@ class SSLTIE(Method):
                 "--negative-sounds are negatives of the contrast, which has no part in the loss: "
                 "--contrastive-weight and --transformed-contrastive-weight are 0."
             )
-        if options.mixing.mixing_start_epoch != 1 and not options.mixing.audio_mixing:
+        if options.mixing.mixing_start_epoch != 2 and not options.mixing.audio_mixing:
             raise ValueError("--mixing-start-epoch needs --audio-mixing.")
 
     def curriculum(self, options: Any, clips: AudioVisualClips) -> MixingCurriculum | None:  # noqa: ANN401

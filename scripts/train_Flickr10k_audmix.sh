@@ -5,5 +5,4 @@
 set -euo pipefail
 
 export OUTPUT="${OUTPUT:-runs/ssl_tie_Flickr10k_audmix}"
-exec bash "$(dirname "$0")/train_Flickr10k.sh" \
-  --audio-mixing --mixing-start-epoch 1 "$@"
+exec bash "$(dirname "$0")/train_Flickr10k.sh" --audio-mixing "$@"

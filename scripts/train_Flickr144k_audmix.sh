@@ -6,5 +6,4 @@
 set -euo pipefail
 
 export OUTPUT="${OUTPUT:-runs/ssl_tie_Flickr144k_audmix}"
-exec bash "$(dirname "$0")/train_Flickr144k.sh" \
-  --audio-mixing --mixing-start-epoch 1 "$@"
+exec bash "$(dirname "$0")/train_Flickr144k.sh" --audio-mixing "$@"

@@ -5,5 +5,4 @@
 set -euo pipefail
 
 export OUTPUT="${OUTPUT:-runs/ssl_tie_VGGSound144k_audmix}"
-exec bash "$(dirname "$0")/train_VGGSound144k.sh" \
-  --audio-mixing --mixing-start-epoch 1 "$@"
+exec bash "$(dirname "$0")/train_VGGSound144k.sh" --audio-mixing "$@"

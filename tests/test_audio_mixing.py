@@ -23,6 +23,7 @@ from datasets.mixing import NOBODY, AudioMixingOptions, Mixing, MixingCurriculum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 AUDIO = AudioConfig(window_seconds=1.5, mel_bins=32, hop_length=400)
+FROM_THE_FIRST = ("--audio-mixing", "--mixing-start-epoch", 1)
 GOLDEN = Path(__file__).parents[2] / "shared" / "goldens" / "e_retrieval.npz"
 
 
@@ -52,8 +53,19 @@ def test_the_schedule_grows_by_epoch_and_is_capped():
         assert mixing.strength == pytest.approx(min(0.5, 0.01 * n))
 
 
+def test_the_schedule_is_that_of_the_authors_program_but_for_the_cap():
+    """Epochs of their program, with its probability and strength; a probability beyond 1 is 1."""
+    authors = {2: (0.11, 0.01), 3: (0.12, 0.02), 51: (0.6, 0.5), 52: (0.61, 0.51), 100: (1.09, 0.99)}
+    curriculum = build_curriculum()
+    assert curriculum.mixing_for_epoch(0) is None and not curriculum.needs_search(0)
+    for epoch, (probability, strength) in authors.items():
+        mixing = curriculum.mixing_for_epoch(epoch - 1)
+        assert mixing.probability == pytest.approx(min(1, probability))
+        assert mixing.strength == pytest.approx(min(0.5, strength))
+
+
 def test_settings_of_a_mixing_that_is_off_are_refused():
-    words = "ssl_tie --train-set vggsound --data-root d --output o --mixing-start-epoch 2".split()
+    words = "ssl_tie --train-set vggsound --data-root d --output o --mixing-start-epoch 1".split()
     with pytest.raises(ValueError, match="--mixing-start-epoch needs --audio-mixing"):
         opts.parse_train_options(words)
     with pytest.raises(ValueError, match="--mixing-start-epoch must be at least 1"):
@@ -222,15 +234,15 @@ class StopAfter(main.Interruption):
 
 @pytest.mark.usefixtures("narrow", "much")
 def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(tiny_data, tmp_path, monkeypatch):
-    whole, words = tmp_path / "whole", ("--audio-mixing", "--epochs", 3)
+    whole, words = tmp_path / "whole", (*FROM_THE_FIRST, "--epochs", 3)
     assert train(tiny_data, whole, *words) == 0
     mixing = torch.load(whole / "last.pth", weights_only=True)["progress"]["mixing"]
     places = mixing["places"].tolist()
     assert mixing["found_in"] == 2
     assert len(places) == 8 and all(0 <= o < 8 and o != p for p, o in enumerate(places))
 
-    # An epoch is looked at twice in its search, after 2 steps, and at its end.
-    for number, where in ((1, (0, 0)), (2, (0, 0)), (3, (0, 1)), (8, (1, 1)), (11, (2, 0))):
+    # An epoch is looked at twice in its search, and after 2 steps.
+    for number, where in ((1, (0, 0)), (2, (0, 0)), (3, (0, 1)), (7, (1, 1)), (8, (1, 2)), (9, (2, 0))):
         stopped = tmp_path / f"stopped_{number}"
         with monkeypatch.context() as patched:
             patched.setattr(main, "Interruption", lambda number=number: StopAfter(number))
@@ -245,8 +257,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(tiny_data,
 @pytest.mark.usefixtures("narrow", "much")
 def test_mixing_changes_the_run_from_its_first_epoch_on(tiny_data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    later = ("--audio-mixing", "--mixing-start-epoch", 2)
-    for name, words in {"plain": (), "later": later, "mixed": ("--audio-mixing",)}.items():
+    for name, words in {"plain": (), "later": ("--audio-mixing",), "mixed": FROM_THE_FIRST}.items():
         assert train(tiny_data, tmp_path / name, "--epochs", 1, *words) == 0
     assert_same_weights(tmp_path / "plain" / "last.pth", tmp_path / "later" / "last.pth")
     with pytest.raises(AssertionError):
@@ -261,7 +272,7 @@ def test_a_run_names_broken_sounds_and_refuses_another_start(tiny_data, tmp_path
     samples, rate = soundfile.read(path)
     soundfile.write(path, np.full(len(samples), np.nan), rate, subtype="FLOAT")
     output = tmp_path / "run"
-    assert train(tiny_data, output, "--epochs", 1, "--audio-mixing") == 0
+    assert train(tiny_data, output, "--epochs", 1, *FROM_THE_FIRST) == 0
     assert "1 training sounds cannot be read and are not mixed in" in caplog.text
     places = torch.load(output / "last.pth", weights_only=True)["progress"]["mixing"]["places"]
     assert places[3] == NOBODY and 3 not in places
@@ -271,7 +282,7 @@ def test_a_run_names_broken_sounds_and_refuses_another_start(tiny_data, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_mix_as_one_does(tiny_data, tmp_path):
-    words = ("--epochs", 1, "--audio-mixing")
+    words = ("--epochs", 1, *FROM_THE_FIRST)
     assert train(tiny_data, tmp_path / "alone", *words) == 0
     finished = run("main.py", *training(tiny_data, tmp_path / "both", *words), processes=2)
     assert finished.returncode == 0, finished.stderr

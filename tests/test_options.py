@@ -169,6 +169,7 @@ def test_differences_that_matter_on_resume():
     before = opts.as_plain(opts.parse_train_options(MINIMAL))
     same = opts.as_plain(opts.parse_train_options([*MINIMAL, "--epochs", "7", "--workers", "0", "--resume"]))
     other = opts.as_plain(opts.parse_train_options([*MINIMAL, "--seed", "5", "--no-blur"]))
+    before["mixing"]["mixing_start_epoch"] = 1  # the default of runs begun before; they mix nothing
     assert opts.differences_that_matter(before, same) == []
     assert opts.differences_that_matter(before, other) == ["--seed was 4, is 5", "--blur was True, is False"]
     method = opts.as_plain(opts.parse_train_options(MINIMAL_SSPL))

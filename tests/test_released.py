@@ -100,13 +100,22 @@ def test_further_tensors_are_said_and_left_out_where_the_authors_do_so(caplog):
     assert "… are left out, as by the program of SSL-Align" in caplog.text
 
 
-EPOCHS = {
-    17: [17, np.int64(17), np.float32(17), 17.5, "17", torch.tensor([17])],
-    0: [None, "best", float("nan"), float("inf"), [1, 2], {}, torch.arange(3), "9" * 5000],
-}
+STRANGE: tuple[object, ...] = (
+    None,
+    "best",
+    float("nan"),
+    float("inf"),
+    [1, 2],
+    {},
+    torch.arange(3),
+    "9" * 5000,
+)
+EPOCHS: list[tuple[int, object]] = [
+    (17, given) for given in (17, np.int64(17), np.float32(17), 17.5, "17", torch.tensor([17]))
+]
 
 
-@pytest.mark.parametrize(("epoch", "given"), [(epoch, given) for epoch in EPOCHS for given in EPOCHS[epoch]])
+@pytest.mark.parametrize(("epoch", "given"), EPOCHS + [(0, given) for given in STRANGE])
 def test_the_epoch_of_a_release_is_a_note(epoch, given, tmp_path, caplog):
     path, shapes = tmp_path / "release.pth", ALL_SHAPES["ez_vsl_or_fnac"]
     content = official_file("ez_vsl_or_fnac", stretched(shapes)) | {"epoch": given}

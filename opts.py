@@ -343,7 +343,7 @@ class NegativeOptions(ModelOptions):
     def __post_init__(self) -> None:
         """Refuse to look for other classes where none are known, before anything is read."""
         super().__post_init__()
-        ids_tell = DATA_SETS[self.benchmark].pair_key  # those of pairs tell the class
+        ids_tell = DATA_SETS[self.benchmark].ids_tell_class
         if self.off_screen == "other_class" and self.labels is None and not ids_tell:
             raise ValueError(CLASSES_WANTED)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.frames import FrameGeometry
+from datasets.lists import clip_id_in
 from utils.files import BrokenFileError
 
 Boxes = NDArray[np.float64]  # (N, 4)
@@ -21,8 +22,13 @@ Boxes = NDArray[np.float64]  # (N, 4)
 FLICKR_CANVAS = 256  # Side of the canvas on which Flickr-SoundNet's boxes were drawn, pixels
 PIXEL_JSON_CANVAS = 224  # Side of the canvas on which the boxes of IS3 and VPO are given, pixels
 MAX_FRACTION = 2.0  # Annotators drew a little beyond the frame; what lies further out is in another unit
+CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+"""Names of a box's numbers; other names are read in their order."""
+SIZES = frozenset({"w", "h", "width", "height", "cx", "cy", "xcenter", "ycenter", "xc", "yc"})
+"""Names that say that a box is not given by its corners."""
 SLIP = -1e6  # Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16
 READ_ERRORS = (
+    AttributeError,
     OSError,
     ValueError,
     KeyError,
@@ -40,10 +46,12 @@ READ_ERRORS = (
 def read_vgg_ss_xml(path: Path) -> Boxes:
     """Read VGG-SS boxes (N, 4) from XML: root/bbox/<any name>/four fractions; N may be 0.
 
-    A bbox that holds the four numbers itself, and a label before them, are understood too.
+    A bbox that holds the four numbers itself, and a label before them, are understood too. Numbers with
+    names of CORNERS are read by these, whatever their case, namespace and order.
 
     Raises:
-        BrokenFileError: no XML, a box without four numbers, or one in another unit; so do all readers here.
+        BrokenFileError: no XML, none with a bbox, a box without four numbers, or one in another unit; so
+            do all readers here.
     """
     return _read_xml(path, canvas=1)
 
@@ -56,38 +64,68 @@ def read_flickr_xml(path: Path) -> Boxes:
 def read_vgg_ss_json(path: Path) -> dict[str, Boxes]:
     """Read VGG-SS boxes, clip id -> (N, 4), from JSON: [{"file": id, "bbox": [[four fractions], …]}, …]."""
     return _read_json(
-        path, "{'file': …, 'bbox': [[…]]}", lambda entry: (entry["file"], entry["bbox"]), canvas=1
+        path, "{'file': …, 'bbox': [[…]]}", lambda entry: (clip_id_in(entry["file"]), entry["bbox"]), canvas=1
     )
 
 
 def read_pixel_json(path: Path) -> dict[str, Boxes]:
     """Read the boxes of IS3 and VPO, clip id -> (N, 4), from JSON.
 
-    It is [{"image": path, "audio": path, "gt_box": …}, …]. A gt_box is four pixels of 224, or a list of
-    such boxes. The paths are those of the authors' machine; the name of both files is the clip's id.
+    It is [{"image": path, "audio": path, "gt_box": …}, …]; IS3's download calls the last one box. It is
+    four pixels of 224, or a list of such boxes. Of the paths only the file names count: the clip's id.
     """
 
     def parse(entry: dict[str, Any]) -> tuple[str, list[Any]]:
         frame, sound = PurePosixPath(entry["image"]).stem, PurePosixPath(entry["audio"]).stem
         if frame != sound:
             raise ValueError(f"{frame} and {sound} have different names")
-        box = entry["gt_box"]
+        box = entry["gt_box"] if "gt_box" in entry else entry.get("box")
         return frame, box if box and isinstance(box[0], list) else [box]
 
     return _read_json(path, "{'image': …, 'audio': …, 'gt_box': […]}", parse, PIXEL_JSON_CANVAS)
 
 
 def _read_xml(path: Path, canvas: int) -> Boxes:
-    """Read the last four numbers of each bbox, or of each element in it that has elements of its own."""
+    """Read the four numbers of each bbox, or of each element in it that has elements of its own."""
     try:
         root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_NoDoctype()))
-        boxes = []
-        for block in root.iter("bbox"):
-            for box in [child for child in block if len(child)] or [block] * bool(len(block)):
-                boxes.append([child.text or "" for child in box][-4:])  # a label, if any, comes first
+        names = {element: _name(element.tag) for element in root.iter()}
+        blocks = [element for element, name in names.items() if name == "bbox"]
+        # A file that names its picture alone, or has an empty bbox, says that nothing is annotated.
+        if not blocks and set(names.values()) - {names[root]} != {"filename"}:
+            found = ", ".join(sorted(set(names.values())))
+            raise ValueError(f"no box: expected elements <bbox> with four numbers each, found {found}")
+        inside = dict.fromkeys(element for block in blocks for element in block.iter())
+        boxes = [_corners(element) for element in inside if _is_box(element, blocks)]
         return _as_fractions(boxes, canvas)
     except READ_ERRORS as error:
         raise BrokenFileError(path, f"not readable as XML with boxes ({error})") from error
+
+
+def _name(tag: str) -> str:
+    """Return a tag without its namespace, in lower case and without underscores."""
+    return tag.rpartition("}")[2].lower().replace("_", "")
+
+
+def _is_box(element: ET.Element, blocks: Sequence[ET.Element]) -> bool:
+    """Say whether an element in a bbox is a box: all its elements are numbers, or a bbox has text instead."""
+    if len(element):
+        return not any(map(len, element))
+    return element in blocks and bool(element.attrib or (element.text or "").strip())
+
+
+def _corners(element: ET.Element) -> list[str]:
+    """Return the texts of a box's elements by their names, or else the last four: a label comes first."""
+    fields = [(_name(child.tag), child.text or "") for child in element] or [("", element.text or "")]
+    named = {_name(key): value for key, value in element.attrib.items()} | dict(fields)
+    for names in CORNERS:
+        if named.keys() >= set(names):
+            return [named[name] for name in names]
+    if sizes := SIZES & named.keys():
+        raise ValueError(
+            f"a box is given by {', '.join(sorted(sizes))}, expected its corners, as xmin … ymax"
+        )
+    return [text for _, text in fields][-4:]
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -103,26 +141,26 @@ def _read_json(
     """Read the boxes of all clips; `parse` returns the clip id and the boxes of an entry."""
     boxes: dict[str, Boxes] = {}
     try:
-        for clip_id, values in map(parse, json.loads(path.read_text(encoding="utf-8-sig"))):
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        lower = ({key.lower(): value for key, value in entry.items()} for entry in entries)
+        for clip_id, values in map(parse, lower):
             if clip_id in boxes:
-                raise ValueError(f"{clip_id} comes twice")
-            boxes[clip_id] = _as_fractions(values, canvas)
+                raise ValueError(f"{clip_id} comes twice; put all its boxes into one entry")
+            boxes[clip_id] = _as_fractions(values, canvas, most=MAX_FRACTION if canvas == 1 else 1.0)
     except READ_ERRORS as error:
         raise BrokenFileError(path, f"not a list of {form} ({error!r})") from error
     return boxes
 
 
-def _as_fractions(boxes: Sequence[Sequence[float | str]], canvas: int) -> Boxes:
-    """Turn boxes on a canvas of that many pixels (1: in fractions) into fractions (N, 4)."""
+def _as_fractions(boxes: Sequence[Sequence[float | str]], canvas: int, most: float = MAX_FRACTION) -> Boxes:
+    """Turn boxes on a canvas of that many pixels (1: in fractions) into fractions (N, 4), at most `most`."""
     if any(len(box) != 4 for box in boxes):
         raise ValueError(f"a box must end in four numbers, got {list(boxes)}")
     values = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     fractions = values / canvas
     # Fractions that give the pixels back: 61 / 224 * 224 is less than 61, and would be cut to 60.
     fractions = np.where(fractions * canvas < values, np.nextafter(fractions, np.inf), fractions)
-    beyond = (
-        ~np.isfinite(values) | (fractions > MAX_FRACTION) | ((fractions < -MAX_FRACTION) & (values > SLIP))
-    )
+    beyond = ~np.isfinite(values) | (fractions > most) | ((fractions < -MAX_FRACTION) & (values > SLIP))
     if beyond.any():
         unit = (
             "fractions of width and height" if canvas == 1 else f"pixels of a canvas of {canvas} x {canvas}"

@@ -57,6 +57,7 @@ class DataSet:
     """official list of frames with sounds that are not seen in them, which are added"""
     pair_key: Callable[[str], str] | None = None
     """clip id -> what clips of one scene with different sounds share"""
+    ids_tell_class: bool = False  # what follows the pair key is the class of the sound
     ids_of_training: bool = True  # ids are those of training lists, so that leaks can be looked for
     metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
     headline: str | None = None
@@ -84,7 +85,7 @@ SSPL_BOXES = "5k_labeled/Annotations"
 
 
 def scene_of(clip_id: str) -> str:
-    """Return IS3's pair key: the name without its last _<token>, which says whose sound is heard."""
+    """Return the pair key of IS3 and VPO: the name without its last _<token>, which says what is heard."""
     return clip_id.rpartition("_")[0] or clip_id
 
 
@@ -130,6 +131,7 @@ DATA_SETS: dict[str, DataSet] = {
         sounds=("audio_wav/<id>.wav",),
         annotations={"synthetic3240_bbox.json": read_pixel_json},
         pair_key=scene_of,
+        ids_tell_class=True,
         ids_of_training=False,
         metrics="pairs",
         headline="ssl_align_adaptive",
@@ -140,6 +142,7 @@ DATA_SETS: dict[str, DataSet] = {
         frames=("visual_frames/<id>.jpg",),
         sounds=("audio_wav/<id>.wav",),
         annotations={"vpo_ss_bbox.json": read_pixel_json},
+        pair_key=scene_of,
         ids_of_training=False,
     ),
     # The archives of AVSBench were not at hand: the folders are those that its authors' program reads.
@@ -190,6 +193,8 @@ BOX_BENCHMARKS = tuple(name for name in PLAIN_BENCHMARKS if not DATA_SETS[name].
 # ------------------------------------------------------------------------------------- finding files
 
 KINDS = ("frame", "audio", "annotation")
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
+"""What Macs, network drives and file systems leave in a folder; neither it nor a hidden file is a clip."""
 Annotation = Path | Boxes | Callable[[], Boxes]
 """A clip's mask, its boxes, or what reads these and may raise BrokenFileError."""
 Files = Mapping[str, Mapping[str, Any]]
@@ -271,10 +276,12 @@ def list_files(root: Path, patterns: Iterable[str]) -> dict[str, Path]:
         files: dict[tuple[int, str], Path] = {}  # (rank of the suffix, id) -> file
         for path in root.glob(wanted):
             key = 0, path.name
-            if is_listed and path.suffix.lower() not in suffixes:
+            if path.name in SYSTEM_FOLDERS or (is_listed and path.suffix.lower() not in suffixes):
                 continue
             if is_listed:  # AVSBench MS3 calls its frames <video>.mp4_<k>, and its masks <video>_<k>
                 key = suffixes.index(path.suffix.lower()), path.stem.replace(".mp4_", "_")
+            elif not path.is_dir():
+                continue
             if key in files:
                 raise ValueError(f"{files[key]} and {path} have the same name; expected each once.")
             files[key] = path if is_listed else path / name
@@ -401,7 +408,7 @@ def build_clips(
     missing = tuple(f"{i}: {error}" for i, error in results.items() if not isinstance(error, Clip))
     message = f"{dataset}: {len(missing)} of {len(results)} clips are missing or broken"
     message += f", first: {'; '.join(missing[:5])}." if missing else "."
-    if not clips:
+    if not clips and not (keep_incomplete and results):
         raise FileNotFoundError(f"{message} None is left. Expected: {', '.join(expected.values())}.")
     if missing and not allow_missing:
         raise FileNotFoundError(f"{message} Mend the data, or --allow-missing uses only what is there.")

@@ -25,8 +25,13 @@ from utils.files import write_atomically
 
 BASE_URL = "https://raw.githubusercontent.com"
 FOLDER_VARIABLE = "VSSL_SPLITS"
-MEDIA_SUFFIXES = frozenset(".jpg .jpeg .png .mp4 .mkv .webm .avi .wav .mp3 .flac .ogg".split())
-HEADER_NAMES = "video video_id youtube_id audio clip clip_id id file filename frame image".split()
+MEDIA_SUFFIXES = frozenset(
+    ".jpg .jpeg .png .webp .bmp .mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp "
+    ".wav .mp3 .flac .ogg .opus .m4a .aac .wma .xml".split()
+)
+HEADER_NAMES = (
+    "video videoid youtubeid ytid audio clip clipid id uid vid file filename name frame image".split()
+)
 PAIR_COLUMNS = ["video", "audio", "label"]  # Of SLAVC's lists of frames with sounds that are not seen in them
 JOIN = "+"
 """Between the names of a pair's frame and sound; the ids of an extended benchmark's positives hold none."""
@@ -109,7 +114,7 @@ def read_clip_list(path: Path, *, pairs: bool = False) -> ClipList:
                 f"{path}: {len(foreign)} of {len(rows)} lines pair a frame with the audio of another clip, "
                 f"first: {foreign[0][0]} with {foreign[0][column]}. Expected clips that keep their own audio."
             )
-        clip_ids = [_clip_id(row[0]) for row in rows]
+        clip_ids = [row[0] for row in rows]
     _check_ids(clip_ids, path)
     return ClipList(path.stem, tuple(clip_ids), hashlib.sha256(content).hexdigest())
 
@@ -127,7 +132,7 @@ def read_classes(path: Path, clip_ids: Sequence[str]) -> tuple[dict[str, str], s
     _, rows = _parse(content, path)
     if wrong := next((row for row in rows if len(row) != 2 or not row[1]), None):
         raise ValueError(f"{path}: expected an id and a class, got {', '.join(wrong)}. {EXPECTED}")
-    _check_ids(ids := [_clip_id(row[0]) for row in rows], path)
+    _check_ids(ids := [row[0] for row in rows], path)
     classes = {clip_id: label for clip_id, (_, label) in zip(ids, rows, strict=True)}
     if missing := [clip_id for clip_id in clip_ids if clip_id not in classes]:
         raise ValueError(
@@ -155,17 +160,21 @@ def _parse(content: bytes, path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         text = content.decode("utf-8-sig")
         if path.suffix.lower() == ".json":
-            return header, _json_rows(json.loads(text))
-        lines = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
-        rows = [[field.strip() for field in line] for line in lines]
+            return header, [[clip_id_in(name), label] for name, label in _json_rows(json.loads(text))]
+        lines = (line for line in text.splitlines() if not line.startswith("#"))
+        delimiter = "\t" if "\t" in text else ","
+        table = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+        rows = [[field.strip() for field in line] for line in table]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path} is no list of clips ({error!r}). {EXPECTED}") from error
     rows = [row for row in rows if any(row)]
-    if rows and rows[0][0].lower() in HEADER_NAMES:
+    if rows and re.sub("[ _]", "", rows[0][0].lower()) in HEADER_NAMES:
         header, *rows = rows
-    if rows and all(len(row) == 4 and row[1].isdecimal() and row[3] in ("train", "test") for row in rows):
-        rows = [[f"{video}_{int(start):06d}", label] for video, start, label, _ in rows]  # VGGSound's own
-    return [name.lower() for name in header], rows
+    if rows and all(len(r) == 4 and r[1].isdecimal() and r[3].lower() in ("train", "test") for r in rows):
+        rows = [[f"{clip_id_in(video)}_{int(start):06d}", label] for video, start, label, _ in rows]
+    header = [name.lower() for name in header]
+    names = {0, header.index("audio") if "audio" in header else 0}
+    return header, [[clip_id_in(v) if i in names else v for i, v in enumerate(row)] for row in rows]
 
 
 def _json_rows(document: Any) -> list[list[str]]:  # noqa: ANN401 - of any form
@@ -189,11 +198,12 @@ def _check_ids(clip_ids: Sequence[str], path: Path) -> None:
         )
 
 
-def _clip_id(field: str) -> str:
+def clip_id_in(field: str) -> str:
     """Return the id in a file's name; SSL-Align's <YouTube id>_<start>_<end> are milliseconds."""
     name = PurePosixPath(field.replace("\\", "/"))
-    # Other dots stay: they may be part of the id.
-    clip_id = name.stem if name.suffix.lower() in MEDIA_SUFFIXES else name.name
+    while name.suffix.lower() in MEDIA_SUFFIXES:  # SoundNet's sounds end in .mp4.mp3
+        name = name.with_suffix("")
+    clip_id = name.name  # Other dots stay: they may be part of the id.
     milliseconds = re.fullmatch(r"(.{11})_(\d+)_(\d+)", clip_id)
     if milliseconds and int(milliseconds[3]) - int(milliseconds[2]) == 10_000:
         return f"{milliseconds[1]}_{int(milliseconds[2]) // 1000:06d}"

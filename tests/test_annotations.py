@@ -73,14 +73,24 @@ TWO = f"<bbox><any>{leaves(BOX)}</any></bbox><bbox><one>{leaves(BOX)}</one></bbo
         (read_vgg_ss_xml, f"<bbox>{leaves(BOX, 'cat')}</bbox>", [BOX]),
         (read_vgg_ss_xml, f"<bbox><box>{leaves(BOX, 'cat')}</box></bbox>", [BOX]),
         (read_vgg_ss_xml, f"<size><width>9</width></size><bbox><b>{leaves(BOX)}</b></bbox>", [BOX]),
-        (read_vgg_ss_xml, "<filename>x.jpg</filename>", []),
         (read_vgg_ss_xml, "<bbox></bbox>", []),
+        (read_flickr_xml, "<filename>x.jpg</filename>", []),
+        (read_vgg_ss_xml, f"<bbox></bbox><BBox><b>{leaves(BOX).upper()}</b></BBox>", [BOX]),
+        (read_vgg_ss_xml, f'<v:bbox xmlns:v="urn:v">{leaves(BOX)}</v:bbox>', [BOX]),
+        (read_vgg_ss_xml, '<bbox xmlns="urn:v" YMAX="0.75" ymin="0.125" xmax="0.5" xmin="0.25"/>', [BOX]),
+        (
+            read_flickr_xml,
+            "<bbox><y_max>192</y_max><x_min>64</x_min><x_max>128</x_max><y_min>32</y_min>"
+            "<difficult>0</difficult></bbox>",
+            [BOX],
+        ),
+        (read_flickr_xml, "<bbox><X1>64</X1><X2>128</X2><Y1>32</Y1><Y2>192</Y2></bbox>", [BOX]),
+        (read_vgg_ss_xml, f"<bbox><bbox>{leaves(BOX)}</bbox></bbox>", [BOX]),
         (read_flickr_xml, f"<one><bbox>{leaves(PIXELS, 's')}</bbox></one>" * 3, [BOX] * 3),
         (read_flickr_xml, "<one>" + f"<bbox>{leaves(PIXELS, 's')}</bbox>" * 2 + "</one>", [BOX] * 2),
         (read_flickr_xml, f"<one><bbox>{leaves(PIXELS)}</bbox></one>", [BOX]),
         (read_flickr_xml, f"<bbox>{leaves(PIXELS, 's')}</bbox>", [BOX]),
         (read_flickr_xml, f"<one><bbox>{leaves(['64.0', '32', ' 128 ', '1.92e2'], 's')}</bbox></one>", [BOX]),
-        (read_flickr_xml, "<one></one>", []),
         # A little beyond the frame, and an annotator's slip as in the published files.
         (read_vgg_ss_xml, f"<bbox>{leaves([-0.3, -1.5, 1.2, 1.5])}</bbox>", [[-0.3, -1.5, 1.2, 1.5]]),
         (read_vgg_ss_xml, f"<bbox>{leaves([0.6, 0.2, -2.9e16, 0.7])}</bbox>", [[0.6, 0.2, -2.9e16, 0.7]]),
@@ -112,6 +122,11 @@ LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 12))
         (f"<a><bbox>{leaves([0, 0, 'inf', 1])}</bbox></a>", "inf"),
         (f"<a><bbox>{leaves([0, 0, 1, 600])}</bbox></a>", "boxes are expected as "),
         (f"<a><bbox>{leaves([-600, 0, 1, 1])}</bbox></a>", "boxes are expected as "),
+        ("<a></a>", "no box: expected elements <bbox> with four numbers each, found a"),
+        ("<a><filename>x.jpg</filename><one></one></a>", "no box"),
+        (f"<a><object><bndbox>{leaves(PIXELS)}</bndbox></object></a>", "found a, bndbox, object, xmax"),
+        ("<a><bbox>1 2 3 4</bbox></a>", "four numbers, got [['1 2 3 4']]"),
+        ("<a><bbox><x>0</x><y>0</y><width>1</width><height>1</height></bbox></a>", "given by height, width"),
         ("<a><bbox><x>1</x><y>2</y><z>3</z></bbox></a>", "four numbers, got [['1', '2', '3']]"),
         (f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><a>&l11;</a>', "DOCTYPE"),
         ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>', "DOCTYPE"),
@@ -142,7 +157,7 @@ def test_absent_files_are_named(tmp_path, read):
 def test_vgg_ss_json(tmp_path):
     slip = [0.634375, 0.253125, -2.8823037615171176e16, 0.74375]  # as published
     lists = {"a": [BOX, [0, 0, 1, 1]], "b": [], "c": [slip, BOX], "d": [slip]}
-    entries = [{"file": clip_id, "class": "x", "bbox": boxes} for clip_id, boxes in lists.items()]
+    entries = [{"File": f"{clip_id}.mp4", "class": "x", "BBox": boxes} for clip_id, boxes in lists.items()]
     boxes = read_vgg_ss_json(write(tmp_path, "\ufeff" + json.dumps(entries), "boxes.json"))
     assert {clip_id: array.tolist() for clip_id, array in boxes.items()} == lists
     assert boxes["b"].shape == (0, 4) and boxes["c"].dtype == np.float64
@@ -165,6 +180,7 @@ def pixel_entry(box, image="a.jpg", audio="a.wav"):
         (read_vgg_ss_json, [{"file": "a"}], "bbox"),
         (read_vgg_ss_json, [{"bbox": [BOX]}], "file"),
         (read_vgg_ss_json, [{"file": "a", "bbox": []}] * 2, "a comes twice"),
+        (read_vgg_ss_json, [{"file": "a.mp4", "bbox": []}, {"file": "a", "bbox": []}], "a comes twice"),
         (read_vgg_ss_json, [{"file": "a", "bbox": None}], "not a list of"),
         (read_vgg_ss_json, [{"file": "a", "bbox": [BOX, [0, 0, 1]]}], "four numbers"),
         (read_vgg_ss_json, [{"file": "a", "bbox": [[0, 0], [1, 1]]}], "four numbers"),
@@ -179,6 +195,7 @@ def pixel_entry(box, image="a.jpg", audio="a.wav"):
         (read_pixel_json, [pixel_entry([])], "four numbers"),
         (read_pixel_json, [pixel_entry([0, 0, 1, math.inf])], "inf"),
         (read_pixel_json, [pixel_entry([0, 0, 640, 480])], "224 x 224"),
+        (read_pixel_json, [pixel_entry([0, 0, 9, 256])], "224 x 224"),
         (read_pixel_json, [pixel_entry([0, 0, 9, 9])] * 2, "a comes twice"),
         (read_pixel_json, [pixel_entry([0, 0, 9, 9], audio="b.wav")], "a and b have different names"),
     ],

@@ -36,6 +36,7 @@ from datasets.benchmarks import (
 )
 from datasets.lists import LISTS
 from scripts.pack_hdf5 import main as pack
+from utils.evaluation.negatives import draw_off_screen, scenes_of
 from utils.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,12 +86,15 @@ def test_layouts(tmp_path, dataset, frame, sound, below):
     sound = root / sound.replace("<id>.", "10.").replace(".wav", ".flac")
     write_frame(frame)
     write_sound(sound)
-    sound.with_name(f"._{sound.name}").write_bytes(b"left by a Mac")
+    for folder in (sound.parent, (tmp_path / frame.relative_to(tmp_path)).parent, *frame.parents[:2]):
+        for name in (f"._{sound.name}", "._10.jpg", "._10", ".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"left by a Mac or by Windows")
+        (folder / "__MACOSX").mkdir(exist_ok=True)
     for pattern in list(row.annotations)[-1:]:
         boxes = root / "anno/10.xml" if pattern.endswith(".json") else root / pattern.replace("<id>", "10")
         boxes.parent.mkdir(parents=True)
         boxes.write_text(FLICKR_XML if row.annotators_needed == 2 else vgg_ss_xml("10", (0.25, 0, 1, 0.5)))
-    clip_set = build_clips(dataset, tmp_path, clip_list=None)
+    clip_set = build_clips(dataset, tmp_path, clip_list=None, keep_incomplete=True)
     assert (clip_set.dataset, clip_set.clip_ids) == (dataset, ["10"])
     assert (clip_set.list_name, clip_set.missing) == ("every clip found", ())
     clip = clip_set.clips[0]
@@ -193,10 +197,13 @@ def test_a_positive_keeps_its_degenerate_box_and_needs_one(extended):
     path.write_text(vgg_ss_xml("test_1", (0.25, 1, 0.75, 1)))
     batch = batch_of(build())
     assert len(batch.bounding_boxes[1]) == 1 and not batch.ground_truth_maps[1].any()
-    path.write_text("<annotation></annotation>")
+    entries = [{"file": i, "bbox": [[0, 0, 1, 1]]} for i in ("test_0", "test_2", "test_3")]
+    boxes = folder / "boxes.json"
+    boxes.write_text(json.dumps([*entries, {"file": "test_1", "bbox": []}]))
     with pytest.raises(FileNotFoundError, match="test_1: its annotation holds no box"):
-        build()
-    clip_set = build_clips("vgg_ss", folder, clip_list=build.keywords["clip_list"])
+        build(annotations=boxes)
+    lists = {"clip_list": build.keywords["clip_list"]}
+    clip_set = build_clips("vgg_ss", folder, **lists, annotations=boxes)
     assert clip_set.clips[1].bounding_boxes.shape == (0, 4)  # an empty truth elsewhere
 
 
@@ -278,15 +285,25 @@ def test_is3_s_json_may_lie_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["vpo_ss", "vpo_ms"])
-def test_vpo_takes_several_boxes_of_a_sound(tmp_path, dataset):
-    write_frame(tmp_path / "visual_frames" / "street.jpg")
-    write_sound(tmp_path / "audio_wav" / "street.wav")
-    entries = [sounded_entry("street", [[0, 0, 112, 112], [112, 112, 224, 224]])]
+def test_vpo_takes_several_boxes_of_a_sound_and_knows_whose_picture_it_is(tmp_path, dataset):
+    boxes = {f"000000000540_{i}": [[0, 0, 112, 112], [112, 112, 224, 224]] for i in (1, 2)}
+    boxes["000000029299_7"] = [0, 0, 224, 112]
+    for number, clip_id in enumerate(boxes):
+        write_frame(tmp_path / "visual_frames" / f"{clip_id}.jpg")
+        write_sound(tmp_path / "audio_wav" / f"{clip_id}.wav", number)
+    entries = [sounded_entry(*entry) for entry in boxes.items()]
     (tmp_path / f"{dataset}_bbox.json").write_text(json.dumps(entries))
-    batch = batch_of(build_clips(dataset, tmp_path, clip_list=None), map_size=8)
-    assert batch.clip_ids == ("street",) and batch.pair_keys == (None,)
+    clip_set = build_clips(dataset, tmp_path, clip_list=None)
+    batch = batch_of(clip_set, map_size=8)
+    assert batch.clip_ids == tuple(boxes)
+    assert batch.pair_keys == ("000000000540", "000000000540", "000000029299")
     quarters = np.kron(np.eye(2), np.ones((4, 4)))
     np.testing.assert_array_equal(batch.ground_truth_maps[0], quarters)
+    # No sound of a picture is off-screen in it, whatever it is a sound of.
+    for classes in (None, dict(zip(boxes, ("dog", "cat", "owl"), strict=True))):
+        scenes = scenes_of(clip_set.clips, classes, "other_class" if classes else "any")
+        drawn = [draw_off_screen(clip_set.clip_ids, scenes, seed)[:2].tolist() for seed in range(9)]
+        assert drawn == [[2, 2]] * 9
 
 
 def test_is3_is_packed_with_its_pairs(tmp_path):

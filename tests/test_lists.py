@@ -128,6 +128,12 @@ def publish(folder, row, content):
         ("jpg.txt", "10000130166.jpg\n10007936344.JPG\n", ("10000130166", "10007936344")),
         ("paths.txt", "videos/0/0/0/2615133000.mp4\n0\\1\\33.wav\n", ("2615133000", "33")),
         ("dots.txt", "a.b_000001\nc.2.flac\n--PlJNEnf-s_000288", ("a.b_000001", "c.2", "--PlJNEnf-s_000288")),
+        ("header_words.csv", "YouTube ID,class\na,dog\n", ("a",)),
+        ("remarks.csv", "# made by hand\na.mp4\tdog, barking\n", ("a",)),
+        ("test.csv", "a_000001.mp4,dog\nb_000002.mp4,cat\n", ("a_000001", "b_000002")),
+        ("vggsound_header.csv", "youtube_id,start,label,split\na,30,dog,Train\n", ("a_000030",)),
+        ("sounds.txt", "mp3/videos/0/0/0/2615133000.mp4.mp3\n", ("2615133000",)),
+        ("same.csv", "video,audio\na.mp4,a.wav\n", ("a",)),
         ("boxes.json", '[{"file": "a", "class": "x", "bbox": []}, {"file": "b"}]', ("a", "b")),
         (
             "milliseconds.txt",
@@ -180,7 +186,11 @@ def test_refused_lists(tmp_path, file_name, content, message):
 
 
 def test_negatives_are_read(tmp_path):
-    path = write(tmp_path, "mine.csv", "video,audio,label\r\na,b,non-sounding\r\n\r\na,a,non-sounding\r\n")
+    path = write(
+        tmp_path,
+        "mine.csv",
+        "\ufeffvideo,audio,label\r\na.mp4,b.wav,non-sounding\r\n\r\na,a,non-sounding\r\n",
+    )
     read = read_clip_list(path, pairs=True)
     assert (read.name, read.clip_ids) == ("mine", ("a+b", "a+a"))
     assert [split_pair(clip_id) for clip_id in read.clip_ids] == [("a", "b"), ("a", "a")]
@@ -215,6 +225,7 @@ ENTRIES = {"a_000001": {"class": "dog"}, "b_000030": {"class": "speech, woman"}}
         ("labels.csv", 'a_000001,dog\nb_000030,"speech, woman"\n'),
         ("labels.txt", '\ufeffclip_id,label\r\n"a_000001","dog"\r\n\r\nb_000030, "speech, woman"\r\n'),
         ("vggsound.csv", 'a,1,dog,train\nb,30,"speech, woman",test\n'),
+        ("test.csv", 'a_000001.mp4,dog\nb_000030.mp4,"speech, woman"\n'),
         ("vggss.json", json.dumps([{"file": name, "bbox": [], **entry} for name, entry in ENTRIES.items()])),
         ("stamps.json", json.dumps({"clips": ENTRIES})),
     ],

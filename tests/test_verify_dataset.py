@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from benchmark_inputs import SCENES, make_extended, make_is3, make_s4
-from conftest import RATE
+from conftest import RATE, vgg_ss_xml
 
 from scripts.verify_dataset import PROBLEMS, main
 
@@ -100,6 +100,23 @@ def test_a_benchmark_needs_its_boxes(tiny_data, tmp_path):
     assert status == 1 and found(report) == {"missing": ["test_2", "test_3", "test_4"]}
     words = report["problems"]["missing"]
     assert "XML" in words["test_2"] and "no annotation" in words["test_3"] and "no frame" in words["test_4"]
+
+
+def test_unreadable_boxes_are_named_even_where_none_is_left(tiny_data, tmp_path):
+    folder = tiny_data.root / "VGGSound_test" / "anno"
+    words = ("", "<a></a>", vgg_ss_xml("x", (60, 9, 80, 90)), vgg_ss_xml("x", ("0,2", "0,3", "0,6", "0,8")),
+             "<a><object><bndbox><xmin>1</xmin></bndbox></object></a>", "<a><bbox>")  # fmt: skip
+    for clip_id, content in zip(tiny_data.test_ids, words, strict=True):
+        (folder / f"{clip_id}.xml").write_text(content)
+    status, report = verify(tiny_data.root, tmp_path, dataset="vgg_ss")
+    assert status == 1 and found(report) == {"missing": list(tiny_data.test_ids)}
+    reasons = "\n".join(report["problems"]["missing"].values())
+    for part in ("fractions", "0,2", "no box", "bndbox", "no element found"):
+        assert part in reasons
+    for name in ("frame", "audio", "anno"):
+        shutil.rmtree(folder.with_name(name))
+        folder.with_name(name).mkdir()
+    assert main(["vgg_ss", str(tiny_data.root)]) == 2
 
 
 def test_what_is_shared_by_design_is_no_duplicate(tiny_data, tmp_path):

@@ -150,7 +150,7 @@ def test_each_layout_alone_is_found_by_its_reader(videos, tmp_path, layout):
         clip = build_clips(layout, tmp_path, clip_list=None).clips[0]
         assert (clip.frame_source, clip.audio_source) == (frame, sound)
     else:
-        with pytest.raises(FileNotFoundError, match="no boxes"):
+        with pytest.raises(FileNotFoundError, match="No annotations"):
             build_clips(layout, tmp_path, clip_list=None)
     assert number_on(Image.open(frame)) == 124
     expected = 3 if layout == "vggsound" else 10

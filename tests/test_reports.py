@@ -47,7 +47,7 @@ from utils.reports.visualisation import encode_jpeg
 
 ROOT = Path(__file__).parents[1]
 NAN = math.nan
-LABELS = {"path": "labels.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
+LABELS = {"path": "labels.csv", "sha256": "ef" * 32}
 NASTY = 'a_b & 5 % | #1 $x$ {y} ~^ \\\\ <i> "q" [z] *s* `c`\n\nend'
 IDENTITY = {
     "task": "localisation", "benchmark": "vgg_ss", "protocol": ["ssl_tie", "sspl"], "checkpoint": SHA256,

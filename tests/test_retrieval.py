@@ -345,7 +345,7 @@ CLASSES = ["dog", "cat", "<b>cow</b>"] * (COUNT // 3)
 
 
 def make_report(classes=CLASSES, directions=ALL, num_shown=2, **changes):
-    labels = None if classes is None else {"path": "l.csv", "sha256": "ef" * 32, "form": "CSV of id,label"}
+    labels = None if classes is None else {"path": "l.csv", "sha256": "ef" * 32}
     context = make_context(labels=labels, num_listed=COUNT + 1, **changes)
     identity = {"task": "retrieval", "directions": list(directions), "ks": [1, 3], "image_pooling": "max"}
     queries, scores = evaluate_retrieval(make_embeddings(COUNT, width=5), classes, directions, (1, 3))

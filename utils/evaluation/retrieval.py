@@ -212,7 +212,6 @@ def evaluate_retrieval(
     import pandas as pd  # noqa: PLC0415 - only where results are written
 
     clip_ids, num_clips = np.array(embeddings.clip_ids), len(embeddings.clip_ids)
-    check_request(num_clips, directions, ks, labelled=labels is not None)
     classes = None if labels is None else np.unique(np.asarray(labels, np.str_), return_inverse=True)[1]
     tables, scores = [], []
     for direction in directions:

@@ -290,16 +290,9 @@ def from_saved_maps(run: Evaluation, options: opts.LocalisationOptions) -> Sourc
 def draw_clip(
     frame: Tensor, heat: Tensor, boxes: NDArray[np.float64] | None, ciou: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw heat map, boxes and score on a frame.
+    """Draw heat map (M, M), boxes (N, 4) in fractions, and score on a frame (3, S, S).
 
-    Args:
-        frame: uint8 (3, S, S).
-        heat: (M, M) localisation map.
-        boxes: (N, 4) fractions of the frame, where there are any.
-        ciou: of the clip.
-
-    Returns:
-        the frame and its overlay, both (M, M, 3) uint8 RGB.
+    Returns the frame and its overlay, both (M, M, 3) uint8 RGB.
     """
     picture = frame.permute(1, 2, 0).cpu().numpy()
     if picture.shape[:2] != heat.shape:
@@ -443,7 +436,6 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
     scenes = negative_sounds.scenes_of(run.clips, run.context.classes, options.off_screen)
     # Refused here, if at all: encoding all sounds takes long.
     negative_sounds.draw_off_screen(run.clip_set.clip_ids, scenes, 0)
-    half_cosine = run.model.half_cosine
 
     def read(content: Content, clip_ids: Collection[str] | None) -> Iterator[Batch]:
         title, map_size = "frames" if content == "frames" else "sounds", negative_sounds.MEDIAN_RULE.map_size
@@ -456,11 +448,10 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
         num_seeds=options.seeds,
         num_samples=run.audio.num_samples,
         device=run.device,
-        half_cosine=half_cosine,
         threshold=options.threshold,
     )
     if is_main_process():
-        similarity = "(cosine + 1) / 2" if half_cosine else "cosine"
+        similarity = "(cosine + 1) / 2" if run.model.half_cosine else "cosine"
         report = negatives_report(result, run.context, run.identity, similarity)
         pages.write_and_show(options.output, report, options.table)
     return result.unreadable
@@ -483,18 +474,9 @@ def video(options: opts.VideoOptions, _: str) -> None:
             bar.total = expected if expected is None else max(done, expected)
             bar.update(done - bar.n)
 
-        result = localise_video(
-            localiser,
-            source,
-            output,
-            opacity=options.opacity,
-            box=options.box,
-            on_progress=count,
-            audio_step=options.audio_step,
-            smoothing=options.smoothing,
-            batch_size=options.batch_size,
-            max_seconds=options.max_seconds,
-        )
+        names = ("opacity", "box", "audio_step", "smoothing", "batch_size", "max_seconds")
+        settings = {name: getattr(options, name) for name in names}
+        result = localise_video(localiser, source, output, on_progress=count, **settings)
     if result.silent_frames:
         words = "%s: the sound around %d of %d frames is silent; nothing is drawn on these."
         logger.warning(words, source, result.silent_frames, result.frames)

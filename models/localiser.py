@@ -46,9 +46,7 @@ class HeatMap:
     """Where in a picture a sound comes from."""
 
     picture: NDArray[np.uint8]  # (H, W, 3) RGB
-    map: (
-        NDArray[np.float32] | None
-    )  # (h, w) similarity with each place of `square`; None: the sound is silent
+    map: NDArray[np.float32] | None  # (h, w) similarity; None: the sound is silent
     square: Square  # the part of the picture that the map covers
 
     @property
@@ -150,9 +148,8 @@ class Localiser:
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
         sound, frames = read_sound(path, rate, until), read_frames(path, max_seconds)
-        rows: dict[
-            float, tuple[Tensor, bool]
-        ] = {}  # of the last batch by moment: encoded sound, is it silent
+        # Of the last batch, by moment: encoded sound, is it silent.
+        rows: dict[float, tuple[Tensor, bool]] = {}
         mean, last = None, 0.0
         while batch := list(islice(frames, batch_size)):
             moments = [audio_step * round(s / audio_step) if audio_step else s for s, _ in batch]

@@ -24,7 +24,7 @@ import pandas as pd
 
 import opts
 from scripts.collect import run_program, score_rows
-from utils.files import write_atomically
+from utils.files import decoding, write_atomically
 from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("ablate")
@@ -36,15 +36,12 @@ def find_grid(name: str) -> dict[str, Any]:
     """Return a grid by its name in grids.json, or from a file of the form of one there."""
     if name in GRIDS:
         return GRIDS[name]
-    try:
+    form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
+    with decoding(name, f"it must be one of {', '.join(GRIDS)}, or a JSON file with {form}"):
         grid = json.loads(Path(name).read_text())
         shlex.split(" ".join([grid["method"], grid.setdefault("options", ""), *grid["variants"].values()]))
         if not grid["variants"]:
             raise ValueError("it has no variants")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
-        known = ", ".join(GRIDS)
-        raise ValueError(f"{name} must be one of {known}, or a JSON file with {form} ({error!r}).") from error
     return grid
 
 

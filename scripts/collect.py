@@ -27,7 +27,7 @@ import pandas as pd
 
 from utils.evaluation.negatives import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
-from utils.files import file_sha256
+from utils.files import decoding, file_sha256
 from utils.reports.localisation import REFERENCES, SCORE_HEADINGS, rule_words, score_tiles, success_plot
 from utils.reports.report import (
     Report,
@@ -53,15 +53,11 @@ TESTED = {"gained": "hits gained", "lost": "hits lost", "p": "p"}
 
 def read_result(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Read what test.py localisation left: summary.json, and per_clip.csv in the order of its ids."""
-    try:
+    with decoding(folder, "remove it and score the model anew"):
         clips = pd.read_csv(folder / "per_clip.csv", dtype={"clip_id": str})
         summary = json.loads((folder / "summary.json").read_text())
         if summary["num_clips"] != len(clips) or summary["identity"]["task"] != "localisation":
             raise ValueError("its files do not fit each other")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} cannot be read ({error!r}): remove it and score the model anew."
-        ) from error
     return summary, clips.sort_values("clip_id", ignore_index=True)
 
 

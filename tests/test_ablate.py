@@ -90,7 +90,7 @@ def test_a_stopped_run_is_resumed_and_a_failed_one_named_while_the_others_go_on(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing", *AFTER], "nothing must be one of"),
+        (["nothing", *AFTER], "nothing cannot be read: it must be one of"),
         (["sspl", "--variants", "with_pcm,x", *AFTER], "not x"),
         (["sspl", *AFTER[: AFTER.index("localisation") - 1]], "localisation"),
         (

@@ -219,8 +219,8 @@ CLASS_OF = [1.0 + index % 2 for index in range(NUM_CLIPS)]
 class Listener:
     """Points to the left of a frame that the sound fits, and nowhere at all when it does not."""
 
-    def __init__(self, *, deaf=False):
-        self.deaf, self.frames_seen, self.sounds_heard = deaf, 0, 0
+    def __init__(self, *, deaf=False, half_cosine=False):
+        self.deaf, self.half_cosine, self.frames_seen, self.sounds_heard = deaf, half_cosine, 0, 0
 
     def prepare(self, frames, waveforms):
         return frames, waveforms
@@ -265,7 +265,7 @@ def batches(size=4, **changes):
         yield SimpleNamespace(**{**vars(batch), **changes})
 
 
-def evaluate(model, threshold=None, size=4, half_cosine=False, read=None, **changes):
+def evaluate(model, threshold=None, size=4, read=None, **changes):
     classes = dict(zip(CLIP_IDS, map(str, CLASS_OF), strict=True))
     return evaluate_negatives(
         model,
@@ -274,7 +274,6 @@ def evaluate(model, threshold=None, size=4, half_cosine=False, read=None, **chan
         num_seeds=NUM_SEEDS,
         num_samples=NUM_SAMPLES,
         device=CPU,
-        half_cosine=half_cosine,
         threshold=threshold,
     )
 
@@ -323,7 +322,7 @@ def test_a_third_of_the_negatives_active_and_neither_batch_nor_scale_changes_it(
     found = numbers(one)
     assert [found[f"pia_{kind}"] for kind in NEGATIVES] == [0, 0, 100]
     assert found["f_loc"] == pytest.approx(2 * 100 * (200 / 3) / (100 + 200 / 3), rel=2e-2)
-    half = evaluate(Listener(), 0.6, half_cosine=True)
+    half = evaluate(Listener(half_cosine=True), 0.6)
     np.testing.assert_allclose(numbers(half), found)
 
 

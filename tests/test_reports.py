@@ -2,7 +2,7 @@
 
 The files of two made-up evaluations are in goldens/report, written by
 
-    python tests/test_reports.py
+    PYTHONPATH=. python tests/test_reports.py
 """
 
 import base64

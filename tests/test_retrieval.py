@@ -88,6 +88,8 @@ def test_the_order_is_that_of_a_full_sort_whatever_the_blocks(positions, make, b
     expected = [sorted(range(13), key=lambda j, row=row: (-row[j], j)) for row in scores]
     np.testing.assert_array_equal(order, expected)
     np.testing.assert_array_equal(cosines, np.take_along_axis(scores, order, axis=1))
+    first = np.concatenate([some for *_, some in rank_gallery(queries, gallery, most=5)])
+    np.testing.assert_array_equal(first, order[:, :5])
 
 
 def test_golden_queues_of_the_authors_program():

@@ -27,14 +27,15 @@ class BrokenFileError(ValueError):
 
 
 @contextmanager
-def decoding(source: object) -> Iterator[None]:
-    """Turn whatever a decoder raises for a damaged file into a BrokenFileError."""
+def decoding(source: object, advice: str = "") -> Iterator[None]:
+    """Turn whatever a decoder raises for a damaged file into a BrokenFileError, with its advice."""
     try:
         yield
     except (BrokenFileError, MemoryError):
         raise
     except Exception as error:
-        raise BrokenFileError(source, str(error) or type(error).__name__) from error
+        reason = f"{advice} ({error!r})" if advice else str(error) or type(error).__name__
+        raise BrokenFileError(source, reason) from error
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -6,8 +6,6 @@ result is one DataFrame, a row for each of these; tables, intervals and groups a
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +41,7 @@ from utils.evaluation.protocols import (
     whole_frame,
 )
 from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, bootstrap_statistics, clip_values
-from utils.files import write_atomically
+from utils.files import decoding, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd  # imported when results are made: not every program makes any
@@ -252,16 +250,12 @@ def headline_map(result: LocalisationResult, place: int) -> Tensor:
 
 def save_maps(path: Path, result: LocalisationResult, context: Mapping[str, Any]) -> None:
     """Write similarity maps, and the plain values that stand beside their scores, to an .npz file."""
-    header = {"format": MAPS_FORMAT, "context": dict(context), "unreadable": result.unreadable}
-    arrays: dict[str, Any] = {
-        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
-        "clip_ids": result.headline["clip_id"].to_numpy(dtype=str),
-        "maps": result.maps,
-    }
-    if result.objects is not None:
-        arrays["object_maps"] = result.objects.maps
+    record = {"format": MAPS_FORMAT, "context": dict(context), "unreadable": result.unreadable}
+    header = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    clip_ids, objects = result.headline["clip_id"].to_numpy(dtype=str), result.objects
+    further: dict[str, Any] = {} if objects is None else {"object_maps": objects.maps}
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, header=header, clip_ids=clip_ids, maps=np.asarray(result.maps), **further)
     write_atomically(path, file.getvalue())
 
 
@@ -276,56 +270,44 @@ def read_maps(
     """
     if not path.is_file():
         raise FileNotFoundError(f"No saved maps at {path}: --from-maps takes a file that --save-maps wrote.")
-    try:
+    advice = "it is broken, or no file of --save-maps of this version; write it again, or name another"
+    with decoding(path, advice):
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         header = json.loads(arrays["header"].tobytes())
         clip_ids, maps, objects = arrays["clip_ids"].tolist(), arrays["maps"], arrays.get("object_maps")
-        whole = len(clip_ids) == len(maps) and (objects is None) == (
-            header["context"]["object_prior"] is None
-        )
-        if header["format"] != MAPS_FORMAT or not whole:
+        whole = (objects is None) == (header["context"]["object_prior"] is None)
+        if header["format"] != MAPS_FORMAT or len(clip_ids) != len(maps) or not whole:
             raise ValueError(f"its format is {header['format']!r}, or its parts do not belong together")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is broken, or no file of --save-maps of this version ({error!r}); write it "
-            "again, or name another."
-        ) from error
     return header, {clip_id: place for place, clip_id in enumerate(clip_ids)}, maps, objects
 
 
 # --------------------------------------------------------------------------------------- tables
 
 
-def score_predictors(clips: "pd.DataFrame") -> "pd.DataFrame":
-    """Headline scores in percent with their intervals, a row for each protocol and predictor.
+def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFrame":
+    """Scores in percent with their intervals, a row for each protocol and predictor.
 
-    Args:
-        clips: of a LocalisationResult; those without an object do not count.
+    Clips, of a LocalisationResult, without an object only count for a family of EXTRA_METRICS.
 
     Returns:
-        columns protocol, predictor and kind; for each of SCORE_KEYS the score under that name, and its
-        interval's ends under <name>_low and <name>_high; NaN where there is none.
+        columns protocol, predictor and kind; for each of SCORE_KEYS and of the metrics the score under that
+        name, and its interval's ends under <name>_low and <name>_high; NaN where there is none.
     """
     import pandas as pd  # noqa: PLC0415
 
-    groups = list(clips[clips["has_object"]].groupby(["protocol", "predictor", "kind"], sort=False))
-    values = np.concatenate([clip_values(one["ciou"], one["pointing"]) for _, one in groups], axis=1)
-    scores = np.column_stack([values.mean(axis=0), bootstrap_intervals(values)])  # (4 G, 3)
-    names = pd.DataFrame([name for name, _ in groups], columns=["protocol", "predictor", "kind"])
-    columns = [key + end for key in SCORE_KEYS for end in ("", "_low", "_high")]
-    return names.join(pd.DataFrame(100 * scores.reshape(len(groups), -1), columns=columns))
-
-
-def score_table(clips: "pd.DataFrame", metrics: str | None = None) -> "pd.DataFrame":
-    """Score predictors, also by a family of EXTRA_METRICS, for which clips without an object count too."""
-    table = score_predictors(clips)
-    if metrics is None:
-        return table
-    groups = clips.groupby(["protocol", "predictor", "kind"], sort=False)
-    extra = [extra_scores(metrics, one, kind) for (_, _, kind), one in groups]
-    names = [key + end for key in EXTRA_METRICS[metrics] for end in ("", "_low", "_high")]
-    return table.assign(**dict(zip(names, 100 * np.reshape(extra, (len(table), -1)).T, strict=True)))
+    names = ["protocol", "predictor", "kind"]
+    groups = list(clips.groupby(names, sort=False))
+    located = [one[one["has_object"]] for _, one in groups]
+    values = np.concatenate([clip_values(one["ciou"], one["pointing"]) for one in located], axis=1)
+    scores = np.column_stack([values.mean(axis=0), bootstrap_intervals(values)]).reshape(len(groups), -1)
+    keys = [*SCORE_KEYS]  # of scores (G, 3 K): each with its interval's ends
+    if metrics is not None:
+        extra = [extra_scores(metrics, one, kind).ravel() for (_, _, kind), one in groups]
+        scores, keys = np.concatenate([scores, extra], axis=1), [*keys, *EXTRA_METRICS[metrics]]
+    columns = [key + end for key in keys for end in ("", "_low", "_high")]
+    table = pd.DataFrame([name for name, _ in groups], columns=names)
+    return table.join(pd.DataFrame(100 * scores, columns=columns))
 
 
 def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> NDArray[np.float64]:
@@ -396,7 +378,7 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
 
     Returns:
         by name of a grouping, for each protocol and group its name, num_clips, few_clips (the intervals
-        are too narrow), the model's scores as of `score_predictors`, and best_blind and ceiling: the
+        are too narrow), the model's scores as of `score_table`, and best_blind and ceiling: the
         cIoU@0.5 of the best baseline and of the ceiling on the same clips.
     """
     import pandas as pd  # noqa: PLC0415
@@ -410,7 +392,7 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
         best = rates.groupby(level=[0, 1, 2], observed=True).max().unstack()  # (protocol, group) x kind
         rows = []
         for name, inside in models.groupby(groups[models.index], observed=True):
-            table = score_predictors(inside).drop(columns=["predictor", "kind"])
+            table = score_table(inside).drop(columns=["predictor", "kind"])
             table = table.assign(name=name, num_clips=inside["clip_id"].nunique())
             others = best.loc[[(protocol, name) for protocol in table["protocol"]]].reset_index()
             rows.append(table.assign(best_blind=others[BASELINE], ceiling=others[CEILING]))

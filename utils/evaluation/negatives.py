@@ -159,15 +159,14 @@ def evaluate_negatives(
     num_seeds: int,
     num_samples: int,
     device: torch.device,
-    half_cosine: bool = False,
     threshold: float | None = None,
 ) -> NegativeResult:
     """Score a model with every kind of sound; processes share the clips, and all get the result.
 
     `read` decodes this process's clips in batches, "both" or their "frames"; all, or only some ids.
     Of each clip's noise (num_samples long) and off-screen sound there are R = num_seeds draws. The
-    similarity is the cosine or (cosine + 1) / 2; a map predicts what lies above the threshold on it,
-    by default the universal one.
+    similarity is the cosine or (cosine + 1) / 2, as the model's `half_cosine` says; a map predicts what lies
+    above the threshold on it, by default the universal one.
     """
     # Frames too: a clip whose frame is broken is not to lend its sound.
     heard, encoded, unreadable = [], [], []
@@ -212,7 +211,7 @@ def evaluate_negatives(
         # A few hundred bytes each: they are needed once the threshold is known.
         truths += [zlib.compress(truth.tobytes(), level=1) for truth in batch.ground_truth_maps]
     cosines = {kind: torch.cat(maps) for kind, maps in parts.items() if maps}
-    scores, threshold = score_maps(cosines, truths, device, half_cosine=half_cosine, threshold=threshold)
+    scores, threshold = score_maps(cosines, truths, device, model.half_cosine, threshold)
     scored = tuple(gather_objects(clip_ids))
     donor_ids = np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]]
     return NegativeResult(scored, scores, threshold, donor_ids, (*unreadable, *gather_objects(broken_later)))
@@ -222,7 +221,6 @@ def score_maps(
     cosines: Mapping[str, Tensor],
     truths: Sequence[bytes],
     device: torch.device,
-    *,
     half_cosine: bool,
     threshold: float | None,
 ) -> tuple[ClipArrays, float]:

@@ -6,12 +6,11 @@ modality; by clip (R@k) it is what must be found. A frame kept as positions scor
 
 The search is exact: embeddings are multiples of 2**-26, about what float32 holds of a unit vector, so
 float64 adds their products without rounding, and scores depend neither on blocks nor on threads or
-device. mAP needs every score, so the neighbours come from the same pass.
+device.
 """
 
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from utils.distributed import gather_objects
 from utils.evaluation.statistics import bootstrap_intervals
-from utils.files import write_atomically
+from utils.files import decoding, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +131,7 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
     """
     if not path.exists():
         return None
-    try:
+    with decoding(path, "it is not a whole file of embeddings: delete it"):
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         record = json.loads(str(arrays["record"]))
@@ -141,8 +140,6 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
         loaded = Embeddings(
             tuple(arrays["clip_ids"].tolist()), vectors["audio"], vectors.get("image"), unreadable
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole file of embeddings ({error}): delete it.") from error
     wanted = {name: value for name, value in identity.items() if None not in (value, record.get(name, ""))}
     different = [name for name, value in wanted.items() if record.get(name) != value]
     if different:
@@ -155,13 +152,13 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
 
 @torch.inference_mode()
 def rank_gallery(
-    queries: Tensor, gallery: Tensor, device: torch.device | None = None
+    queries: Tensor, gallery: Tensor, device: torch.device | None = None, most: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
     """Rank the gallery for each query by cosine, block by block: never all scores at once.
 
     Queries (Q, D) and gallery (G, D) are as in Embeddings; of (…, P, D) with P positions the best counts.
-    Yields the place of the first of R queries, their scores (R, G), and places (R, G) in the gallery, the
-    best first, equal ones in its order.
+    Yields the place of the first of R queries, their scores (R, G), and places (R, most or G) in the
+    gallery, the best first, equal ones in its order.
     """
     device, width = device or queries.device, queries.shape[-1]
     queries, gallery = (vectors.reshape(len(vectors), -1, width) for vectors in (queries, gallery))
@@ -176,8 +173,14 @@ def rank_gallery(
             products = block.flatten(0, 1) @ part.flatten(0, 1).T  # (R * P, G' * P')
             products = products.view(*block.shape[:2], *part.shape[:2])
             scores[:, first : first + at_once] = products.amax(dim=(1, 3))
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        yield start, scores.cpu().numpy(), order.cpu().numpy()
+        similarities = scores.cpu().numpy()
+        if most is None or most >= len(gallery):
+            order = scores.argsort(dim=1, descending=True, stable=True).cpu().numpy()
+        else:  # sort what scores as the last of the first or better: with ties, more than `most` of a query
+            of, places = (scores >= scores.topk(most).values[:, -1:]).nonzero().cpu().numpy().T
+            order = places[np.lexsort((-similarities[of, places], of))]
+            order = order[np.searchsorted(of, range(len(block)))[:, None] + np.arange(most)]
+        yield start, similarities, order
 
 
 def check_request(num_clips: int, directions: Sequence[str], ks: Sequence[int], *, labelled: bool) -> None:
@@ -218,14 +221,17 @@ def evaluate_retrieval(
         queries, gallery = (getattr(embeddings, modality) for modality in DIRECTIONS[direction])
         blocks: list[dict[str, NDArray[Any]]] = []
         with tqdm(total=num_clips, desc=direction, unit="query") as bar:
-            for first, similarities, order in rank_gallery(queries, gallery, device):
+            # mAP needs them all; else the own clip, the largest k, and one that shows if its place is tied.
+            most = ks[-1] + 2 if classes is None else None
+            for first, similarities, order in rank_gallery(queries, gallery, device, most):
                 own = np.arange(first, first + len(order))[:, None]
-                others = order[order != own].reshape(len(order), -1)  # (R, G - 1)
+                left_out = order == own  # (R, W)
+                left_out[:, -1] |= ~left_out.any(axis=1)  # where the own clip is not among the first
+                others = order[~left_out].reshape(len(order), -1)  # (R, W - 1)
                 cosines = np.take_along_axis(similarities, others, axis=1)
-                # One more than wanted shows whether the last place is tied.
                 block = {"others": others[:, : ks[-1] + 1], "cosines": cosines[:, : ks[-1] + 1]}
                 block["with_own"] = np.take_along_axis(similarities, order[:, : ks[-1] + 1], axis=1)
-                block["own_rank"] = (order == own).argmax(axis=1) + 1
+                block["own_rank"] = left_out.argmax(axis=1) + 1
                 if classes is not None:
                     block["mAP"] = average_precisions(cosines, classes[others] == classes[own])
                 blocks.append(block)

@@ -30,7 +30,9 @@ from utils.reports.report import (
     ScoreTable,
     Section,
     Tile,
-    with_provenance,
+    provenance_columns,
+    provenance_facts,
+    provenance_notes,
 )
 
 if TYPE_CHECKING:
@@ -145,20 +147,19 @@ def localisation_report(
         sections.append(Section("Protocol", rule_words(one), items, level=3, code=name))
     if galleries:
         sections.append(Section("Clips", CLIPS_HINT, galleries))
-    report = Report(
+    return Report(
         title=f"Sound localisation on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
         caption=f"Sound localisation on {caption}",
         eyebrow="Visual sound source localisation",
         summary=summary,
         clips=clip_table(result, benchmark.metrics),
         tables=score_tables(scores, extra),
-        csv=csv_table(summary, scores),
-        notes=notes + list(extra["words"].items() if extra else ()),
-        facts=facts,
+        csv=csv_table(summary, scores).assign(**provenance_columns(summary)),
+        notes=[*notes, *(extra["words"].items() if extra else ()), *provenance_notes(summary)],
+        facts=facts | provenance_facts(summary),
         tiles=score_tiles(scores, f"{len(clips)} of {context.num_listed} listed", headline["name"]),
         sections=sections,
     )
-    return with_provenance(report)
 
 
 def plain_protocols(

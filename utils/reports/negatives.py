@@ -7,7 +7,16 @@ import numpy as np
 
 from utils.evaluation.negatives import DEAF, DISC, KINDS, MEDIAN_RULE, NEGATIVES, NegativeResult, score_table
 from utils.evaluation.statistics import plain_interval
-from utils.reports.report import EvaluationContext, Report, ScoreTable, Section, Tile, with_provenance
+from utils.reports.report import (
+    EvaluationContext,
+    Report,
+    ScoreTable,
+    Section,
+    Tile,
+    provenance_columns,
+    provenance_facts,
+    provenance_notes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,20 +91,19 @@ def negatives_report(
     shared |= {"threshold": result.threshold, "threshold_source": source, "similarity": similarity}
     shared |= {"off_screen": identity["off_screen"]}
     title = f"Negative audio on {context.benchmark}, {num_clips} of {context.num_listed} listed clips"
-    report = Report(
+    return Report(
         title=title,
         caption=f"{title}, threshold {threshold}",
         eyebrow="Sounds that are not in the picture",
         summary=summary,
         clips=clip_table(result, context.classes),
         tables=[ScoreTable(scores, HEADINGS, {"label": "number"})],
-        csv=scores.drop(columns="label").assign(**shared),
-        notes=notes,
-        facts=dict(notes),
+        csv=scores.drop(columns="label").assign(**shared, **provenance_columns(summary)),
+        notes=[*notes, *provenance_notes(summary)],
+        facts=dict(notes) | provenance_facts(summary),
         tiles=[*tiles, universal],
         sections=[Section("Scores", HINT, [ScoreTable(scores, HEADINGS, {"label": "Number"})])],
     )
-    return with_provenance(report)
 
 
 def clip_table(result: NegativeResult, classes: Mapping[str, str] | None) -> "pd.DataFrame":

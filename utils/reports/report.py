@@ -10,14 +10,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
-from utils.files import write_atomically
+from utils.files import decoding, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd  # imported when results are written
@@ -181,13 +181,9 @@ def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     path = folder / "summary.json"
     if not path.exists():
         return
-    try:
+    with decoding(path, "it is not a summary of this version of the program; name another --output"):
         existing = json.loads(path.read_text())["identity"]
         different = [name for name, value in identity.items() if existing.get(name) != value]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a summary of this version of the program; name another --output."
-        ) from error
     if different:
         raise FileExistsError(
             f"{path} holds the results of another evaluation (another {', '.join(different)}). Name another "
@@ -305,16 +301,6 @@ class Report:
     facts: Mapping[str, str]  # at the end of the page
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
-
-
-def with_provenance(report: Report) -> Report:
-    """Add what stands beside the scores of every task: to notes and facts, and to each line of the CSV."""
-    return replace(
-        report,
-        csv=report.csv.assign(**provenance_columns(report.summary)),
-        notes=[*report.notes, *provenance_notes(report.summary)],
-        facts={**report.facts, **provenance_facts(report.summary)},
-    )
 
 
 def write_report(folder: Path, report: Report) -> None:

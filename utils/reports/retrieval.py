@@ -14,7 +14,9 @@ from utils.reports.report import (
     Report,
     ScoreTable,
     Section,
-    with_provenance,
+    provenance_columns,
+    provenance_facts,
+    provenance_notes,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def retrieval_report(
         galleries += _galleries(rows, title, kinds, identity["ks"][-1], num_shown, card_of)
     if galleries:
         sections.append(Section("Queries with their nearest neighbours", items=galleries))
-    report = Report(
+    return Report(
         title=f"Retrieval on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
         caption=caption,
         eyebrow="Retrieval by sound and frame",
@@ -97,12 +99,11 @@ def retrieval_report(
         clips=queries.round(6),
         clips_file="per_query.csv",
         tables=[ScoreTable(scores, HEADINGS, {"direction": "direction", "metric": "metric"})],
-        csv=scores.assign(dataset=context.benchmark, image_embedding=frames),
-        notes=[("rule", RULE), ("frames", frames)],
-        facts={"rule": RULE, "embeddings": frames},
+        csv=scores.assign(dataset=context.benchmark, image_embedding=frames, **provenance_columns(summary)),
+        notes=[("rule", RULE), ("frames", frames), *provenance_notes(summary)],
+        facts={"rule": RULE, "embeddings": frames, **provenance_facts(summary)},
         sections=sections,
     )
-    return with_provenance(report)
 
 
 def _galleries(

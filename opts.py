@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from datasets.benchmarks import BENCHMARKS, BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
-from datasets.frames import FrameConfig
+from datasets.frames import FrameConfig, GeometryMode
 from models import METHODS
 from models.method import Method
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
@@ -141,7 +141,7 @@ class DrawingOptions(TestTask):
     """How heat maps are made and drawn."""
 
     checkpoint: Path  # written by main.py, or a released file (ckpts/README.md)
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
+    frame_geometry: GeometryMode = "squash"
     """how pictures that are not square become so for the model"""
     box: bool = False
     """draw the box around the region of the peak where the map is at least half-way up to it"""
@@ -217,8 +217,8 @@ class ScoringOptions(TestTask):
     annotations: Path | None = None  # JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO
     labels: Path | None = None
     """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"
-    """how frames that are not square become so; boxes follow"""
+    frame_geometry: GeometryMode = "squash"
+    """how frames that are not square become so; boxes follow. squash_aliased: as SSL-Align's program"""
     training_list: str | None = None
     """list that was trained on, beside the ids in the checkpoint (released files hold none)"""
     output: Path

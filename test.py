@@ -74,7 +74,10 @@ class Evaluation:
         """Load the model and list the clips."""
         self.options, self.command, self.device = options, command, device
         # The model first: that its file is missing is said before the data are looked through.
-        self.localiser = None if options.checkpoint is None else load_localiser(options.checkpoint, device)
+        self.localiser = None
+        if options.checkpoint is not None:
+            clip_seconds = DATA_SETS[options.benchmark].clip_seconds
+            self.localiser = load_localiser(options.checkpoint, device, clip_seconds=clip_seconds)
         self.clip_set = build_clips(
             options.benchmark,
             options.data_root,
@@ -272,7 +275,7 @@ def from_saved_maps(run: Evaluation, options: opts.LocalisationOptions) -> Sourc
         saved_maps={"path": str(path), "sha256": file_sha256(path), **made},
     )
     run.clips = tuple(clip for clip in run.clips if clip.clip_id in places)
-    run.geometry = FrameGeometry(1, context.frame_geometry)  # type: ignore[arg-type]  # one of its two words
+    run.geometry = FrameGeometry(1, context.frame_geometry)  # type: ignore[arg-type]  # one of its words
     run.audio = AudioConfig()
 
     def stored(batch: Batch, array: NDArray[np.float32]) -> Tensor:
@@ -294,7 +297,7 @@ def draw_clip(
 
     Returns the frame and its overlay, both (M, M, 3) uint8 RGB.
     """
-    picture = frame.permute(1, 2, 0).cpu().numpy()
+    picture = frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
     if picture.shape[:2] != heat.shape:
         picture = cv2.resize(picture, heat.shape[::-1])
     annotated = np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1)

@@ -60,13 +60,23 @@ def load_waveform(
     if not window.centred:
         # A little more than the window, so that its last samples are resampled as those of the whole sound.
         seconds = min(seconds, window.num_samples / rate + 0.01)
-    return fit_window(read_sound(source, rate, seconds=seconds, max_seconds=max_seconds), window)
+    sound = read_sound(
+        source, rate, seconds=seconds, max_seconds=max_seconds, left_channel=hears_left_channel(window)
+    )
+    return fit_window(sound, window)
 
 
 def read_sound(
-    source: Source, sample_rate: int, *, seconds: float = math.inf, max_seconds: float = MAX_SECONDS
+    source: Source,
+    sample_rate: int,
+    *,
+    seconds: float = math.inf,
+    max_seconds: float = MAX_SECONDS,
+    left_channel: bool = False,
 ) -> Tensor:
     """Read the first seconds of a sound at one rate: (L,) float32, the mean of its channels, L at least 1.
+
+    `left_channel` takes the first one instead, where libsndfile decodes the file.
 
     Raises:
         BrokenFileError: it cannot be decoded or resampled, holds no sample, or more than `max_seconds` of it
@@ -75,7 +85,7 @@ def read_sound(
     if isinstance(source, HDF5Row):
         samples, rate = read_stored_sound(source)
     else:
-        samples, rate = _decode(source, min(seconds, max_seconds), sample_rate)
+        samples, rate = _decode(source, min(seconds, max_seconds), sample_rate, left_channel)
     first = samples if seconds == math.inf else samples[: math.ceil(seconds * rate)]
     reason = None
     if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
@@ -92,7 +102,9 @@ def read_sound(
     return resample(torch.from_numpy(first), rate, sample_rate)
 
 
-def _decode(path: Path, seconds: float, fallback_rate: int) -> tuple[NDArray[np.float32], int]:
+def _decode(
+    path: Path, seconds: float, fallback_rate: int, left_channel: bool
+) -> tuple[NDArray[np.float32], int]:
     """Decode a file, one sample beyond `seconds` at most: (L,) mono, and its rate.
 
     What libsndfile cannot decode, such as M4A, is left to FFmpeg, which resamples it to `fallback_rate`.
@@ -105,7 +117,8 @@ def _decode(path: Path, seconds: float, fallback_rate: int) -> tuple[NDArray[np.
             while wanted > 0 and len(block := file.read(min(BLOCK, wanted), "float32", always_2d=True)):
                 # (l, C), through torch, whose mean of float32 is the one that earlier versions took.
                 channels = torch.from_numpy(block)
-                blocks.append((channels[:, 0] if channels.shape[1] == 1 else channels.mean(dim=1)).numpy())
+                one = left_channel or channels.shape[1] == 1
+                blocks.append((channels[:, 0] if one else channels.mean(dim=1)).numpy())
                 wanted -= len(block)
             # libsndfile reads a WAV that was cut off up to its end without a word, but notes it.
             if noted := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
@@ -143,11 +156,12 @@ def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
     """Cut a sound (L',) to a method's window (L,): its beginning or its middle; repeat it if it is too short.
 
     For the middle, a sound is repeated floor(L / L') + 1 times if it is shorter than the window, which then
-    begins L / 2 before the middle, as SSPL's authors do; L is even.
+    begins L / 2 before the middle, as SSPL's authors do; L is even. The peers' begins with the sound.
     """
     length, wanted = len(waveform), window.num_samples
     repeated = waveform if length >= wanted else waveform.repeat(wanted // length + 1)
-    start = len(repeated) // 2 - wanted // 2 if window.centred else 0
+    centred = window.centred and (length >= wanted or not isinstance(window, SpectrogramConfig))
+    start = len(repeated) // 2 - wanted // 2 if centred else 0
     return repeated[start : start + wanted]
 
 
@@ -169,6 +183,11 @@ def sound_around(sound: Tensor, seconds: float, audio: "AudioWindow") -> Tensor:
     window = torch.zeros(audio.num_samples)
     window[first : first + length] = sound[begin : begin + length]
     return window
+
+
+def hears_left_channel(window: "AudioWindow") -> bool:
+    """Tell whether a method hears the first channel of a sound instead of the mean of all."""
+    return isinstance(window, AlignSpectrogramConfig)
 
 
 def is_silent(waveform: Tensor) -> bool:
@@ -348,7 +367,7 @@ TUKEY_SHAPE, POWER_OFFSET, LOG_SCALE = 0.25, 1e-7, 12.0
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrogramConfig:
-    """How sound becomes LVS's input: the first 10 s, cut to [-1, 1]; stored in the checkpoint."""
+    """How sound becomes LVS's input: the first 10 s; stored in the checkpoint."""
 
     sample_rate: int = 16_000  # Hz; other files are resampled
     window_seconds: float = 10.0  # sound that is read: short clips are repeated, long ones cut
@@ -356,7 +375,6 @@ class SpectrogramConfig:
     excerpt_start: float = 0.0  # where in the window the sound given to the encoder begins, seconds
     excerpt_seconds: float = 10.0  # sound given to the encoder
     overlap: int = 274  # samples that two spectrogram frames share, of 512
-    cut: bool = True  # cut samples to [-1, 1]
 
     @property
     def num_samples(self) -> int:
@@ -375,32 +393,26 @@ class MiddleSpectrogramConfig(SpectrogramConfig):
     window_seconds: float = 3.0
     centred: bool = True
     excerpt_seconds: float = 3.0
-    cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignSpectrogramConfig(SpectrogramConfig):
-    """How sound becomes SSL-Align's input: seconds 3.5 to 6.5 of the first 10.
-
-    It is not known whether samples are cut to [-1, 1], as in the program of LVS that it builds on; here they
-    are not.
-    """
+    """How sound becomes SSL-Align's input: seconds 3.5 to 6.5 of the first 10, of stereo the left channel."""
 
     excerpt_start: float = 3.5
     excerpt_seconds: float = 3.0
     overlap: int = 353
-    cut: bool = False
 
 
 class LogSpectrogram(nn.Module):
-    """Waveforms (B, L), nominally in [-1, 1] -> (B, 1, 257, T) float32, at least ln(1e-7) / 12.
+    """Waveforms (B, L), cut to [-1, 1] -> (B, 1, 257, T) float32, at least ln(1e-7) / 12.
 
     scipy's spectrogram of 512 samples in float64 (Tukey window of shape 0.25, each segment's mean removed,
-    power density), ln(power + 1e-7) / 12. Differences from the authors' programs, as far as these are known:
+    power density), ln(power + 1e-7) / 12. Differences from the authors' programs:
 
     1. Every sound is resampled to 16 kHz; theirs keep a file's own rate. Published sizes are those of 16 kHz.
-    2. Sounds are decoded by libsndfile to [-1, 1]. EZ-VSL, SLAVC and FNAC decode to 16 bits by PyAV.
-    3. How these three repeat a sound that is too short is not known: it is done as by `fit_window`.
+    2. EZ-VSL, SLAVC and FNAC decode to 16 bits by PyAV and divide by 32,767: 5e-6 in the spectrogram.
+    3. LVS's program fails on stereo, which is mixed down here.
     """
 
     window: Tensor
@@ -411,7 +423,6 @@ class LogSpectrogram(nn.Module):
         self.first = round(config.excerpt_start * rate)
         self.end = self.first + round(config.excerpt_seconds * rate)
         self.hop = PEER_FFT - config.overlap
-        self.cut = config.cut
         # Not imported by name: scipy.signal takes a second, and few programs come here.
         window = torch.from_numpy(scipy.signal.get_window(("tukey", TUKEY_SHAPE), PEER_FFT))
         # Density: power per Hz. The root goes into the window, which enters squared.
@@ -420,9 +431,7 @@ class LogSpectrogram(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, 1, 257, T)."""
-        samples = waveforms[:, self.first : self.end].double()
-        if self.cut:
-            samples = samples.clamp(-1, 1)
+        samples = waveforms[:, self.first : self.end].double().clamp(-1, 1)
         segments = samples.unfold(1, PEER_FFT, self.hop)  # (B, T, 512)
         segments = segments - segments.mean(dim=-1, keepdim=True)
         power = torch.fft.rfft(segments * self.window).abs().square()  # (B, T, 257), power per Hz

@@ -59,6 +59,7 @@ class DataSet:
     """clip id -> what clips of one scene with different sounds share"""
     ids_tell_class: bool = False  # what follows the pair key is the class of the sound
     ids_of_training: bool = True  # ids are those of training lists, so that leaks can be looked for
+    clip_seconds: float = 10.0  # how long its sounds are
     metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
     headline: str | None = None
     """protocol under which its numbers are published, scored first; None: ssl_tie, then sspl"""
@@ -153,6 +154,7 @@ DATA_SETS: dict[str, DataSet] = {
         sounds=("audio_wav/test/*/<id>.wav",),
         annotations={"gt_masks/test/*/*/<id>.png": read_mask},
         ids_of_training=False,
+        clip_seconds=5.0,
         metrics="masks",
         headline="ssl_align",
         numbers_published=False,

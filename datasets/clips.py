@@ -60,7 +60,7 @@ class Sample:
     """One decoded clip."""
 
     clip_id: str
-    frame: Tensor  # uint8 (3, S, S), or (3, H, W) as it is stored if it is still to be cropped
+    frame: Tensor  # (3, S, S), see FrameGeometry.to_square, or uint8 (3, H, W) as stored, still to be cropped
     waveform: Tensor  # float32 (L,), the whole window
     bounding_boxes: NDArray[np.float64] | None = None  # (N, 4) fractions of `frame`
     ground_truth_map: NDArray[np.float32] | None = None  # (M, M) in [0, 1]
@@ -80,8 +80,8 @@ class Batch:
     """Samples side by side; broken clips are left out and named."""
 
     clip_ids: tuple[str, ...]
-    # uint8 (B, 3, S, S), or (B, 3, H, W) as they are stored if they are still to be cropped: smaller ones lie
-    # in the top-left corner, the rest is 0.
+    # (B, 3, S, S), see FrameGeometry.to_square, or uint8 (B, 3, H, W) as stored, still to be cropped: smaller
+    # ones lie in the top-left corner, the rest is 0.
     frames: Tensor
     waveforms: Tensor  # float32 (B, L), the whole window
     bounding_boxes: tuple[NDArray[np.float64] | None, ...]
@@ -178,15 +178,16 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
                 waveform = (1 - request.strength) * waveform + request.strength * other  # (L,)
             if self.content == "sounds":
                 return Sample(clip.clip_id, torch.empty(3, 0, 0, dtype=torch.uint8), waveform)
-            if self.content == "truth" and self.geometry.mode == "squash" and clip.mask_source is None:
+            keeps_boxes = self.geometry.mode != "centre_crop"
+            if self.content == "truth" and keeps_boxes and clip.mask_source is None:
                 picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
             else:
                 picture = read_frame(clip.frame_source)
             boxes, ground_truth_map = self._truth_of(clip, picture)
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))
-        frame = picture if self.random_crop else self.geometry.apply_to_frame(picture)
-        return Sample(clip.clip_id, to_tensor(frame), waveform, boxes, ground_truth_map, clip.pair_key)
+        frame = to_tensor(picture) if self.random_crop else self.geometry.to_square(picture)
+        return Sample(clip.clip_id, frame, waveform, boxes, ground_truth_map, clip.pair_key)
 
     def _hear(self, clip: Clip, role: str = "") -> Tensor:
         try:
@@ -225,11 +226,11 @@ def collate(samples: Sequence[Sample | BrokenClip]) -> Batch:
 
 
 def _stack_pictures(pictures: list[Tensor]) -> Tensor:
-    """Stack uint8 (3, H, W) of any sizes to (B, 3, H, W) of the largest, channels last as decoded."""
+    """Stack (3, H, W) of any sizes to (B, 3, H, W) of the largest, channels last as decoded."""
     if not pictures:
         return torch.empty(0)
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
-    stacked = torch.zeros((len(pictures), height, width, 3), dtype=torch.uint8)
+    stacked = torch.zeros((len(pictures), height, width, 3), dtype=pictures[0].dtype)
     for place, picture in zip(stacked, pictures, strict=True):
         place[: picture.shape[1], : picture.shape[2]] = picture.movedim(0, 2)
     return stacked.movedim(3, 1)

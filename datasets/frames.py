@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -33,17 +34,28 @@ class FrameConfig:
             raise ValueError(f"--frame-size must be a multiple of 32, got {self.frame_size}")
 
 
+GeometryMode = Literal["squash", "centre_crop", "squash_aliased"]
+
+
 @dataclass(frozen=True)
 class FrameGeometry:
     """The one way from a frame on disk to the square that is scored; carries frame and boxes.
 
     squash resizes to the square, whatever the shape. The authors' frames were stored squashed to
     299 x 299, so this is what published numbers rest on. centre_crop resizes the short side and
-    cuts the middle, boxes included. On a square frame both are the authors' test transform.
+    cuts the middle, boxes included. On a square frame both are the authors' test transform, but SSL-Align's:
+    squash_aliased resizes as its program does, bicubic without antialiasing and without rounding to bytes.
     """
 
     frame_size: int
-    mode: Literal["squash", "centre_crop"] = "squash"
+    mode: GeometryMode = "squash"
+
+    def to_square(self, frame: Image.Image) -> Tensor:
+        """RGB picture of any size -> uint8 (3, S, S); squash_aliased: float32, a little beyond [0, 255]."""
+        if self.mode != "squash_aliased":
+            return to_tensor(self.apply_to_frame(frame))
+        pixels = to_tensor(frame)[None].float()  # (1, 3, H, W)
+        return F.interpolate(pixels, (self.frame_size, self.frame_size), mode="bicubic")[0]
 
     def apply_to_frame(self, frame: Image.Image) -> Image.Image:
         """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
@@ -54,7 +66,7 @@ class FrameGeometry:
         return self._square(mask, Image.Resampling.NEAREST)
 
     def _square(self, picture: Image.Image, interpolation: Image.Resampling) -> Image.Image:
-        if self.mode == "squash":
+        if self.mode != "centre_crop":
             return picture.resize((self.frame_size, self.frame_size), interpolation)
         (width, height), (left, top) = (pair.tolist() for pair in self._crop(*picture.size))
         corners = (left, top, left + self.frame_size, top + self.frame_size)
@@ -67,7 +79,7 @@ class FrameGeometry:
 
     def square_in(self, width: int, height: int) -> tuple[float, ...]:
         """Return where the square lies in a frame: left, top, right, bottom as fractions of its sides."""
-        if self.mode == "squash":
+        if self.mode != "centre_crop":
             return 0.0, 0.0, 1.0, 1.0
         resized, offset = self._crop(width, height)
         return tuple(np.concatenate([offset, offset + self.frame_size]) / np.tile(resized, 2))
@@ -77,7 +89,7 @@ class FrameGeometry:
 
         Both are (N, 4) x_min, y_min, x_max, y_max as fractions; those that the crop cuts go beyond [0, 1].
         """
-        if self.mode == "squash" or width == height:
+        if self.mode != "centre_crop" or width == height:
             return boxes
         resized, offset = self._crop(width, height)
         return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / self.frame_size
@@ -126,7 +138,7 @@ def to_tensor(frame: Image.Image) -> Tensor:
 
 
 def as_float(frames: Tensor) -> Tensor:
-    """Turn uint8 frames (B, 3, H, W) in any memory order into float32 in [0, 1], channel by channel."""
+    """Turn frames (B, 3, H, W) in [0, 255] in any memory order into float32 in [0, 1], channel by channel."""
     return frames.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 

@@ -11,10 +11,10 @@ for seconds, frame, similarity_map in localiser.video("clip.mp4"): ...
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from datasets.audio import AudioWindow, fit_window, is_silent, load_waveform, resample, sound_around
-from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise, read_frame, to_tensor
+from datasets.audio import (
+    AlignSpectrogramConfig,
+    AudioWindow,
+    fit_window,
+    hears_left_channel,
+    is_silent,
+    load_waveform,
+    resample,
+    sound_around,
+)
+from datasets.frames import FrameConfig, FrameGeometry, GeometryMode, as_float, normalise, read_frame
 from datasets.video import open_video, read_frames, read_sound, write_video
 from models.released import audio_config_class, build_localiser, localiser_names, read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
@@ -77,7 +86,7 @@ class Localiser:
     audio: AudioWindow
     frame: FrameConfig
     checkpoint: Checkpoint
-    frame_geometry: Literal["squash", "centre_crop"] = "squash"  # how pictures become square
+    frame_geometry: GeometryMode = "squash"  # how pictures become square
 
     def __call__(
         self,
@@ -115,7 +124,7 @@ class Localiser:
     @torch.inference_mode()
     def _similarity_maps(self, pictures: list[Image.Image], rows: list[Tensor]) -> NDArray[np.float32]:
         """Compare B pictures with as many rows of `_sound_features`: float32 (B, h, w)."""
-        squares = torch.stack([to_tensor(self._geometry.apply_to_frame(picture)) for picture in pictures])
+        squares = torch.stack([self._geometry.to_square(picture) for picture in pictures])
         visual = self.model.visual_features(normalise(as_float(squares.to(self._device))))  # of (B, 3, S, S)
         return self.model.compare(visual, torch.stack(rows)).float().cpu().numpy()
 
@@ -182,7 +191,9 @@ class Localiser:
             )
         if not samples.isfinite().all():
             raise ValueError("The samples of the sound are not finite numbers everywhere.")
-        waveform = samples.float() if samples.ndim == 1 else samples.float().mean(dim=1)
+        waveform = samples.float()
+        if samples.ndim == 2:
+            waveform = waveform[:, 0] if hears_left_channel(self.audio) else waveform.mean(dim=1)
         return fit_window(resample(waveform, rate, self.audio.sample_rate), self.audio)
 
 
@@ -265,12 +276,14 @@ def load_localiser(
     path: str | Path,
     device: str | torch.device = "auto",
     *,
-    frame_geometry: Literal["squash", "centre_crop"] = "squash",
+    frame_geometry: GeometryMode = "squash",
+    clip_seconds: float = 10.0,
 ) -> Localiser:
     """Rebuild a trained model from a file of main.py, a released one, or a results folder of SSPL's authors.
 
     `device` is auto (the GPU where there is one), cpu, cuda or cuda:<number>; `frame_geometry` says how
-    pictures become square. A file that is broken, unknown, or does not fit its model is a ValueError.
+    pictures become square, `clip_seconds` how long the sounds are of whose middle SSL-Align hears 3 s, which
+    are repeated or cut to that. A file that is broken, unknown, or does not fit its model is a ValueError.
     """
     device = pick_device(device) if isinstance(device, str) else device
     checkpoint = read_any_checkpoint(Path(path))
@@ -284,6 +297,9 @@ def load_localiser(
         raise ValueError(f"{path}: unknown method '{method}'; there are {list(localiser_names())}.")
     try:
         audio = audio_config_class(method)(**checkpoint.audio_config)
+        if isinstance(audio, AlignSpectrogramConfig):
+            start = (clip_seconds - audio.excerpt_seconds) / 2
+            audio = replace(audio, window_seconds=clip_seconds, excerpt_start=start)
         frame = FrameConfig(**checkpoint.frame_config)
         model = build_localiser(method, checkpoint.method_config, audio, frame)
         model.load_state_dict(checkpoint.state_dict)

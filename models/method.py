@@ -155,7 +155,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn frames uint8 (B, 3, S, S) and whole windows (B, L) of sound into what the networks take.
+        """Turn frames (B, 3, S, S) in [0, 255] and whole windows (B, L) of sound into what the networks take.
 
         Returns:
             normalised frames (B, 3, S, S) and sounds as the front end makes them.

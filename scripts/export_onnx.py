@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.audio import hears_left_channel
 from datasets.frames import IMAGENET_MEAN, IMAGENET_STD
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
@@ -77,7 +78,8 @@ def describe(localiser: Localiser, checkpoint: Path, inputs: str) -> dict[str, s
                        "config": trained.method_config},
         "frames": {"frame_size": localiser.frame.frame_size, "geometry": "squash, bicubic with antialiasing",
                    "colours": "RGB", "scale": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "audio": {"front_end": type(localiser.model.front_end).__name__, **asdict(audio), "channels": "mean",
+        "audio": {"front_end": type(localiser.model.front_end).__name__, **asdict(audio),
+                  "channels": "left" if hears_left_channel(audio) else "mean",
                   "num_samples": audio.num_samples, "centred": audio.centred},
     }  # fmt: skip
     plain = {"format": "vssl-onnx-1", "method": trained.method, "inputs": inputs, "opset": str(OPSET)}

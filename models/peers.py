@@ -4,17 +4,17 @@ LVS (Chen et al., CVPR 2021), EZ-VSL (Mo and Morgado, ECCV 2022), SLAVC (Mo and 
 2022), FNAC (Sun et al., CVPR 2023) and SSL-Align (Senocak et al., ICCV 2023) are one network with
 few differences: two ResNet-18, the sound's map reduced to its maximum over positions, a projection
 or none, and the cosine of the sound with every position of the frame. EZ-VSL and FNAC have the same
-names, shapes, inputs and map: no file tells which of the two it is.
+names, shapes, inputs and map.
 
 Deliberate differences from the authors' programs:
 
 1. The map is the cosine. EZ-VSL, SLAVC and FNAC divide it by tau, which no scoring rule sees: a
    normalised map stays the same, and SLAVC's fixed threshold takes tau out again.
 2. Dropout before the projections (SLAVC, FNAC) is left out: it does nothing at test.
-3. SLAVC's momentum networks are left out. That its other networks localise is our reading.
+3. SLAVC's momentum networks are left out: its test program does not use them either.
 
-Read from descriptions of the programs; no released file could be had to compare with. What is
-known of each, and what is not: docs/peers.md. Their files are read by models/released.py.
+Maps equal those of the authors' programs with the same weights (tests/goldens/peers.npz); no released file
+could be had. Their files are read by models/released.py; more in docs/peers.md.
 """
 
 from dataclasses import dataclass

@@ -44,15 +44,14 @@ from utils.distributed import (
 )
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
+from utils.options import configure_logging, run_command
 from utils.training import (
     Interruption,
     Precision,
     TrainingRun,
     autocast,
-    configure_logging,
     environment_report,
     pick_device,
-    run_command,
     use_full_float32,
 )
 

@@ -49,12 +49,13 @@ from utils.evaluation import negatives as negative_sounds
 from utils.evaluation import retrieval as retrieving
 from utils.evaluation.protocols import ObjectMaps
 from utils.files import check_place, file_sha256, moved_when_whole, write_atomically
+from utils.options import configure_logging, run_command
 from utils.reports import localisation as reporting
 from utils.reports import report as pages
 from utils.reports import visualisation as drawing
 from utils.reports.negatives import negatives_report
 from utils.reports.retrieval import retrieval_report
-from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
+from utils.training import environment_report, pick_device, use_full_float32
 
 logger = logging.getLogger("test")
 

@@ -19,14 +19,13 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from datasets import SILENCE
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
 from utils.files import BrokenFileError
 from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 """Formats that are read, in the order in which they are looked for."""
-SILENCE = 1e-4
-"""A sound whose samples all lie below this (-80 dB of full scale, 3 steps of 16 bits) is silent."""
 MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target). Usual rates share 25 Hz or more with
 16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
@@ -138,7 +137,7 @@ def _decode(
             if getattr(other, "kind", "") == "truncated":
                 raise
             raise BrokenFileError(path, str(error) or type(error).__name__) from error
-        return decoded.numpy(), fallback_rate
+        return decoded, fallback_rate
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:

@@ -6,28 +6,26 @@ middle of its slot, which is the rule of FFmpeg's filter `fps=25`. The sound of 
 n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
 """
 
+import io
 import logging
 import math
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, dropwhile, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.error
 import numpy as np
-import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from torch import Tensor
 
 from utils.files import BrokenFileError
 
@@ -73,6 +71,8 @@ class Video:
     container: InputContainer
     begin: Fraction
     """second of the file's own time scale at which the clip begins"""
+    content: bytes | None = None
+    """the file's bytes, where they are not read from `path`"""
     end: float = 0.0
     """where what has been read so far ends, seconds"""
 
@@ -142,20 +142,23 @@ class Video:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[Video]:
+def open_video(path: Path, content: bytes | None = None) -> Iterator[Video]:
     """Open a video or a sound file; whatever goes wrong in a decoder becomes UnusableVideoError.
+
+    With its `content` given, `path` only names it.
 
     Raises:
         FileNotFoundError: there is no such file.
         UnusableVideoError: it is no video, lacks the pictures or the sound asked for, or breaks on the way.
     """
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise FileNotFoundError(f"No video at {path}: there is no such file.")
     options = {"format_whitelist": FORMATS}
     try:
         # A title in another encoding than UTF-8 is no reason to refuse a video.
-        with av.open(str(path), metadata_errors="replace", options=options) as container:
-            yield Video(path, container, Fraction(container.start_time or 0, av.time_base))
+        file: Any = str(path) if content is None else io.BytesIO(content)
+        with av.open(file, "r", metadata_errors="replace", options=options) as container:
+            yield Video(path, container, Fraction(container.start_time or 0, av.time_base), content=content)
     except av.error.ArgumentError as error:
         raise UnusableVideoError(
             path,
@@ -224,26 +227,28 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
     return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
 
 
-def read_numbered_frames(
-    path: Path, numbers: Sequence[int], *, needed: int, frame_size: int
-) -> dict[int, Picture]:
-    """Read frames by their rising numbers, as upright squares; those after the end are left out.
+def numbered_frames(
+    opened: Video, numbers: Iterable[int], *, needed: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode frames by their rising numbers; those after the end are left out.
 
-    Where the file has an index, decoding begins at the last key frame before them. A video that ends before
-    the frame `needed` is too short.
+    Where the file has an index, decoding begins at the last key frame before them, otherwise with the file.
+    A video that ends before the frame `needed` is too short.
 
     Raises:
-        FileNotFoundError: there is no such file.
         UnusableVideoError: it is too short, cannot be decoded, or a picture that is needed is damaged.
     """
     moments = {number: Fraction(2 * number - 1, 2 * FRAME_RATE) for number in numbers}
-    first = moments[numbers[0]]
-    with open_video(path) as video:
+    waiting = iter(moments.items())
+    number, due = next(waiting)
+    is_indexed = opened.container.format.name.startswith(INDEXED_FORMATS)
+    # Others cannot be trusted to go back to their beginning.
+    with nullcontext(opened) if is_indexed else open_video(opened.path, opened.content) as video:
         stream, container = video.pictures, video.container
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
         frames = video.shown_frames(container.demux(stream))
-        if container.format.name.startswith(INDEXED_FORMATS):
-            limit, place = (first + video.begin) / video.tick, int((first + video.begin) * av.time_base)
+        if is_indexed:
+            limit, place = (due + video.begin) / video.tick, int((due + video.begin) * av.time_base)
             container.seek(place)
             # Nothing is shown before it is decoded: what follows is too late.
             group = takewhile(lambda p: p.size and (p.dts is None or p.dts < limit), container.demux(stream))
@@ -257,31 +262,56 @@ def read_numbered_frames(
             else:
                 container.seek(container.start_time or 0)
         # The frame that is shown just before each moment; the first stands in for what precedes it.
-        waiting, shown, end = deque(numbers), None, Fraction(0)
-        pictures: dict[int, Picture] = {}
+        shown, end = None, Fraction(0)
         for moment, frame in chain(frames, [(None, None)]):
-            while shown and waiting and moments[waiting[0]] <= (end if moment is None else moment):
+            while shown and due <= (end if moment is None else moment):
                 if shown.is_corrupt:
-                    raise UnusableVideoError(path, "a picture that is needed is damaged")
-                pictures[waiting.popleft()] = _upright(shown, (frame_size, frame_size))
-            if frame is None or moment is None or not waiting:
+                    raise UnusableVideoError(video.path, "a picture that is needed is damaged")
+                yield number, shown
+                if (following := next(waiting, None)) is None:
+                    return
+                number, due = following
+            if frame is None or moment is None:
                 break
             shown, end = frame, moment + (frame.duration * video.tick or 1 / video.rate)
     if shown is None:
-        raise UnusableVideoError(path, "no picture came out of the decoder")
-    if needed not in pictures:
+        raise UnusableVideoError(video.path, "no picture came out of the decoder")
+    if number <= needed:
         at = float(moments[needed])
         words = f"its pictures end at {float(end):.2f} s, frame {needed} is shown at {at:.2f} s"
-        raise UnusableVideoError(path, words, "too_short")
-    return pictures
+        raise UnusableVideoError(video.path, words, "too_short")
+
+
+def encode_squares(frames: Iterable[tuple[int, av.VideoFrame]], side: int) -> Iterator[tuple[int, bytes]]:
+    """Squash numbered frames to upright squares of `side` pixels, and encode them as JPEG.
+
+    As by FFmpeg with -q:v 2: the planes are scaled, bicubic, and never become RGB.
+    """
+    encoder = cast(av.VideoCodecContext, av.CodecContext.create("mjpeg", "w"))
+    encoder.width = encoder.height = side
+    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, FRAME_RATE)
+    encoder.options = {"qmin": "2", "qmax": "2", "threads": "1", "huffman": "default"}
+    last, content = None, b""
+    for number, frame in frames:
+        if frame is not last:  # a slow video shows a picture more than once
+            last = frame
+            if frame.rotation:
+                frame = av.VideoFrame.from_ndarray(_upright(frame, (side, side)), "rgb24")  # noqa: PLW2901
+            square = frame.reformat(
+                side, side, "yuvj420p", interpolation="BICUBIC", threads=1,
+                dst_colorspace="ITU601", dst_color_range="JPEG",
+            )  # fmt: skip
+            square.pts, square.time_base = number, encoder.time_base
+            content = b"".join(map(bytes, encoder.encode(square)))
+        yield number, content
 
 
 # ---------------------------------------------------------------------------------------------------- sound
 
 
 def read_sound(
-    path: Path, sample_rate: int, max_seconds: float | None = None, *, refuse_cut_off: bool = False
-) -> Tensor:
+    path: Path | Video, sample_rate: int, max_seconds: float | None = None, *, refuse_cut_off: bool = False
+) -> NDArray[np.float32]:
     """Read the first sound of a video: (L,) float32, the mean of its channels, nominally in [-1, 1].
 
     Sample 0 is heard at time 0. Holes in the time stamps are silence. 10 minutes at 16 kHz take 38 MB.
@@ -293,7 +323,7 @@ def read_sound(
     """
     limit = None if max_seconds is None else round(max_seconds * sample_rate)
     pieces: list[NDArray[np.float32]] = []
-    with open_video(path) as video:
+    with nullcontext(path) if isinstance(path, Video) else open_video(path) as video:
         for samples in _sound_pieces(video, sample_rate):  # (C, l)
             pieces.append(samples.mean(axis=0, dtype=np.float32))
             if limit is not None and sum(map(len, pieces)) >= limit:
@@ -304,10 +334,10 @@ def read_sound(
             announced = float(stamp * (stream.time_base or 0) - video.begin)
             if refuse_cut_off and video.end < announced - CUT_OFF_SECONDS:
                 words = f"{announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
-                raise UnusableVideoError(path, words, "truncated")
+                raise UnusableVideoError(video.path, words, "truncated")
     if not pieces:
-        raise UnusableVideoError(path, "its sound holds no sample", "no_audio_stream")
-    return torch.from_numpy(np.concatenate(pieces)[:limit])
+        raise UnusableVideoError(video.path, "its sound holds no sample", "no_audio_stream")
+    return np.concatenate(pieces)[:limit]
 
 
 def _sound_pieces(video: Video, sample_rate: int, layout: str | None = None) -> Iterator[NDArray[np.float32]]:

@@ -156,7 +156,7 @@ class Localiser:
         """
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
-        sound, frames = read_sound(path, rate, until), read_frames(path, max_seconds)
+        sound, frames = torch.from_numpy(read_sound(path, rate, until)), read_frames(path, max_seconds)
         # Of the last batch, by moment: encoded sound, is it silent.
         rows: dict[float, tuple[Tensor, bool]] = {}
         mean, last = None, 0.0

@@ -28,7 +28,7 @@ from models import METHODS
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
 from models.peers import PEERS, ObjectPrior, PeerLocaliser
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
-from utils.training import configure_logging, run_command
+from utils.options import configure_logging, run_command
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ import pandas as pd
 import opts
 from scripts.collect import run_program, score_rows
 from utils.files import decoding, write_atomically
-from utils.training import configure_logging, run_command
+from utils.options import configure_logging, run_command
 
 logger = logging.getLogger("ablate")
 

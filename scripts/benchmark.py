@@ -34,8 +34,8 @@ from datasets.loaders import ClipLoader, SeededBatches
 from models.localiser import ready_to_localise
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.options import Options, add_group, build, option
-from utils.training import configure_logging, environment_report, pick_device, run_command, use_full_float32
+from utils.options import Options, add_group, build, configure_logging, option, run_command
+from utils.training import environment_report, pick_device, use_full_float32
 
 NUM_BATCHES = 2
 """different batches in a round of training steps; one of them at scale 0.5"""

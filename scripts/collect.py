@@ -28,6 +28,7 @@ import pandas as pd
 from utils.evaluation.negatives import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.files import decoding, file_sha256
+from utils.options import configure_logging, run_command
 from utils.reports.localisation import REFERENCES, SCORE_HEADINGS, rule_words, score_tiles, success_plot
 from utils.reports.report import (
     Report,
@@ -39,7 +40,6 @@ from utils.reports.report import (
     provenance_notes,
     write_and_show,
 )
-from utils.training import configure_logging, run_command
 
 logger = logging.getLogger("collect")
 

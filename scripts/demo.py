@@ -26,8 +26,8 @@ from datasets.frames import FRAME_SUFFIXES, read_frame_size
 from models.localiser import Localiser, load_localiser
 from models.localiser import localise_video as write_heat_video
 from models.released import PRETRAINED
-from utils.options import Options, option, parse_group
-from utils.training import configure_logging, run_command, use_full_float32
+from utils.options import Options, configure_logging, option, parse_group, run_command
+from utils.training import use_full_float32
 
 logger = logging.getLogger("demo")
 

@@ -23,8 +23,7 @@ from datasets.audio import hears_left_channel
 from datasets.frames import IMAGENET_MEAN, IMAGENET_STD
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
-from utils.options import parse_group
-from utils.training import configure_logging, run_command
+from utils.options import configure_logging, parse_group, run_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # the oldest that PyTorch's exporter writes without converting

@@ -26,8 +26,7 @@ from datasets.clips import Clip
 from datasets.frames import read_frame
 from datasets.hdf5 import FORMAT
 from utils.files import BrokenFileError, moved_when_whole
-from utils.options import refuse_dropped
-from utils.training import configure_logging, run_command
+from utils.options import configure_logging, refuse_dropped, run_command
 
 logger = logging.getLogger("pack_hdf5")
 

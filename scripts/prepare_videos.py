@@ -1,48 +1,72 @@
-"""Turns a folder of videos into the folders that training and testing read.
+"""Turns videos, in folders or archives, into the folders that training and testing read.
 
     bash scripts/prepare_videos.sh videos data/prepared
-    bash scripts/prepare_videos.sh videos data/prepared --layout vgg_ss --clip-list lvs_vgg_ss_5158
+    bash scripts/prepare_videos.sh vggsound_*.tar.gz data/prepared --layout vgg_ss --clip-list lvs_vgg_ss_5158
 
-The clip id is the file's name without its extension; the first 10 s of a video are the clip.
-OUT/prepared.jsonl records the settings and, line by line, the finished clips: a later run leaves these
-alone and tries the others. OUT/failed.csv names every clip of the last run that failed.
+The clip id is the file's name without its extension; the first 10 s of a video are the clip. Archives are
+not unpacked: a few of their videos at a time are in memory. OUT/prepared.jsonl records the settings and, line
+by line, the finished clips and what is in whole archives: a later run leaves finished clips alone and tries
+the others. OUT/failed.csv names every clip of the last run that failed, and what damaged archives have lost.
 """
 
 import argparse
 import csv
+import gzip
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import soundfile
-import torch
-from PIL import Image
 from tqdm import tqdm
 
-from datasets.audio import SILENCE
+from datasets import SILENCE
 from datasets.lists import find_list
-from datasets.video import FRAME_RATE, VIDEO_SUFFIXES, UnusableVideoError, read_numbered_frames, read_sound
+from datasets.video import (
+    FRAME_RATE,
+    VIDEO_SUFFIXES,
+    UnusableVideoError,
+    encode_squares,
+    numbered_frames,
+    open_video,
+    read_sound,
+)
 from utils.files import lock_folder, moved_when_whole, write_atomically
-from utils.options import Options, add_group, build, option, refuse_dropped
-from utils.training import configure_logging, run_command
+from utils.options import (
+    CRASHED,
+    Options,
+    add_group,
+    build,
+    configure_logging,
+    option,
+    refuse_dropped,
+    run_command,
+    run_in_processes,
+)
 
 CLIP_SECONDS = 10  # of VGGSound and Flickr-SoundNet; what lies behind that in a video is not used
 SAMPLE_RATE = 16_000  # Hz
 MIN_SOUND_SECONDS = 1.0  # a shorter sound would be repeated ten times and more
-FORMAT_VERSION = 1  # goes up whenever the same settings give other files
-CRASHED = "crashed", "the process that worked on it died: a fault in a decoder, or no memory was left"
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+DAMAGED = "damaged_archive"
+# Entries of their own before that of a file, for a name that is too long for it.
+NAME_ENTRIES = {
+    tarfile.GNUTYPE_LONGNAME: re.compile(rb"([^\0]*)"),
+    tarfile.XHDTYPE: re.compile(rb"(?:.*\n)?\d+ path=([^\n]*)", re.DOTALL),
+}
+FORMAT_VERSION = 2  # goes up whenever the same settings give other files
 RECORD, FAILURES = "prepared.jsonl", "failed.csv"
 DROPPED = {
     "--frame-geometry": "Frames are squashed to a square, as the authors' are.",
@@ -109,13 +133,14 @@ class Task(NamedTuple):
     """One clip to make."""
 
     clip_id: str
-    video: Path
+    video: Path  # of a video in an archive: the archive's path and the one in it
     destination: Path
     options: PrepareOptions
+    content: bytes | None = None  # of the video, where it comes from an archive
 
 
 class Failure(NamedTuple):
-    """A clip that cannot be made; the columns of failed.csv."""
+    """A clip that cannot be made, or a damaged archive; the columns of failed.csv."""
 
     clip_id: str
     reason: str
@@ -125,9 +150,9 @@ class Failure(NamedTuple):
 
 def prepare_clip(task: Task) -> Failure | None:
     """Read a video and write the clip's files: all of them, or none. None: it is done."""
-    clip_id, video, destination, options = task
+    clip_id, video, destination, options, _ = task
     try:
-        pictures, sounds = _read_clip(video, options)
+        pictures, sounds = _read_clip(task)
     except (UnusableVideoError, FileNotFoundError) as error:  # a link to nowhere
         reason, detail = getattr(error, "kind", "unreadable"), getattr(error, "reason", str(error))
         return Failure(clip_id, reason, detail, str(video))
@@ -140,9 +165,9 @@ def prepare_clip(task: Task) -> Failure | None:
         if options.frames == "all" and name == "vggsound":
             shutil.rmtree(frame.parent, ignore_errors=True)
             names |= {f"{number:03d}.jpg": number for number in pictures}
+        frame.parent.mkdir(parents=True, exist_ok=True)
         for file_name, number in names.items():
-            with moved_when_whole(frame.with_name(file_name)) as path:
-                Image.fromarray(pictures[number]).save(path, "JPEG", quality=95)
+            frame.with_name(file_name).write_bytes(pictures[number])
     for name, (_, sound_file) in places.items():
         samples = sounds[LAYOUTS[name].sound_seconds]
         # libsndfile takes no names in another encoding.
@@ -151,18 +176,21 @@ def prepare_clip(task: Task) -> Failure | None:
     return None
 
 
-def _read_clip(video: Path, options: PrepareOptions) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Return pictures (S, S, 3) by frame number, and sounds (L,) by the seconds they are meant to last."""
+def _read_clip(task: Task) -> tuple[dict[int, bytes], dict[int, np.ndarray]]:
+    """Return JPEG pictures by frame number, and sounds (L,) by the seconds they are meant to last."""
+    options = task.options
     number, centre = options.frame_number, options.frame_number / FRAME_RATE
     numbers = range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else [number]
-    pictures = read_numbered_frames(video, numbers, needed=number, frame_size=options.frame_size)
     lengths = {LAYOUTS[name].sound_seconds for name in options.layouts}
     until = max(max(centre + length / 2, length) for length in lengths)
-    sound = read_sound(video, SAMPLE_RATE, until, refuse_cut_off=True).numpy()
+    with open_video(task.video, task.content) as video:
+        sound = read_sound(video, SAMPLE_RATE, until, refuse_cut_off=True)
+        frames = numbered_frames(video, numbers, needed=number)
+        pictures = dict(encode_squares(frames, options.frame_size))
     seconds = len(sound) / SAMPLE_RATE
     if seconds < MIN_SOUND_SECONDS:
         words = f"it has {seconds:.2f} s of sound, at least {MIN_SOUND_SECONDS} s are used"
-        raise UnusableVideoError(video, words, "too_short")
+        raise UnusableVideoError(task.video, words, "too_short")
     sounds = {}
     for length in lengths:
         # Around the frame, moved as little as needed to lie inside the sound.
@@ -172,102 +200,251 @@ def _read_clip(video: Path, options: PrepareOptions) -> tuple[dict[int, np.ndarr
         loudest = float(np.abs(sounds[length]).max())
         if loudest < SILENCE and not options.keep_silent:
             words = f"no sample of its {length} s reaches {SILENCE:g}, the loudest is {loudest:g}"
-            raise UnusableVideoError(video, words, "silent")
+            raise UnusableVideoError(task.video, words, "silent")
     return pictures, sounds
 
 
-def run_in_processes(
-    work: Callable[[Any], Any], tasks: Sequence[Any], *, num_workers: int, at_once: int = 500
-) -> Generator[tuple[Any, Any, bool], None, None]:
-    """Yield (task, result, has_crashed) in the order in which the tasks are done.
-
-    When a process dies, of a fault in a decoder, say, the tasks that were under way are done again one by
-    one in processes of their own: only those that kill their process are crashes, and have no result.
-    """
-    for first in range(0, len(tasks), at_once):
-        unfinished = list(tasks[first : first + at_once])
-        pool = ProcessPoolExecutor(num_workers, initializer=_begin_worker)
-        try:
-            futures = {pool.submit(work, task): task for task in unfinished}
-            for future in as_completed(futures):
-                result, task = future.result(), futures[future]
-                unfinished.remove(task)
-                yield task, result, False
-        except BrokenProcessPool:
-            if len(tasks) == 1:
-                yield unfinished[0], None, True
-            else:
-                yield from run_in_processes(work, unfinished, num_workers=1, at_once=1)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    torch.set_num_threads(1)  # the workers share the cores, and a forked OpenMP pool would wait for ever
-    # Signals are the main process's.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def find_videos(folder: Path) -> dict[str, list[Path]]:
-    """Find the videos of each clip id, sub-folders included, hidden files not.
+def find_videos(sources: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Find the videos of each clip id, and the archives, sub-folders included, hidden files not.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no video in it.
+        FileNotFoundError: a source is not there, or there is nothing in them.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No folder of videos at {folder}.")
     videos: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in VIDEO_SUFFIXES and not hidden and not path.is_dir():
-            videos.setdefault(path.stem, []).append(path)
-    if not videos:
-        raise FileNotFoundError(f"No video in {folder}. Expected {' '.join(sorted(VIDEO_SUFFIXES))}.")
-    return videos
+    archives: list[Path] = []
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"No folder of videos and no archive at {source}.")
+        inside = [
+            Path(folder, name) for folder, _, names in os.walk(source, followlinks=True) for name in names
+        ]
+        for path in sorted(inside) or [source]:
+            relative = path.relative_to(source if inside else source.parent)
+            if any(part.startswith(".") for part in relative.parts):
+                continue
+            if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+                archives.append(path)
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
+                videos.setdefault(path.stem, []).append(path)
+    if not videos and not archives:
+        expected = " ".join([*ARCHIVE_SUFFIXES, *sorted(VIDEO_SUFFIXES)])
+        raise FileNotFoundError(f"No video in {', '.join(map(str, sources))}. Expected {expected}.")
+    return videos, archives
 
 
-def read_record(file: TextIO, destination: Path, options: PrepareOptions) -> dict[str, int]:
-    """Read the size in bytes of each finished clip's video; begin the record of a new folder.
+class Archive:
+    """A .tar or .tar.gz file that is read once, up to its end or to where its bytes are damaged."""
 
-    Raises:
-        ValueError: the folder was filled with other settings.
-    """
-    file.seek(0)
-    lines = file.read().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # as a power cut leaves it
-        file.truncate(sum(len(line.encode()) for line in lines[:-1]))
-        lines.pop()
-    entries = [json.loads(line) for line in lines]
-    settings = {**asdict(options), "layouts": options.layouts, "format": FORMAT_VERSION}
-    settings |= {"audio": "authors", "frame_geometry": "squash"}  # which were options once
-    for name in ("layout", "clip_list", "workers"):
-        del settings[name]
-    if not entries:
-        file.write(json.dumps({"settings": settings}) + "\n")
-        return {}
-    before = entries[0]["settings"]
-    differing = [f"{name} {before.get(name)} instead of {new}" for name, new in settings.items()
-                 if before.get(name) != new]  # fmt: skip
-    if differing:
-        words = f"{destination} was filled with other settings ({', '.join(differing)})."
-        raise ValueError(f"{words} Give the same ones, or another folder.")
-    return {entry["clip_id"]: entry["video_bytes"] for entry in entries[1:]}
+    def __init__(self, file: io.BufferedReader) -> None:
+        is_gzip = file.peek(2)[:2] == b"\x1f\x8b"  # whatever its name says
+        self.file: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
+        self.damage = "the mark of its end is missing"
+        self.num_left = 0  # bytes up to the next entry
+
+    def read(self, size: int) -> bytes:
+        """Read as many bytes; fewer at the end only."""
+        data = bytearray()
+        try:
+            while len(data) < size and (piece := self.file.read1(size - len(data))):
+                data += piece
+        except (OSError, EOFError, zlib.error) as error:
+            self.damage = str(error)
+        self.num_left -= len(data)
+        return bytes(data)
+
+    def members(self) -> Iterator[tuple[PurePath, tarfile.TarInfo | None]]:
+        """Yield each file's path and entry, None if that is damaged; its content is read before the next."""
+        long_name, is_whole, was_end = "", True, False
+        while len(block := self.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE:
+            was_end = not any(block)
+            if was_end:
+                continue  # another archive may have been joined to this one
+            try:
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                if is_whole:  # what follows is its content, up to the next whole entry
+                    name = block[:100].split(b"\0")[0].decode(errors="replace")
+                    yield PurePath(long_name or name), None
+                is_whole, long_name = False, ""
+                continue
+            size = 0 if member.islnk() or member.issym() else member.size
+            self.num_left, is_whole = size + -size % tarfile.BLOCKSIZE, True
+            if member.type in NAME_ENTRIES:
+                found = NAME_ENTRIES[member.type].match(self.read(size))
+                long_name = found[1].decode("utf-8", "surrogateescape") if found else long_name
+            else:
+                yield PurePath(long_name or member.name), member
+                long_name = ""
+            while self.num_left > 0 and self.read(min(self.num_left, 2**20)):
+                pass
+        if was_end and self.damage.startswith("the mark"):
+            self.damage = ""
 
 
-def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
+@dataclass
+class Run:
+    """What is known of the clips."""
+
+    destination: Path
+    record: TextIO
+    options: PrepareOptions
+    wanted: dict[str, None] | None
+    """ids of --clip-list; None: every video is wanted"""
+    finished: dict[str, int] = field(default_factory=dict)
+    """bytes of the videos of which clips were made"""
+    archives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """by name: the bytes of an archive that was read to its end, and of each video in it"""
+    met: dict[str, int] = field(default_factory=dict)
+    """bytes of the videos that were met now"""
+    failures: list[Failure] = field(default_factory=list)
+    num_before: int = 0
+
+    def is_finished(self, clip_id: str, size: int) -> bool:
+        """Tell whether a clip was made of a video of this many bytes, and is still there."""
+        places = [LAYOUTS[name].places(self.destination, clip_id) for name in self.options.layouts]
+        return self.finished.get(clip_id) == size and all(path.is_file() for pair in places for path in pair)
+
+    def is_wanted(self, clip_id: str) -> bool:
+        """Tell whether a clip is listed."""
+        return self.wanted is None or clip_id in self.wanted
+
+    def meet(self, clip_id: str, size: int, video: Path) -> bool:
+        """Count a video; tell whether its clip has to be made."""
+        is_first, is_wanted = clip_id not in self.met, self.is_wanted(clip_id)
+        if is_wanted and self.met.setdefault(clip_id, size) != size:
+            self.fail(clip_id, "several_videos", "one of another size was met before, and used", video)
+        is_due = is_first and is_wanted and not self.is_finished(clip_id, size)
+        self.num_before += is_first and is_wanted and not is_due
+        return is_due
+
+    def fail(self, clip_id: str, reason: str, detail: str, video: Path) -> None:
+        """Note a failure of a clip, where it is wanted, or of an archive."""
+        if self.is_wanted(clip_id) or clip_id == video.name:
+            self.failures.append(Failure(clip_id, reason, detail, str(video)))
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Add a line to the record."""
+        self.record.write(json.dumps(entry) + "\n")
+        self.record.flush()
+
+    def tasks(self, videos: dict[str, list[Path]], archives: Sequence[Path]) -> Iterator[Task]:
+        """Yield the clips to make; archives are read on the way, and those without damage noted."""
+        for clip_id, paths in videos.items():
+            size = paths[0].stat().st_size if paths[0].exists() else -1
+            if len(paths) > 1 and self.is_wanted(clip_id):
+                self.met[clip_id] = size
+                self.failures.append(Failure(clip_id, "several_videos", ", ".join(map(str, paths))))
+            elif self.meet(clip_id, size, paths[0]):
+                yield Task(clip_id, paths[0], self.destination, self.options)
+        for archive in archives:
+            known = self.archives.get(archive.name, {"archive_bytes": -1, "videos": {}})
+            is_done = all(self.is_finished(*v) for v in known["videos"].items() if self.is_wanted(v[0]))
+            if known["archive_bytes"] == archive.stat().st_size and is_done:
+                for clip_id, size in known["videos"].items():
+                    self.meet(clip_id, size, archive)
+            else:
+                yield from self.read_archive(archive)
+
+    def read_archive(self, path: Path) -> Iterator[Task]:
+        """Yield the clips to make of an archive; what it has lost becomes failures."""
+        num_bytes, num_failures, last = path.stat().st_size, len(self.failures), "its beginning"
+        sizes: dict[str, int] = {}
+        with path.open("rb") as file:
+            archive = Archive(file)
+            for name, member in archive.members():
+                clip_id = name.stem if _is_video(name) else path.name
+                if member is None:
+                    self.fail(clip_id, DAMAGED, f"its entry in {path.name} is damaged, behind {last}", path)
+                if member is None or not _is_video(name) or member.isdir():
+                    continue
+                last, sizes[clip_id] = clip_id, member.size
+                if not self.meet(clip_id, member.size, path / name):
+                    continue
+                if not member.isreg():
+                    words = "it is a link in an archive: unpack that, and give the folder"
+                    self.fail(clip_id, "unreadable", words, path / name)
+                elif len(content := archive.read(member.size)) == member.size:
+                    yield Task(clip_id, path / name, self.destination, self.options, content)
+                else:
+                    del self.met[clip_id]
+                    self.fail(clip_id, DAMAGED, f"{path.name} is damaged or cut off within it", path)
+            rest = num_bytes - file.tell()
+        if archive.damage:
+            words = f"it is damaged or cut off behind {last}, {len(sizes)} videos ({archive.damage})"
+            if rest:
+                num_lost = round(len(sizes) * rest / (num_bytes - rest))
+                words += f"; what follows is lost, {rest / 1e6:.1f} MB or about {num_lost} videos"
+            self.fail(path.name, DAMAGED, f"{words}. Fetch it again, or a repaired copy", path)
+        if not any(failure.reason == DAMAGED for failure in self.failures[num_failures:]):
+            self.note({"archive": path.name, "archive_bytes": num_bytes, "videos": sizes})
+
+    def read_record(self) -> None:
+        """Read what earlier runs noted; begin the record of a new folder.
+
+        Raises:
+            ValueError: the folder was filled with other settings.
+        """
+        self.record.seek(0)
+        lines = self.record.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # as a power cut leaves it
+            self.record.truncate(sum(len(line.encode()) for line in lines[:-1]))
+            lines.pop()
+        settings = {**asdict(self.options), "layouts": self.options.layouts, "format": FORMAT_VERSION}
+        for name in ("layout", "clip_list", "workers"):
+            del settings[name]
+        if not lines:
+            self.note({"settings": settings})
+            return
+        before, *entries = map(json.loads, lines)
+        old = before["settings"]
+        differing = [f"{name} {old.get(name)} instead of {new}" for name, new in settings.items()
+                     if old.get(name) != new]  # fmt: skip
+        if differing:
+            words = f"{self.destination} was filled with other settings ({', '.join(differing)})."
+            raise ValueError(f"{words} Give the same ones, or another folder.")
+        self.finished = {entry["clip_id"]: entry["video_bytes"] for entry in entries if "clip_id" in entry}
+        self.archives = {entry["archive"]: entry for entry in entries if "archive" in entry}
+
+    def make(self, tasks: Iterator[Task], bar: "tqdm[Any]") -> int:
+        """Make the clips, and return of how many it succeeded; name what is listed and was not met."""
+        num_made = 0
+        work = run_in_processes(prepare_clip, tasks, num_workers=self.options.workers)
+        with closing(work), bar:  # the processes end before the folder is left
+            for task, failure, has_crashed in work:
+                if has_crashed:
+                    self.failures.append(Failure(task.clip_id, "crashed", CRASHED, str(task.video)))
+                elif failure is not None:
+                    self.failures.append(failure)
+                else:
+                    entry = {"clip_id": task.clip_id, "video": str(task.video)}
+                    self.note({**entry, "video_bytes": self.met[task.clip_id]})
+                    num_made += 1
+                bar.set_postfix(failed=len(self.failures))
+                bar.update(self.num_before + num_made - bar.n)
+        # A video that one archive has lost may have been in another one.
+        self.failures = [f for f in self.failures if f.reason != DAMAGED or f.clip_id not in self.met]
+        named = {failure.clip_id for failure in self.failures} | self.met.keys()
+        absent = [clip_id for clip_id in self.wanted or () if clip_id not in named]
+        words = "listed, but no video of this name"
+        self.failures += [Failure(clip_id, "no_video", words) for clip_id in absent]
+        return num_made
+
+    def write_failures(self) -> None:
+        """Write failed.csv."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([Failure._fields, *sorted(self.failures)])
+        # What a file name has in another encoding is escaped.
+        write_atomically(self.destination / FAILURES, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _is_video(path: PurePath) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def prepare(sources: Sequence[Path], destination: Path, options: PrepareOptions) -> int:
     """Prepare the clips that are not finished yet, and report; returns the exit status."""
-    videos = find_videos(source)
-    clip_ids = find_list(options.clip_list).clip_ids if options.clip_list else list(videos)
-    failures, tasks = [], []
-    for clip_id in clip_ids:
-        paths = videos.get(clip_id, [])
-        if len(paths) == 1:
-            tasks.append(Task(clip_id, paths[0], destination, options))
-        elif paths:
-            failures.append(Failure(clip_id, "several_videos", ", ".join(map(str, paths))))
-        else:
-            failures.append(Failure(clip_id, "no_video", "listed, but no video of this name"))
+    videos, archives = find_videos(sources)
+    wanted = dict.fromkeys(find_list(options.clip_list).clip_ids) if options.clip_list else None
     if destination.exists() and not (destination / RECORD).exists() and any(destination.iterdir()):
         raise ValueError(
             f"{destination} is neither empty nor a folder of this program (it has no {RECORD}). "
@@ -275,46 +452,24 @@ def prepare(source: Path, destination: Path, options: PrepareOptions) -> int:
         )
     destination.mkdir(parents=True, exist_ok=True)
     with lock_folder(destination), (destination / RECORD).open("a+", encoding="utf-8") as record:
-        finished = read_record(record, destination, options)
-
-        def is_finished(task: Task) -> bool:
-            size = task.video.stat().st_size if task.video.exists() else None
-            places = [LAYOUTS[name].places(destination, task.clip_id) for name in options.layouts]
-            is_whole = all(path.is_file() for pair in places for path in pair)
-            return is_whole and size is not None and finished.get(task.clip_id) == size
-
-        unfinished = [task for task in tasks if not is_finished(task)]
-        num_before = num_prepared = len(tasks) - len(unfinished)
-        work = run_in_processes(prepare_clip, unfinished, num_workers=options.workers)
-        bar = tqdm(total=len(tasks), initial=num_before, unit="clip")
+        run = Run(destination, record, options, wanted)
+        run.read_record()
+        total = None if archives and wanted is None else len(videos if wanted is None else wanted)
         try:
-            with closing(work), bar:  # the processes end before the folder is left
-                for task, result, has_crashed in work:
-                    failure = Failure(task.clip_id, *CRASHED, str(task.video)) if has_crashed else result
-                    if failure is not None:
-                        failures.append(failure)
-                    else:
-                        size = task.video.stat().st_size
-                        line = {"clip_id": task.clip_id, "video": str(task.video), "video_bytes": size}
-                        record.write(json.dumps(line) + "\n")
-                        record.flush()
-                        num_prepared += 1
-                    bar.set_postfix(failed=len(failures))
-                    bar.update()
+            num_made = run.make(run.tasks(videos, archives), tqdm(total=total, unit="clip"))
         finally:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([Failure._fields, *sorted(failures)])
-            # What a file name has in another encoding is escaped.
-            write_atomically(destination / FAILURES, text.getvalue().encode("utf-8", "backslashreplace"))
-    done = f"{num_prepared} of {len(clip_ids)} clips are prepared ({num_before} were before)"
+            run.write_failures()
+    num_prepared, num_clips = run.num_before + num_made, len(run.met if wanted is None else wanted)
+    done = f"{num_prepared} of {num_clips} clips are prepared ({run.num_before} were before)"
     lines = [f"{destination}: {done} for {', '.join(options.layouts)}"]
-    counts = Counter(failure.reason for failure in failures).most_common()
+    counts = Counter(failure.reason for failure in run.failures).most_common()
     lines += [f"  failed, {reason}: {count}" for reason, count in counts]
-    lines += [f"    {failure.clip_id}: {failure.reason}: {failure.detail}" for failure in failures[:10]]
-    if failures:
-        lines.append(f"  all {len(failures)} failures: {destination / FAILURES}")
+    shown = sorted(run.failures, key=lambda failure: failure.reason != DAMAGED)[:10]
+    lines += [f"    {failure.clip_id}: {failure.reason}: {failure.detail}" for failure in shown]
+    if run.failures:
+        lines.append(f"  all {len(run.failures)} failures: {destination / FAILURES}")
     sys.stdout.write("\n".join(lines) + "\n")
-    return 2 if num_prepared == 0 else 1 if failures else 0
+    return 2 if num_prepared == 0 else 1 if run.failures else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -327,7 +482,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "is prepared; 1, some failed, see OUT/failed.csv; 2, none could be prepared, or bad input; 130 and "
         "143, stopped.",
     )
-    parser.add_argument("videos", type=Path, metavar="IN", help="folder of videos, sub-folders included")
+    words = "folders of videos and archives, sub-folders included, or single ones (.tar, .tar.gz, .tgz)"
+    parser.add_argument("sources", type=Path, metavar="IN", nargs="+", help=words)
     parser.add_argument("destination", type=Path, metavar="OUT", help="folder to fill, later the --data-root")
     add_group(parser, PrepareOptions)
     configure_logging()
@@ -339,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
         values = vars(parser.parse_args(arguments))
-        return prepare(values["videos"], values["destination"], build(PrepareOptions, values))
+        return prepare(values["sources"], values["destination"], build(PrepareOptions, values))
 
     try:
         return run_command(command)

@@ -17,14 +17,22 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from datasets.audio import SILENCE, AudioConfig
+from datasets import SILENCE
+from datasets.audio import AudioConfig
 from datasets.benchmarks import DATA_SETS, build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip
 from datasets.frames import FrameGeometry
-from scripts.prepare_videos import run_in_processes
 from utils.files import write_atomically
-from utils.options import Options, add_group, build, option
-from utils.training import configure_logging, run_command
+from utils.options import (
+    CRASHED,
+    Options,
+    add_group,
+    build,
+    configure_logging,
+    option,
+    run_command,
+    run_in_processes,
+)
 
 PROBLEMS = {
     "missing": "a file is not there or empty, or the boxes cannot be read",
@@ -35,7 +43,6 @@ PROBLEMS = {
 }
 """What makes the exit status 1."""
 NUM_EXAMPLES = 5
-CRASHED = "the process that worked on it died: a fault in a decoder, or no memory was left"
 
 
 @dataclass(frozen=True, kw_only=True)

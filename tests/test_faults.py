@@ -24,7 +24,8 @@ from datasets.clips import AudioVisualClips
 from models import ssl_tie
 from models.ssl_tie import SSLTIE
 from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
-from utils.training import Interruption, TrainingRun, run_command
+from utils.options import run_command
+from utils.training import Interruption, TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEADLINE = 120

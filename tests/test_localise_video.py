@@ -173,7 +173,7 @@ def test_maps_are_those_of_localise_one_by_one(tmp_path, step):
         sound_codec="pcm_s16le", layout="mono",
     )  # fmt: skip
     rows = read_peaks(localise(source, tmp_path / "out.mp4", localiser, audio_step=step, batch_size=4))
-    samples, front_end = read_sound(source, 16_000), AUDIO.build_front_end()
+    samples, front_end = torch.from_numpy(read_sound(source, 16_000)), AUDIO.build_front_end()
     with av.open(str(source)) as container, torch.inference_mode():
         for frame, row in zip(container.decode(video=0), rows, strict=True):
             moment = step * round(frame.time / step) if step else frame.time
@@ -237,7 +237,7 @@ def test_windows_are_those_of_a_slow_loop_over_the_whole_sound(tmp_path, audio, 
         tmp_path / "clip.mkv", seconds=4, codec="mpeg4", sounds=[sweep], sound_codec="pcm_s16le",
         layout="mono", sound_start=start,
     )  # fmt: skip
-    sound = read_sound(source, 16_000)
+    sound = torch.from_numpy(read_sound(source, 16_000))
     assert sound.shape == (round((4 + start) * 16_000),)
     assert not sound[: max(0, round(start * 16_000) - 20)].any()  # a sound that begins late keeps its place
     length = audio.num_samples
@@ -277,7 +277,7 @@ def test_holes_and_changes_of_the_sound_are_bridged(tmp_path):
         )  # fmt: skip
         parts.append(part.read_bytes())
     path.write_bytes(b"".join(parts))
-    sound = read_sound(path, 16_000)
+    sound = torch.from_numpy(read_sound(path, 16_000))
     assert len(sound) == pytest.approx(48_000, abs=3000)
     heard = (sound.abs() > 0.1).float()
     assert heard[2000:15_000].mean() > 0.99 and heard[36_000:45_000].mean() > 0.99

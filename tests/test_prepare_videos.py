@@ -17,7 +17,8 @@ from PIL import Image
 from video_inputs import make_video, number_on, tone
 
 from datasets.benchmarks import build_clips
-from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, main, prepare_clip, run_in_processes
+from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, main, prepare_clip
+from utils.options import run_in_processes
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--workers", "1", "--frame-size", "48"]

@@ -1,4 +1,6 @@
-"""Command lines made of frozen dataclasses: one option a field, explained by its comment or the string below.
+"""What programs share: messages, exit statuses, processes, and command lines made of frozen dataclasses.
+
+One option is a field, explained by its comment or the string below:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
@@ -8,15 +10,25 @@ class DataOptions(Options):
 import argparse
 import ast
 import inspect
+import logging
 import math
 import operator
+import os
+import re
+import signal
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, dataclass, field, fields
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, Literal
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 def option(
@@ -135,3 +147,105 @@ def field_docstrings(config_class: type) -> dict[str, str]:
                 below = ast.literal_eval(follower.value) if isinstance(follower, ast.Expr) else ""
                 documented[ast.unparse(statement.target)] = below or behind
     return {described.name: documented[described.name] for described in fields(config_class)}
+
+
+# -------------------------------------------------------------------------- messages, exit statuses
+
+# RuntimeErrors of torch that are no bugs: a pattern in the text, exit status, words for the user.
+EXPLAINED = (
+    (r"DataLoader worker \(pid", 2,
+     "A decoding process died. If memory ran out, lower --workers or --batch-size; after a bus error "
+     "/dev/shm is too small; if a file breaks its decoder, scripts/verify_dataset.sh finds it"),
+    (r"out of memory|can't allocate memory|ALLOC_FAILED|shared memory", 2,
+     "Memory ran out. Lower --batch-size or --workers, or train with --precision bf16"),
+    (r"Connection (closed|reset) by peer", 1,
+     "Another process of this run has ended; its own message says why"),
+)  # fmt: skip
+
+
+class _ProgressBarHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)  # does not tear a progress bar
+
+
+def configure_logging() -> None:
+    """Send the program's messages to standard error."""
+    handler = _ProgressBarHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status; what the user can mend becomes one message and status 2.
+
+    Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
+    VSSL_DEBUG=1 shows the other tracebacks as well.
+    """
+    debug = bool(os.environ.get("VSSL_DEBUG"))
+    try:
+        return command()
+    except (ValueError, FloatingPointError, OSError) as error:
+        words = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            words = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+        logger.error("%s", words, exc_info=debug)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    except (MemoryError, RuntimeError) as error:
+        kind = "out of memory " if isinstance(error, MemoryError) else ""
+        # Of a worker's death, the cause knows the signal.
+        for line in f"{error.__cause__ or ''}\n{kind}{error}".splitlines():
+            for pattern, status, words in EXPLAINED:
+                if re.search(pattern, line):
+                    logger.error("%s. (%s)", words, line.strip(), exc_info=debug)
+                    return status
+        raise
+    except KeyboardInterrupt:
+        logger.error("Stopped.")
+        return 130
+
+
+# ---------------------------------------------------------------------------------------- processes
+
+
+CRASHED = "the process that worked on it died: a fault in a decoder, or no memory was left"
+
+
+def run_in_processes(
+    work: Callable[[Any], Any], tasks: Iterable[Any], *, num_workers: int
+) -> Generator[tuple[Any, Any, bool], None, None]:
+    """Yield (task, result, has_crashed) as the tasks get done; a few are taken ahead of the processes.
+
+    When a process dies, of a fault in a decoder, say, the tasks that were under way are done again one by
+    one in processes of their own: only those that kill their process are crashes, and have no result.
+    """
+    under_way: list[Any] = []
+    tasks = iter(tasks)
+    while True:
+        pool = ProcessPoolExecutor(num_workers, initializer=_begin_worker)
+        try:
+            futures: dict[Future[Any], Any] = {}
+            while True:
+                for task in islice(tasks, 2 * num_workers - len(under_way)):
+                    under_way.append(task)
+                    futures[pool.submit(work, task)] = task
+                if not under_way:
+                    return
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    result, task = future.result(), futures.pop(future)
+                    under_way = [other for other in under_way if other is not task]
+                    yield task, result, False
+        except BrokenProcessPool:
+            if num_workers == len(under_way) == 1:
+                yield under_way.pop(), None, True
+        finally:
+            pool.shutdown(cancel_futures=True)
+        while under_way:
+            yield from run_in_processes(work, [under_way.pop()], num_workers=1)
+
+
+def _begin_worker() -> None:
+    if "torch" in sys.modules:  # the workers share the cores, and a forked OpenMP pool would wait for ever
+        sys.modules["torch"].set_num_threads(1)
+    # Signals are the main process's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What surrounds a training: messages and exit statuses, signals, the device, and the folder of the run.
+"""What surrounds a training: signals, the device, and the folder of the run.
 
 A run's folder holds:
 
@@ -17,9 +17,7 @@ import logging
 import math
 import os
 import platform
-import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -32,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
 from utils.distributed import average, gather_objects, is_main_process, largest
@@ -40,61 +37,6 @@ from utils.files import check_place, lock_folder, write_atomically
 from utils.reports.visualisation import Square, draw_localisation
 
 logger = logging.getLogger(__name__)
-
-# -------------------------------------------------------------------------- messages, exit statuses
-
-# RuntimeErrors of torch that are no bugs: a pattern in the text, exit status, words for the user.
-EXPLAINED = (
-    (r"DataLoader worker \(pid", 2,
-     "A decoding process died. If memory ran out, lower --workers or --batch-size; after a bus error "
-     "/dev/shm is too small; if a file breaks its decoder, scripts/verify_dataset.sh finds it"),
-    (r"out of memory|can't allocate memory|ALLOC_FAILED|shared memory", 2,
-     "Memory ran out. Lower --batch-size or --workers, or train with --precision bf16"),
-    (r"Connection (closed|reset) by peer", 1,
-     "Another process of this run has ended; its own message says why"),
-)  # fmt: skip
-
-
-class _ProgressBarHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)  # does not tear a progress bar
-
-
-def configure_logging() -> None:
-    """Send the program's messages to standard error."""
-    handler = _ProgressBarHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status; what the user can mend becomes one message and status 2.
-
-    Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
-    VSSL_DEBUG=1 shows the other tracebacks as well.
-    """
-    debug = bool(os.environ.get("VSSL_DEBUG"))
-    try:
-        return command()
-    except (ValueError, FloatingPointError, OSError) as error:
-        words = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            words = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-        logger.error("%s", words, exc_info=debug)
-        return 1 if isinstance(error, FloatingPointError) else 2
-    except (MemoryError, RuntimeError) as error:
-        kind = "out of memory " if isinstance(error, MemoryError) else ""
-        # Of a worker's death, the cause knows the signal.
-        for line in f"{error.__cause__ or ''}\n{kind}{error}".splitlines():
-            for pattern, status, words in EXPLAINED:
-                if re.search(pattern, line):
-                    logger.error("%s. (%s)", words, line.strip(), exc_info=debug)
-                    return status
-        raise
-    except KeyboardInterrupt:
-        logger.error("Stopped.")
-        return 130
-
 
 # ------------------------------------------------------------------------------------------ signals
 

@@ -33,8 +33,7 @@ from scripts.stamps.material import (
     load_real_material,
     make_procedural_material,
 )
-from utils.options import Options, add_group, build, option
-from utils.training import configure_logging, run_command
+from utils.options import Options, add_group, build, configure_logging, option, run_command
 
 log = logging.getLogger("stamps")
 

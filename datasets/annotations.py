@@ -191,6 +191,8 @@ COLOUR_MODES = frozenset({"P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK",
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Decode a mask (H, W): whatever is not black is the object, True; opacity does not count.
 
+    In a JPEG, whose black is not quite black near an edge, the object is brighter than half of white.
+
     Raises:
         BrokenFileError: it cannot be decoded.
     """
@@ -198,6 +200,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         with Image.open(path) as picture:
             picture.load()
             values = np.asarray(picture.convert("RGB") if picture.mode in COLOUR_MODES else picture)
+            values = values > 127 if picture.format == "JPEG" else values
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise errors of any type

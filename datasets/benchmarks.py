@@ -4,10 +4,11 @@ To add a data set, add a row to DATA_SETS: the choices of the programs' options 
 layout of its files, add patterns to its row.
 """
 
+import csv
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -29,8 +30,8 @@ from datasets.audio import AUDIO_SUFFIXES
 from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
 from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, read_authors, read_packed
-from datasets.lists import ClipList, find_list, ids_sha256, name_cut, split_pair
-from utils.files import BrokenFileError
+from datasets.lists import ClipList, clip_id_in, find_list, ids_sha256, name_cut, split_pair
+from utils.files import SYSTEM_FOLDERS, BrokenFileError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class DataSet:
     """What is special about a data set.
 
     Files are found by patterns, of which the first that has a clip counts: <id> is the clip, * any folder,
-    .jpg any picture and .wav any sound. Clips with masks are frames <video>_<k> of videos with one sound.
+    .jpg any picture and .wav any sound.
     """
 
     title: str
@@ -58,6 +59,8 @@ class DataSet:
     pair_key: Callable[[str], str] | None = None
     """clip id -> what clips of one scene with different sounds share"""
     ids_tell_class: bool = False  # what follows the pair key is the class of the sound
+    sound_of: Callable[[str], str] = str  # clip id -> name of its sound, where several clips share one
+    sound_lists: str | None = None  # CSVs of VPO's authors, which name the VGGSound clip that is heard
     ids_of_training: bool = True  # ids are those of training lists, so that leaks can be looked for
     clip_seconds: float = 10.0  # how long its sounds are
     metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
@@ -83,10 +86,12 @@ class DataSet:
 
 SSPL_DATA = "5k_labeled/Data"  # Where SSPL's authors keep what a benchmark consists of
 SSPL_BOXES = "5k_labeled/Annotations"
+SOUNDNET_TREES = ("videos" + 3 * "/*", "videos2" + 8 * "/*")
+"""Folders of SoundNet's release, a level for each of the last digits of a video's number."""
 
 
 def scene_of(clip_id: str) -> str:
-    """Return the pair key of IS3 and VPO: the name without its last _<token>, which says what is heard."""
+    """Return a name without its last _<token>: the scene in IS3 and VPO, the video in AVSBench."""
     return clip_id.rpartition("_")[0] or clip_id
 
 
@@ -101,8 +106,14 @@ DATA_SETS: dict[str, DataSet] = {
     "flickr": DataSet(
         title="Flickr-SoundNet training clips",
         roots=(".", "Flickr"),
-        frames=("frames/<id>/00000003.jpg",),
-        sounds=("mp3/<id>.mp3", "wav/<id>.wav", "audio/<id>.wav"),
+        frames=(
+            "frames/<id>/00000003.jpg",
+            *(f"frames/{tree}/<id>.mp4/00000003.jpg" for tree in SOUNDNET_TREES),
+        ),
+        sounds=(
+            *("mp3/<id>.mp3", "wav/<id>.wav", "audio/<id>.wav"),
+            *(f"mp3/{tree}/<id>.mp4.mp3" for tree in SOUNDNET_TREES),
+        ),
         split="train",
     ),
     "vgg_ss": DataSet(
@@ -119,18 +130,27 @@ DATA_SETS: dict[str, DataSet] = {
     "flickr_soundnet": DataSet(
         title="Flickr-SoundNet",
         roots=(".", "SoundNet_Flickr", "Flickr_test"),
-        frames=("frame/<id>.jpg", f"{SSPL_DATA}/frames/<id>.jpg"),
-        sounds=("audio/<id>.wav", "wav/<id>.wav", "mp3/<id>.mp3", f"{SSPL_DATA}/audio/<id>.wav"),
-        annotations={"anno/<id>.xml": read_flickr_xml, f"{SSPL_BOXES}/<id>.xml": read_flickr_xml},
+        frames=("frame/<id>.jpg", f"{SSPL_DATA}/frames/<id>.jpg", "Data/*/<id>.jpg"),
+        sounds=(
+            *("audio/<id>.wav", "wav/<id>.wav", "mp3/<id>.mp3"),
+            *(f"{SSPL_DATA}/audio/<id>.wav", "Data/*/<id>.wav"),
+        ),
+        annotations={
+            "anno/<id>.xml": read_flickr_xml,
+            f"{SSPL_BOXES}/<id>.xml": read_flickr_xml,
+            "Annotations/<id>.xml": read_flickr_xml,
+        },
         split="test",
         annotators_needed=2,
     ),
     "is3": DataSet(
         title="IS3",
         roots=(".", "IS3"),
-        frames=("visual_frames/<id>.jpg",),
-        sounds=("audio_wav/<id>.wav",),
-        annotations={"synthetic3240_bbox.json": read_pixel_json},
+        frames=("images/<id>.jpg", "visual_frames/<id>.jpg"),
+        sounds=("audio_wav/<id>.wav", "audio_waw/<id>.wav"),
+        annotations=dict.fromkeys(
+            ("IS3_annotation.json", "IS3_annotations.json", "synthetic3240_bbox.json"), read_pixel_json
+        ),
         pair_key=scene_of,
         ids_tell_class=True,
         ids_of_training=False,
@@ -140,13 +160,13 @@ DATA_SETS: dict[str, DataSet] = {
     "vpo_ss": DataSet(
         title="VPO-SS",
         roots=(".", "VPO-SS"),
-        frames=("visual_frames/<id>.jpg",),
-        sounds=("audio_wav/<id>.wav",),
+        frames=("visual_frames/<id>.jpg", "data/*/<id>.jpg"),
+        sounds=("audio_wav/<id>.wav", "audio/<id>.wav"),
+        sound_lists="vpo_ss*.csv",
         annotations={"vpo_ss_bbox.json": read_pixel_json},
         pair_key=scene_of,
         ids_of_training=False,
     ),
-    # The archives of AVSBench were not at hand: the folders are those that its authors' program reads.
     "avsbench_s4": DataSet(
         title="AVSBench S4",
         roots=(".", "Single-source/s4_data", "s4_data"),
@@ -155,6 +175,7 @@ DATA_SETS: dict[str, DataSet] = {
         annotations={"gt_masks/test/*/*/<id>.png": read_mask},
         ids_of_training=False,
         clip_seconds=5.0,
+        sound_of=scene_of,
         metrics="masks",
         headline="ssl_align",
         numbers_published=False,
@@ -162,11 +183,21 @@ DATA_SETS: dict[str, DataSet] = {
 }
 """Every data set, by name."""
 
+DATA_SETS["is3_masks"] = replace(
+    DATA_SETS["is3"],
+    title="IS3 with masks",
+    annotations={"gt_segmentation/<id>.jpg": read_mask},
+    numbers_published=False,
+)
 DATA_SETS["stamps"] = replace(DATA_SETS["vgg_ss"], title="stamps", roots=(".", "VGGSound_test"))
 DATA_SETS["vpo_ms"] = replace(
     DATA_SETS["vpo_ss"],
     title="VPO-MS",
     roots=(".", "VPO-MS"),
+    frames=("visual_frames/<id>.jpg", "data/<id>.jpg"),
+    sound_lists="vpo_ms*.csv",
+    metrics="pairs",
+    headline="ssl_align_adaptive",
     annotations={"vpo_ms_bbox.json": read_pixel_json},
 )
 DATA_SETS["avsbench_ms3"] = replace(
@@ -195,8 +226,6 @@ BOX_BENCHMARKS = tuple(name for name in PLAIN_BENCHMARKS if not DATA_SETS[name].
 # ------------------------------------------------------------------------------------- finding files
 
 KINDS = ("frame", "audio", "annotation")
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
-"""What Macs, network drives and file systems leave in a folder; neither it nor a hidden file is a clip."""
 Annotation = Path | Boxes | Callable[[], Boxes]
 """A clip's mask, its boxes, or what reads these and may raise BrokenFileError."""
 Files = Mapping[str, Mapping[str, Any]]
@@ -212,6 +241,8 @@ def find_files(
     if read_stored is None:
         ids_known, patterns = True, (row.frames, row.sounds, row.annotations)
         files: dict[str, Any] = {"frame": list_files(root, row.frames), "audio": list_files(root, row.sounds)}
+        for table in sorted(root.glob(row.sound_lists)) if row.sound_lists else ():
+            files["audio"] |= _sounds_of_vpo(table, files["audio"])
         places = [f"{' or '.join(of_kind)} in {root}" for of_kind in patterns]
         expected = dict(zip(KINDS, places, strict=True))
     elif row.why_not_packed:
@@ -267,9 +298,10 @@ def _find_place(
     )
 
 
-def list_files(root: Path, patterns: Iterable[str]) -> dict[str, Path]:
+def list_files(root: Path, patterns: Collection[str]) -> dict[str, Path]:
     """List files by clip id, see DataSet; of those of one clip the first pattern and then suffix wins."""
     found: dict[str, Path] = {}
+    others = {root / re.split("/[*<]", pattern)[0] for pattern in patterns}  # are no clips of each other
     for pattern in patterns:
         parent, name = Path(pattern).parent, Path(pattern).name
         suffixes = next(kind for kind in (FRAME_SUFFIXES, AUDIO_SUFFIXES, (".xml",)) if name[-4:] in kind)
@@ -280,15 +312,34 @@ def list_files(root: Path, patterns: Iterable[str]) -> dict[str, Path]:
             key = 0, path.name
             if path.name in SYSTEM_FOLDERS or (is_listed and path.suffix.lower() not in suffixes):
                 continue
-            if is_listed:  # AVSBench MS3 calls its frames <video>.mp4_<k>, and its masks <video>_<k>
-                key = suffixes.index(path.suffix.lower()), path.stem.replace(".mp4_", "_")
-            elif not path.is_dir():
+            if is_listed:
+                key = suffixes.index(path.suffix.lower()), path.name
+            elif path in others or ("." in path.name and not path.is_dir()):
                 continue
+            key = key[0], clip_id_in(key[1])
             if key in files:
                 raise ValueError(f"{files[key]} and {path} have the same name; expected each once.")
             files[key] = path if is_listed else path / name
         for (_, clip_id), path in sorted(files.items()):
             found.setdefault(clip_id, path)
+    return found
+
+
+def _sounds_of_vpo(table: Path, sounds: Mapping[str, Path]) -> dict[str, Path]:
+    """Find what VPO's clips, <COCO image>_<annotation>, sound of: the VGGSound clips that a CSV names."""
+    found = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            for line in csv.DictReader(file):
+                objects = re.findall(r"\d+", line["ann_Ids"])
+                heard = re.findall(r"[\w-]{11}_\d{6}", line["vgg_file"])
+                heard = heard * len(objects) if len(heard) == 1 else heard
+                for one, clip_id in zip(objects, heard, strict=True):
+                    if clip_id in sounds:
+                        found[f"{int(line['img_Id']):012d}_{int(one)}"] = sounds[clip_id]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        words = "expected columns img_Id and ann_Ids of numbers, and vgg_file of <YouTube id>_<6 digits>"
+        raise BrokenFileError(table, f"{words} ({error!r})") from error
     return found
 
 
@@ -389,7 +440,8 @@ def build_clips(
     listed = None if clip_list is None else find_list(clip_list)
     listed_ids = None if listed is None else listed.clip_ids
     files, expected, ids_known = find_files(dataset, data_root, listed_ids, annotations)
-    of_kinds = ("annotation",) if row.has_masks else KINDS  # beside masks lie frames of training too
+    # Beside masks lie frames of training too, and beside VPO's pictures all sounds of VGGSound.
+    of_kinds = ("annotation",) if row.has_masks or row.sound_lists else KINDS
     found = {clip_id for kind in of_kinds for clip_id in files.get(kind, ())}
     ids = (*(sorted(found) if listed is None else listed.clip_ids), *pairs.clip_ids)
 
@@ -439,9 +491,7 @@ def _find_negatives(dataset: str, clip_list: str | None, negatives: str | None) 
 
 def _names_of(row: DataSet, clip_id: str) -> tuple[str, str]:
     """Return the names of a clip's frame and sound."""
-    if row.has_masks:
-        return clip_id, clip_id.rpartition("_")[0]
-    frame, sound = split_pair(clip_id) if row.negatives else (clip_id, "")
+    frame, sound = split_pair(clip_id) if row.negatives else (clip_id, row.sound_of(clip_id))
     return frame, sound or frame
 
 
@@ -452,6 +502,8 @@ def _build_clip(row: DataSet, files: Files, expected: Mapping[str, str], clip_id
     is_negative = row.negatives and clip_id != frame
     for kind, found in files.items():
         source = found.get(names[kind])
+        if source is None and kind == "frame" and row.pair_key:  # VPO's own pictures are called by the scene
+            source = found.get(row.pair_key(frame))
         if kind == "annotation" and is_negative:
             source = np.zeros((0, 4))
         if source is None or (isinstance(source, Path) and not source.is_file()):

@@ -180,7 +180,8 @@ def _parse(content: bytes, path: Path) -> tuple[list[str], list[list[str]]]:
 def _json_rows(document: Any) -> list[list[str]]:  # noqa: ANN401 - of any form
     if isinstance(document, dict):  # of a stamps set
         document = [{"file": clip_id, **entry} for clip_id, entry in document["clips"].items()]
-    rows = [[entry["file"], entry.get("class", "")] for entry in document]
+    named = [{"file": entry.get("image"), **entry} for entry in document]  # IS3's and its like
+    rows = [[entry["file"], entry.get("class", entry.get("category", ""))] for entry in named]
     if wrong := [row for row in rows if not all(isinstance(field, str) for field in row)]:
         raise ValueError(f"an entry has {wrong[0]} instead of text")
     return rows
@@ -203,7 +204,8 @@ def clip_id_in(field: str) -> str:
     name = PurePosixPath(field.replace("\\", "/"))
     while name.suffix.lower() in MEDIA_SUFFIXES:  # SoundNet's sounds end in .mp4.mp3
         name = name.with_suffix("")
-    clip_id = name.name  # Other dots stay: they may be part of the id.
+    # Other dots stay: they may be part of the id. AVSBench MS3 calls its frames <video>.mp4_<k>.
+    clip_id = name.name.replace(".mp4_", "_")
     milliseconds = re.fullmatch(r"(.{11})_(\d+)_(\d+)", clip_id)
     if milliseconds and int(milliseconds[3]) - int(milliseconds[2]) == 10_000:
         return f"{milliseconds[1]}_{int(milliseconds[2]) // 1000:06d}"

@@ -43,7 +43,7 @@ from datasets.video import (
     open_video,
     read_sound,
 )
-from utils.files import lock_folder, moved_when_whole, write_atomically
+from utils.files import SYSTEM_FOLDERS, lock_folder, moved_when_whole, write_atomically
 from utils.options import (
     CRASHED,
     Options,
@@ -80,6 +80,11 @@ class Layout(NamedTuple):
     frame: str
     sound: str
     sound_seconds: int
+    frame_number: int = 125
+
+    def number(self, options: "PrepareOptions") -> int:
+        """Return the number of the frame that is written: its own, unless another one is asked for."""
+        return self.frame_number if options.frame_number == 125 else options.frame_number
 
     def places(self, destination: Path, clip_id: str) -> tuple[Path, Path]:
         """Return the files of a clip's frame and sound."""
@@ -89,8 +94,8 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "vggsound": Layout("VGGSound/total_video_frames/{}/125.jpg", "VGGSound/total_video_3s_audio/{}.wav", 3),
     "vgg_ss": Layout("VGGSound_test/frame/{}.jpg", "VGGSound_test/audio/{}.wav", 10),
-    # What Flickr-SoundNet's 00000003 counts was not published: the frame that is used gets this name.
-    "flickr": Layout("Flickr/frames/{}/00000003.jpg", "Flickr/wav/{}.wav", 10),
+    # SoundNet's frames are numbered 3, 8, 13 …: seconds, most likely, and the middle of each 5.
+    "flickr": Layout("Flickr/frames/{}/00000003.jpg", "Flickr/wav/{}.wav", 10, frame_number=63),
     "flickr_soundnet": Layout("Flickr_test/frame/{}.jpg", "Flickr_test/audio/{}.wav", 10),
 }
 
@@ -106,7 +111,8 @@ class PrepareOptions(Options):
     frames: Literal["used", "all"] = "used"
     """only the frame that is read, or 001.jpg, 002.jpg … at 25 frames per second, which takes longer"""
     frame_number: int = option(125, at_least=1)
-    """the frame that is read, counted from 1 at 25 frames per second; sounds are cut around it"""
+    """the frame that is read, counted from 1 at 25 frames per second; sounds are cut around it. With 125, 63
+    is read for flickr (2.5 s)"""
     frame_size: int = option(299, at_least=1)
     """side of the square, pixels"""
     keep_silent: bool = False
@@ -161,7 +167,7 @@ def prepare_clip(task: Task) -> Failure | None:
         sound_file.unlink(missing_ok=True)  # of an earlier video
     # Sounds last, as a clip counts only with its sound: a run that is killed leaves no half of a clip.
     for name, (frame, _) in places.items():
-        names = {frame.name: options.frame_number}
+        names = {frame.name: LAYOUTS[name].number(options)}
         if options.frames == "all" and name == "vggsound":
             shutil.rmtree(frame.parent, ignore_errors=True)
             names |= {f"{number:03d}.jpg": number for number in pictures}
@@ -179,13 +185,13 @@ def prepare_clip(task: Task) -> Failure | None:
 def _read_clip(task: Task) -> tuple[dict[int, bytes], dict[int, np.ndarray]]:
     """Return JPEG pictures by frame number, and sounds (L,) by the seconds they are meant to last."""
     options = task.options
-    number, centre = options.frame_number, options.frame_number / FRAME_RATE
-    numbers = range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else [number]
+    centre, used = options.frame_number / FRAME_RATE, {LAYOUTS[n].number(options) for n in options.layouts}
+    numbers = range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else sorted(used)
     lengths = {LAYOUTS[name].sound_seconds for name in options.layouts}
     until = max(max(centre + length / 2, length) for length in lengths)
     with open_video(task.video, task.content) as video:
         sound = read_sound(video, SAMPLE_RATE, until, refuse_cut_off=True)
-        frames = numbered_frames(video, numbers, needed=number)
+        frames = numbered_frames(video, numbers, needed=max(used))
         pictures = dict(encode_squares(frames, options.frame_size))
     seconds = len(sound) / SAMPLE_RATE
     if seconds < MIN_SOUND_SECONDS:
@@ -215,9 +221,13 @@ def find_videos(sources: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Pa
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"No folder of videos and no archive at {source}.")
-        inside = [
-            Path(folder, name) for folder, _, names in os.walk(source, followlinks=True) for name in names
-        ]
+        inside, seen = [], set()
+        for folder, below, names in os.walk(source, followlinks=True):
+            real = os.path.realpath(folder)
+            # By a link, a folder may be in one that is in it.
+            below[:] = [name for name in below if real not in seen and name not in SYSTEM_FOLDERS]
+            inside += [Path(folder, name) for name in names if real not in seen]
+            seen.add(real)
         for path in sorted(inside) or [source]:
             relative = path.relative_to(source if inside else source.parent)
             if any(part.startswith(".") for part in relative.parts):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SSL-TIE on Flickr-144k: the published recipe (100 epochs, batch 32, Adam 1e-4).
-# No verified list of the 144k clips is known: name yours in FLICKR_LIST (without it: every clip found).
+# SSL-TIE's own list has no known sum: save it as a file, or FLICKR_LIST=ez_vsl_flickr_144k (without it: every clip found).
 # Usage: FLICKR_ROOT=/data/… [FLICKR_LIST=file] [OUTPUT=runs/ssl_tie_Flickr144k] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_Flickr144k.sh [options of main.py ssl_tie]
 set -euo pipefail
 scripts=$(dirname "$0")

@@ -63,6 +63,43 @@ def write_mask(path, values):
     Image.fromarray(values).save(path)
 
 
+def make_is3_download(root):
+    """IS3 as its authors give it to download: other folders, another JSON, and masks as JPEGs."""
+    boxes = make_is3(root)
+    (root / "synthetic3240_bbox.json").unlink()
+    (root / "visual_frames").rename(root / "images")
+    entries = [
+        {"image": f"images/{name}.jpg", "audio": f"audio_wav/{name}.wav", "box": box, "category": "cat"}
+        for name, box in boxes.items()
+    ]
+    (root / "IS3_annotation.json").write_text(json.dumps(entries))
+    for name, box in boxes.items():
+        x_min, y_min, x_max, y_max = map(int, box)
+        mask = np.zeros((224, 224), np.uint8)
+        mask[y_min:y_max, x_min:x_max] = 255
+        write_mask(root / "gt_segmentation" / f"{name}.jpg", mask)
+    return boxes
+
+
+def make_vpo_download(root, dataset):
+    """VPO of its authors: pictures of COCO, a CSV of VGGSound's sounds; beside it SSL-Align's boxes."""
+    boxes = {f"000000000540_{i}": [0, 0, 112, 112 + i] for i in (1, 22)}
+    boxes["000000029299_7"] = [0, 0, 224, 112]
+    folder = root / "data" / "dog" if dataset == "vpo_ss" else root / "data"
+    sounds = ["abcdefghijk_000001", "-bcdefg_ijk_000020", "abcdefghijk_000001"]
+    lines = ["cateName,img_Id,ann_Ids,vgg_file,split"]
+    for number, (clip_id, sound) in enumerate(zip(boxes, sounds, strict=True)):
+        picture, annotation = clip_id.split("_")
+        write_frame(folder / f"{picture}.jpg", int(picture))
+        write_sound(root / "audio" / f"{sound}.wav", number % 2)
+        lines.append(f"dog,{picture},{annotation.zfill(12)},{sound}.wav,test")
+    write_sound(root / "audio" / "unused_clip_000001.wav")
+    (root / f"{dataset}_data_stereo.csv").write_text("\n".join(lines))
+    entries = [sounded_entry(*entry) for entry in boxes.items()]
+    (root / f"{dataset}_bbox.json").write_text(json.dumps(entries))
+    return dict(zip(boxes, sounds, strict=True))
+
+
 def make_s4(root, videos=("dog/-aB_c_1000_6000", "cat/xY9_0_5000"), frames=3):
     """Videos of AVSBench S4 with a mask for each frame; clip id -> mask."""
     masks = {}

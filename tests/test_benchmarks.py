@@ -15,13 +15,16 @@ from benchmark_inputs import (
     batch_of,
     make_extended,
     make_is3,
+    make_is3_download,
     make_ms3,
     make_s4,
+    make_vpo_download,
     sounded_entry,
     write_frame,
     write_sound,
 )
 from conftest import vgg_ss_xml
+from PIL import Image
 
 from datasets.annotations import consensus_map, read_pixel_json
 from datasets.benchmarks import (
@@ -38,6 +41,7 @@ from datasets.lists import LISTS
 from scripts.pack_hdf5 import main as pack
 from utils.evaluation.negatives import draw_off_screen, scenes_of
 from utils.evaluation.protocols import PROTOCOLS
+from utils.files import BrokenFileError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Copies of the published annotations that a developer may keep beside the repository.
@@ -81,6 +85,7 @@ PLACES = [
 @pytest.mark.parametrize("below", [False, True])
 def test_layouts(tmp_path, dataset, frame, sound, below):
     row = DATA_SETS[dataset]
+    frame, sound = (name.replace("*", "0") for name in (frame, sound))
     root = tmp_path / row.roots[-1 if below and "5k" not in sound else 0]
     frame = root / frame.replace("<id>.jpg", "10.JPG").replace("<id>", "10")
     sound = root / sound.replace("<id>.", "10.").replace(".wav", ".flac")
@@ -272,11 +277,39 @@ def test_is3_gives_boxes_and_pairs(tmp_path):
     assert batch.part(slice(1, 3)).pair_keys == batch.pair_keys[1:3]
 
 
+def test_is3_as_it_is_downloaded(tmp_path):
+    boxes = make_is3_download(tmp_path / "IS3")
+    batch = batch_of(build_clips("is3", tmp_path, clip_list=None))
+    assert batch.clip_ids == tuple(sorted(boxes))
+    masks = build_clips("is3_masks", tmp_path, clip_list=None)
+    outlined = batch_of(masks, frame_size=224)
+    assert outlined.clip_ids == batch.clip_ids and outlined.pair_keys == batch.pair_keys
+    # Each clip has a sound of its own, and JPEG's blur around edges is no object.
+    assert len({clip.sound for clip in masks.clips}) == 4
+    assert np.abs(outlined.ground_truth_maps - batch.ground_truth_maps).mean() < 0.01
+    assert (np.asarray(Image.open(masks.clips[0].mask_source)) % 255 != 0).any()
+
+
+@pytest.mark.parametrize("dataset", ["vpo_ss", "vpo_ms"])
+def test_vpo_as_it_is_downloaded(tmp_path, dataset):
+    sounds = make_vpo_download(tmp_path, dataset)
+    clip_set = build_clips(dataset, tmp_path, clip_list=None, keep_incomplete=True)
+    assert {clip.clip_id: clip.audio_source.stem for clip in clip_set.clips} == sounds
+    assert [clip.frame_source.stem for clip in clip_set.clips] == [i.split("_")[0] for i in sounds]
+    (tmp_path / "audio" / "abcdefghijk_000001.wav").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 clips.*no audio of 000000000540_1"):
+        build_clips(dataset, tmp_path, clip_list=None, keep_incomplete=True)
+    table = next(tmp_path.glob("*.csv"))
+    table.write_text("img_Id,ann_Ids\n1,2\n")
+    with pytest.raises(BrokenFileError, match=r"vpo_.s_data_stereo\.csv cannot be read: expected columns"):
+        build_clips(dataset, tmp_path, clip_list=None)
+
+
 def test_is3_s_json_may_lie_elsewhere(tmp_path):
     boxes = make_is3(tmp_path / "data")
     path = tmp_path / "boxes.json"
     shutil.move(tmp_path / "data" / "synthetic3240_bbox.json", path)
-    with pytest.raises(FileNotFoundError, match=r"synthetic3240_bbox\.json.*--annotations"):
+    with pytest.raises(FileNotFoundError, match=r"IS3_annotation\.json.*_bbox\.json.*--annotations"):
         build_clips("is3", tmp_path / "data", clip_list=None)
     clip_set = build_clips("is3", tmp_path / "data", clip_list=None, annotations=path)
     assert clip_set.clip_ids == sorted(boxes)

@@ -39,7 +39,12 @@ PREFIXES = {
     "stoneMo/SLAVC": "slavc_",
 }
 COPIES = {
+    "acl_avsbench_ms3": "acl_avs1_ms3_test.csv",
+    "acl_avsbench_s4": "acl_avs1_s4_test.csv",
     "ez_vsl_openset_train": "ezvsl_vggss_heard_train.txt",
+    "fnac_vggsound_10k": "fnac_vggss_10k.txt",
+    "htf_flickr_1666": "htf_flickr_test_expanded_1666.csv",
+    "htf_flickr_178": "htf_flickr_test_trimmed_178.csv",
     "htf_vgg_ss_4670": "htf_vggss_test_trimmed_4670.csv",
     "ssl_align_vgg_ss_4655": "sslalignment_ours_vggss_4655.txt",
 }
@@ -128,6 +133,8 @@ def publish(folder, row, content):
         ("jpg.txt", "10000130166.jpg\n10007936344.JPG\n", ("10000130166", "10007936344")),
         ("paths.txt", "videos/0/0/0/2615133000.mp4\n0\\1\\33.wav\n", ("2615133000", "33")),
         ("dots.txt", "a.b_000001\nc.2.flac\n--PlJNEnf-s_000288", ("a.b_000001", "c.2", "--PlJNEnf-s_000288")),
+        ("is3.json", '[{"image": "x/a_b_1_a.jpg", "audio": "x/a_b_1_a.wav"}]', ("a_b_1_a",)),
+        ("ms3.txt", "visual_frames/v_1/v_1.mp4_3.png\n", ("v_1_3",)),
         ("header_words.csv", "YouTube ID,class\na,dog\n", ("a",)),
         ("remarks.csv", "# made by hand\na.mp4\tdog, barking\n", ("a",)),
         ("test.csv", "a_000001.mp4,dog\nb_000002.mp4,cat\n", ("a_000001", "b_000002")),
@@ -169,7 +176,7 @@ NO_LIST = [
     ("broken.json", '[{"file": ', "is no list of clips"),
     ("number.json", "3", "is no list of clips"),
     ("object.json", '{"file": "a"}', "is no list of clips .*clips"),
-    ("keys.json", '[{"file": "a"}, {"image": "b"}]', "is no list of clips .*file"),
+    ("keys.json", '[{"file": "a"}, {"name": "b"}]', "an entry has .None"),
     ("type.json", '[{"file": 3}]', r"an entry has \[3, ''\] instead of text"),
 ]
 

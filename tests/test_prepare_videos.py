@@ -17,7 +17,7 @@ from PIL import Image
 from video_inputs import make_video, number_on, tone
 
 from datasets.benchmarks import build_clips
-from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, main, prepare_clip
+from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, find_videos, main, prepare_clip
 from utils.options import run_in_processes
 
 ROOT = Path(__file__).parents[1]
@@ -143,17 +143,27 @@ def test_a_list_chooses_and_names_what_is_missing(videos, tmp_path):
     assert build_clips("vggsound", tmp_path / "good_1", clip_list=None).clip_ids == ["good_1"]
 
 
+def test_linked_folders_are_followed_and_what_systems_leave_is_not_found(tmp_path):
+    for name in ("here/a.mp4", "elsewhere/b.mp4", "here/__MACOSX/c.mp4", "here/._a.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")
+    videos, _ = find_videos([tmp_path / "here"])
+    assert {name: len(paths) for name, paths in videos.items()} == {"a": 1, "b": 1}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_alone_is_found_by_its_reader(videos, tmp_path, layout):
     assert make(videos / "good_1.mp4", tmp_path, layout=layout) is None
     frame, sound = places(tmp_path, layout)
+    assert number_on(Image.open(frame)) == (62 if layout == "flickr" else 124)  # 2.5 s and 5 s
     if layout in {"vggsound", "flickr"}:  # the boxes of the others come from elsewhere
         clip = build_clips(layout, tmp_path, clip_list=None).clips[0]
         assert (clip.frame_source, clip.audio_source) == (frame, sound)
     else:
         with pytest.raises(FileNotFoundError, match="No annotations"):
             build_clips(layout, tmp_path, clip_list=None)
-    assert number_on(Image.open(frame)) == 124
     expected = 3 if layout == "vggsound" else 10
     assert soundfile.info(sound).duration == pytest.approx(expected, abs=0.02)
 

@@ -14,6 +14,9 @@ from typing import TextIO
 
 logger = logging.getLogger(__name__)
 
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
+"""What Macs, network drives and file systems leave in a folder; neither they nor hidden files are data."""
+
 
 class BrokenFileError(ValueError):
     """A file, or a row of one, exists but cannot be decoded."""

@@ -324,7 +324,8 @@ def published_list(
     scored, negatives = ids_sha256(clip_ids), ids_sha256(negative_ids)
     row = next((row for row in rows if row.ids_sha256 == scored), rows[0])
     is_scored = row.ids_sha256 == scored and negatives == (pairs.ids_sha256 if pairs else ids_sha256([]))
-    words = f"list: that of the published numbers ({row.cut})"
+    other = "" if row is rows[0] else f", not {rows[0].cut}"
+    words = f"list: that of the published numbers ({row.cut}{other})"
     if not is_scored:
         words = f"list: not that of the published numbers ({row.cut}); not comparable with those of {authors}"
     names = {"name": (pairs or row).name or None, "sha256": (pairs or row).sha256 or None}

@@ -189,9 +189,12 @@ def test_baselines_without_a_model_are_those_beside_a_model(made_up):
     beside = beside[beside["kind"] != "model"].reset_index(drop=True)
     assert_frame_equal(alone.clips[~more].reset_index(drop=True), beside, check_exact=True)
     frame = alone.clips[alone.clips["predictor"] == "whole frame (blind)"]
-    assert frame["ciou"].tolist() == pytest.approx(14 * truths.mean(axis=(1, 2)).tolist())
+    assert frame["ciou"].tolist() == pytest.approx(len(EVERY_RULE) * truths.mean(axis=(1, 2)).tolist())
     square = consensus_iou(centre_square(224)[None], TruthMaps(torch.from_numpy(truths))).tolist()
-    assert alone.clips[alone.clips["predictor"] == "centre square (blind)"]["ciou"].tolist() == 14 * square
+    assert (
+        alone.clips[alone.clips["predictor"] == "centre square (blind)"]["ciou"].tolist()
+        == len(EVERY_RULE) * square
+    )
     assert alone.maps is None
 
 

@@ -435,7 +435,7 @@ def test_rows_are_whole_and_name_protocols_and_benchmarks_that_there_are():
 def test_classes_heard_in_training_are_a_list_of_those_who_published_on_it(splits):
     heard = published_ids("ez_vsl_vgg_ss_heard", splits)
     scored = {name for name in PROTOCOLS if published_list(name, "", "vgg_ss", heard)["is_scored"]}
-    assert scored == {"ez_vsl", "fnac", "fnac_bicubic", "slavc", "slavc_fixed"}
+    assert scored == {"ez_vsl", "fnac_bicubic", "slavc", "slavc_fixed"}
 
 
 def test_the_two_250_of_flickr_soundnet_differ(splits):

@@ -425,7 +425,7 @@ def test_the_own_maps_are_those_of_localisation(
     assert "another evaluation (another threshold)" in caplog.text
     shared = [a for a in map(str, arguments[1:]) if a not in ("--seeds", "2")]
     shared[shared.index("--output") + 1] = str(folder / "localisation")
-    rule = ("--protocol", "vssl_eval", "--gallery", "0")
+    rule = ("--protocol", "ssl_align", "--gallery", "0")
     assert testing_program.main(["localisation", *shared, *rule]) == 0
     located = json.loads((folder / "localisation" / "summary.json").read_text())
     assert scores["ciou_at_0.5_own"]["mean"] == pytest.approx(located["cIoU@0.5"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,8 @@ def test_each_rule_mixes_object_maps_as_its_authors_do(protocol, alpha):
     (found,) = predict(similarity, [protocol], counts, ObjectMaps(objects, alpha))
     for clip in range(3):
         own = upsample(similarity[clip : clip + 1], protocol)[0].double().numpy()
-        other = upsample(objects[clip : clip + 1], protocol)[0].double().numpy()
+        enlarged = replace(protocol, upsampling=protocol.object_upsampling or protocol.upsampling)
+        other = upsample(objects[clip : clip + 1], enlarged)[0].double().numpy()
         if protocol.name.startswith("slavc"):
             mixed = alpha * (own + 1) / 2 + (1 - alpha) * other / 2.5
             expected = mixed if protocol.name == "slavc_fixed" else min_max(mixed)

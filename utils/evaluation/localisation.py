@@ -127,7 +127,6 @@ def evaluate_localisation(
         on_batch: called with the batch, its localisation maps (B, M, M) and consensus IoUs under the first
             rule.
     """
-    rules = list(dict.fromkeys(protocol.rule for protocol in protocols))  # some differ in name only
     size = protocols[0].map_size
     blind = {DISC: centre_disc(size)}
     if localise is None:
@@ -148,9 +147,9 @@ def evaluate_localisation(
             similarity = localise(batch).float()  # (B, h, w)
             truth = TruthMaps(truth.maps.to(similarity.device), outlined)
             mixed = None if objects is None else objects(batch)
-            predictions = predict(similarity, rules, truth.num_annotated, mixed)
+            predictions = predict(similarity, protocols, truth.num_annotated, mixed)
             scores = [_score(prediction, truth) for prediction in predictions]
-            for of_rule, rule in zip(scores, rules, strict=True) if negatives else ():
+            for of_rule, rule in zip(scores, protocols, strict=True) if negatives else ():
                 of_rule["confidence"] = confidences(similarity, rule, mixed).cpu().numpy()
             scored[model_name, MODEL] = scores
             maps.append(similarity.cpu())
@@ -158,13 +157,12 @@ def evaluate_localisation(
                 mixed_in.append(ObjectMaps(mixed.maps.float().cpu(), mixed.alpha))
             if on_batch is not None:
                 on_batch(batch, predictions[0].localisation_maps, scores[0]["ciou"].tolist())
-        scored |= _score_references(truth, rules, blind)
+        scored |= _score_references(truth, protocols, blind)
         description = _describe(batch, truth, negatives=negatives)
-        for protocol in protocols:
+        for place, protocol in enumerate(protocols):
             for (predictor, kind), of_rules in scored.items():
                 name = f"ceiling of {protocol.name} (maps without ties)" if kind == CEILING else predictor
-                columns = description | of_rules[rules.index(protocol.rule)]
-                found.setdefault((protocol.name, name, kind), []).append(columns)
+                found.setdefault((protocol.name, name, kind), []).append(description | of_rules[place])
 
     unreadable, maps, mixed_in = (gather_objects(parts) for parts in (unreadable, maps, mixed_in))
     return LocalisationResult(

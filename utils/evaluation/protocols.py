@@ -49,16 +49,12 @@ class LocalisationProtocol:
     value: float | None = None  # of the fixed threshold, in [0, 1]
     keep_maximum: bool = False  # predict what is at 1 even where the comparison leaves it out
     object_prior: Literal["maps", "scores"] = "maps"  # what is mixed with it: normalised maps, raw scores
+    object_upsampling: Upsampling | None = None  # of its maps; None: as the model's
     map_size: int = 224  # side of the scored map, pixels
     ground_truth: str = (
         "boxes truncated to whole pixels of 224 x 224 and cut to the frame: their union, or the "
         "consensus of annotators; masks as they are"
     )  # how annotation becomes pixels, the same under every rule
-
-    @property
-    def rule(self) -> "LocalisationProtocol":
-        """The rule without its name; those of several authors can equal each other."""
-        return replace(self, name="")
 
     @property
     def description(self) -> str:
@@ -76,17 +72,18 @@ class LocalisationProtocol:
 
 
 _SSL_TIE = LocalisationProtocol(
-    "ssl_tie", "SSL-TIE", "cv2_linear", "inverted_min_max", "median", ">", keep_maximum=True
+    "ssl_tie", "SSL-TIE and LVS", "cv2_linear", "inverted_min_max", "median", ">", keep_maximum=True
 )
 _EZ_VSL = LocalisationProtocol(
-    "ez_vsl", "EZ-VSL", "bilinear_align_corners", "min_max_or_unchanged", "median", ">="
+    "ez_vsl", "EZ-VSL and FNAC", "bilinear_align_corners", "min_max_or_unchanged", "median", ">="
 )
 _SLAVC = replace(
     _EZ_VSL, name="slavc", authors="SLAVC", upsampling="bicubic_align_corners", object_prior="scores"
 )
-_SSL_ALIGN = replace(_EZ_VSL, name="ssl_align", authors="SSL-Align", comparison=">")
-_SSL_ALIGN_ADAPTIVE = replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive")
-# Its program has a branch of its own for this benchmark, which enlarges with OpenCV.
+_SSL_ALIGN = replace(
+    _EZ_VSL, name="ssl_align", authors="SSL-Align", normalisation="inverted_min_max", comparison=">"
+)
+# Its program enlarges SSL-TIE's maps with OpenCV everywhere, LVS's and its own on VGG-SS.
 _SSL_ALIGN_VGG_SS = replace(_SSL_ALIGN, name="ssl_align_vgg_ss", upsampling="cv2_linear")
 
 PROTOCOLS: dict[str, LocalisationProtocol] = {
@@ -94,21 +91,24 @@ PROTOCOLS: dict[str, LocalisationProtocol] = {
     for protocol in (
         _SSL_TIE,
         LocalisationProtocol("sspl", "SSPL", "cv2_linear", "min_max", "fixed", ">=", value=0.5),
-        replace(_SSL_TIE, name="lvs", authors="LVS"),
         _EZ_VSL,
         _SLAVC,
         replace(_SLAVC, name="slavc_fixed", normalisation="half_cosine", threshold="fixed", value=0.5),
-        replace(_EZ_VSL, name="fnac", authors="FNAC"),
-        replace(_EZ_VSL, name="fnac_bicubic", authors="FNAC", upsampling="bicubic"),
+        replace(
+            _EZ_VSL, name="fnac_bicubic", authors="FNAC", upsampling="bicubic",
+            object_upsampling="bilinear_align_corners",
+        ),
         _SSL_ALIGN,
-        _SSL_ALIGN_ADAPTIVE,
+        replace(_SSL_ALIGN, name="ssl_align_adaptive", threshold="adaptive"),
         _SSL_ALIGN_VGG_SS,
         replace(_SSL_ALIGN_VGG_SS, name="ssl_align_vgg_ss_adaptive", threshold="adaptive"),
-        replace(_SSL_ALIGN, name="vssl_eval", authors="vssl_eval"),
-        replace(_SSL_ALIGN_ADAPTIVE, name="vssl_eval_adaptive", authors="vssl_eval"),
     )
-}
+}  # fmt: skip
 """Every rule, by name. Whose each is, and what differs: docs/evaluation.md."""
+OTHER_NAMES = {
+    "lvs": "ssl_tie", "fnac": "ez_vsl", "vssl_eval": "ssl_align", "vssl_eval_adaptive": "ssl_align_adaptive",
+}  # fmt: skip
+"""Names that rules had, too."""
 
 
 def default_protocols(headline: str | None) -> str:
@@ -120,6 +120,8 @@ def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
     """Rules that a user named, in that order: names of PROTOCOLS with commas between, or 'all'."""
     wanted = list(PROTOCOLS) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
+        if name in OTHER_NAMES:
+            raise ValueError(f"The protocol {name!r} is the same rule as {OTHER_NAMES[name]!r}: name that.")
         if name not in PROTOCOLS:
             raise ValueError(
                 f"There is no protocol {name!r}. There are: {', '.join(PROTOCOLS)}; several take "
@@ -166,7 +168,8 @@ def predict(
     for rule in protocols:
         # Rules that enlarge, and mix, alike score the same maps.
         mixed = None if objects is None or rule.object_prior == "scores" else rule.normalisation
-        alike.setdefault((rule.upsampling, rule.map_size, rule.object_prior, mixed), []).append(rule)
+        enlarged = rule.upsampling, rule.object_upsampling, rule.map_size
+        alike.setdefault((enlarged, rule.object_prior, mixed), []).append(rule)
     predictions = {}
     for rules in alike.values():
         maps = mix(similarity_maps, objects, rules[0])  # (C, M, M); C is B, or 1
@@ -233,9 +236,11 @@ def normalise(maps: Tensor, protocol: LocalisationProtocol) -> Tensor:
     """Bring each map (B, M, M) to [0, 1] in float32, as the rule's authors do; NaN where it is not finite.
 
     They differ in a constant map c. SSPL's program (min_max) divides 0 by 0 there: c becomes NaN
-    and predicts nothing. Others (min_max_or_unchanged) leave it alone. SSL-TIE's (inverted_min_max)
-    forms 1 - normalise(-map), likewise left alone, so that it becomes 1 + c: a constant of 0 or
-    more predicts everything. SLAVC's raw scores (half_cosine) are not scaled by the map at all.
+    and predicts nothing. Others (min_max_or_unchanged) leave it alone. SSL-TIE's and SSL-Align's
+    (inverted_min_max) form 1 - normalise(-map), likewise left alone, so that it becomes 1 + c: a constant
+    of 0 or more predicts everything by SSL-TIE's rule. SLAVC's raw scores (half_cosine) are not scaled by
+    the map at all. A small constant map comes here with the rounding noise of PyTorch's enlarging, which
+    is stretched to [0, 1]: what is predicted then means nothing, as in the authors' programs.
     """
     return _rescale(maps, _value_range(maps), protocol.normalisation)
 
@@ -250,7 +255,9 @@ def mix(similarity_maps: Tensor, objects: ObjectMaps | None, protocol: Localisat
     maps = upsample(similarity_maps, protocol)
     if objects is None:
         return maps
-    alpha, others = objects.alpha, upsample(objects.maps, protocol)
+    # FNAC's second block enlarges the two in different ways.
+    enlarged = replace(protocol, upsampling=protocol.object_upsampling or protocol.upsampling)
+    alpha, others = objects.alpha, upsample(objects.maps, enlarged)
     if protocol.object_prior == "maps":
         return alpha * normalise(maps, protocol) + (1 - alpha) * normalise(others, protocol)
     scores = _rescale(maps, _value_range(maps), "half_cosine")

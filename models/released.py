@@ -15,6 +15,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +247,9 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
         return released(method="sspl", method_config=config, state_dict=weights)
     content = read_checkpoint_file(path)
     if "format" in content:
-        return parse_checkpoint(content, path)
+        checkpoint = parse_checkpoint(content, path)
+        weights = {WRAPPERS.sub("", str(name)): tensor for name, tensor in checkpoint.state_dict.items()}
+        return replace(checkpoint, state_dict=weights)
     method, weights = convert_release(content, path)
     if method == "ez_vsl_or_fnac":
         selection |= _program_of(content)

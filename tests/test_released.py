@@ -28,6 +28,7 @@ from models.released import (
     read_any_checkpoint,
     read_pretrained,
 )
+from utils.checkpoint import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,6 +88,16 @@ def test_wrappers_of_the_network_and_of_its_parts_are_no_names(method, nesting):
     wrapped = {prefix + name.replace("net.", inner, 1): value for name, value in official.items()}
     found, converted = convert_release({RELEASES[method].entry: wrapped}, SOURCE)
     assert found == method and converted.keys() == state_of(method).keys()
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
+def test_so_are_those_in_a_file_of_this_project(tmp_path, prefix):
+    weights = {
+        f"{prefix}{name}": torch.zeros(()).expand(value.shape) for name, value in state_of("ssl_tie").items()
+    }
+    empty = {"method_config": {}, "audio_config": {}, "frame_config": {}}
+    save_checkpoint(tmp_path / "own.pth", Checkpoint(method="ssl_tie", state_dict=weights, **empty))
+    assert read_any_checkpoint(tmp_path / "own.pth").state_dict.keys() == state_of("ssl_tie").keys()
 
 
 def test_further_tensors_are_said_and_left_out_where_the_authors_do_so(caplog):

@@ -24,6 +24,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -291,15 +292,15 @@ def encode_squares(frames: Iterable[tuple[int, av.VideoFrame]], side: int) -> It
     encoder.width = encoder.height = side
     encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, FRAME_RATE)
     encoder.options = {"qmin": "2", "qmax": "2", "threads": "1", "huffman": "default"}
-    last, content = None, b""
+    last, content, reformatter = None, b"", VideoReformatter()  # which computes its filters once
     for number, frame in frames:
         if frame is not last:  # a slow video shows a picture more than once
             last = frame
             if frame.rotation:
                 frame = av.VideoFrame.from_ndarray(_upright(frame, (side, side)), "rgb24")  # noqa: PLW2901
-            square = frame.reformat(
-                side, side, "yuvj420p", interpolation="BICUBIC", threads=1,
-                dst_colorspace="ITU601", dst_color_range="JPEG",
+            square = reformatter.reformat(
+                frame, side, side, "yuvj420p", interpolation="BICUBIC", threads=1,
+                dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG,
             )  # fmt: skip
             square.pts, square.time_base = number, encoder.time_base
             content = b"".join(map(bytes, encoder.encode(square)))

@@ -248,7 +248,7 @@ class Archive:
     def __init__(self, file: io.BufferedReader) -> None:
         is_gzip = file.peek(2)[:2] == b"\x1f\x8b"  # whatever its name says
         self.file: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
-        self.damage = "the mark of its end is missing"
+        self.damage = ""
         self.num_left = 0  # bytes up to the next entry
 
     def read(self, size: int) -> bytes:
@@ -287,8 +287,8 @@ class Archive:
                 long_name = ""
             while self.num_left > 0 and self.read(min(self.num_left, 2**20)):
                 pass
-        if was_end and self.damage.startswith("the mark"):
-            self.damage = ""
+        if not was_end:
+            self.damage = self.damage or "the mark of its end is missing"
 
 
 @dataclass
@@ -359,12 +359,15 @@ class Run:
         """Yield the clips to make of an archive; what it has lost becomes failures."""
         num_bytes, num_failures, last = path.stat().st_size, len(self.failures), "its beginning"
         sizes: dict[str, int] = {}
+        gaps: list[str] = []
         with path.open("rb") as file:
             archive = Archive(file)
             for name, member in archive.members():
-                clip_id = name.stem if _is_video(name) else path.name
-                if member is None:
+                clip_id = name.stem
+                if member is None and _is_video(name):
                     self.fail(clip_id, DAMAGED, f"its entry in {path.name} is damaged, behind {last}", path)
+                elif member is None:
+                    gaps.append(f"what lies behind {last} is no entry, and left out")
                 if member is None or not _is_video(name) or member.isdir():
                     continue
                 last, sizes[clip_id] = clip_id, member.size
@@ -379,11 +382,12 @@ class Run:
                     del self.met[clip_id]
                     self.fail(clip_id, DAMAGED, f"{path.name} is damaged or cut off within it", path)
             rest = num_bytes - file.tell()
-        if archive.damage:
-            words = f"it is damaged or cut off behind {last}, {len(sizes)} videos ({archive.damage})"
+        if damages := [*gaps, *filter(None, [archive.damage])]:
+            words = f"it is damaged or was cut off ({'; '.join(damages)}): "
+            words += f"{len(sizes)} videos were met, the last is {last}"
             if rest:
                 num_lost = round(len(sizes) * rest / (num_bytes - rest))
-                words += f"; what follows is lost, {rest / 1e6:.1f} MB or about {num_lost} videos"
+                words += f"; {rest / 1e6:.1f} MB behind that, about {num_lost} videos, are lost"
             self.fail(path.name, DAMAGED, f"{words}. Fetch it again, or a repaired copy", path)
         if not any(failure.reason == DAMAGED for failure in self.failures[num_failures:]):
             self.note({"archive": path.name, "archive_bytes": num_bytes, "videos": sizes})

@@ -1,12 +1,14 @@
 """Folders of videos become data sets: layouts, failures that are named, stopping and going on."""
 
 import csv
+import gzip
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -339,3 +341,134 @@ def test_a_crash_is_the_fault_of_one_task():
     assert sorted(number for number, _, has_crashed in results if has_crashed) == [3, 13, 23]
     assert sorted(n for n, _, _ in results) == list(range(24))
     assert all(result == number**2 for number, result, has_crashed in results if not has_crashed)
+
+
+FOLDERS = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"  # seven, as in VGGSound's archives
+
+
+def pack(path, videos, *, folders=FOLDERS, form=tarfile.GNU_FORMAT):
+    """Packs {clip id: video} into a .tar or .tar.gz file."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", format=form) as archive:
+        for clip_id, video in videos.items():
+            archive.add(video, f"{folders}/{clip_id}.mp4")
+        archive.add(path.parent, "._system.mp4", recursive=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Six videos that differ, by clip id."""
+    folder = tmp_path_factory.mktemp("clips")
+    sounds = {f"clip_{number}_000030": [tone(6, level=0.1 + number / 10)] for number in range(6)}
+    return {i: make_video(folder / f"{i}.mp4", seconds=6, sounds=sound) for i, sound in sounds.items()}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "folders", "form"),
+    [
+        (".tar.gz", FOLDERS, tarfile.GNU_FORMAT),
+        (".tar", ".", tarfile.GNU_FORMAT),
+        (".tar", FOLDERS * 3, tarfile.GNU_FORMAT),
+        (".tar.gz", FOLDERS * 3, tarfile.PAX_FORMAT),
+    ],
+)
+def test_archives_give_what_their_videos_give(clips, tmp_path, capsys, suffix, folders, form):
+    ids = list(clips)
+    archives = [
+        pack(tmp_path / f"{name}{suffix}", {i: clips[i] for i in part}, folders=folders, form=form)
+        for name, part in (("00", ids[:3]), ("01", ids[3:]))
+    ]
+    assert main([*map(str, archives), str(tmp_path / "set"), *ARGUMENTS]) == 0
+    assert main([str(clips[ids[0]].parent), str(tmp_path / "expected"), *ARGUMENTS]) == 0
+    assert files(tmp_path / "set") == files(tmp_path / "expected")
+    assert not list(tmp_path.rglob("*.mp4")) and failures(tmp_path / "set") == {}
+    # A whole archive whose clips are there is not read again: its bytes are spoilt here.
+    for archive in archives:
+        archive.write_bytes(bytes(archive.stat().st_size))
+    capsys.readouterr()
+    assert main([*map(str, archives), str(tmp_path / "set"), *ARGUMENTS]) == 0
+    assert "6 of 6 clips are prepared (6 were before)" in capsys.readouterr().out
+
+
+def test_an_archive_is_read_on_after_a_stop_and_what_is_listed_is_taken(clips, tmp_path, capsys):
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    pack(folder / "00.tar.gz", clips)
+    (tmp_path / "list").write_text("clip_1_000030\nclip_4_000030\nabsent_000001")
+    arguments = [str(folder), str(tmp_path / "set"), *ARGUMENTS]
+    assert main([*arguments, "--clip-list", str(tmp_path / "list")]) == 1
+    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {
+        "absent_000001": "no_video"
+    }
+    sounds = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*.wav")}
+    assert len(sounds) == 4
+    assert main(arguments) == 0
+    assert "6 of 6 clips are prepared (2 were before)" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == time for path, time in sounds.items())
+
+
+def test_a_damaged_archive_names_what_is_lost_and_the_rest_goes_on(clips, tmp_path, capsys):
+    ids = list(clips)
+    cut = pack(tmp_path / "00.tar.gz", {i: clips[i] for i in ids[:4]})
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) * 6 // 10])
+    spoilt = pack(tmp_path / "01.tar", {i: clips[i] for i in ids[4:]})
+    with spoilt.open("r+b") as file:
+        file.write(FOLDERS.encode() + b"/clip_4_000030.mp4\0\xff")  # the check sum of its entry is wrong
+    archives = [str(cut), str(spoilt)]
+    assert main([*archives, str(tmp_path / "set"), *ARGUMENTS]) == 1
+    found = failures(tmp_path / "set")
+    assert {row["reason"] for row in found.values()} == {"damaged_archive"}
+    assert found.keys() == {ids[2], ids[4], "00.tar.gz"}
+    assert ids[2] in found["00.tar.gz"]["detail"] and "end-of-stream" in found["00.tar.gz"]["detail"]
+    assert {path.stem for path in (tmp_path / "set").rglob("*.wav")} == {ids[0], ids[1], ids[5]}
+    assert "00.tar.gz: damaged_archive" in capsys.readouterr().out
+    # A repaired copy fills the gaps.
+    whole = pack(tmp_path / "copy.tar.gz", clips)
+    assert main([*archives, str(whole), str(tmp_path / "set"), *ARGUMENTS]) == 1
+    assert failures(tmp_path / "set").keys() == {"00.tar.gz"}
+    assert "6 of 6 clips are prepared (3 were before)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["middle", "check sum", "no end", "no archive"])
+def test_each_damage_of_an_archive_is_named(clips, tmp_path, place):
+    archive = pack(tmp_path / "a.tar.gz", clips)
+    content = bytearray(archive.read_bytes())
+    if place == "middle":
+        content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
+    elif place == "check sum":
+        content[-8:-4] = bytes(4)
+    elif place == "no end":
+        members = gzip.decompress(content).rstrip(b"\0")
+        content = gzip.compress(members + bytes(-len(members) % 512))
+    else:
+        content = b"<html>Please log in</html>" * 100
+    archive.write_bytes(content)
+    status = main([str(archive), str(tmp_path / "set"), *ARGUMENTS])
+    found = failures(tmp_path / "set")
+    reason, detail = found["a.tar.gz"]["reason"], found["a.tar.gz"]["detail"]
+    assert reason == "damaged_archive" and "Fetch it again" in detail
+    assert status == (2 if place == "no archive" else 1)
+    num_made = len(list((tmp_path / "set").rglob("*.wav"))) // 2
+    if place == "middle":
+        assert 2 <= num_made < 6 and "videos were met, the last is clip_" in detail
+    else:
+        assert num_made == (0 if place == "no archive" else 6)
+
+
+def test_few_tasks_are_taken_ahead():
+    taken = 0
+
+    def tasks():
+        nonlocal taken
+        for number in range(40):
+            taken += 1
+            yield number
+
+    for done, _ in enumerate(run_in_processes(abs, tasks(), num_workers=2)):
+        assert taken <= done + 5
+
+
+def test_preparing_starts_without_torch():
+    code = "import sys, scripts.prepare_videos; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,5 +1,6 @@
 """Numbered frames and sound of a video: the right moment, a full decode's pixels, clear refusals."""
 
+import io
 from fractions import Fraction
 
 import av
@@ -10,7 +11,15 @@ import torchaudio
 from PIL import Image
 from video_inputs import AUDIO_RATE, HEIGHT, WIDTH, make_video, number_on, tone
 
-from datasets.video import UnusableVideoError, Video, _upright, numbered_frames, open_video, read_sound
+from datasets.video import (
+    UnusableVideoError,
+    Video,
+    _upright,
+    encode_squares,
+    numbered_frames,
+    open_video,
+    read_sound,
+)
 
 SIZE = 48
 LONG_GROUPS = {"g": "250", "sc_threshold": "0"}
@@ -189,3 +198,14 @@ def test_only_pictures_that_others_refer_to_are_decoded(tmp_path, monkeypatch, k
     assert count <= at_most
     monkeypatch.setattr("datasets.video.SKIPPING_CODECS", ())
     assert read(path, 125).tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pictures_become_jpegs_without_rgb_on_the_way(tmp_path, rotation):
+    path = make_video(tmp_path / "video.mp4", rate=10, rotation=rotation)
+    with open_video(path) as video:
+        content = dict(encode_squares(numbered_frames(video, range(1, 41), needed=40), SIZE))
+    for number, picture in read_all(path, range(1, 41), 40).items():
+        got = np.asarray(Image.open(io.BytesIO(content[number])).convert("L"), float)
+        assert np.abs(got - np.asarray(Image.fromarray(picture).convert("L"))).mean() < 3
+    assert len(set(content.values())) == 16  # of 10 pictures a second

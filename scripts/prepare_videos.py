@@ -452,7 +452,8 @@ class Run:
 
 
 def _is_video(path: PurePath) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    hidden = any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.parts)
+    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden
 
 
 def prepare(sources: Sequence[Path], destination: Path, options: PrepareOptions) -> int:

@@ -23,6 +23,15 @@ def training(tiny_data, output, *words):
     ]))  # fmt: skip
 
 
+def scoring(tiny_data, checkpoint, output, *words, task="localisation"):
+    """Arguments of test.py."""
+    benchmark = "--dataset" if task == "retrieval" else "--benchmark"
+    return list(map(str, [
+        task, "--checkpoint", checkpoint, benchmark, "vgg_ss", "--data-root", tiny_data.root,
+        "--output", output, "--workers", 0, "--device", "cpu", *words,
+    ]))  # fmt: skip
+
+
 def validation(tiny_data):
     return ("--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root)
 

@@ -1,8 +1,6 @@
 """A tiny data set in all layouts: a coloured square at a known box, a tone tied to its colour."""
 
-import importlib.util
 import signal
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import soundfile
 import torch
 from distributed_workers import narrow_encoder
 from PIL import Image
-from shell_scripts import Starts
+from shell_scripts import ROOT, Starts, program_at
 
 from datasets.audio import AudioConfig
 from datasets.frames import FrameConfig
@@ -20,7 +18,6 @@ from models import ssl_tie
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import Checkpoint, save_checkpoint
 
-ROOT = Path(__file__).parents[1]
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
 PITCHES = (300.0, 700.0, 1500.0, 3200.0)
 SIDE = 96
@@ -132,12 +129,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def testing_program():
-    """test.py as a module; its own name belongs to Python."""
-    specification = importlib.util.spec_from_file_location("testing_program", ROOT / "test.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
+    """test.py as a module."""
+    return program_at(ROOT / "test.py")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command_line import scoring, training
 from conftest import RATE, tone
 
 import main as training_program
@@ -21,18 +22,13 @@ from utils.checkpoint import FORMAT, Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = (
-    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --workers 0 --device cpu --epochs 1"
-).split()
-
 
 @dataclass
 class Inputs:
     """What a row may spoil."""
 
     folder: Path
-    data: Path
+    root: Path
     checkpoint: Path
     output: Path
 
@@ -44,7 +40,7 @@ class Inputs:
             "boxes": "VGGSound_test/anno/test_3.xml",
             "training frame": "VGGSound/total_video_frames/train_3/125.jpg",
         }
-        return self.data / places[kind]
+        return self.root / places[kind]
 
 
 @dataclass(frozen=True)
@@ -289,7 +285,7 @@ OPTIONS = [
     Row("validation without its folder", "main", None, ("--validation-root", "go together"),
         "--validation-benchmark vgg_ss"),
     Row("JSON boxes of another benchmark", "test",
-        lambda inputs: (inputs.data / "VGGSound_test").rename(inputs.data / "Flickr_test"),
+        lambda inputs: (inputs.root / "VGGSound_test").rename(inputs.root / "Flickr_test"),
         ("--annotations", "flickr_soundnet"), f"--benchmark flickr_soundnet {JSON}"),
     Row("window shorter than the FFT", "main", None, ("--window-seconds", "--fft-size"),
         "--window-seconds 0.01"),
@@ -332,16 +328,10 @@ def inputs(tiny_data, tmp_path, checkpoint):
 
 def command_line(row, inputs):
     given = row.arguments.format(folder=inputs.folder).split()
-    usual = {"--data-root": inputs.data, "--output": inputs.output}
+    words = scoring(inputs, inputs.checkpoint, inputs.output, *given)
     if row.program == "main":
-        usual |= {"--train-set": "vggsound", "--batch-size": 4}
-        usual |= dict(zip(SMALL[::2], SMALL[1::2], strict=True))
-        first = row.first or "ssl_tie"
-    else:
-        usual |= {"--checkpoint": inputs.checkpoint, "--benchmark": "vgg_ss"}
-        usual |= {"--workers": 0, "--device": "cpu"}
-        first = row.first or "localisation"
-    return [first, *(str(word) for pair in usual.items() for word in pair), *given]
+        words = training(inputs, inputs.output, "--epochs", 1, *given)
+    return [row.first or words[0], *words[1:]]
 
 
 def left_in(folder):

@@ -169,12 +169,8 @@ def test_every_truncated_file_and_what_is_no_file_of_weights_is_a_value_error(tm
     [
         ([1, 2], "holds a list, not a checkpoint"),
         (torch.zeros(3), "holds a Tensor, not a checkpoint"),
-        (
-            {"w": torch.ones(2), "args": argparse.Namespace(lr=1)},
-            r"it holds argparse\.Namespace, which could",
-        ),
+        ({"args": argparse.Namespace(lr=1)}, r"it holds argparse\.Namespace, which could"),
         ({"state_dict": {}, 0: 3}, "format None.*It holds: state_dict, 0"),
-        ({"format": "other-1"}, f"format 'other-1', expected '{FORMAT}'"),
         (
             {"format": FORMAT, 0: 1, "a": 2},
             r"lacks \['audio_config', .*'training_list'\].*unknown \['0', 'a'\]",
@@ -189,13 +185,8 @@ def test_every_truncated_file_and_what_is_no_file_of_weights_is_a_value_error(tm
                 ("audio_config", None, "dict, but 'None'"),
                 ("state_dict", [1], r"dict, but '\[1\]'"),
                 ("training_clips", "clip_1", "list"),
-                ("epoch", "7", "int"),
                 ("optimizer", [1], "dict"),
             )
-        ),
-        (
-            {"format": FORMAT, **asdict(make_checkpoint(state_dict={"w": 1}))},
-            "'w' of its entry 'state_dict' is a int",
         ),
     ],
 )

@@ -1,7 +1,6 @@
 """Results side by side: several models, compared clip by clip."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT
 from peer_inputs import SHAPES, filled, official_file
 from result_inputs import make_context, make_result
+from shell_scripts import ROOT, run
 from test_reports import IDENTITY, PUBLISHED
 
 from datasets.benchmarks import DATA_SETS
@@ -126,17 +125,6 @@ def test_names_tell_the_models_apart():
     assert distinct_names(paths[:2]) == ["a", "last"]
 
 
-def compare_models(*arguments):
-    return subprocess.run(
-        ["bash", ROOT / "scripts" / "compare_models.sh", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        env={**ENVIRONMENT, "VSSL_PYTHON": sys.executable},
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_path):
     paths = []
@@ -148,7 +136,8 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         f"-- --benchmark vgg_ss --data-root {tiny_data.root} --output {out} --gallery 0 "
         "--protocol ssl_tie,ez_vsl --workers 0 --device cpu"
     ).split()
-    finished = compare_models(*paths, *options)
+    script = ROOT / "scripts" / "compare_models.sh"
+    finished = run(script, *paths, *options)
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert [model["name"] for model in summary["models"]] == ["lvs", "ez_vsl_or_fnac"]
@@ -157,7 +146,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
     times = [path.stat().st_mtime_ns for path in summaries]
     assert len(times) == 2
 
-    again = compare_models(*paths, *options, "--table", "csv")
+    again = run(script, *paths, *options, "--table", "csv")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("has been scored") == 2
     assert times == [path.stat().st_mtime_ns for path in summaries]

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import run
+from command_line import run, training
 from distributed_workers import narrow_encoder
 from torch import nn
 
@@ -17,8 +17,7 @@ from utils.training import autocast
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TINY = (
-    "--frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 --time-mask 2 "
-    "--frequency-mask 2 --batch-size 4 --workers 0 --device cpu"
+    "--frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 --time-mask 2 --frequency-mask 2"
 ).split()
 
 
@@ -103,11 +102,8 @@ def test_fp16_trains_and_resumes_from_the_command_line(tiny_data, tmp_path):
     """A scale that no run begins with is gone on with."""
     last = tmp_path / "run" / "last.pth"
     for epochs in (1, 2):
-        finished = run(
-            "main.py", "ssl_tie", "--train-set", "vggsound", "--data-root", tiny_data.root,
-            "--output", last.parent, "--precision", "fp16", "--epochs", epochs, *TINY,
-            *(["--resume"] if epochs > 1 else []),
-        )  # fmt: skip
+        words = ("--precision", "fp16", "--epochs", epochs, *TINY, *(["--resume"] if epochs > 1 else []))
+        finished = run("main.py", *training(tiny_data, last.parent, *words))
         assert finished.returncode == 0, finished.stderr
         content = torch.load(last, weights_only=True)
         if epochs == 1:

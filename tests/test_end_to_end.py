@@ -9,43 +9,22 @@ import time
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, ROOT, assert_refused, run
-
-SMALL = (
-    "--frame-size 64 --window-seconds 1 --mel-bins 32 --hop-length 400 --time-mask 10 "
-    "--frequency-mask 8 --batch-size 4 --workers 0 --device cpu"
-).split()
+from command_line import ENVIRONMENT, ROOT, assert_refused, run, scoring, training, validation
 
 
 def train(tiny_data, output, *arguments):
-    return run(
-        "main.py", "ssl_tie", "--train-set", "vggsound", "--data-root", tiny_data.root,
-        "--output", output, *SMALL, *arguments,
-    )  # fmt: skip
+    return run("main.py", *training(tiny_data, output, *arguments))
 
 
 def localisation(tiny_data, checkpoint, output, *arguments):
-    return run(
-        "test.py", "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss",
-        "--data-root", tiny_data.root, "--output", output, "--workers", 0, "--device", "cpu",
-        *arguments,
-    )  # fmt: skip
-
-
-def weights(path):
-    content = torch.load(path, weights_only=True)
-    return {**content["state_dict"], **flatten(content["optimizer"]["state"])}
-
-
-def flatten(state):
-    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+    return run("test.py", *scoring(tiny_data, checkpoint, output, *arguments))
 
 
 def assert_same_weights(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
+    """And the same state of the optimiser."""
+    one, two = (torch.load(path, weights_only=True) for path in (first, second))
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(one["optimizer"]["state"], two["optimizer"]["state"], rtol=0, atol=0)
 
 
 def test_train_resume_test_report(tiny_data, tmp_path):
@@ -116,10 +95,7 @@ def test_variants_train(tiny_data, tmp_path, arguments):
 
 def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
     output = tmp_path / "run"
-    finished = train(
-        tiny_data, output, "--epochs", 1,
-        "--validation-benchmark", "vgg_ss", "--validation-root", tiny_data.root,
-    )  # fmt: skip
+    finished = train(tiny_data, output, "--epochs", 1, *validation(tiny_data))
     assert finished.returncode == 0, finished.stderr
     history = next(csv.DictReader((output / "history.csv").open()))
     assert localisation(tiny_data, output / "best.pth", tmp_path / "results").returncode == 0
@@ -134,11 +110,8 @@ def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
 def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(tiny_data, whole, "--epochs", 3).returncode == 0
-    command = [
-        sys.executable, ROOT / "main.py", "ssl_tie", "--train-set", "vggsound",
-        "--data-root", tiny_data.root, "--output", stopped, *SMALL, "--epochs", "500",
-    ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    command = [sys.executable, ROOT / "main.py", *training(tiny_data, stopped, "--epochs", 500)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     wait_for((stopped / "history.csv").exists, process)
     process.send_signal(sent)
     _, messages = process.communicate(timeout=120)

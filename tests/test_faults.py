@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, run, training, validation
+from command_line import ROOT, run, scoring, training, validation
 from distributed_workers import narrow_encoder
 from torch.utils.data import get_worker_info
 
@@ -379,13 +379,6 @@ def run_faulty(tmp_path, fault, program, *words, processes=1):
     return run(faulty, fault, ROOT / program, *words, processes=processes, timeout=DEADLINE)
 
 
-def scoring(tiny_data, checkpoint, tmp_path, *more):
-    return list(map(str, [
-        "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root", tiny_data.root,
-        "--output", tmp_path / "results", "--device", "cpu", "--batch-size", 2, *more,
-    ]))  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("program", "bug", "processes"),
     [
@@ -397,7 +390,7 @@ def scoring(tiny_data, checkpoint, tmp_path, *more):
 def test_a_bug_ends_scoring_and_other_processes(tiny_data, checkpoint, tmp_path, program, bug, processes):
     words = training(tiny_data, tmp_path / "run", "--workers", 1)
     if program == "test.py":
-        words = scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)
+        words = scoring(tiny_data, checkpoint, tmp_path / "results", "--batch-size", 2, "--workers", 2)
     finished = run_faulty(tmp_path, bug, program, *words, processes=processes)
     assert finished.returncode == 1
     assert "ZeroDivisionError: a bug" in finished.stderr
@@ -460,7 +453,8 @@ def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, capl
 
 def test_a_dead_worker_in_test_is_reported(tiny_data, checkpoint, tmp_path, deadly, caplog, testing_program):
     deadly("test_4", signal.SIGSEGV)
-    assert testing_program.main(scoring(tiny_data, checkpoint, tmp_path, "--workers", 2)) == 2
+    words = ("--batch-size", 2, "--workers", 2)
+    assert testing_program.main(scoring(tiny_data, checkpoint, tmp_path / "results", *words)) == 2
     assert "A decoding process died" in caplog.text and "Segmentation fault" in caplog.text
     assert not (tmp_path / "results" / "summary.json").exists()
 

@@ -4,15 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_end_to_end import SMALL
+from command_line import ROOT, scoring, training
 
 import main
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def files_of(program, *arguments):
+def files_of(program, arguments):
     """The files whose functions a finished run has called, without tests and libraries."""
     files = set()
 
@@ -24,7 +23,7 @@ def files_of(program, *arguments):
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        assert program([str(word) for word in arguments]) == 0
+        assert program(arguments) == 0
     finally:
         sys.setprofile(before)
     ours = {str(Path(name).relative_to(ROOT)) for name in files if Path(name).is_relative_to(ROOT)}
@@ -32,8 +31,7 @@ def files_of(program, *arguments):
 
 
 def test_a_training_run_calls_functions_of_few_files(tiny_data, tmp_path):
-    data = ("--train-set", "vggsound", "--data-root", tiny_data.root, "--output", tmp_path / "run")
-    ours = files_of(main.main, "ssl_tie", *data, *SMALL, "--epochs", 1)
+    ours = files_of(main.main, training(tiny_data, tmp_path / "run", "--epochs", 1))
     assert {"main.py", "models/ssl_tie.py"} <= {*ours}
     assert len(ours) <= 20, "\n".join(ours)
 
@@ -41,9 +39,7 @@ def test_a_training_run_calls_functions_of_few_files(tiny_data, tmp_path):
 def test_a_test_run_from_disk_to_page_calls_functions_of_few_files(
     checkpoint, testing_program, tiny_data, tmp_path
 ):
-    data = ("--benchmark", "vgg_ss", "--data-root", tiny_data.root, "--output", tmp_path / "results")
-    run = ("localisation", "--checkpoint", checkpoint, *data, "--workers", 0, "--device", "cpu")
-    ours = files_of(testing_program.main, *run)
+    ours = files_of(testing_program.main, scoring(tiny_data, checkpoint, tmp_path / "results"))
     assert (tmp_path / "results" / "report.html").exists()
     assert {"test.py", "models/ssl_tie.py"} <= {*ours}
     assert len(ours) <= 26, "\n".join(ours)

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from command_line import SMALL
 from distributed_workers import narrow_encoder
-from test_end_to_end import SMALL, train
+from test_end_to_end import train
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ENVIRONMENT, torchrun
+from command_line import run, scoring
 from peer_inputs import SHAPES, filled, official_file
 from result_inputs import make_context
 
@@ -353,13 +352,8 @@ def test_the_files_hold_the_numbers(tmp_path):
     lines = pd.read_csv(tmp_path / "table.csv").set_index("key")["score"]
     assert dict(lines) == pytest.approx(means, abs=1e-4)
     model, blind = read_scores(tmp_path / "summary.json", "full", "4").to_dict("records")  # of an ablation
-    assert (model["rule"], model["variant"], model["seed"], blind["seed"]) == (
-        "universal threshold",
-        "full",
-        "4",
-        "",
-    )
-    assert (model["f_loc"], blind["f_loc"]) == (means["f_loc"], disc["f_loc"])
+    assert (model["rule"], model["variant"], model["seed"]) == ("universal threshold", "full", "4")
+    assert blind["seed"] == "" and (model["f_loc"], blind["f_loc"]) == (means["f_loc"], disc["f_loc"])
     rows = pd.read_csv(tmp_path / "per_clip.csv")
     assert rows["clip_id"].tolist() == list(CLIP_IDS) and (rows["pIA_noise"] == 0).all()
     assert rows["off_screen_sounds_of"].str.split().map(len).eq(NUM_SEEDS).all()
@@ -380,36 +374,25 @@ def test_the_spread_is_over_seeds_and_the_interval_over_clips():
 
 
 @pytest.fixture
-def labels(tmp_path):
-    path = tmp_path / "labels.csv"
-    path.write_text("".join(f"test_{index},{'abc'[index % 3]}\n" for index in range(6)))
-    return path
-
-
-@pytest.fixture
 def arguments(tiny_data, checkpoint, tmp_path):
-    return [
-        "negatives", "--checkpoint", checkpoint, "--benchmark", "vgg_ss", "--data-root",
-        tiny_data.root, "--output", tmp_path / "out", "--workers", 0, "--device", "cpu",
-        "--seeds", 2, "--batch-size", 4,
-    ]  # fmt: skip
+    """Of the task; its results go to out."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(f"test_{index},{'abc'[index % 3]}\n" for index in range(6)))
+    words = ("--seeds", 2, "--batch-size", 4, "--labels", labels)
+    return scoring(tiny_data, checkpoint, tmp_path / "out", *words, task="negatives")
 
 
 @pytest.fixture
 def negatives(arguments, testing_program):
     """Runs the task in this process; returns its exit status."""
-
-    def score(*further):
-        return testing_program.main([*map(str, arguments), *map(str, further)])
-
-    return score
+    return lambda *further: testing_program.main([*arguments, *map(str, further)])
 
 
 def test_the_own_maps_are_those_of_localisation(
-    negatives, labels, testing_program, arguments, capsys, caplog
+    negatives, testing_program, tiny_data, checkpoint, tmp_path, capsys, caplog
 ):
-    assert negatives("--labels", labels) == 0
-    folder = arguments[arguments.index("--output") + 1]
+    assert negatives() == 0
+    folder = tmp_path / "out"
     summary = json.loads((folder / "summary.json").read_text())
     scores = summary["scores"]
     assert (summary["num_clips"], summary["threshold"]["num_negatives"]) == (6, 36)
@@ -418,35 +401,33 @@ def test_the_own_maps_are_those_of_localisation(
         for row in csv.DictReader(file):
             donors = [int(donor[-1]) for donor in row["off_screen_sounds_of"].split()]
             assert len(donors) == 2 and int(row["clip_id"][-1]) % 3 not in {donor % 3 for donor in donors}
-    assert negatives("--labels", labels, "--table", "csv") == 0
+    assert negatives("--table", "csv") == 0
     assert capsys.readouterr().out.startswith("key,better,score,")
     assert json.loads((folder / "summary.json").read_text())["scores"] == scores
-    assert negatives("--labels", labels, "--threshold", 0.5) == 2
+    assert negatives("--threshold", 0.5) == 2
     assert "another evaluation (another threshold)" in caplog.text
-    shared = [a for a in map(str, arguments[1:]) if a not in ("--seeds", "2")]
-    shared[shared.index("--output") + 1] = str(folder / "localisation")
-    rule = ("--protocol", "ssl_align", "--gallery", "0")
-    assert testing_program.main(["localisation", *shared, *rule]) == 0
-    located = json.loads((folder / "localisation" / "summary.json").read_text())
+    rule = ("--protocol", "ssl_align", "--gallery", 0)
+    assert testing_program.main(scoring(tiny_data, checkpoint, tmp_path / "located", *rule)) == 0
+    located = json.loads((tmp_path / "located" / "summary.json").read_text())
     assert scores["ciou_at_0.5_own"]["mean"] == pytest.approx(located["cIoU@0.5"])
     assert scores["pointing_accuracy_own"]["mean"] == pytest.approx(located["pointing_accuracy"])
 
 
-def test_classes_are_needed_or_given_up(negatives, arguments, caplog):
-    assert negatives("--data-root", "nowhere") == 2  # before anything is read
+def test_classes_are_needed_or_given_up(arguments, testing_program, tmp_path, caplog):
+    words = arguments[:-2]
+    assert testing_program.main([*words, "--data-root", "nowhere"]) == 2  # before anything is read
     assert "--labels" in caplog.text and "--off-screen any" in caplog.text
-    assert negatives("--off-screen", "any") == 0
+    assert testing_program.main([*words, "--off-screen", "any"]) == 0
     assert "same class" in caplog.text
-    folder = arguments[arguments.index("--output") + 1]
-    assert json.loads((folder / "summary.json").read_text())["off_screen"] == "any"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["off_screen"] == "any"
 
 
-def test_a_peer_is_scored_on_its_own_scale(negatives, labels, tmp_path):
+def test_a_peer_is_scored_on_its_own_scale(negatives, tmp_path):
     path, few = tmp_path / "peer.pth", tmp_path / "few.txt"
     torch.save(official_file("slavc", filled(SHAPES["slavc"])), path)
     few.write_text("test_0\ntest_1\n")
-    peer = ("--labels", labels, "--checkpoint", path, "--clip-list", few, "--seeds", 1)
-    assert negatives(*peer, "--threshold", 0.5) == 0
+    peer = ("--checkpoint", path, "--clip-list", few, "--seeds", 1, "--threshold", 0.5)
+    assert negatives(*peer) == 0
     threshold = json.loads((tmp_path / "out" / "summary.json").read_text())["threshold"]
     assert (threshold["value"], threshold["similarity"]) == (0.5, "(cosine + 1) / 2")
 
@@ -465,13 +446,9 @@ def test_a_frame_that_breaks_between_two_readings_is_left_out_and_said():
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(arguments, negatives, labels, tmp_path):
-    assert negatives("--labels", labels) == 0
-    parallel = [*arguments, "--labels", labels, "--output", tmp_path / "parallel"]
-    finished = subprocess.run(
-        torchrun(2, "test.py", *parallel),
-        capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300,
-    )  # fmt: skip
+def test_two_processes_score_as_one(arguments, negatives, tmp_path):
+    assert negatives() == 0
+    finished = run("test.py", *arguments, "--output", tmp_path / "parallel", processes=2)
     assert finished.returncode == 0, finished.stderr
     one, many = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "parallel"))
     assert one["threshold"]["value"] == pytest.approx(many["threshold"]["value"], abs=1e-5)

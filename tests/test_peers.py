@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command_line import scoring
 from golden_inputs import arrays, released_shapes
 from peer_inputs import (
     ENDINGS,
@@ -245,9 +246,7 @@ def score(testing_program, tiny_data):
     """The command, in this process; gives its exit status."""
 
     def run(checkpoint, output, *options):
-        words = ["--data-root", tiny_data.root, "--workers", 0, "--device", "cpu", "--gallery", 1, *options]
-        words += ["--checkpoint", checkpoint, "--output", output, "--benchmark", "vgg_ss"]
-        return testing_program.main(["localisation", *map(str, words)])
+        return testing_program.main(scoring(tiny_data, checkpoint, output, "--gallery", 1, *options))
 
     return run
 

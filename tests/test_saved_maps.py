@@ -3,14 +3,13 @@
 import json
 import resource
 import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import ENVIRONMENT, assert_refused, run, torchrun
+from command_line import assert_refused, run
 from conftest import vgg_ss_xml
 from localiser_inputs import small_ssl_tie
 from result_inputs import make_context, make_result
@@ -119,10 +118,7 @@ def test_several_processes_write_and_score_one_file(tiny_data, checkpoint, tmp_p
     for arguments in (
         asked(tiny_data, both, *model, "--save-maps", maps), asked(tiny_data, again, "--from-maps", maps)
     ):  # fmt: skip
-        finished = subprocess.run(
-            torchrun(2, "test.py", *arguments),
-            capture_output=True, check=False, text=True, env=ENVIRONMENT, timeout=300,
-        )  # fmt: skip
+        finished = run("test.py", *arguments, processes=2)
         assert finished.returncode == 0, finished.stderr
     for folder in (both, again):
         assert (folder / "per_clip.csv").read_bytes() == (alone / "per_clip.csv").read_bytes()

@@ -6,21 +6,16 @@ import shutil
 
 import pytest
 import torch
-from command_line import assert_refused, run
+from command_line import assert_refused, run, scoring
 
 from models.released import sspl_renames
 
 SMALL = ("--frame-size 96 --batch-size 4 --workers 0 --device cpu --seed 1234").split()
 
 
-def arguments(tiny_data, output):
-    return [
-        "sspl", "--train-set", "vggsound", "--data-root", tiny_data.root, "--output", output, *SMALL
-    ]  # fmt: skip
-
-
 def train(tiny_data, output, *more):
-    return run("main.py", *arguments(tiny_data, output), *more)
+    data = ("--train-set", "vggsound", "--data-root", tiny_data.root, "--output", output)
+    return run("main.py", "sspl", *data, *SMALL, *more)
 
 
 @pytest.fixture
@@ -31,12 +26,7 @@ def runs(tmp_path):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def frozen_part(state_dict):
-    return {
-        name: tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(("frame_encoder.", "audio_encoder."))
-    }
+FROZEN = ("frame_encoder.", "audio_encoder.")
 
 
 def test_train_resume_test(tiny_data, tmp_path, runs):
@@ -50,12 +40,9 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
     assert train(tiny_data, parts, *options, "--epochs", 2, "--resume").returncode == 0
     resumed = torch.load(parts / "last.pth", weights_only=True)
     unbroken = torch.load(whole / "last.pth", weights_only=True)
-    for name, tensor in unbroken["state_dict"].items():
-        assert torch.equal(tensor, resumed["state_dict"][name]), name
-    for name, tensor in frozen_part(first_epoch).items():
-        assert torch.equal(tensor, unbroken["state_dict"][name]), name
+    torch.testing.assert_close(unbroken["state_dict"], resumed["state_dict"], rtol=0, atol=0)
     moved = [n for n, t in unbroken["state_dict"].items() if not torch.equal(t, first_epoch[n])]
-    assert moved and not frozen_part(dict.fromkeys(moved))
+    assert moved and not any(name.startswith(FROZEN) for name in moved)
     history = list(csv.DictReader((parts / "history.csv").open()))
     terms = "embedding_std audio_std prediction_std projection_rank similarity_mean similarity_std"
     assert {*terms.split(), "attention_entropy"} <= set(history[0])
@@ -89,11 +76,7 @@ def test_train_resume_test(tiny_data, tmp_path, runs):
 
 
 def localisation(tiny_data, checkpoint, output):
-    return run(
-        "test.py", "localisation", "--checkpoint", checkpoint, "--benchmark", "vgg_ss",
-        "--data-root", tiny_data.root, "--output", output, "--workers", 0, "--device", "cpu",
-        "--protocol", "sspl,ssl_tie",
-    )  # fmt: skip
+    return run("test.py", *scoring(tiny_data, checkpoint, output, "--protocol", "sspl,ssl_tie"))
 
 
 def score(tiny_data, checkpoint, output):

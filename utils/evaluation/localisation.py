@@ -117,15 +117,13 @@ def evaluate_localisation(
     Args:
         localise: batch -> similarity maps (B, h, w), by a model in evaluation mode; None: blind predictors
             (two more of them) and ceilings alone.
-        batches: decoded clips, each exactly once, with clip_ids, ground_truth_maps (B, M, M),
-            bounding_boxes (of each clip (N, 4), or None for all where objects are outlined), pair_keys, and
-            `broken` clips.
+        batches: decoded clips (datasets.clips.Batch), each exactly once; where objects are outlined,
+            bounding_boxes are None for all.
         protocols: the scoring rules, the headline first, all of one map size.
         objects: batch -> maps of objects, to be mixed into the model's; None: the model alone.
         model_name: what its row is called.
         negatives: the set has frames whose sound has no source in them: clips without a box.
-        on_batch: called with the batch, its localisation maps (B, M, M) and consensus IoUs under the first
-            rule.
+        on_batch: called with the batch, its localisation maps and consensus IoUs under the first rule.
     """
     size = protocols[0].map_size
     blind = {DISC: centre_disc(size)}
@@ -262,9 +260,8 @@ def read_maps(
 ) -> tuple[dict[str, Any], dict[str, int], NDArray[np.float32], NDArray[np.float32] | None]:
     """Read what `save_maps` wrote.
 
-    Returns:
-        header with `context` and `unreadable`; clip id -> its place in the maps; the maps (N, h, w);
-        those of objects (N, h', w'), or None.
+    Returns the header with `context` and `unreadable`, each clip id's place in the maps, the maps (N, h, w),
+    and those of objects (N, h', w') or None.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No saved maps at {path}: --from-maps takes a file that --save-maps wrote.")
@@ -349,11 +346,7 @@ def extra_scores(metrics: str, clips: "pd.DataFrame", kind: str) -> NDArray[np.f
 
 
 def clip_groups(clips: "pd.DataFrame") -> dict[str, tuple[str, "pd.Series"]]:
-    """Group clips by what is known of them: name -> (words, group of each clip; None: of none).
-
-    Args:
-        clips: of a LocalisationResult, with `class` where it is known.
-    """
+    """Group clips of a LocalisationResult by what is known of them: name -> (words, group of each clip)."""
     import pandas as pd  # noqa: PLC0415
 
     limits = ", ".join(f"{name} < {limit**0.5:.0f}²" for name, limit in SIZE_LIMITS.items())

@@ -93,16 +93,10 @@ def localisation_report(
     identity: Mapping[str, Any],
     galleries: Sequence[Gallery] = (),
 ) -> Report:
-    """Put together everything that an evaluation writes.
+    """Put together everything that an evaluation writes; its clips have `class` where that is known.
 
-    Args:
-        result: its clips have `class` where that is known.
-        context: what stands beside every number.
-        benchmark: the data set's row.
-        published: by name of a protocol, whether its authors scored these clips, see
-            datasets.lists.published_list; `words` says it.
-        identity: see check_results_folder.
-        galleries: pictures for the page.
+    `published` says of each protocol, by name, whether its authors scored these clips: see
+    datasets.lists.published_list.
     """
     clips, extra = result.headline, describe_extra_metrics(benchmark)
     scores, groups = score_table(result.clips, benchmark.metrics), group_tables(result.clips)
@@ -169,14 +163,9 @@ def plain_protocols(
     published: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, "pd.DataFrame"] | None = None,
 ) -> list[dict[str, Any]]:
-    """Each rule with its scores as plain values, for JSON; in percent.
+    """Each rule with its scores in percent as plain values, for JSON.
 
-    Args:
-        protocols: the rules.
-        scores: of `score_table`.
-        extra: of `describe_extra_metrics`.
-        published: see `localisation_report`.
-        groups: of `group_tables`; None: scores of all clips only.
+    They are of `score_table`, `describe_extra_metrics` and `group_tables`; groups None: of all clips only.
     """
     plain = []
     for rule in protocols:
@@ -344,12 +333,7 @@ def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]
 
 
 def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
-    """Success curves under one rule: share of clips over the consensus-IoU threshold.
-
-    Args:
-        clips: predictor, kind and ciou under this rule; those without an object are left out.
-        protocol: name of the rule.
-    """
+    """Success curves of clips with an object under one rule: their share over the consensus-IoU threshold."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -380,11 +364,9 @@ def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:
 
 
 def choose_clips(clips: "pd.DataFrame", count: int) -> dict[str, "pd.DataFrame"]:
-    """Rows of the best clips, of those around the median, and of the worst, each clip once.
+    """Rows of the best clips, of those around the median, and of the worst, `count` of each if there are.
 
-    Args:
-        clips: of one predictor under one rule, with an object.
-        count: wanted of each; fewer where there are not enough.
+    They are of one predictor under one rule, with an object; no clip comes twice.
     """
     ordered = clips.fillna({"ciou": 0}).sort_values(["ciou", "clip_id"], ascending=[False, True])
     count = min(count, len(ordered) // 3 or len(ordered))

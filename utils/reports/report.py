@@ -31,8 +31,7 @@ LATEX_CHARACTERS = {
     "±": r"$\pm$", "Δ": r"$\Delta$",
 }  # fmt: skip
 
-Note = tuple[str, str]
-"""name and words"""
+Note = tuple[str, str]  # name and words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +87,7 @@ class EvaluationContext:
         }
 
     def warnings(self, unreadable: Sequence[tuple[str, str]], num_empty: int = 0) -> list[str]:
-        """Warnings that a reader must know before trusting the numbers.
-
-        Args:
-            unreadable: (clip id, reason) of clips that could not be decoded.
-            num_empty: scored clips with nothing annotated.
-        """
+        """Warnings that a reader must know before trusting numbers; num_empty: clips without annotation."""
         trained = self.checkpoint.get("training_list") or {}
         missing, broken = "".join(self.missing[:1]), "".join(reason for _, reason in unreadable[:1])
         warnings = {

@@ -72,7 +72,7 @@ class DemoOptions(Options):
     def models(self) -> dict[str, Path]:
         """Files that may hold a localiser, and SSPL's results folders, by the name to show."""
         encoders = {row.file_name for row in PRETRAINED.values()}
-        files = [path for path in sorted(self.checkpoints.glob("*")) if path.name not in encoders]
+        files = [path for path in sorted(self.checkpoints.glob("[!.]*")) if path.name not in encoders]
         files = [p for p in files if p.suffix in (".pth", ".pt", ".tar") or (p / "sound_best.pth").is_file()]
         of_runs = sorted(path for path in self.runs.glob("*/*") if path.name in ("best.pth", "last.pth"))
         return {path.name: path for path in files} | {f"{p.parent.name}/{p.name}": p for p in of_runs}
@@ -80,7 +80,7 @@ class DemoOptions(Options):
 
 def copy_examples(source: Path, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
     """Copy videos, and pictures with sounds, into a folder that visitors may read; return both lists."""
-    patterns = ["*"]
+    patterns = ["[!.]*"]
     if (source / "stamps.json").is_file():
         patterns = [f"VGGSound_test/*/{clip}.*" for clip in (source / "test.txt").read_text().split()[:4]]
     files = [path for pattern in patterns for path in sorted(source.glob(pattern))]

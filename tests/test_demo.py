@@ -64,6 +64,7 @@ def test_examples_are_the_user_s_own_or_a_stamps_set_s(tmp_path):
         (tmp_path / name).touch()
     (stamps / "test.txt").write_text("b\n")
     clip, dog = [[str(folder / "clip.mp4")]], [[str(folder / "dog.JPG"), str(folder / "dog.wav")]]
+    (mine / "._clip.mp4").write_bytes(b"left by a Mac")
     assert demo.copy_examples(mine, folder) == (clip, dog)
     assert demo.copy_examples(stamps, folder) == ([], [[str(folder / "b.jpg"), str(folder / "b.wav")]])
     assert not (folder / "notes.txt").exists()

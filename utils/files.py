@@ -104,7 +104,7 @@ def lock_folder(folder: Path) -> TextIO:
 def file_sha256(path: Path) -> str:
     """Hash a file's bytes, hexadecimal; of a folder, the sums and names of its weight files."""
     if path.is_dir():
-        sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(path.glob("*.pth"))]
+        sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(path.glob("[!.]*.pth"))]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -478,9 +478,18 @@ def video(options: opts.VideoOptions, _: str) -> None:
             bar.total = expected if expected is None else max(done, expected)
             bar.update(done - bar.n)
 
-        names = ("opacity", "box", "audio_step", "smoothing", "batch_size", "max_seconds")
-        settings = {name: getattr(options, name) for name in names}
-        result = localise_video(localiser, source, output, on_progress=count, **settings)
+        result = localise_video(
+            localiser,
+            source,
+            output,
+            on_progress=count,
+            opacity=options.opacity,
+            box=options.box,
+            audio_step=options.audio_step,
+            smoothing=options.smoothing,
+            batch_size=options.batch_size,
+            max_seconds=options.max_seconds,
+        )
     if result.silent_frames:
         words = "%s: the sound around %d of %d frames is silent; nothing is drawn on these."
         logger.warning(words, source, result.silent_frames, result.frames)

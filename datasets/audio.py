@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datasets import SILENCE
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from utils.files import BrokenFileError
+from utils.files import DAMAGE_SECONDS, BrokenFileError, decoding, is_cut_off, is_whole_ogg
 from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -30,6 +30,8 @@ MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target). Usual rates share 25 Hz or more with
 16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
 HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
+FFMPEG_FORMATS = ("FLAC", "MP3")  # which FFmpeg decodes to their end, whatever length they announce
+MAX_TAIL = 4096  # bytes of no known kind that may follow a sound; more is sound
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
 BLOCK = 2**20  # samples of each channel that are decoded at once
 
@@ -75,16 +77,17 @@ def read_sound(
 ) -> Tensor:
     """Read the first seconds of a sound at one rate: (L,) float32, the mean of its channels, L at least 1.
 
-    `left_channel` takes the first one instead, where libsndfile decodes the file.
+    `left_channel` takes the first one instead.
 
     Raises:
         BrokenFileError: it cannot be decoded or resampled, holds no sample, or more than `max_seconds` of it
             would have to be decoded.
     """
-    if isinstance(source, HDF5Row):
-        samples, rate = read_stored_sound(source)
-    else:
-        samples, rate = _decode(source, min(seconds, max_seconds), sample_rate, left_channel)
+    with decoding(source):
+        if isinstance(source, HDF5Row):
+            samples, rate = read_stored_sound(source)
+        else:
+            samples, rate = _decode(source, min(seconds, max_seconds), sample_rate, left_channel)
     first = samples if seconds == math.inf else samples[: math.ceil(seconds * rate)]
     reason = None
     if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
@@ -104,40 +107,68 @@ def read_sound(
 def _decode(
     path: Path, seconds: float, fallback_rate: int, left_channel: bool
 ) -> tuple[NDArray[np.float32], int]:
-    """Decode a file, one sample beyond `seconds` at most: (L,) mono, and its rate.
+    """Decode a file, a second beyond `seconds` at most: (L,) mono, and its rate.
 
-    What libsndfile cannot decode, such as M4A, is left to FFmpeg, which resamples it to `fallback_rate`.
+    libsndfile stops where the header says that the sound ends; where more may follow, FFmpeg decodes it. What
+    libsndfile cannot open, such as M4A, FFmpeg resamples to `fallback_rate`.
     """
+    rate, failed = fallback_rate, ""
     try:
         with soundfile.SoundFile(path) as file:
-            # Block by block, as the length that a header announces may be absurd.
-            wanted = math.ceil(seconds * min(file.samplerate, HIGHEST_RATE)) + 1
-            blocks = [np.zeros(0, np.float32)]
-            while wanted > 0 and len(block := file.read(min(BLOCK, wanted), "float32", always_2d=True)):
-                # (l, C), through torch, whose mean of float32 is the one that earlier versions took.
-                channels = torch.from_numpy(block)
-                one = left_channel or channels.shape[1] == 1
-                blocks.append((channels[:, 0] if one else channels.mean(dim=1)).numpy())
-                wanted -= len(block)
-            # libsndfile reads a WAV that was cut off up to its end without a word, but notes it.
-            if noted := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
-                announced, existing = map(int, noted.groups())
-                if announced < 0x7FFF0000:  # what is written into a pipe announces 2 or 4 GiB
-                    missing = announced - existing
-                    raise BrokenFileError(path, f"it is cut off: {missing} bytes of its sound are missing")
-            return np.concatenate(blocks), file.samplerate
-    except (BrokenFileError, MemoryError):
+            rate = file.samplerate
+            if rate > HIGHEST_RATE:
+                raise BrokenFileError(path, f"{rate} Hz is no sample rate; at most {HIGHEST_RATE} are read")
+            if not _is_longer(file, path):
+                return _read_samples(file, path, seconds, left_channel), rate
+    except BrokenFileError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises for a damaged file
-        from datasets import video  # noqa: PLC0415 - takes a tenth of a second, and few programs come here
+        rate, failed = fallback_rate, str(error) or type(error).__name__
+    from datasets import video  # noqa: PLC0415 - takes a tenth of a second, which WAV files need not
 
-        try:
-            decoded = video.read_sound(path, fallback_rate, seconds + 1, refuse_cut_off=True)
-        except (video.UnusableVideoError, FileNotFoundError) as other:
-            if getattr(other, "kind", "") == "truncated":
-                raise
-            raise BrokenFileError(path, str(error) or type(error).__name__) from error
-        return decoded, fallback_rate
+    try:
+        decoded = video.read_sound(path, rate, seconds + 1, refuse_cut_off=True, left_channel=left_channel)
+    except video.UnusableVideoError as error:
+        if failed and "not recognised" not in failed:
+            raise BrokenFileError(path, failed) from error
+        raise
+    return decoded, rate
+
+
+def _is_longer(file: soundfile.SoundFile, path: Path) -> bool:
+    """Tell whether more sound may lie behind its announced end, as of a recorder that was switched off."""
+    if file.format in FFMPEG_FORMATS or (file.format == "OGG" and path.read_bytes().count(b"OggS\0\2") > 1):
+        return True
+    behind = re.search(r"Unknown chunk marker .* at position (\d+)", file.extra_info)
+    return file.frames == 0 or (behind is not None and path.stat().st_size - int(behind[1]) > MAX_TAIL)
+
+
+def _read_samples(
+    file: soundfile.SoundFile, path: Path, seconds: float, left_channel: bool
+) -> NDArray[np.float32]:
+    """Read (L,), a sample beyond `seconds` at most; refuse what was cut off or is damaged."""
+    # libsndfile reads what was cut off up to its end without a word, but notes it.
+    noted = re.search(r"^ *(?!RIFF|FORM)\w.*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    announced, existing = map(int, noted.groups()) if noted else (0, 0)
+    length = file.frames / file.samplerate  # seconds
+    # What is written into a pipe announces 2 or 4 GiB.
+    if announced < 0x7FFF0000 and is_cut_off(announced / max(1, existing) * length, length):
+        raise BrokenFileError(path, f"it is cut off: {announced - existing} bytes of its sound are missing")
+    if file.format == "OGG" and not is_whole_ogg(path.read_bytes()):
+        raise BrokenFileError(path, "it is cut off: its last page is missing")
+    wanted = min(math.ceil(seconds * file.samplerate) + 1, file.frames)
+    blocks, asked = [np.zeros(0, np.float32)], 0
+    while asked == len(blocks[-1]) and wanted > 0:  # behind damage, libsndfile is elsewhere than it says
+        asked = min(BLOCK, wanted)
+        block = file.read(asked, "float32", always_2d=True)
+        # (l, C), through torch, whose mean of float32 is the one that earlier versions took.
+        channels = torch.from_numpy(block)
+        one = left_channel or channels.shape[1] == 1
+        blocks.append((channels[:, 0] if one else channels.mean(dim=1)).numpy())
+        wanted -= len(block)
+    if (missing := wanted / file.samplerate) > DAMAGE_SECONDS:
+        raise BrokenFileError(path, f"it is damaged: {missing:.2f} s of its sound cannot be decoded")
+    return np.concatenate(blocks)
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:

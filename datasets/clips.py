@@ -16,7 +16,7 @@ from datasets.annotations import consensus_map, mask_map
 from datasets.audio import AudioWindow, load_waveform
 from datasets.frames import FrameGeometry, read_frame, to_tensor
 from datasets.hdf5 import HDF5Row, Source
-from utils.files import BrokenFileError
+from utils.files import BrokenFileError, decoding
 
 Content = Literal["both", "frames", "sounds", "truth"]  # truth: its boxes or its mask alone
 
@@ -169,23 +169,28 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
 
     def __getitem__(self, request: int | Mixture) -> Sample | BrokenClip:
         """Decode one clip; a broken file gives a BrokenClip, never another clip."""
-        clip, waveform = self.clips[request if isinstance(request, int) else request.position], torch.empty(0)
+        clip = self.clips[request if isinstance(request, int) else request.position]
         try:
-            if self.content in ("both", "sounds"):
-                waveform = self._hear(clip)
-            if isinstance(request, Mixture):
-                other = self._hear(self.clips[request.partner], " (the sound to be mixed in)")
-                waveform = (1 - request.strength) * waveform + request.strength * other  # (L,)
-            if self.content == "sounds":
-                return Sample(clip.clip_id, torch.empty(3, 0, 0, dtype=torch.uint8), waveform)
-            keeps_boxes = self.geometry.mode != "centre_crop"
-            if self.content == "truth" and keeps_boxes and clip.mask_source is None:
-                picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
-            else:
-                picture = read_frame(clip.frame_source)
-            boxes, ground_truth_map = self._truth_of(clip, picture)
+            with decoding(clip.clip_id):
+                return self._decode(clip, request)
         except BrokenFileError as error:
             return BrokenClip(clip.clip_id, str(error))
+
+    def _decode(self, clip: Clip, request: int | Mixture) -> Sample:
+        waveform = torch.empty(0)
+        if self.content in ("both", "sounds"):
+            waveform = self._hear(clip)
+        if isinstance(request, Mixture):
+            other = self._hear(self.clips[request.partner], " (the sound to be mixed in)")
+            waveform = (1 - request.strength) * waveform + request.strength * other  # (L,)
+        if self.content == "sounds":
+            return Sample(clip.clip_id, torch.empty(3, 0, 0, dtype=torch.uint8), waveform)
+        keeps_boxes = self.geometry.mode != "centre_crop"
+        if self.content == "truth" and keeps_boxes and clip.mask_source is None:
+            picture = Image.new("RGB", (1, 1))  # fractions of a frame stay what they are
+        else:
+            picture = read_frame(clip.frame_source)
+        boxes, ground_truth_map = self._truth_of(clip, picture)
         frame = to_tensor(picture) if self.random_crop else self.geometry.to_square(picture)
         return Sample(clip.clip_id, frame, waveform, boxes, ground_truth_map, clip.pair_key)
 

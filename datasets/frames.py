@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from datasets.hdf5 import HDF5Row, Source, read_row
@@ -98,8 +98,10 @@ class FrameGeometry:
 def read_frame(source: Source) -> Image.Image:
     """Decode a picture file, or the row of an HDF5 file that holds one or its pixels, to RGB.
 
+    As viewers show it: turned as its EXIF data say, and white where it is transparent.
+
     Raises:
-        BrokenFileError: it cannot be decoded.
+        BrokenFileError: it cannot be decoded, or its range of brightness is not known.
     """
     with decoding(source):
         content: Path | io.BytesIO
@@ -116,7 +118,26 @@ def read_frame(source: Source) -> Image.Image:
             content = source
         with Image.open(content) as picture:
             picture.load()
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
+            if picture.mode == "F" or picture.mode.startswith("I"):
+                upright = ImageOps.exif_transpose(_in_8_bits(picture))
+            else:
+                upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """Turn grey of 16 bits (modes I;16…, and I), or of floats, into mode L, from black to white."""
+    values = np.asarray(picture)  # (H, W)
+    whites = (1, 255, 65_535) if picture.mode == "F" else (65_535,)
+    white = next((white for white in whites if values.max() <= white), None)  # none for NaN
+    if white is None or values.min() < 0:
+        raise ValueError(f"its grey values, {values.min()} to {values.max()}, go beyond 0 to 65535")
+    grey = Image.fromarray((values / white * 255).round().astype(np.uint8))
+    grey.info |= {name: value for name, value in picture.info.items() if name == "exif"}
+    return grey
 
 
 def read_frame_size(path: Path) -> tuple[int, int]:
@@ -126,7 +147,10 @@ def read_frame_size(path: Path) -> tuple[int, int]:
         BrokenFileError: the header cannot be read.
     """
     with decoding(path), Image.open(path) as picture:
-        return picture.size
+        width, height = picture.size
+        exif = picture.getexif() if "exif" in picture.info else {}  # without, PNG is decoded to look for it
+        is_turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
+        return (height, width) if is_turned else (width, height)
 
 
 def to_tensor(frame: Image.Image) -> Tensor:

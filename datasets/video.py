@@ -9,6 +9,7 @@ n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
 import io
 import logging
 import math
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, dropwhile, takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import av
 import av.error
@@ -28,26 +29,34 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from utils.files import BrokenFileError
+from utils.files import CUT_OFF_SECONDS, DAMAGE_SECONDS, BrokenFileError, is_cut_off, is_whole_ogg
 
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ts .flv .wmv .ogv .3gp".split())
 # FFmpeg's names of what is read. Playlists and their like (HLS, DASH, concat, numbered pictures) are left
 # out: they make FFmpeg read other files, so that an upload could show any video of the demo's computer.
-FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm,flac,aac,mp3,wav,aiff,caf,amr"
+FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm,flac,aac,mp3,wav,aiff,amr"
 INDEXED_FORMATS = ("mov", "matroska")  # begin of the names of those with an index of key frames
 FRAME_RATE = 25  # frames per second of the numbering
-# Holes in the sound's time stamps are filled with silence; less is rounding, more is a jump of the clock.
-HOLE_SECONDS, LONGEST_HOLE_SECONDS = 0.1, 600.0
+# Holes in the sound's time stamps are filled with silence, what is heard twice is left out; less is rounding,
+# more is a jump of the clock, as where recordings were joined.
+HOLE_SECONDS, LONGEST_HOLE_SECONDS, LONGEST_STEP_BACK = 0.1, 600.0, 1.0
+SOUND_FILES = ("flac", "mp3", "ogg")  # formats whose stamps count samples: a hole is damage
+# An MP3's number of frames. Without it, FFmpeg guesses how long the sound is.
+MP3_INDEX = re.compile(rb"(?:(?:Xing|Info)\0\0\0[\1\3\5\7\t\v\r\x0f]|VBRI.{10})(.{4})", re.DOTALL)
 FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
 # Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
 # within one temporal layer only; the other codecs have no such mark.
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-CUT_OFF_SECONDS = 0.5  # a file that ends this much before its announced end was cut off; less is rounding
+MP3_KBITS = (
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1
+)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
 
+AnyStream = TypeVar("AnyStream", bound=Stream)
 Picture = NDArray[np.uint8]
 """RGB, (H, W, 3)."""
 
@@ -76,27 +85,35 @@ class Video:
     """the file's bytes, where they are not read from `path`"""
     end: float = 0.0
     """where what has been read so far ends, seconds"""
+    num_damaged: int = 0
+    """pieces of the sound that cannot be decoded"""
+    last_packet: bytes = b""
+    """of the sound, as far as decoded"""
 
     @cached_property
     def pictures(self) -> VideoStream:
-        """The first stream of pictures that is no cover of a music file."""
-        streams = self.container.streams.video
-        moving = [s for s in streams if not s.disposition & Disposition.attached_pic]
-        self._check(moving, "moving picture", "no_video_stream")
-        return moving[0]
+        """The stream of pictures that players show, and that is no cover of a music file."""
+        return self._chosen(self.moving, "moving picture", "no_video_stream")
+
+    @property
+    def moving(self) -> list[VideoStream]:
+        """The streams of pictures, covers left out."""
+        return [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
 
     @cached_property
     def sound(self) -> AudioStream:
-        """The first stream of sound."""
-        self._check(self.container.streams.audio, "sound", "no_audio_stream")
-        return self.container.streams.audio[0]
+        """The stream of sound that players play."""
+        return self._chosen(self.container.streams.audio, "sound", "no_audio_stream")
 
-    def _check(self, streams: Sequence[Stream], words: str, kind: str) -> None:
+    def _chosen(self, streams: Sequence[AnyStream], words: str, kind: str) -> AnyStream:
+        """Return the first of the streams that are marked as default, or the first."""
         if not streams:
             reason = f"the file has no {words}; for a picture and a sound there is test.py image"
             raise UnusableVideoError(self.path, reason, kind)
-        if streams[0].codec_context is None:
+        chosen = max(streams, key=lambda stream: bool(stream.disposition & Disposition.default))
+        if chosen.codec_context is None:
             raise UnusableVideoError(self.path, f"there is no decoder for its {words}")
+        return chosen
 
     @property
     def tick(self) -> Fraction:
@@ -127,7 +144,7 @@ class Video:
         """
         context, tick, is_avi = self.pictures.codec_context, self.tick, self.container.format.name == "avi"
         decoding_stamps: list[int] = []
-        num_frames = 0
+        num_frames, late, last = 0, Fraction(0), None
         for packet in packets:
             if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
                 decoding_stamps.append(packet.dts)
@@ -139,7 +156,12 @@ class Video:
                 if stamp is None or is_avi:
                     stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
                 num_frames += 1
-                yield stamp * tick - self.begin, frame
+                moment = stamp * tick - self.begin + late
+                if last is not None and moment <= last - LONGEST_STEP_BACK:  # the clock began anew
+                    late += last + 1 / self.rate - moment
+                    moment = last + 1 / self.rate
+                last = moment
+                yield moment, frame
 
 
 @contextmanager
@@ -169,10 +191,9 @@ def open_video(path: Path, content: bytes | None = None) -> Iterator[Video]:
     except BrokenFileError:
         raise
     except Exception as error:  # whatever a decoder raises for a damaged file
-        if type(error) is MemoryError:  # and not FFmpeg's, for an absurd size in a header
-            raise
-        words = getattr(error, "strerror", None) or str(error)
-        raise UnusableVideoError(path, f"{words}: it is damaged, was cut off, or is no video") from error
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        words += ": it is damaged, was cut off, or is no video or sound"
+        raise UnusableVideoError(path, words) from error
 
 
 # --------------------------------------------------------------------------------------------------- frames
@@ -311,50 +332,111 @@ def encode_squares(frames: Iterable[tuple[int, av.VideoFrame]], side: int) -> It
 
 
 def read_sound(
-    path: Path | Video, sample_rate: int, max_seconds: float | None = None, *, refuse_cut_off: bool = False
+    path: Path | Video,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    *,
+    refuse_cut_off: bool = False,
+    left_channel: bool = False,
 ) -> NDArray[np.float32]:
-    """Read the first sound of a video: (L,) float32, the mean of its channels, nominally in [-1, 1].
+    """Read the sound of a file: (L,) float32, the mean of its channels, nominally in [-1, 1].
 
-    Sample 0 is heard at time 0. Holes in the time stamps are silence. 10 minutes at 16 kHz take 38 MB.
+    Sample 0 is heard at time 0. Holes in the time stamps, and in a video what is damaged, are silence, the
+    latter with a warning. 10 minutes at 16 kHz take 38 MB.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnusableVideoError: it cannot be decoded, holds no sample, or ends before its announced end where that
-            is to be refused.
+        UnusableVideoError: it cannot be decoded or holds no sample; or, where that is to be refused, it is
+            damaged or ends before its announced end.
     """
     limit = None if max_seconds is None else round(max_seconds * sample_rate)
     pieces: list[NDArray[np.float32]] = []
     with nullcontext(path) if isinstance(path, Video) else open_video(path) as video:
-        for samples in _sound_pieces(video, sample_rate):  # (C, l)
-            pieces.append(samples.mean(axis=0, dtype=np.float32))
+        for samples in _sound_pieces(video, sample_rate, refuse_damage=refuse_cut_off):  # (C, l)
+            pieces.append(samples[0] if left_channel else samples.mean(axis=0, dtype=np.float32))
             if limit is not None and sum(map(len, pieces)) >= limit:
                 break
         else:
-            stream = video.sound
-            stamp = (stream.start_time or 0) + (stream.duration or 0)  # announced; or of the beginning
-            announced = float(stamp * (stream.time_base or 0) - video.begin)
-            if refuse_cut_off and video.end < announced - CUT_OFF_SECONDS:
-                words = f"{announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
-                raise UnusableVideoError(video.path, words, "truncated")
+            if refuse_cut_off:
+                _check_end(video)
+        if video.num_damaged and not refuse_cut_off:
+            logger.warning(
+                "%s: %d pieces of its sound are damaged, and silent.", video.path, video.num_damaged
+            )
     if not pieces:
         raise UnusableVideoError(video.path, "its sound holds no sample", "no_audio_stream")
     return np.concatenate(pieces)[:limit]
 
 
-def _sound_pieces(video: Video, sample_rate: int, layout: str | None = None) -> Iterator[NDArray[np.float32]]:
-    """Decode the first sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence."""
+def _check_end(video: Video) -> None:
+    """Refuse a sound that has been decoded to its end and was cut off, as far as its file tells."""
+    stream, kind = video.sound, video.container.format.name
+    content = (video.content or video.path.read_bytes()) if kind in SOUND_FILES else b""
+    stamp = (stream.start_time or 0) + (stream.duration or 0)  # announced; or of the beginning
+    announced = float(stamp * (stream.time_base or 0) - video.begin)
+    words = f"it is cut off: {announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
+    if kind in ("aac", "amr"):  # FFmpeg only guesses
+        announced = 0.0
+    elif kind == "mp3":
+        index = MP3_INDEX.search(content[: 2**22])
+        samples = int.from_bytes(index[1]) * (1152 if stream.rate >= 32_000 else 576) if index else 0
+        announced = min(announced, samples / stream.rate)
+        if not samples and _lacks_bytes(video.last_packet, stream.rate):
+            announced, words = math.inf, f"it is cut off: it ends within a frame, at {video.end:.2f} s"
+    elif kind == "ogg" and not is_whole_ogg(content):
+        announced, words = math.inf, f"it is cut off: its last page is missing, it ends at {video.end:.2f} s"
+    if is_cut_off(announced, video.end):
+        raise UnusableVideoError(video.path, words, "truncated")
+
+
+def _lacks_bytes(frame: bytes, rate: int) -> bool:
+    """Tell whether a frame of an MP3 (layer III) is shorter than its header says."""
+    if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2 or frame[2] >> 4 == 15:
+        return False
+    is_first_version = frame[1] >> 3 & 1
+    kbits = MP3_KBITS[is_first_version][frame[2] >> 4]
+    return len(frame) < (72 + 72 * is_first_version) * kbits * 1000 // rate
+
+
+def _sound_frames(video: Video, *, refuse_damage: bool) -> Iterator[av.AudioFrame]:
+    for packet in video.container.demux(video.sound):
+        try:
+            for frame in packet.decode():
+                video.last_packet = bytes(packet) if packet.size else video.last_packet
+                yield frame
+        except av.error.InvalidDataError:
+            # In an MP3, whatever is between frames is skipped by all players.
+            if refuse_damage and video.container.format.name != "mp3":
+                raise
+            video.num_damaged += 1
+
+
+def _sound_pieces(
+    video: Video, sample_rate: int, layout: str | None = None, *, refuse_damage: bool = False
+) -> Iterator[NDArray[np.float32]]:
+    """Decode the sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence."""
     batch: list[NDArray[Any]] = []  # what is decoded and not yet resampled
-    resampler, form, early = None, None, 0
-    for frame in chain(video.container.decode(video.sound), [None]):
+    resampler, form, stamp, late = None, None, None, 0.0
+    counts_samples = video.container.format.name in SOUND_FILES and not video.moving
+    hole = DAMAGE_SECONDS if counts_samples else HOLE_SECONDS
+    step_back = hole if counts_samples else LONGEST_STEP_BACK
+    for frame in chain(_sound_frames(video, refuse_damage=refuse_damage), [None]):
         due: list[NDArray[np.float32]] = []
-        seconds, new_form, is_hole = video.end, None, False
+        new_form, gap = None, 0.0  # seconds from what has been read so far to the frame
         if frame is not None:
-            if frame.time is not None:
-                seconds = frame.time - float(video.begin)
             # Recordings that were joined may change from stereo to mono on the way.
             new_form = (frame.format.name, frame.layout.name, frame.sample_rate)
-            is_hole = form is None or HOLE_SECONDS <= seconds - video.end < LONGEST_HOLE_SECONDS
-        is_break = is_hole or new_form != form
+            if frame.time is not None and frame.time != stamp:  # some stamps only repeat
+                stamp = frame.time
+                gap = stamp - float(video.begin) + late - video.end
+            if form and not -step_back < gap < LONGEST_HOLE_SECONDS:
+                late, gap = late - gap, 0.0
+            elif form and abs(gap) < hole:
+                gap = 0.0
+        if gap > 0 and form and counts_samples and refuse_damage:
+            words = f"it is damaged: {gap:.2f} s of its sound are missing at {video.end:.2f} s"
+            raise UnusableVideoError(video.path, words)
+        is_break = gap > 0 or new_form != form
         if batch and form and (is_break or len(batch) == FRAMES_AT_ONCE):
             together = av.AudioFrame.from_ndarray(np.concatenate(batch, axis=1), *form[:2])
             together.sample_rate, batch = form[2], []  # without stamps, which are rounded
@@ -363,19 +445,17 @@ def _sound_pieces(video: Video, sample_rate: int, layout: str | None = None) -> 
         if resampler is not None and is_break:
             due += _arrays(resampler.resample(None))
             resampler = None
-        if is_hole:
-            silence = round((seconds - video.end) * sample_rate)
-            early = max(0, -silence)  # samples before time 0
-            due.append(np.zeros((2 if layout == "stereo" else 1, max(0, silence)), np.float32))
-            video.end = seconds
+        if gap > 0:
+            silence = round(gap * sample_rate)
+            due.append(np.zeros((2 if layout == "stereo" else 1, silence), np.float32))
+            video.end += gap
         if frame is not None:
-            form = new_form
-            video.end += frame.samples / frame.sample_rate
-            batch.append(frame.to_ndarray())
-        for samples in due:
-            if samples.shape[1] > early:
-                yield samples[:, early:]
-            early = max(0, early - samples.shape[1])
+            form, samples = new_form, frame.to_ndarray()  # (C, l), or (1, l C)
+            left_out = min(frame.samples, max(0, round(-gap * frame.sample_rate)))
+            video.end += (frame.samples - left_out) / frame.sample_rate
+            if left_out < frame.samples:
+                batch.append(samples[:, left_out * (samples.shape[1] // frame.samples) :])
+        yield from due
 
 
 def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]:

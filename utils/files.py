@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 """What Macs, network drives and file systems leave in a folder; neither they nor hidden files are data."""
+CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.05  # what a file lacks before it counts as cut off: the shorter
+DAMAGE_SECONDS = 0.05  # what a sound lacks in its middle before it counts as damaged
 
 
 class BrokenFileError(ValueError):
@@ -31,14 +33,30 @@ class BrokenFileError(ValueError):
 
 @contextmanager
 def decoding(source: object, advice: str = "") -> Iterator[None]:
-    """Turn whatever a decoder raises for a damaged file into a BrokenFileError, with its advice."""
+    """Turn whatever a decoder raises, MemoryError for an absurd size too, into a BrokenFileError."""
     try:
         yield
-    except (BrokenFileError, MemoryError):
+    except BrokenFileError:
         raise
     except Exception as error:
-        reason = f"{advice} ({error!r})" if advice else str(error) or type(error).__name__
+        kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else f"{type(error).__name__} "
+        reason = f"{advice} ({error!r})" if advice else f"{kind}{error}".strip()
         raise BrokenFileError(source, reason) from error
+
+
+def is_cut_off(announced: float, end: float) -> bool:
+    """Tell whether a sound ends so long before its announced end that it was cut off; seconds.
+
+    Less is rounding, or a slip of whoever wrote the header.
+    """
+    return end < announced - min(CUT_OFF_SECONDS, CUT_OFF_SHARE * announced)
+
+
+def is_whole_ogg(content: bytes) -> bool:
+    """Tell whether the last page of an Ogg file is complete and marked as the last."""
+    tail = content[-65_307:]  # which holds a page of any length
+    page = tail[tail.rfind(b"OggS") :]
+    return len(page) > 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -139,8 +139,9 @@ def _is_longer(file: soundfile.SoundFile, path: Path) -> bool:
     """Tell whether more sound may lie behind its announced end, as of a recorder that was switched off."""
     if file.format in FFMPEG_FORMATS or (file.format == "OGG" and path.read_bytes().count(b"OggS\0\2") > 1):
         return True
-    behind = re.search(r"Unknown chunk marker .* at position (\d+)", file.extra_info)
-    return file.frames == 0 or (behind is not None and path.stat().st_size - int(behind[1]) > MAX_TAIL)
+    behind = re.search(r"(?:Unknown chunk|Have 0) marker .*at position (\d+)", file.extra_info)
+    tail = path.read_bytes()[int(behind[1]) :].rstrip(b"\0") if behind else b""
+    return file.frames == 0 or len(tail) > MAX_TAIL
 
 
 def _read_samples(

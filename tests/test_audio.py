@@ -2,6 +2,7 @@
 
 import math
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -18,6 +19,7 @@ from datasets.audio import (
     level_waveform,
     load_waveform,
     mel_matrix,
+    read_sound,
 )
 from utils.files import BrokenFileError
 
@@ -185,12 +187,87 @@ def test_samples_that_are_no_numbers(tmp_path, value):
     assert load_waveform(path, SHORT, excerpt_seconds=0.1).isfinite().all()
 
 
-@pytest.mark.parametrize("lost", [1, 2, 1500, 31_000])
-def test_a_wav_that_was_cut_off_is_named(tmp_path, lost):
-    path = write(tmp_path / "tone.wav", sine(440, 1))
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au"])
+@pytest.mark.parametrize(("lost", "is_cut"), [(2, False), (1500, False), (1700, True), (31_000, True)])
+def test_a_sound_that_was_cut_off_is_named_and_a_slip_of_the_header_is_none(tmp_path, suffix, lost, is_cut):
+    path = write(tmp_path / f"tone.{suffix}", sine(440, 1), subtype="PCM_16")
     path.write_bytes(path.read_bytes()[:-lost])
+    if not is_cut:
+        assert load_waveform(path, SHORT).shape == (16_000,)
+        return
     with pytest.raises(BrokenFileError, match=rf"cut off: {lost} bytes of its sound are missing"):
         load_waveform(path, SHORT)
+
+
+def without_index(path, samples, *, variable=True):
+    """An MP3 as it comes out of a pipe, which says nowhere how long it is."""
+    options = {"write_xing": "0", "id3v2_version": "0"}
+    with av.open(str(path), "w", "mp3", options=options) as container:
+        stream = container.add_stream("libmp3lame", 16_000, layout="mono")
+        if variable:
+            stream.codec_context.flags |= av.codec.context.Flags.qscale
+            stream.codec_context.global_quality = 4 * 118
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate = 16_000
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        for piece in fifo.read_many(stream.codec_context.frame_size or 576):
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    return path
+
+
+def heard(path, rate=16_000):
+    """Seconds of it, and the last quarter's loudest sample."""
+    sound = read_sound(path, rate)
+    return len(sound) / rate, float(sound[len(sound) * 3 // 4 :].abs().max())
+
+
+def test_what_is_decoded_counts_and_not_what_is_announced(tmp_path):
+    quiet_then_loud = sine(440, 8) * np.repeat([0.001, 1], 64_000).astype(np.float32)
+    for variable in (True, False):
+        path = without_index(tmp_path / "pipe.mp3", quiet_then_loud, variable=variable)
+        assert heard(path) == (pytest.approx(8, abs=0.2), pytest.approx(0.5, abs=0.15))
+    for suffix in ("mp3", "ogg"):  # two after each other; the first announces 1 s
+        path = write(tmp_path / f"two.{suffix}", sine(440, 1))
+        path.write_bytes(path.read_bytes() + write(path, 0.1 * sine(440, 1)).read_bytes())
+        assert heard(path) == (pytest.approx(2, abs=0.2), pytest.approx(0.05, abs=0.02))
+    wav = write(tmp_path / "switched_off.wav", quiet_then_loud)
+    for announced in (0, 20_000):
+        content = wav.read_bytes()
+        wav.write_bytes(content[:40] + announced.to_bytes(4, "little") + content[44:])
+        assert heard(wav) == (pytest.approx(8), pytest.approx(0.5, abs=0.01))
+
+
+@pytest.mark.parametrize("name", ["x.mp3", "pipe.mp3", "x.ogg", "x.flac", "pipe.flac", "x.opus"])
+def test_downloads_that_broke_off_are_named(tmp_path, name):
+    path, samples = tmp_path / name, sine(440, 8)
+    if name == "pipe.mp3":
+        without_index(path, samples)
+    else:
+        write(path, samples, **({"format": "OGG", "subtype": "OPUS"} if name == "x.opus" else {}))
+    if name == "pipe.flac":
+        content = bytearray(path.read_bytes())
+        content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
+        path.write_bytes(content)
+    assert heard(path)[0] == pytest.approx(8, abs=0.2)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 5])
+    with pytest.raises(BrokenFileError, match=r"cut off"):
+        load_waveform(path, AudioConfig())
+
+
+def test_damage_within_a_sound_is_named_and_what_lies_around_an_mp3_is_skipped(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * 16_000)
+    for suffix in ("ogg", "flac"):
+        path = write(tmp_path / f"x.{suffix}", noise)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 30] = b"damage" * 5
+        path.write_bytes(content)
+        with pytest.raises(BrokenFileError, match="damaged"):
+            load_waveform(path, AudioConfig())
+    path = write(tmp_path / "x.mp3", noise)
+    path.write_bytes(path.read_bytes() + b"TAG" + bytes(125) + b"junk" * 500)
+    assert heard(path)[0] == pytest.approx(8, abs=0.1)
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000])

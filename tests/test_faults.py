@@ -20,6 +20,8 @@ from distributed_workers import narrow_encoder
 from torch.utils.data import get_worker_info
 
 import main
+import test as test_program
+from datasets import frames
 from datasets.clips import AudioVisualClips
 from models import ssl_tie
 from models.ssl_tie import SSLTIE
@@ -358,6 +360,35 @@ def test_a_bug_ends_the_program_at_once(tiny_data, tmp_path, start, bug, workers
     assert process.exitcode == 1, messages
     assert "Traceback" in messages and "ZeroDivisionError" in messages and "a bug" in messages
     assert "Ended by ZeroDivisionError" in (tmp_path / "run" / "log.txt").read_text()
+
+
+class DecoderError(Exception):
+    """Of a type that nobody has foreseen, and that cannot be sent between processes."""
+
+    def __init__(self, path):
+        super().__init__(lambda: path)
+
+
+def in_a_decoder():
+    opened = frames.Image.open
+
+    def strange(path, *given):
+        if path.stem == "test_3":
+            raise DecoderError(path)
+        return opened(path, *given)
+
+    frames.Image.open = strange
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whatever_a_decoder_raises_is_a_broken_clip(
+    tiny_data, checkpoint, tmp_path, workers, monkeypatch, capfd
+):
+    monkeypatch.setattr(frames.Image, "open", frames.Image.open)
+    in_a_decoder()
+    words = scoring(tiny_data, checkpoint, tmp_path, "--workers", workers, "--allow-missing")
+    assert test_program.main(words) == 0
+    assert "test_3.jpg cannot be read: DecoderError" in caplog.text and "Traceback" not in caplog.text
 
 
 FAULTY = """

@@ -70,12 +70,73 @@ def test_boxes_go_where_the_frame_goes(mode, size, width, height):
 # --------------------------------------------------------------------------------- broken files
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
-def test_every_kind_of_picture_is_read(tmp_path, mode):
-    path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
-    Image.new(mode, (40, 30)).save(path)
-    assert read_frame(path).mode == "RGB"
-    assert read_frame(path).size == read_frame_size(path) == (40, 30)
+RAMP = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
+GREY = Image.fromarray(RAMP)
+HALF = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 20, axis=1).repeat(30, axis=0))  # left: transparent
+BESIDE_WHITE = np.where(np.asarray(HALF), RAMP, 255)
+
+
+def with_alpha(mode):
+    picture = GREY.convert(mode)
+    picture.putalpha(HALF)
+    return picture
+
+
+def palette_with_transparency():
+    picture = Image.fromarray(np.where(np.asarray(HALF), RAMP // 2 + 100, 0).astype(np.uint8), "P")
+    picture.putpalette([value for index in range(256) for value in [min(255, max(0, index - 100) * 2)] * 3])
+    return picture
+
+
+KINDS = {
+    "rgb.jpg": (GREY.convert("RGB"), RAMP),
+    "grey.png": (GREY, RAMP),
+    "1.png": (GREY.convert("1"), np.asarray(GREY.convert("1")) * 255),
+    "cmyk.jpg": (GREY.convert("CMYK"), RAMP),
+    "rgb.webp": (GREY.convert("RGB"), RAMP),
+    "rgb.avif": (GREY.convert("RGB"), RAMP),
+    "16.png": (Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
+    "16.tif": (Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
+    "32.tif": (Image.fromarray(RAMP.astype(np.int32) * 257), RAMP),
+    "float.tif": (Image.fromarray(RAMP.astype(np.float32)), RAMP),
+    "to_1.tif": (Image.fromarray(RAMP / np.float32(255)), RAMP),
+    "rgba.png": (with_alpha("RGB"), BESIDE_WHITE),
+    "la.png": (with_alpha("L"), BESIDE_WHITE),
+    "p.png": (palette_with_transparency(), BESIDE_WHITE),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_picture_is_read_as_viewers_show_it(tmp_path, name):
+    picture, expected = KINDS[name]
+    path = tmp_path / name
+    picture.save(path, **({"transparency": 0} if name == "p.png" else {"quality": 100}))
+    shown = read_frame(path)
+    assert shown.mode == "RGB" and shown.size == read_frame_size(path) == (40, 30)
+    difference = np.abs(np.asarray(shown).astype(int) - np.asarray(expected)[:, :, None])
+    assert difference.max() <= 8 and difference.mean() < 2
+
+
+@pytest.mark.parametrize(
+    "values", [np.full((3, 4), np.nan, np.float32), np.full((3, 4), 70_000), np.full((3, 4), -1)]
+)
+def test_a_grey_picture_whose_white_is_not_known_is_named(tmp_path, values):
+    values = values if values.dtype == np.float32 else values.astype(np.int32)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert_broken(tmp_path / "x.tif", read_frame)
+
+
+@pytest.mark.parametrize("grey", [GREY, KINDS["16.png"][0]])
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [(1, RAMP), (2, RAMP[:, ::-1]), (3, RAMP[::-1, ::-1]), (6, np.rot90(RAMP, 3)), (8, np.rot90(RAMP))],
+)
+def test_pictures_are_turned_as_their_camera_says(tmp_path, grey, orientation, turned):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    grey.save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_frame(tmp_path / "x.png"))[:, :, 0], turned)
+    assert read_frame_size(tmp_path / "x.png") == turned.shape[::-1]
 
 
 def assert_broken(path, read):

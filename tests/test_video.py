@@ -18,6 +18,7 @@ from datasets.video import (
     encode_squares,
     numbered_frames,
     open_video,
+    read_frames,
     read_sound,
 )
 
@@ -149,6 +150,57 @@ def test_sound_is_the_mean_of_the_channels(tmp_path, layout, channels):
     assert sound.dtype == np.float32 and abs(len(sound) - len(expected)) <= 16
     inside = slice(200, 31_000)  # two filters differ at the ends
     np.testing.assert_allclose(sound[inside], expected[inside], atol=2e-3)
+
+
+def joined(tmp_path, *parts):
+    """Transport streams after each other, as television and recorders leave them."""
+    path = tmp_path / "joined.ts"
+    content = [make_video(tmp_path / f"{n}.ts", **part).read_bytes() for n, part in enumerate(parts)]
+    path.write_bytes(b"".join(content))
+    return path
+
+
+def levels(path):
+    """Loudest sample of the middle of each quarter of a second."""
+    sound = read_sound(path, 16_000)
+    quarters = sound[: len(sound) // 4000 * 4000].reshape(-1, 4000)
+    return [round(float(abs(quarter[1000:3000]).max()), 1) for quarter in quarters]
+
+
+def test_a_hole_in_the_time_stamps_is_silence_and_stereo_may_turn_mono(tmp_path):
+    path = joined(tmp_path, {}, {"start": 4.0, "sounds": [tone(2, 0.6, 1)], "layout": "mono"})
+    assert levels(path)[1:7] == [0.3] * 6
+    assert levels(path)[9:15] == [0.0] * 6
+    assert levels(path)[17:23] == pytest.approx([0.6] * 6, abs=0.15)
+
+
+def test_time_stamps_that_step_back_leave_sound_and_pictures_together(tmp_path):
+    anew = joined(tmp_path, {}, {"sounds": [tone(2, 0.6)]})  # the clock begins anew: both are whole
+    assert levels(anew)[1:7] + levels(anew)[9:15] == [0.3] * 6 + [0.6] * 6
+    assert 98 <= len(list(read_frames(anew))) <= 100
+    overlap = joined(tmp_path, {}, {"start": 1.5, "sounds": [tone(2, 0.6)]})  # half a second is there twice
+    assert levels(overlap)[1:7] + levels(overlap)[9:13] == [0.3] * 6 + [0.6] * 4
+    assert len(read_sound(overlap, 16_000)) == pytest.approx(3.5 * 16_000, abs=2000)
+    assert 85 <= len(list(read_frames(overlap))) <= 88
+
+
+def test_damaged_sound_of_a_video_is_silence_in_words_and_refused_for_a_data_set(tmp_path, caplog):
+    path = make_video(tmp_path / "video.mp4")
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(audio=0) if packet.size][40:60]
+    content = bytearray(path.read_bytes())
+    for place in places:
+        content[place : place + 40] = bytes([255]) * 40
+    path.write_bytes(content)
+    assert len(read_sound(path, 16_000)) == pytest.approx(32_000, abs=1000)
+    assert "are damaged, and silent" in caplog.text
+    with pytest.raises(UnusableVideoError, match="it is damaged"):
+        read_sound(path, 16_000, refuse_cut_off=True)
+
+
+def test_the_default_track_is_heard(tmp_path):
+    path = make_video(tmp_path / "video.mkv", sounds=[tone(1, 0.0), tone(1, 0.6)], default_sound=1)
+    assert read_sound(path, 16_000).max() == pytest.approx(0.6, abs=0.05)
 
 
 def test_sound_at_the_wanted_rate_is_taken_as_it_is_and_of_several_the_first(tmp_path):

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 WIDTH, HEIGHT = 64, 48
 AUDIO_RATE = 48_000
@@ -70,6 +71,7 @@ def make_video(
     start=0.0,
     container_options=None,
     aspect=None,
+    default_sound=0,
 ):
     """Writes a video; `sounds` are (channels, L) arrays at sound_rate, by default one tone."""
     times = [index / rate for index in range(round(seconds * rate))] if times is None else times
@@ -82,6 +84,8 @@ def make_video(
         if rotation:
             video.set_display_rotation(rotation)
         streams = [container.add_stream(sound_codec, sound_rate, layout=layout) for _ in sounds]
+        if default_sound:
+            streams[default_sound].disposition = Disposition.default
         packets = []
         for index, time in enumerate(times):
             array = numbered_picture(index) if pictures is None else pictures[index]

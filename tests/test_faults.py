@@ -382,7 +382,7 @@ def in_a_decoder():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whatever_a_decoder_raises_is_a_broken_clip(
-    tiny_data, checkpoint, tmp_path, workers, monkeypatch, capfd
+    tiny_data, checkpoint, tmp_path, workers, monkeypatch, caplog
 ):
     monkeypatch.setattr(frames.Image, "open", frames.Image.open)
     in_a_decoder()

@@ -72,7 +72,9 @@ def test_boxes_go_where_the_frame_goes(mode, size, width, height):
 
 RAMP = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
 GREY = Image.fromarray(RAMP)
-HALF = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 20, axis=1).repeat(30, axis=0))  # left: transparent
+HALF = Image.fromarray(
+    np.repeat(np.array([[0, 255]], np.uint8), 20, axis=1).repeat(30, axis=0)
+)  # left: transparent
 BESIDE_WHITE = np.where(np.asarray(HALF), RAMP, 255)
 
 

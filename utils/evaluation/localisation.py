@@ -55,7 +55,8 @@ FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: mar
 MAPS_FORMAT = "sound localisation maps 2"
 
 Columns = dict[str, Any]
-"""name -> value of each clip (B,), or (B, 255) for f_curve"""
+"""name -> B plain numbers or texts of a batch, or an array (B, 255) for f_curve. Small arrays that stay among
+the large ones of the batches would keep the memory around them taken: gigabytes for 4,911 clips."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +149,13 @@ def evaluate_localisation(
             predictions = predict(similarity, protocols, truth.num_annotated, mixed)
             scores = [_score(prediction, truth) for prediction in predictions]
             for of_rule, rule in zip(scores, protocols, strict=True) if negatives else ():
-                of_rule["confidence"] = confidences(similarity, rule, mixed).cpu().numpy()
+                of_rule["confidence"] = confidences(similarity, rule, mixed).tolist()
             scored[model_name, MODEL] = scores
             maps.append(similarity.cpu())
             if mixed is not None:
                 mixed_in.append(ObjectMaps(mixed.maps.float().cpu(), mixed.alpha))
             if on_batch is not None:
-                on_batch(batch, predictions[0].localisation_maps, scores[0]["ciou"].tolist())
+                on_batch(batch, predictions[0].localisation_maps, scores[0]["ciou"])
         scored |= _score_references(truth, protocols, blind)
         description = _describe(batch, truth, negatives=negatives)
         for place, protocol in enumerate(protocols):
@@ -197,12 +198,12 @@ def _join(
 def _score(prediction: Prediction, truth: TruthMaps) -> Columns:
     """Score predicted masks and their maps, (B, M, M), or (1, M, M) for all clips."""
     columns: Columns = {
-        "ciou": consensus_iou(prediction.masks, truth).cpu().numpy(),
-        "pointing": pointing_hits(prediction.localisation_maps, truth).double().cpu().numpy(),
+        "ciou": consensus_iou(prediction.masks, truth).tolist(),
+        "pointing": pointing_hits(prediction.localisation_maps, truth).double().tolist(),
     }
     if truth.outlined:
         maps = prediction.localisation_maps.expand_as(truth.maps)
-        columns["iou"] = mask_ious(maps, truth.maps).cpu().numpy()
+        columns["iou"] = mask_ious(maps, truth.maps).tolist()
         columns["f_curve"] = f_curves(maps, truth.maps).cpu().numpy()  # (B, 255)
     return columns
 
@@ -211,24 +212,24 @@ def _score_references(
     truth: TruthMaps, rules: Sequence[LocalisationProtocol], blind: Mapping[str, Tensor]
 ) -> dict[tuple[str, str], list[Columns]]:
     """Score what needs no model: blind masks and the blind map, and the ceiling of each rule."""
-    device, scored, unknown = truth.maps.device, {}, np.full(len(truth), np.nan)
+    device, scored, unknown = truth.maps.device, {}, [np.nan] * len(truth)
     for name, mask in blind.items():
         alone = Prediction(mask[None].to(device, torch.float32), mask[None].to(device))
         scored[name, BASELINE] = [_score(alone, truth) | {"pointing": unknown}] * len(rules)
     gaussian = predict(centre_gaussian().to(device), rules, truth.num_annotated)
     scored[GAUSSIAN, BASELINE] = [_score(prediction, truth) for prediction in gaussian]
-    scored[CEILING, CEILING] = [{"ciou": oracle_cious(truth, rule).cpu().numpy()} for rule in rules]
+    scored[CEILING, CEILING] = [{"ciou": oracle_cious(truth, rule).tolist()} for rule in rules]
     return scored
 
 
 def _describe(batch: Any, truth: TruthMaps, *, negatives: bool) -> Columns:  # noqa: ANN401
-    counts = np.array([np.nan if boxes is None else len(boxes) for boxes in batch.bounding_boxes])
+    counts = [np.nan if boxes is None else len(boxes) for boxes in batch.bounding_boxes]
     return {
-        "clip_id": np.array(batch.clip_ids, dtype=object),
-        "area": truth.total_votes.cpu().numpy() * (AREA_SIDE**2 / truth.maps[0].numel()),
+        "clip_id": list(batch.clip_ids),
+        "area": (truth.total_votes * (AREA_SIDE**2 / truth.maps[0].numel())).tolist(),
         "num_boxes": counts,
-        "pair_key": np.array(batch.pair_keys, dtype=object),
-        "has_object": (counts > 0) if negatives else np.ones(len(counts), bool),
+        "pair_key": list(batch.pair_keys),
+        "has_object": [count > 0 or not negatives for count in counts],
     }
 
 

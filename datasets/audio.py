@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datasets import SILENCE
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from utils.files import DAMAGE_SECONDS, BrokenFileError, decoding, is_cut_off, is_whole_ogg
+from utils.files import DAMAGE_SECONDS, MP3_INDEX, BrokenFileError, decoding, is_cut_off, is_whole_ogg
 from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -30,7 +30,7 @@ MIN_COMMON_RATE = 25
 """Hz. The filter for resampling grows with rate / gcd(rate, target). Usual rates share 25 Hz or more with
 16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
 HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
-FFMPEG_FORMATS = ("FLAC", "MP3")  # which FFmpeg decodes to their end, whatever length they announce
+FFMPEG_FORMATS = ("FLAC", "MP3")  # which FFmpeg decodes where their length is not as announced
 MAX_TAIL = 4096  # bytes of no known kind that may follow a sound; more is sound
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
 BLOCK = 2**20  # samples of each channel that are decoded at once
@@ -112,18 +112,21 @@ def _decode(
     libsndfile stops where the header says that the sound ends; where more may follow, FFmpeg decodes it. What
     libsndfile cannot open, such as M4A, FFmpeg resamples to `fallback_rate`.
     """
-    rate, failed = fallback_rate, ""
+    rate, failed, opened = fallback_rate, "", False
     try:
         with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
+            rate, opened = file.samplerate, True
             if rate > HIGHEST_RATE:
                 raise BrokenFileError(path, f"{rate} Hz is no sample rate; at most {HIGHEST_RATE} are read")
             if not _is_longer(file, path):
-                return _read_samples(file, path, seconds, left_channel), rate
+                samples = _read_samples(file, path, seconds, left_channel)
+                is_whole = len(samples) == file.frames or len(samples) > seconds * rate
+                if is_whole or file.format not in FFMPEG_FORMATS:
+                    return samples, rate
     except BrokenFileError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises for a damaged file
-        rate, failed = fallback_rate, str(error) or type(error).__name__
+        failed = "" if opened else str(error) or type(error).__name__
     from datasets import video  # noqa: PLC0415 - takes a tenth of a second, which WAV files need not
 
     try:
@@ -137,7 +140,12 @@ def _decode(
 
 def _is_longer(file: soundfile.SoundFile, path: Path) -> bool:
     """Tell whether more sound may lie behind its announced end, as of a recorder that was switched off."""
-    if file.format in FFMPEG_FORMATS or (file.format == "OGG" and path.read_bytes().count(b"OggS\0\2") > 1):
+    content = path.read_bytes() if file.format in ("OGG", *FFMPEG_FORMATS) else b""
+    counts = {"OGG": content.count(b"OggS\0\2"), "FLAC": content.count(b"fLaC\0\0\0")}
+    indices = MP3_INDEX.findall(content) if file.format == "MP3" else []
+    if counts.get(file.format, 1) > 1 or (
+        file.format == "MP3" and (len(indices) != 1 or not any(indices[0]))
+    ):
         return True
     behind = re.search(r"(?:Unknown chunk|Have 0) marker .*at position (\d+)", file.extra_info)
     tail = path.read_bytes()[int(behind[1]) :].rstrip(b"\0") if behind else b""
@@ -167,7 +175,7 @@ def _read_samples(
         one = left_channel or channels.shape[1] == 1
         blocks.append((channels[:, 0] if one else channels.mean(dim=1)).numpy())
         wanted -= len(block)
-    if (missing := wanted / file.samplerate) > DAMAGE_SECONDS:
+    if (missing := wanted / file.samplerate) > DAMAGE_SECONDS and file.format not in FFMPEG_FORMATS:
         raise BrokenFileError(path, f"it is damaged: {missing:.2f} s of its sound cannot be decoded")
     return np.concatenate(blocks)
 

@@ -9,7 +9,6 @@ n / 25 s; for frame 125 that is 5.0 s, the middle of 10 s.
 import io
 import logging
 import math
-import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from utils.files import CUT_OFF_SECONDS, DAMAGE_SECONDS, BrokenFileError, is_cut_off, is_whole_ogg
+from utils.files import CUT_OFF_SECONDS, DAMAGE_SECONDS, MP3_INDEX, BrokenFileError, is_cut_off, is_whole_ogg
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +42,6 @@ FRAME_RATE = 25  # frames per second of the numbering
 # more is a jump of the clock, as where recordings were joined.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS, LONGEST_STEP_BACK = 0.1, 600.0, 1.0
 SOUND_FILES = ("flac", "mp3", "ogg")  # formats whose stamps count samples: a hole is damage
-# An MP3's number of frames. Without it, FFmpeg guesses how long the sound is.
-MP3_INDEX = re.compile(rb"(?:(?:Xing|Info)\0\0\0[\1\3\5\7\t\v\r\x0f]|VBRI.{10})(.{4})", re.DOTALL)
 FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
 # Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
 # within one temporal layer only; the other codecs have no such mark.

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", 
 """What Macs, network drives and file systems leave in a folder; neither they nor hidden files are data."""
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.05  # what a file lacks before it counts as cut off: the shorter
 DAMAGE_SECONDS = 0.05  # what a sound lacks in its middle before it counts as damaged
+# An MP3's number of frames. Without it, FFmpeg guesses how long the sound is.
+MP3_INDEX = re.compile(rb"(?:(?:Xing|Info)\0\0\0[\1\3\5\7\t\v\r\x0f]|VBRI.{10})(.{4})", re.DOTALL)
 
 
 class BrokenFileError(ValueError):

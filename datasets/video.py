@@ -362,7 +362,7 @@ def read_sound(
                 "%s: %d pieces of its sound are damaged, and silent.", video.path, video.num_damaged
             )
     if not pieces:
-        raise UnusableVideoError(video.path, "its sound holds no sample", "no_audio_stream")
+        raise UnusableVideoError(video.path, "it holds no audio sample", "no_audio_stream")
     return np.concatenate(pieces)[:limit]
 
 

@@ -31,6 +31,7 @@ MIN_COMMON_RATE = 25
 16 kHz; odd ones such as 47,999 Hz would take gigabytes."""
 HIGHEST_RATE = 192_000  # Hz that sounds are stored at; more is a damaged or a malicious header
 FFMPEG_FORMATS = ("FLAC", "MP3")  # which FFmpeg decodes where their length is not as announced
+BEGINNINGS = {"OGG": b"OggS\0\2", "FLAC": b"fLaC\0\0\0"}  # of a sound, of which a file has one
 MAX_TAIL = 4096  # bytes of no known kind that may follow a sound; more is sound
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
 BLOCK = 2**20  # samples of each channel that are decoded at once
@@ -62,7 +63,7 @@ def load_waveform(
         # A little more than the window, so that its last samples are resampled as those of the whole sound.
         seconds = min(seconds, window.num_samples / rate + 0.01)
     sound = read_sound(
-        source, rate, seconds=seconds, max_seconds=max_seconds, left_channel=hears_left_channel(window)
+        source, rate, seconds=seconds, max_seconds=max_seconds, left_channel=window.left_channel
     )
     return fit_window(sound, window)
 
@@ -118,7 +119,10 @@ def _decode(
             rate, opened = file.samplerate, True
             if rate > HIGHEST_RATE:
                 raise BrokenFileError(path, f"{rate} Hz is no sample rate; at most {HIGHEST_RATE} are read")
-            if not _is_longer(file, path):
+            content = path.read_bytes() if file.format in ("OGG", *FFMPEG_FORMATS) else b""
+            if file.format == "OGG" and not is_whole_ogg(content):
+                raise BrokenFileError(path, "it is cut off: its last page is missing")
+            if not _is_longer(file, path, content):
                 samples = _read_samples(file, path, seconds, left_channel)
                 is_whole = len(samples) == file.frames or len(samples) > seconds * rate
                 if is_whole or file.format not in FFMPEG_FORMATS:
@@ -138,14 +142,13 @@ def _decode(
     return decoded, rate
 
 
-def _is_longer(file: soundfile.SoundFile, path: Path) -> bool:
+def _is_longer(file: soundfile.SoundFile, path: Path, content: bytes) -> bool:
     """Tell whether more sound may lie behind its announced end, as of a recorder that was switched off."""
-    content = path.read_bytes() if file.format in ("OGG", *FFMPEG_FORMATS) else b""
-    counts = {"OGG": content.count(b"OggS\0\2"), "FLAC": content.count(b"fLaC\0\0\0")}
-    indices = MP3_INDEX.findall(content) if file.format == "MP3" else []
-    if counts.get(file.format, 1) > 1 or (
-        file.format == "MP3" and (len(indices) != 1 or not any(indices[0]))
-    ):
+    if file.format == "MP3":
+        indices = MP3_INDEX.findall(content)
+        if len(indices) != 1 or not any(indices[0]):  # joined files have several; one may count no frames
+            return True
+    elif file.format in BEGINNINGS and content.count(BEGINNINGS[file.format]) > 1:
         return True
     behind = re.search(r"(?:Unknown chunk|Have 0) marker .*at position (\d+)", file.extra_info)
     tail = path.read_bytes()[int(behind[1]) :].rstrip(b"\0") if behind else b""
@@ -163,8 +166,6 @@ def _read_samples(
     # What is written into a pipe announces 2 or 4 GiB.
     if announced < 0x7FFF0000 and is_cut_off(announced / max(1, existing) * length, length):
         raise BrokenFileError(path, f"it is cut off: {announced - existing} bytes of its sound are missing")
-    if file.format == "OGG" and not is_whole_ogg(path.read_bytes()):
-        raise BrokenFileError(path, "it is cut off: its last page is missing")
     wanted = min(math.ceil(seconds * file.samplerate) + 1, file.frames)
     blocks, asked = [np.zeros(0, np.float32)], 0
     while asked == len(blocks[-1]) and wanted > 0:  # behind damage, libsndfile is elsewhere than it says
@@ -199,7 +200,7 @@ def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
     """
     length, wanted = len(waveform), window.num_samples
     repeated = waveform if length >= wanted else waveform.repeat(wanted // length + 1)
-    centred = window.centred and (length >= wanted or not isinstance(window, SpectrogramConfig))
+    centred = window.centred and (length >= wanted or window.centres_short)
     start = len(repeated) // 2 - wanted // 2 if centred else 0
     return repeated[start : start + wanted]
 
@@ -222,11 +223,6 @@ def sound_around(sound: Tensor, seconds: float, audio: "AudioWindow") -> Tensor:
     window = torch.zeros(audio.num_samples)
     window[first : first + length] = sound[begin : begin + length]
     return window
-
-
-def hears_left_channel(window: "AudioWindow") -> bool:
-    """Tell whether a method hears the first channel of a sound instead of the mean of all."""
-    return isinstance(window, AlignSpectrogramConfig)
 
 
 def is_silent(waveform: Tensor) -> bool:
@@ -252,7 +248,8 @@ class AudioConfig(Options):
     mel_bins: int = option(257, at_least=1)
     """F, filters of the mel scale"""
 
-    centred = False  # the window is the beginning of the file
+    centred = centres_short = False  # the window is the beginning of the file
+    left_channel = False  # but the mean of all
 
     def __post_init__(self) -> None:
         """Refuse sizes that give no spectrogram."""
@@ -324,7 +321,8 @@ class SegmentConfig(Options):
     """middle of the sound given to VGGish, seconds: short clips are repeated, long ones cut"""
 
     sample_rate = VGGISH_RATE
-    centred = True  # the window is the middle of the file
+    centred = centres_short = True  # the window is the middle of the file, or of a short sound's repetition
+    left_channel = False  # but the mean of all
 
     @property
     def num_samples(self) -> int:
@@ -415,6 +413,9 @@ class SpectrogramConfig:
     excerpt_seconds: float = 10.0  # sound given to the encoder
     overlap: int = 274  # samples that two spectrogram frames share, of 512
 
+    centres_short = False  # a repeated sound is heard from its beginning
+    left_channel = False  # but the mean of all
+
     @property
     def num_samples(self) -> int:
         """L, samples of the window."""
@@ -441,6 +442,8 @@ class AlignSpectrogramConfig(SpectrogramConfig):
     excerpt_start: float = 3.5
     excerpt_seconds: float = 3.0
     overlap: int = 353
+
+    left_channel = True
 
 
 class LogSpectrogram(nn.Module):
@@ -480,4 +483,6 @@ class LogSpectrogram(nn.Module):
 
 
 AudioWindow = AudioConfig | SegmentConfig | SpectrogramConfig
-"""A method's audio configuration: sample_rate, num_samples and centred say which part of a sound it hears."""
+"""A method's audio configuration.
+
+sample_rate, num_samples, centred, centres_short and left_channel say which part of a sound it hears."""

@@ -26,7 +26,6 @@ from datasets.audio import (
     AlignSpectrogramConfig,
     AudioWindow,
     fit_window,
-    hears_left_channel,
     is_silent,
     load_waveform,
     resample,
@@ -193,7 +192,7 @@ class Localiser:
             raise ValueError("The samples of the sound are not finite numbers everywhere.")
         waveform = samples.float()
         if samples.ndim == 2:
-            waveform = waveform[:, 0] if hears_left_channel(self.audio) else waveform.mean(dim=1)
+            waveform = waveform[:, 0] if self.audio.left_channel else waveform.mean(dim=1)
         return fit_window(resample(waveform, rate, self.audio.sample_rate), self.audio)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.audio import hears_left_channel
 from datasets.frames import IMAGENET_MEAN, IMAGENET_STD
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
@@ -78,8 +77,8 @@ def describe(localiser: Localiser, checkpoint: Path, inputs: str) -> dict[str, s
         "frames": {"frame_size": localiser.frame.frame_size, "geometry": "squash, bicubic with antialiasing",
                    "colours": "RGB", "scale": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "audio": {"front_end": type(localiser.model.front_end).__name__, **asdict(audio),
-                  "channels": "left" if hears_left_channel(audio) else "mean",
-                  "num_samples": audio.num_samples, "centred": audio.centred},
+                  "channels": "left" if audio.left_channel else "mean", "num_samples": audio.num_samples,
+                  "centred": audio.centred, "centres_short": audio.centres_short},
     }  # fmt: skip
     plain = {"format": "vssl-onnx-1", "method": trained.method, "inputs": inputs, "opset": str(OPSET)}
     return plain | {"torch": torch.__version__} | {name: json.dumps(part) for name, part in parts.items()}

@@ -56,6 +56,7 @@ from utils.options import (
     run_in_processes,
 )
 
+MIDDLE = 125  # number of the frame at 5 s
 CLIP_SECONDS = 10  # of VGGSound and Flickr-SoundNet; what lies behind that in a video is not used
 SAMPLE_RATE = 16_000  # Hz
 MIN_SOUND_SECONDS = 1.0  # a shorter sound would be repeated ten times and more
@@ -80,11 +81,11 @@ class Layout(NamedTuple):
     frame: str
     sound: str
     sound_seconds: int
-    frame_number: int = 125
+    frame_number: int = MIDDLE
 
     def number(self, options: "PrepareOptions") -> int:
-        """Return the number of the frame that is written: its own, unless another one is asked for."""
-        return self.frame_number if options.frame_number == 125 else options.frame_number
+        """Return the number of the frame that is written: the one asked for, or else its own."""
+        return options.frame_number or self.frame_number
 
     def places(self, destination: Path, clip_id: str) -> tuple[Path, Path]:
         """Return the files of a clip's frame and sound."""
@@ -110,9 +111,9 @@ class PrepareOptions(Options):
     """only these clips: a file of ids or an official list"""
     frames: Literal["used", "all"] = "used"
     """only the frame that is read, or 001.jpg, 002.jpg … at 25 frames per second, which takes longer"""
-    frame_number: int = option(125, at_least=1)
-    """the frame that is read, counted from 1 at 25 frames per second; sounds are cut around it. With 125, 63
-    is read for flickr (2.5 s)"""
+    frame_number: int | None = option(None, at_least=1)
+    """the frame that is read, counted from 1 at 25 frames per second, around which sounds are cut; none: 125,
+    the middle of 10 s, but for flickr frame 63 (2.5 s)"""
     frame_size: int = option(299, at_least=1)
     """side of the square, pixels"""
     keep_silent: bool = False
@@ -126,7 +127,7 @@ class PrepareOptions(Options):
         if set(self.layouts) - LAYOUTS.keys() or len(set(self.layouts)) < len(self.layouts):
             names = ", ".join(LAYOUTS)
             raise ValueError(f"--layout must name some of {names}, each once, got {self.layout}")
-        if self.frames == "all" and ("vggsound" not in self.layouts or self.frame_number != 125):
+        if self.frames == "all" and ("vggsound" not in self.layouts or self.frame_number is not None):
             raise ValueError("--frames all is of VGGSound: give --layout vggsound, and no --frame-number")
 
     @property
@@ -185,7 +186,8 @@ def prepare_clip(task: Task) -> Failure | None:
 def _read_clip(task: Task) -> tuple[dict[int, bytes], dict[int, np.ndarray]]:
     """Return JPEG pictures by frame number, and sounds (L,) by the seconds they are meant to last."""
     options = task.options
-    centre, used = options.frame_number / FRAME_RATE, {LAYOUTS[n].number(options) for n in options.layouts}
+    centre = (options.frame_number or MIDDLE) / FRAME_RATE  # seconds
+    used = {LAYOUTS[name].number(options) for name in options.layouts}
     numbers = range(1, CLIP_SECONDS * FRAME_RATE + 1) if options.frames == "all" else sorted(used)
     lengths = {LAYOUTS[name].sound_seconds for name in options.layouts}
     until = max(max(centre + length / 2, length) for length in lengths)

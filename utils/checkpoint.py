@@ -35,9 +35,7 @@ class Checkpoint:
     audio_config: dict[str, Any]
     frame_config: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
-    training_clips: list[str] | None = (
-        None  # ids of the training set; None in released files, which don't tell
-    )
+    training_clips: list[str] | None = None  # ids of the training set; None: released files do not tell
     training_list: dict[str, Any] = field(default_factory=dict)  # name, sha256, size; how many were missing
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch that was interrupted; 0 between epochs

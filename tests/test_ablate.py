@@ -136,6 +136,7 @@ def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_a_real_run_ends_in_a_table(tiny_data, tmp_path):
     data = ["--data-root", tiny_data.root, "--workers", 0, "--device", "cpu"]
     small = (

@@ -98,6 +98,7 @@ def test_half_precision_moves_the_loss_a_little(inputs, precision, bound):
     assert 0 < abs(loss / expected[0] - 1) < bound
 
 
+@pytest.mark.slow
 def test_fp16_trains_and_resumes_from_the_command_line(tiny_data, tmp_path):
     """A scale that no run begins with is gone on with."""
     last = tmp_path / "run" / "last.pth"

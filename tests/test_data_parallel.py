@@ -17,6 +17,7 @@ def losses(output):
     return [[float(row[name]) for name in names] for row in csv.DictReader((output / "history.csv").open())]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tiny_data, tmp_path):
     for processes in (1, 2):
         words = training(tiny_data, tmp_path / str(processes), "--epochs", 1, *validation(tiny_data))

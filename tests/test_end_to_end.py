@@ -106,7 +106,8 @@ def test_validation_keeps_the_best_epoch_and_test_says_so(tiny_data, tmp_path):
     assert "CHOSEN ON TEST" in (tmp_path / "results" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_goes_on_at_the_same_step(tiny_data, tmp_path, sent):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(tiny_data, whole, "--epochs", 3).returncode == 0

@@ -124,6 +124,7 @@ def test_another_map_is_refused_and_nothing_is_written(change, words, tmp_path, 
     assert not output.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_the_file_that_the_document_reads(tmp_path):
     localiser = make_localiser(tmp_path, "ssl_tie", {}, **SMALL_AUDIO)
     checkpoint, output = tmp_path / "last.pth", tmp_path / "model.onnx"

@@ -170,6 +170,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(tiny_data, tmp_path, start):
     whole, killed, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)

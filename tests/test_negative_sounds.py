@@ -76,6 +76,7 @@ def drawn(kinds, seed):
     return model.draw_negative_sounds(seed, CPU)
 
 
+@pytest.mark.slow
 def test_silence_is_the_floor_and_noise_has_its_level(monkeypatch):
     heard = drawn("silence,noise", 3)
     assert heard.shape == (2, 1, AUDIO.mel_bins, AUDIO.num_frames)

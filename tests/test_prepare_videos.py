@@ -170,6 +170,11 @@ def test_each_layout_alone_is_found_by_its_reader(videos, tmp_path, layout):
     assert soundfile.info(sound).duration == pytest.approx(expected, abs=0.02)
 
 
+def test_a_frame_that_is_asked_for_is_the_one_of_every_layout(videos, tmp_path):
+    assert make(videos / "good_1.mp4", tmp_path, layout="flickr", frame_number=125) is None
+    assert number_on(Image.open(places(tmp_path, "flickr")[0])) == 124
+
+
 def test_all_frames_are_numbered_around_the_same_125(videos, tmp_path):
     for frames in ("used", "all"):
         make(videos / "good_1.mp4", tmp_path / frames, frames=frames)

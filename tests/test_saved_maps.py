@@ -80,6 +80,7 @@ def asked(tiny_data, output, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_second_scoring_needs_neither_model_nor_frames(tiny_data, checkpoint, tmp_path):
     direct, again, maps = tmp_path / "direct", tmp_path / "again", tmp_path / "deep" / "maps.npz"
     every, model = ("--protocol", "all", "--note", "tiny"), ("--checkpoint", checkpoint, "--gallery", 1)

@@ -1,12 +1,13 @@
 """Results side by side: several checkpoints on the same clips, each compared with the first.
 
-    bash scripts/compare_models.sh A.pth B.pth C.pth -- --benchmark vgg_ss --data-root data/vgg_ss \
-        --output results/comparison
+    bash scripts/compare_models.sh ours=runs/a/last.pth A.pth B.pth -- --benchmark vgg_ss \
+        --data-root data/vgg_ss --output results/comparison
 
-All that follows `--` are options of `test.py localisation`. Each model's results go into a folder of their
-own in --output; summary.json, table.md, .tex and .csv, per_clip.csv and report.html of the comparison lie
-beside them. A model whose results are there, made by the same command from the same file, is not scored
-again. Folders that hold results may stand in place of checkpoints; they are read as they are.
+`name=` before a file names its model; without it the run's folder or the file does. All that follows `--`
+are options of `test.py localisation`. Each model's results go into a folder of their own in --output;
+summary.json, table.md, .tex and .csv, per_clip.csv and report.html of the comparison lie beside them. A model
+whose results are there, made by the same command from the same file, is not scored again. Folders that hold
+results may stand in place of checkpoints; they are read as they are.
 """
 
 import argparse
@@ -232,11 +233,27 @@ def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
         )
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name checkpoints, fit for folders, by where their paths differ."""
-    shared = os.path.commonpath([path.absolute().parent for path in paths])
-    names = [str(path.absolute().relative_to(shared)).split(".pt")[0] for path in paths]
-    return [re.sub(r"[^\w.+-]", "_", name) for name in names]
+def read_models(words: Sequence[str]) -> dict[str, Path]:
+    """Read `name=path` or `path`: paths by name, by default that of the run's folder, or where they differ."""
+    named = ["=" in word and not Path(word).exists() for word in words]
+    parts = [word.split("=", 1) if has else ("", word) for word, has in zip(words, named, strict=True)]
+    paths = [Path(path) for _, path in parts]
+    places = [p.absolute().parent if p.name == "last.pth" else p.absolute() for p in paths]
+    shared = os.path.commonpath([place.parent for place in places]) if places else ""
+    defaults = [str(place.relative_to(shared)).split(".pt")[0].replace("/", "_") for place in places]
+    names = [name or default for (name, _), default in zip(parts, defaults, strict=True)]
+    models = dict(zip(names, paths, strict=True))
+    if len({folder_name(name) for name in names}) < max(2, len(names)):
+        raise ValueError(
+            "A comparison takes two checkpoints or more, each once and under a name of its own, got "
+            f"{', '.join(names) or 'none'}."
+        )
+    return models
+
+
+def folder_name(name: str) -> str:
+    """Name of a model, fit for a folder."""
+    return re.sub(r"^\.|[^\w.+-]", "_", name)
 
 
 def compare_models(given: Sequence[str]) -> int:
@@ -244,8 +261,9 @@ def compare_models(given: Sequence[str]) -> int:
     usage = "compare_models.sh A.pth B.pth ... -- --output DIR [options of test.py localisation]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     end = given.index("--") if "--" in given else len(given)
-    parser.add_argument("models", nargs="*", type=Path, help="checkpoints, or folders with results")
-    paths = parser.parse_args(given[:end]).models
+    words = "checkpoints, or folders with results; name=path names one"
+    parser.add_argument("models", nargs="*", metavar="[NAME=]PATH", help=words)
+    models = read_models(parser.parse_args(given[:end]).models)
     after = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     after.add_argument("--output", type=Path, required=True)
     after.add_argument("--table", choices=("md", "tex", "csv", "json"))
@@ -255,16 +273,13 @@ def compare_models(given: Sequence[str]) -> int:
             "Checkpoints stand before `--`, without --checkpoint; the maps of each are saved by `test.py "
             "localisation --save-maps`."
         )
-    names = distinct_names(paths) if paths else []
-    if len(set(names)) < max(2, len(names)):
-        raise ValueError(f"A comparison takes two checkpoints or more, each once, got {len(names)}.")
     check_results_folder(own.output, {"task": "comparison"})
     folders = {}
-    for place, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
-        logger.info("%d of %d: %s", place, len(paths), path)
+    for place, (name, path) in enumerate(models.items(), start=1):
+        logger.info("%d of %d: %s", place, len(models), path)
         folders[name] = path
         if not (path / "summary.json").is_file():
-            folders[name] = own.output / name
+            folders[name] = own.output / folder_name(name)
             score(path, folders[name], options)
     report = compare_results(folders, "bash scripts/compare_models.sh " + shlex.join(given))
     write_and_show(own.output, report, own.table)

@@ -14,7 +14,7 @@ from shell_scripts import ROOT, run
 from test_reports import IDENTITY, PUBLISHED
 
 from datasets.benchmarks import DATA_SETS
-from scripts.collect import compare_results, distinct_names, main
+from scripts.collect import compare_results, main, read_models
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.reports.localisation import localisation_report
 from utils.reports.report import render_page, render_table, write_report
@@ -119,10 +119,17 @@ def test_damaged_results_are_refused(folders):
             compare_results(folders, "x")
 
 
-def test_names_tell_the_models_apart():
-    paths = [Path(name) for name in ("r/a.pth", "r/last.pth", "q/last.pth", "x/r/last.pth.tar", "s/b c.pt")]
-    assert distinct_names(paths) == ["r_a", "r_last", "q_last", "x_r_last", "s_b_c"]
-    assert distinct_names(paths[:2]) == ["a", "last"]
+def test_names_are_the_user_s_or_tell_the_models_apart(tmp_path, monkeypatch):
+    def names(*words):
+        return list(read_models(words))
+
+    assert names("r/a.pth", "r/last.pth", "q/last.pth", "x/r/last.pth.tar") == ["r_a", "r", "q", "x_r_last"]
+    assert names("runs/a/last.pth", "s/b c.pt", "our model=x/last.pth") == ["runs_a", "s_b c", "our model"]
+    assert names("runs/a/last.pth", "runs/b/last.pth") == ["a", "b"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    found = read_models(["lr=1", "two=lr=2/last.pth"])
+    assert found == {"lr=1": Path("lr=1"), "two": Path("lr=2/last.pth")}
 
 
 @pytest.mark.slow
@@ -159,6 +166,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         ("-- --output o", "two checkpoints or more"),
         ("a.pth -- --output o", "two checkpoints or more"),
         ("a.pth a.pth -- --output o", "each once"),
+        ("x/y=a.pth x_y=b.pth -- --output o", "a name of its own, got x/y, x_y"),
         ("a.pth b.pth", "required: --output"),
         ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
         ("a.pth b.pth -- --output o --save-maps=m.npz", "`test.py localisation --save-maps`"),

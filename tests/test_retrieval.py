@@ -397,6 +397,20 @@ def test_the_page_shows_queries_with_their_neighbours():
         assert all(card.pictures == [card.clip_id.encode()] for card in gallery.cards)
 
 
+def test_a_matrix_of_directions_and_metrics_comes_first():
+    _, report = make_report()
+    (matrix,) = report.sections[0].items
+    rows = matrix.scores.set_index("name")
+    titles = ["Sounds found by a sound", "Frames found by a sound", "Sounds found by a frame"]
+    assert rows.index.tolist() == [*titles, "Chance", "Ceiling"]
+    assert list(matrix.headings) == ["Acc@1", "Acc@3", "Prec@1", "Prec@3", "mAP", "R@1", "R@3"]
+    for title, metrics in zip(titles, report.summary["directions"].values(), strict=True):
+        for name, found in metrics.items():
+            assert rows.loc[title, name] == found["value"]
+            assert rows.loc[["Chance", "Ceiling"], name].tolist() == [found["chance"], found["ceiling"]]
+    assert np.isnan(rows.loc["Sounds found by a sound", "R@1"])
+
+
 def test_without_labels_there_are_no_marks():
     queries, report = make_report(None, ("audio_to_image",), num_shown=1)
     page = render_page(report)

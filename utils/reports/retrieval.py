@@ -38,6 +38,7 @@ POOLING_WORDS = {
     "mean": "mean: mean of each channel over the positions of the frame's map, then unit norm",
     "positions": "positions: the best of the positions of the frame's map, each of unit norm",
 }
+MATRIX_HINT = "All values in %; a dash: what a direction does not have."
 HEADINGS = {"score": "score", "chance": "chance", "ceiling": "ceiling", "ties": "ties"}
 KINDS = {"audio": "sound", "image": "frame"}
 
@@ -81,10 +82,11 @@ def retrieval_report(
         **entries,
         "warnings": context.warnings(unreadable),
     }
-    sections, galleries = [Section("Scores", f"{RULE} {SCORES_HINT}")], list[Gallery]()
+    sections = [Section("Scores", MATRIX_HINT, [direction_matrix(scores)])]
+    sections.append(Section("Each direction", f"{RULE} {SCORES_HINT}"))
+    galleries = list[Gallery]()
     for name in identity["directions"]:
-        query_kind, gallery_kind = kinds = [KINDS[modality] for modality in name.split("_to_")]
-        title = f"{gallery_kind.capitalize()}s found by a {query_kind}"
+        kinds, title = [KINDS[modality] for modality in name.split("_to_")], direction_title(name)
         table = ScoreTable(scores[scores["direction"] == name], HEADINGS, {"metric": "Metric"})
         sections.append(Section(title, items=[table], level=3))
         rows = queries[queries["direction"] == name]
@@ -104,6 +106,24 @@ def retrieval_report(
         facts={"rule": RULE, "embeddings": frames, **provenance_facts(summary)},
         sections=sections,
     )
+
+
+def direction_title(name: str) -> str:
+    """Name of DIRECTIONS in words."""
+    query, found = (KINDS[modality] for modality in name.split("_to_"))
+    return f"{found.capitalize()}s found by a {query}"
+
+
+def direction_matrix(scores: "pd.DataFrame") -> ScoreTable:
+    """Table of directions by metric, above chance and ceiling, which directions have in common."""
+    import pandas as pd  # noqa: PLC0415
+
+    metrics = scores["metric"].unique()
+    rows = scores.pivot(index="direction", columns="metric", values="score").loc[scores["direction"].unique()]
+    shared = scores.groupby("metric")[["chance", "ceiling"]].first().T
+    table = pd.concat([rows.rename(index=direction_title), shared.rename(index=str.capitalize)])
+    headings = {name: name for name in metrics}
+    return ScoreTable(table.rename_axis("name").reset_index(), headings, {"name": "Direction"})
 
 
 def _galleries(

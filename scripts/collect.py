@@ -234,7 +234,7 @@ def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
 
 
 def read_models(words: Sequence[str]) -> dict[str, Path]:
-    """Read `name=path` or `path`: paths by name, by default that of the run's folder, or where they differ."""
+    """Read words `name=path` or `path`: paths by name, by default that of their folder or file."""
     named = ["=" in word and not Path(word).exists() for word in words]
     parts = [word.split("=", 1) if has else ("", word) for word, has in zip(words, named, strict=True)]
     paths = [Path(path) for _, path in parts]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ RANKS = {
     "utils": 0, "datasets": 1, "models": 2, "opts": 3, "hubconf": 4, "scripts": 4, "main": 4, "test": 4,
 }  # fmt: skip
 PROGRAMS = {"hubconf", "scripts", "main", "test"}
+PAGES = [path for folder in (".", "docs", "ckpts") for path in sorted((ROOT / folder).glob("*.md"))]
 SOURCES = sorted(path for name in (*PACKAGES, "scripts") for path in (ROOT / name).rglob("*.py")) + [
     ROOT / f"{name}.py" for name in ("opts", "main", "test", "hubconf")
 ]
@@ -47,11 +49,23 @@ def test_the_code_stays_small():
     """The budget, lowered with each rebuilt part; a new feature has to make room for itself."""
     tests = [path.read_text().count("\n") for path in (ROOT / "tests").glob("*.py")]
     product = [path.read_text().count("\n") for path in SOURCES]
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert len(SOURCES) <= 58
     assert sum(product) <= 14_100
     assert sum(tests) <= 15_800
-    assert sum(len(path.read_text().split()) for path in pages) <= 11_000
+    pages = [page for page in PAGES if page.parent.name == "docs" or page == ROOT / "README.md"]
+    assert sum(len(page.read_text().split()) for page in pages) <= 11_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_short_and_its_links_lead_somewhere(page):
+    text = page.read_text()
+    assert text.count("\n") <= (120 if page == ROOT / "README.md" else 150)
+    for link in re.findall(r"\]\((?!https:|\.\./\.\./)([^)\s]+)\)", text):  # ../../ is GitHub's
+        name, _, heading = link.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), link
+        titles = re.findall(r"^#+ (.+)", linked.read_text().lower(), re.M) if heading else [""]
+        assert heading in {re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}, link
 
 
 def test_no_source_reads_outside_the_project():

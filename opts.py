@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,7 @@ from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_protocols, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
-from utils.options import Options, add_group, build, flag, option, refuse_dropped
+from utils.options import Options, Parser, build, did_you_mean, flag, option, refuse_dropped
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
@@ -104,6 +105,8 @@ class ComputeOptions:
 class RunOptions(Options):
     """Where the run lives."""
 
+    config: Path | None = None
+    """JSON of options, as options.json of a run or flat; those on the command line win"""
     output: Path  # folder for checkpoints, logs and pictures
     resume: bool = False  # go on from last.pth in --output
     seed: int = 4  # of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL
@@ -367,6 +370,12 @@ TASKS: dict[str, type[TestOptions]] = {
 def parse_train_options(arguments: Sequence[str] | None = None) -> TrainOptions:
     """Parse the command line of main.py; values that contradict each other are a ValueError."""
     commands = {name: (inspect.getmodule(row.model), train_groups(name)) for name, row in METHODS.items()}
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    finder = argparse.ArgumentParser("main.py", add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    config = finder.parse_known_args(arguments)[0].config
+    if config is not None and arguments[0] in METHODS:
+        arguments[1:1] = read_config(config, arguments[0])
     method, values = _parse("main.py", "Trains a sound localiser.", "METHOD", commands, arguments)
     check_method(method)
     options = TrainOptions(method=method, **values)
@@ -381,6 +390,43 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> TestOptions:
     return values["task"]
 
 
+OF_ONE_CALL = {"config", "resume", "dry_run"}  # options that a config cannot set
+
+
+def read_config(path: Path, method: str) -> list[str]:
+    """Return a method's options in a JSON object, nested as options.json or flat, as a command line.
+
+    Null stands for no value. ValueError: it is none, or another method's, or has a key that is no option.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--config {path} is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f'--config {path}: expected an object such as {{"epochs": 20}}.')
+    if (theirs := document.pop("method", method)) != method:
+        raise ValueError(f"--config {path} has options of the method {theirs!r}; this is {method}.")
+    groups = train_groups(method)
+    known = {described.name: described for group in groups.values() for described in fields(group)}
+    words = []
+    for key, content in document.items():
+        for name, value in (content if isinstance(content, dict) else {key: content}).items():
+            if (isinstance(content, dict) and key not in groups) or name not in known:
+                wrong = name if key in groups else key
+                refuse_dropped(DROPPED, [flag(name)])
+                raise ValueError(
+                    f"--config {path}: unknown key {wrong!r}.{did_you_mean(wrong, [*known, *groups])}"
+                )
+            is_default = known[name].metadata.get("hidden") and value == known[name].default
+            if name in OF_ONE_CALL or value is None or is_default:
+                continue
+            if isinstance(value, bool):
+                words.append(flag(name if value else f"no_{name}"))
+            else:
+                words.append(f"{flag(name)}={value}")
+    return words
+
+
 def _parse(
     program: str,
     summary: str,
@@ -391,15 +437,14 @@ def _parse(
     """Parse one of the sub-commands, each described by an object's docstring; return its name and groups."""
     arguments = sys.argv[1:] if arguments is None else arguments
     refuse_dropped(DROPPED, arguments)
-    parser = argparse.ArgumentParser(program, description=summary)
+    parser = Parser(program, description=summary)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     for name, (described, groups) in commands.items():
         words = (inspect.getdoc(described) or name).splitlines()[0]
         command = subparsers.add_parser(
-            name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+            name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        for group in groups.values():
-            add_group(command, group)
+        command.add_groups(groups.values())
     values = vars(parser.parse_args(arguments))
     name = values.pop("command")
     return name, {key: build(group, values) for key, group in commands[name][1].items()}
@@ -432,8 +477,8 @@ def as_plain(options: TrainOptions | TestOptions) -> dict[str, Any]:
 
 
 MAY_CHANGE_ON_RESUME = {
-    "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "resume", "device",
-    "dry_run", "validation_root", "vgg16", "vggish",
+    "epochs", "data_root", "clip_list", "allow_missing", "workers", "output", "config", "resume",
+    "device", "dry_run", "validation_root", "vgg16", "vggish",
 }  # fmt: skip
 """Options that leave the weights of an epoch as they are; the clips are compared apart."""
 

@@ -6,7 +6,6 @@ it. The lists belong to their authors and are not part of this repository; each 
 scripts/get_splits.sh, and they are verified before they are used.
 """
 
-import argparse
 import csv
 import hashlib
 import http.client
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from utils.files import write_atomically
+from utils.options import Parser
 
 BASE_URL = "https://raw.githubusercontent.com"
 FOLDER_VARIABLE = "VSSL_SPLITS"
@@ -357,7 +357,7 @@ def find_leak(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the lists named on the command line; return the exit status, 2 if one failed."""
-    parser = argparse.ArgumentParser("get_splits", description="Fetches clip lists, verifies their sha256.")
+    parser = Parser("get_splits", description="Fetches clip lists, verifies their sha256.")
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="lists to fetch; default: all")
     add("--folder", type=Path, default=default_folder(), help="where the lists go (default: %(default)s)")

@@ -6,7 +6,6 @@ A release is known by its content, never by its name; every tensor is used or kn
 Pretrained encoders are read only if their sha256 begins as published.
 """
 
-import argparse
 import hashlib
 import http.client
 import logging
@@ -29,7 +28,7 @@ from models import METHODS
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
 from models.peers import PEERS, ObjectPrior, PeerLocaliser
 from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
-from utils.options import configure_logging, run_command
+from utils.options import Parser, configure_logging, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -388,7 +387,7 @@ def fetch_pretrained(kind: str, folder: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run get_weights.sh: fetch files one after the other, also after one has failed."""
-    parser = argparse.ArgumentParser("get_weights.sh", description="Fetches and verifies encoders' weights.")
+    parser = Parser("get_weights.sh", description="Fetches and verifies encoders' weights.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PRETRAINED)}; none: all")
     parser.add_argument("--folder", type=Path, default=FOLDERS[0], help="where the files go")
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ Called again, it goes on: what has been trained and scored is skipped, what was 
 folder of other commands is refused.
 """
 
-import argparse
 import json
 import logging
 import shlex
@@ -25,7 +24,7 @@ import pandas as pd
 import opts
 from scripts.collect import run_program, score_rows
 from utils.files import decoding, write_atomically
-from utils.options import configure_logging, run_command
+from utils.options import Parser, configure_logging, run_command
 
 logger = logging.getLogger("ablate")
 
@@ -110,12 +109,11 @@ def write_table(folder: Path, scores: list[pd.DataFrame], notes: list[str]) -> N
 
 def ablate(given: Sequence[str]) -> int:
     """Make all runs and the table; return 0, 1 if a run failed, 128 + signal when stopped."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ablate.sh",
         usage="%(prog)s GRID --output DIR [options] -- OPTIONS OF main.py -- TASK OF test.py ...",
         description="Trains and scores every variant of a grid with every seed: one table.",
         epilog="grids: " + "; ".join(f"{name} ({grid['about']})" for name, grid in GRIDS.items()),
-        allow_abbrev=False,
     )
     parser.add_argument("grid", metavar="GRID", help="name of a grid, or a JSON file with one")
     parser.add_argument("--output", type=Path, required=True, help="folder for runs and tables")

@@ -26,7 +26,7 @@ from datasets.clips import Clip
 from datasets.frames import read_frame
 from datasets.hdf5 import FORMAT
 from utils.files import BrokenFileError, moved_when_whole
-from utils.options import configure_logging, refuse_dropped, run_command
+from utils.options import Parser, configure_logging, refuse_dropped, run_command
 
 logger = logging.getLogger("pack_hdf5")
 
@@ -102,7 +102,7 @@ def pack(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 2 for bad input, 130 when stopped."""
-    parser = argparse.ArgumentParser("pack_hdf5.sh", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("pack_hdf5.sh", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=f"one of {', '.join(DATA_SETS)}")
     add("data_root", type=Path, metavar="ROOT", help="its folder, see docs/data.md")

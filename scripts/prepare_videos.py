@@ -47,6 +47,7 @@ from utils.files import SYSTEM_FOLDERS, lock_folder, moved_when_whole, write_ato
 from utils.options import (
     CRASHED,
     Options,
+    Parser,
     add_group,
     build,
     configure_logging,
@@ -491,7 +492,7 @@ def prepare(sources: Sequence[Path], destination: Path, options: PrepareOptions)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, see --help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "prepare_videos",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=(__doc__ or "").splitlines()[0],

@@ -4,7 +4,6 @@ bash scripts/verify_dataset.sh vggsound data/prepared
 bash scripts/verify_dataset.sh vgg_ss data/prepared --clip-list ssl_tie_vgg_ss_4911
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from utils.files import write_atomically
 from utils.options import (
     CRASHED,
     Options,
+    Parser,
     add_group,
     build,
     configure_logging,
@@ -134,7 +134,7 @@ def verify(dataset: str, root: Path, options: VerifyOptions) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, see --help."""
     problems = "; ".join(f"{name}: {meaning}" for name, meaning in PROBLEMS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "verify_dataset",
         description=(__doc__ or "").splitlines()[0],
         epilog=f"Exit status: 0, nothing is wrong; 1, there are problems ({problems}); 2, bad input.",

@@ -1,6 +1,7 @@
 """Options: each is read somewhere, explained, bounded, and recorded."""
 
 import ast
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from shell_scripts import run_here
 
 import opts
 from datasets.augmentation import AugmentationConfig
@@ -53,7 +55,7 @@ def test_help_names_every_option(command, capsys):
     shown = {flag(f.name): not f.metadata.get("hidden") for group in groups for f in fields(group)}
     assert all((f"  {name}" in text) == visible for name, visible in shown.items())
     assert all(words for group in groups for words in field_docstrings(group).values())
-    assert text.count("\n  --") <= 50
+    assert text.count("\n  --") <= 51
     assert not {name for name, visible in shown.items() if visible} & opts.DROPPED.keys()
 
 
@@ -96,6 +98,64 @@ def test_options_of_the_other_method_and_missing_ones_exit_with_2(arguments, cap
         opts.parse_train_options(arguments)
     assert stop.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "usage", "words"),
+    [
+        ("main", "ssl_tie --epochz 3", "main.py ssl_tie --train-set {", "--epochz. Did you mean --epochs?"),
+        ("main", "ssl_tie stray", "main.py ssl_tie --train-set {", "required"),
+        ("main", " ".join([*MINIMAL, "stray"]), "main.py ssl_tie --train-set {", "arguments: stray"),
+        ("main", "ssl_tei", "main.py [-h] METHOD", "Did you mean ssl_tie?"),
+        ("test", "localization", "test.py [-h] TASK", "Did you mean localisation?"),
+        ("test", "video --outptu x", "test.py video --checkpoint PATH", "Did you mean --output?"),
+        ("test", "localisation --benchmark vgs_ss", "test.py localisation", "Did you mean vgg_ss?"),
+        ("test", "localisation --zzzz", "test.py localisation", "unrecognized arguments: --zzzz.\n"),
+    ],
+)
+def test_a_slip_is_answered_with_its_usage_and_what_was_meant(program, arguments, usage, words):
+    status, _, errors = run_here(ROOT / f"{program}.py", arguments.split())
+    assert status == 2 and errors.startswith(f"usage: {usage}") and words in errors
+
+
+def config(folder, content):
+    (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return run_here(ROOT / "main.py", ["ssl_tie", "--config", str(folder / "config.json"), "--dry-run"])
+
+
+def test_a_config_is_a_run_s_or_flat_and_the_command_line_wins(tmp_path):
+    given = [*MINIMAL, "--no-crop", "--epochs", "7", "--learning-rate", "3e-4", "--clip-list", "a b"]
+    options = opts.as_plain(opts.parse_train_options([*given, "--resume"]))
+    flat = {name: value for group in options.values() if group != "ssl_tie" for name, value in group.items()}
+    for content in (options, flat):
+        status, output, errors = config(tmp_path, content)
+        assert status == 0, errors
+        again = json.loads(output)
+        assert again.pop("run") == {**options["run"], "resume": False, "dry_run": True,
+                                    "config": str(tmp_path / "config.json")}  # fmt: skip
+        assert again == {name: group for name, group in options.items() if name != "run"}
+    arguments = ["ssl_tie", "--config", str(tmp_path / "config.json"), "--crop", "--epochs=9"]
+    options = opts.parse_train_options(arguments)
+    assert options.augmentation.crop and options.optimisation.epochs == 9 and options.data.clip_list == "a b"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"epochz": 3}, "unknown key 'epochz'. Did you mean epochs?"),
+        ({"optimisation": {"epochz": 3}}, "unknown key 'epochz'. Did you mean epochs?"),
+        ({"optimization": {"epochs": 3}}, "unknown key 'optimization'. Did you mean optimisation?"),
+        ({"method": "sspl", "epochs": 3}, "options of the method 'sspl'; this is ssl_tie"),
+        ({"micro_batches": 2}, "--micro-batches is no longer there. Lower"),
+        ({"sharpness": 1}, "--sharpness is no longer there."),
+        ({"epochs": "three"}, "--epochs: invalid int value: 'three'"),
+        ([], "expected an object"),
+        ("{", "config.json is no JSON"),
+    ],
+)
+def test_a_config_of_another_form_is_refused_in_words(content, words, tmp_path):
+    status, _, errors = config(tmp_path, content)
+    assert status == 2 and words in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ class DataOptions(Options):
 
 import argparse
 import ast
+import difflib
 import inspect
 import logging
 import math
@@ -24,7 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice, zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from tqdm import tqdm
 
@@ -88,6 +89,48 @@ def refuse_dropped(dropped: Mapping[str, str], arguments: Sequence[str]) -> None
             raise ValueError(f"{name} is no longer there. {dropped[known]}")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question that ends a message about an unknown name; empty where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser, also of a sub-command, that answers a slip with its own usage and what was probably meant."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - as argparse
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as argparse
+        """Refuse what is unknown, before anything that is missing: it may be the same option."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words[: words.index("--") if "--" in words else None]:
+            name, known = word.partition("=")[0], self._option_string_actions
+            if self._subparsers is None and re.fullmatch(r"--[a-zA-Z][\w-]*", name) and name not in known:
+                self.error(f"unrecognized arguments: {name}.{did_you_mean(name, known)}")
+        values, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return values, unknown
+
+    def add_groups(self, groups: Iterable[type]) -> None:
+        """Add groups of options; the usage shows the required ones, --help lists all."""
+        for group in groups:
+            add_group(self, group)
+        required = [action for action in self._actions if action.required]
+        values = (str(action.metavar or f"{{{','.join(action.choices or ())}}}") for action in required)
+        words = (
+            f"{action.option_strings[0]} {value}" for action, value in zip(required, values, strict=True)
+        )
+        self.usage = " ".join(["%(prog)s", *words, "[options]"])
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the usage, the message and status 2."""
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2])) if wrong else ""
+        super().error(f"{message}.{hint}" if hint else message)
+
+
 def parse_group(
     config_class: type,
     program: str,
@@ -98,10 +141,8 @@ def parse_group(
     """Parse the command line (None: of this process) of a program with one group; return the group."""
     refuse_dropped(dropped or {}, sys.argv[1:] if arguments is None else arguments)
     help_format = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        program, description=summary, formatter_class=help_format, allow_abbrev=False
-    )
-    add_group(parser, config_class)
+    parser = Parser(program, description=summary, formatter_class=help_format)
+    parser.add_groups([config_class])
     return build(config_class, vars(parser.parse_args(arguments)))
 
 

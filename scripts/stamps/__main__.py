@@ -33,7 +33,7 @@ from scripts.stamps.material import (
     load_real_material,
     make_procedural_material,
 )
-from utils.options import Options, add_group, build, configure_logging, option, run_command
+from utils.options import Options, Parser, add_group, build, configure_logging, option, run_command
 
 log = logging.getLogger("stamps")
 
@@ -70,11 +70,10 @@ class StampsOptions(Options):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status, 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "make_stamps.sh",
         description="Composes clips of object photos on background photos, one object heard.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder to make")
     add_group(parser, StampsOptions)

@@ -5,7 +5,8 @@
         -- localisation --benchmark vgg_ss --data-root data/VGGSound_test
 
 After the first `--` stand options of `main.py` for all runs; after each further one a task of test.py with
-its options. Later options win: the grid's, yours, the variant's. Runs live in --output/VARIANT/seed-SEED.
+its options, or `benchmark` with options of scripts/benchmark.py: what a training step costs. Later options
+win: the grid's, yours, the variant's. Runs live in --output/VARIANT/seed-SEED.
 Called again, it goes on: what has been trained and scored is skipped, what was interrupted is resumed, and a
 folder of other commands is refused.
 """
@@ -19,10 +20,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import opts
-from scripts.collect import run_program, score_rows
+from scripts.collect import read_result, run_program, score_rows, values_of
+from utils.evaluation.protocols import PROTOCOLS
+from utils.evaluation.statistics import sign_flip_test
 from utils.files import decoding, write_atomically
 from utils.options import Parser, configure_logging, run_command
 
@@ -32,13 +36,19 @@ GRIDS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("grids.js
 
 
 def find_grid(name: str) -> dict[str, Any]:
-    """Return a grid by its name in grids.json, or from a file of the form of one there."""
+    """Return a grid by its name in grids.json, or from a file of the form of one there.
+
+    Without a method of its own, its variants are called as the methods that they train. Its `overview` names
+    columns of a first table: heading -> [rule, score].
+    """
     if name in GRIDS:
         return GRIDS[name]
     form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
     with decoding(name, f"it must be one of {', '.join(GRIDS)}, or a JSON file with {form}"):
         grid = json.loads(Path(name).read_text())
-        shlex.split(" ".join([grid["method"], grid.setdefault("options", ""), *grid["variants"].values()]))
+        shlex.split(
+            " ".join([grid.get("method", ""), grid.setdefault("options", ""), *grid["variants"].values()])
+        )
         if not grid["variants"]:
             raise ValueError("it has no variants")
     return grid
@@ -48,13 +58,19 @@ def plan(
     grid: dict[str, Any], seed: str, variant: str, run_dir: Path, sections: list[list[str]]
 ) -> list[list[str]]:
     """List the commands of a run, main.py and the tasks of test.py, after they have been parsed."""
-    options, *tasks = sections
-    words = [grid["method"], *shlex.split(grid["options"]), *options, *shlex.split(grid["variants"][variant])]
-    train = [*words, "--seed", seed, "--output", str(run_dir)]
+    common, *tasks = sections
+    method = grid.get("method", variant)
+    options = [*shlex.split(grid["options"]), *common, *shlex.split(grid["variants"][variant])]
+    train = [method, *options, "--seed", seed, "--output", str(run_dir)]
     opts.parse_train_options(train)
     commands = [["main.py", *train]]
     for task, *words in tasks:
-        test = [task, "--checkpoint", str(run_dir / "last.pth"), *words, "--output", str(run_dir / task)]
+        place = ["--output", str(run_dir / task)]
+        if task == "benchmark":
+            step = ["train", "--method", method, "--variants", "plain", *options]
+            commands.append(["scripts/benchmark.py", *step, *words, *place])
+            continue
+        test = [task, "--checkpoint", str(run_dir / "last.pth"), *words, *place]
         opts.parse_test_options(test)
         commands.append(["test.py", *test])
     return commands
@@ -71,7 +87,7 @@ def make(run_dir: Path, commands: list[list[str]]) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(record, text.encode())
     train, *tests = commands
-    waiting = [test for test in tests if not (run_dir / test[1] / "summary.json").exists()]
+    waiting = [test for test in tests if not summary_of(test).exists()]
     resume = ["--resume"] if (run_dir / "last.pth").exists() else []
     for command in [[*train, *resume], *waiting] if waiting else []:
         if status := run_program(command):
@@ -79,16 +95,21 @@ def make(run_dir: Path, commands: list[list[str]]) -> int:
     return 0
 
 
+def summary_of(command: list[str]) -> Path:
+    """Return where a command of `plan` leaves its scores."""
+    return Path(command[-1]) / "summary.json"
+
+
 def read_scores(path: Path, variant: str, seed: str) -> pd.DataFrame:
     """Read the scores of a summary.json; blind baselines are the same for all seeds."""
     summary = json.loads(path.read_text())
     rows = score_rows(summary, variant).rename(columns={"protocol": "rule", "predictor": "variant"})
     rows.insert(2, "seed", rows["kind"].map(lambda kind: seed if kind == "model" else ""))
-    rows.insert(3, "clips", summary["scored_clips_sha256"])
+    rows.insert(3, "clips", summary.get("scored_clips_sha256"))
     return rows.loc[:, ~rows.columns.str.endswith(("kind", "_low", "_high"))]
 
 
-def write_table(folder: Path, scores: list[pd.DataFrame], notes: list[str]) -> None:
+def write_table(folder: Path, scores: list[pd.DataFrame], notes: list[str], overview: dict[str, Any]) -> None:
     """Write runs.csv, and table.md with mean and sample standard deviation over seeds; print the latter."""
     each = pd.concat(scores).drop_duplicates(["rule", "variant", "seed"])
     each = each.sort_values("seed", key=lambda seeds: seeds == "", kind="stable")  # blind baselines last
@@ -97,14 +118,47 @@ def write_table(folder: Path, scores: list[pd.DataFrame], notes: list[str]) -> N
             f"{folder}: runs were scored on different clips. Remove the older results; call again."
         )
     each.to_csv(folder / "runs.csv", index=False)
-    for rule, part in each.drop(columns=["seed", "clips"]).groupby("rule", sort=False):
-        grouped = part.drop(columns="rule").dropna(axis=1, how="all").groupby("variant", sort=False)
-        deviation = grouped.std().map(" ± {:.2f}".format).replace(" ± nan", "")
-        words = (grouped.mean().map("{:.2f}".format) + deviation).assign(n=grouped.size())
-        notes.append(f"## {rule}\n\n{words.reset_index().to_markdown(index=False)}")
+    parts = {rule: part.set_index(["variant", "seed"]) for rule, part in each.groupby("rule", sort=False)}
+    columns = {head: parts[rule][key] for head, (rule, key) in overview.items() if rule in parts}
+    if columns:
+        notes.append(mean_and_deviation(pd.concat(columns, axis=1)).to_markdown(disable_numparse=True))
+    for rule, part in parts.items():
+        words = mean_and_deviation(part.drop(columns=["rule", "clips"]).dropna(axis=1, how="all"))
+        if rule in PROTOCOLS:
+            words = words.join(differences(folder, rule, part)).fillna("")
+        notes.append(f"## {rule}\n\n{words.to_markdown(disable_numparse=True)}")
     text = "\n\n".join(notes) + "\n"
     write_atomically(folder / "table.md", text.encode())
     sys.stdout.write(text)
+
+
+def mean_and_deviation(runs: pd.DataFrame) -> pd.DataFrame:
+    """Write mean ± sample standard deviation over seeds as words, a row for each variant."""
+    grouped = runs.groupby("variant", sort=False)
+    deviation = grouped.std().map(" ± {:.2f}".format).replace(" ± nan", "")
+    return (grouped.mean().map("{:.2f}".format).replace("nan", "") + deviation).assign(n=grouped.size())
+
+
+def differences(folder: Path, rule: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Compare hits at 0.5 with those of the first variant, clip by clip, over the seeds that both have.
+
+    p is of a sign-flip test of each clip's mean over seeds: clips are drawn, the trained models are given.
+    """
+    hits: dict[str, dict[str, Any]] = {}
+    for variant, seed in runs.index[runs.index.get_level_values("seed") != ""]:
+        _, clips = read_result(folder / variant / f"seed-{seed}" / "localisation")
+        hits.setdefault(variant, {})[seed] = values_of(clips, rule)[:, 0]  # (N,) 0 or 1
+    first_name, *others = hits
+    rows, first = {}, hits[first_name]
+    for variant in others:
+        gains = [values - first[seed] for seed, values in hits[variant].items() if seed in first]
+        if gains:
+            gain = np.mean(gains, axis=0)  # (N,)
+            rows[variant] = {
+                f"against {first_name}": f"{100 * gain.mean():+.2f}",
+                "p": f"{sign_flip_test(gain):.2g}",
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def ablate(given: Sequence[str]) -> int:
@@ -154,11 +208,10 @@ def ablate(given: Sequence[str]) -> int:
                 "Failed: %s, seed %s; its messages stand above. Call again to try again.", variant, seed
             )
         else:
-            summaries = [run_dir / test[1] / "summary.json" for test in commands[1:]]
-            scores += [read_scores(path, variant, seed) for path in summaries]
+            scores += [read_scores(summary_of(test), variant, seed) for test in commands[1:]]
     failed = len(notes) > 1
     if scores:
-        write_table(own.output, scores, notes)
+        write_table(own.output, scores, notes, grid.get("overview", {}))
     return int(failed)
 
 

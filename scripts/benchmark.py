@@ -1,16 +1,19 @@
 """Measures this computer's speed: a JSON line for each way of doing the same work.
 
     bash scripts/benchmark.sh train --variants bf16,compile            # training steps of SSL-TIE
+    bash scripts/benchmark.sh train --method sspl --no-pcm             # of another method
     bash scripts/benchmark.sh loader --worker-counts 0,2,4             # decoding of training clips
     bash scripts/benchmark.sh evaluate --batch-size 8                  # scoring, as test.py does it
 
-Options of `main.py ssl_tie` hold as well. Clips are made up, of the size of VGGSound's. Ways take turns in
+Options of `main.py METHOD` hold as well. Clips are made up, of the size of VGGSound's. Ways take turns in
 one process, every other round backwards, so that other work on the computer slows all of them;
-`ratio_to_plain` is the median over rounds of the ratio within a round. docs/performance.md has figures.
+`ratio_to_plain` is the median over rounds of the ratio within a round. `peak_mib` is torch's memory on a GPU,
+else the whole process's. docs/performance.md has figures.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -19,11 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import main as training_program
@@ -32,8 +38,10 @@ from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import ClipLoader, SeededBatches
 from models.localiser import ready_to_localise
+from models.method import Method
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
+from utils.files import write_atomically
 from utils.options import Options, add_group, build, configure_logging, option, run_command
 from utils.training import environment_report, pick_device, use_full_float32
 
@@ -53,6 +61,10 @@ Ways = dict[str, Callable[[], object]]
 class BenchmarkOptions(Options):
     """What is measured, and how often."""
 
+    method: str = option("ssl_tie", choices=opts.METHODS)
+    """whose options follow"""
+    output: Path | None = None
+    """of `train`: folder for summary.json, the plain line; none: only on the screen"""
     threads: int | None = option(None, at_least=1)
     """threads of PyTorch on the CPU; none: PyTorch's own choice"""
     clips: int = option(64, at_least=8)
@@ -74,13 +86,18 @@ class Benchmark:
         self.training = opts.parse_train_options(words)
         self.device = pick_device(self.training.run.device)
         self.batch_size = self.training.optimisation.batch_size
-        self.geometry = FrameGeometry(self.training.frame.frame_size)
+        self.model, self.wrapped = training_program.build_model(self.training, self.device)
         self.clips = make_clips(max(options.clips, self.batch_size), folder)
 
     def load(self, workers: int = 0) -> ClipLoader:
         """Load eight times the clips as training does."""
-        audio = self.training.audio
-        decoded = AudioVisualClips(self.clips * 8, geometry=self.geometry, audio=audio, random_crop=True)
+        decoded = AudioVisualClips(
+            self.clips * 8,
+            geometry=FrameGeometry(self.model.training_frame_size),
+            audio=self.training.audio,
+            excerpt_seconds=self.model.excerpt_seconds,
+            random_crop=self.model.random_crop,
+        )
         batches = SeededBatches(len(decoded), self.batch_size, seed=0)
         return ClipLoader(decoded, batch_sampler=batches, workers=workers)
 
@@ -91,12 +108,10 @@ class Benchmark:
             chosen = list(VARIANTS)
         if unknown := set(chosen) - VARIANTS.keys():
             raise ValueError(f"--variants takes {', '.join(VARIANTS)}; not {', '.join(sorted(unknown))}.")
-        model, _ = training_program.build_model(self.training, self.device)
         decoded = zip(range(NUM_BATCHES), self.load(), strict=False)
-        batches = [model.augment(batch.to(self.device), seed) for seed, batch in decoded]
+        batches = [self.model.augment(batch.to(self.device), seed) for seed, batch in decoded]
 
-        def build_steps(options: opts.TrainOptions) -> Callable[[], None]:
-            model, wrapped = training_program.build_model(options, self.device)
+        def build_steps(options: opts.TrainOptions, model: Method, wrapped: nn.Module) -> Callable[[], None]:
             optimizer, precision = model.build_optimizer(options.optimisation), options.compute.precision
             scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
@@ -107,10 +122,17 @@ class Benchmark:
 
             return take_steps
 
-        ways: Ways = {
-            name: build_steps(opts.parse_train_options(self.words + VARIANTS[name])) for name in chosen
-        }
-        self.measure("train", ways, samples=NUM_BATCHES * self.batch_size)
+        ways: Ways = {"plain": build_steps(self.training, self.model, self.wrapped)}
+        for name in chosen[1:]:
+            options = opts.parse_train_options(self.words + VARIANTS[name])
+            ways[name] = build_steps(options, *training_program.build_model(options, self.device))
+        samples = NUM_BATCHES * self.batch_size
+        with FlopCounterMode(display=False) as counter:
+            ways["plain"]()
+        gflop = counter.get_total_flops() / samples / 1e9  # forward and backward; a multiply-add is 2
+        line = self.measure("train", ways, samples=samples, gflop_per_sample=gflop)
+        if self.options.output is not None:
+            write_atomically(self.options.output / "summary.json", json.dumps(line).encode())
 
     def loader(self) -> None:
         """Time the decoding of training clips by numbers of processes, and the views on the device."""
@@ -124,14 +146,14 @@ class Benchmark:
         ways: Ways = {f"workers_{count}": partial(load_all, count) for count in counts}
         self.measure("loader", ways, samples=len(self.load()) * self.batch_size)
 
-        model, _ = training_program.build_model(self.training, self.device)
         batch = next(iter(self.load())).to(self.device)
-        self.measure("loader", {"views": lambda: model.augment(batch, 0)}, samples=self.batch_size)
+        self.measure("loader", {"views": lambda: self.model.augment(batch, 0)}, samples=self.batch_size)
 
     def evaluate(self) -> None:
         """Time scoring: clip by clip as the authors do, in batches, and in batches under all rules."""
-        model = ready_to_localise(training_program.build_model(self.training, self.device)[0], self.device)
-        decoded = AudioVisualClips(self.clips, geometry=self.geometry, audio=self.training.audio)
+        model = ready_to_localise(self.model, self.device)
+        geometry = FrameGeometry(self.training.frame.frame_size)
+        decoded = AudioVisualClips(self.clips, geometry=geometry, audio=self.training.audio)
 
         def score(batch_size: int, *names: str) -> None:
             evaluate_localisation(
@@ -147,10 +169,10 @@ class Benchmark:
         }
         self.measure("evaluate", ways, samples=len(self.clips))
 
-    def measure(self, case: str, ways: Ways, *, samples: int) -> None:
-        """Let ways to treat so many samples take turns; print a line for each, the plain one first."""
+    def measure(self, case: str, ways: Ways, *, samples: int, **facts: float) -> dict[str, Any]:
+        """Let ways to treat so many samples take turns; print a line for each, return the first one's."""
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        memory: dict[str, dict[str, float]] = {name: {} for name in ways}
+        memory: dict[str, float] = {}
         for repeat in tqdm(range(self.options.repeats + 1), desc=case, disable=None):
             for name in list(ways) if repeat % 2 else reversed(ways):
                 if self.device.type == "cuda":
@@ -159,23 +181,29 @@ class Benchmark:
                 ways[name]()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
-                    memory[name] = {"peak_mib": torch.cuda.max_memory_allocated(self.device) / 2**20}
+                    memory[name] = torch.cuda.max_memory_allocated(self.device) / 2**20
                 if repeat:  # the first round warms up
                     seconds[name].append(time.perf_counter() - start)
         plain = next(iter(seconds.values()))
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        lines = []
         for name, taken in seconds.items():
             line = {
                 "case": case,
+                "method": self.options.method,
                 "variant": name,
                 "samples_per_s": samples / statistics.median(taken),
                 "ratio_to_plain": statistics.median(p / t for p, t in zip(plain, taken, strict=True)),
-                **memory[name],
+                **facts,
+                "peak_mib": memory.get(name, process),
                 "batch_size": self.batch_size,
                 "frame_size": self.training.frame.frame_size,
                 "repeats": self.options.repeats,
                 **environment_report(self.device),
             }
             sys.stdout.write(json.dumps(line) + "\n")
+            lines.append(line)
+        return lines[0]
 
 
 def make_clips(count: int, folder: Path) -> list[Clip]:
@@ -209,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory() as folder:
-            words = ["ssl_tie", "--train-set", "vggsound", "--data-root", folder, "--output", folder, *others]
+            places = ["--train-set", "vggsound", "--data-root", folder, "--output", folder]
+            words = [options.method, *places, *others]
             getattr(Benchmark(options, words, Path(folder)), values.case)()
         return 0
 

@@ -65,8 +65,20 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 def score_rows(summary: Mapping[str, Any], name: str) -> pd.DataFrame:
     """List the scores of a summary in percent: a row for each rule and predictor, `name` is the model.
 
-    Columns: protocol, predictor, kind, each score x, and of localisation x_low and x_high.
+    Columns: protocol, predictor, kind, each score x, and of localisation x_low and x_high. Directions of
+    retrieval stand for rules, and so does the cost of a training step.
     """
+    if "case" in summary:
+        cost = {key: summary[key] for key in ("gflop_per_sample", "samples_per_s", "peak_mib")}
+        return pd.DataFrame([{"protocol": "training step", "predictor": name, "kind": "model", **cost}])
+    if "directions" in summary:
+        rows = [
+            {"protocol": direction, "predictor": predictor, "kind": kind}
+            | {metric: one[key] for metric, one in metrics.items()}
+            for direction, metrics in summary["directions"].items()
+            for predictor, kind, key in ((name, "model", "value"), ("chance", "baseline", "chance"))
+        ]
+        return pd.DataFrame(rows)
     if "protocols" not in summary:  # of negatives; the deaf guess is left out, it is another for each model
         rows = [
             {"predictor": name, "kind": "model", **{k: one["mean"] for k, one in summary["scores"].items()}},

@@ -17,6 +17,7 @@ authors of SSL-TIE and results folders of SSPL's program are read as they are: c
 import hashlib
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -41,7 +42,7 @@ from datasets.frames import FrameGeometry, as_float, normalise, read_frame
 from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_video
-from models.released import load_object_prior
+from models.released import load_object_prior, name_model
 from utils.checkpoint import Checkpoint
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
 from utils.evaluation import localisation as localising
@@ -107,8 +108,12 @@ class Evaluation:
                 "with the training list could not be looked for."
             )
             leak = {"checked": False, "num_clips": None, "first": [], "message": message}
+        model = name_model(checkpoint, options.checkpoint)
+        if options.object_prior is not None:
+            model += f" + object prior (alpha {options.object_prior:g})"
         copied = ("method", "method_config", "audio_config", "frame_config", "epoch", "training_list")
         return pages.EvaluationContext(
+            model=model,
             benchmark=clip_set.dataset,
             data_root=str(options.data_root),
             clip_list=clip_set.list_name,
@@ -210,7 +215,7 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
         run.batches(options.benchmark, content="truth" if options.from_maps else "both"),
         protocols,
         objects=objects,
-        model_name="model" if alpha is None else f"model + object prior (alpha {alpha:g})",
+        model_name=run.context.model,
         negatives=benchmark.negatives is not None,
         on_batch=draw,
     )
@@ -355,9 +360,9 @@ def baselines(options: opts.BaselineOptions, command: str) -> None:
     extra, published = reporting.describe_extra_metrics(benchmark), published_lists(result, options.benchmark)
     rules = reporting.plain_protocols(result.protocols, scores, extra, published)
     heading = f"{options.benchmark}, {len(truth.clips)} clips of {truth.list_name}, no model"
-    notes = [(f"protocol {rule['name']}", reporting.rule_words(rule)) for rule in rules]
+    words = [f"{rule['name']}: {rule['published_list']['words']}" for rule in rules]
     tables = reporting.score_tables(scores, extra)
-    sys.stdout.write(f"{pages.screen_table(heading, tables, notes)}\n{truth.cut}\n")
+    sys.stdout.write(f"{pages.screen_table(heading, tables, words)}\n{truth.cut}\n")
     if options.output is not None:
         content = {
             "benchmark": options.benchmark,
@@ -551,7 +556,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             sys.stdout.write(json.dumps(opts.as_plain(options), indent=2) + "\n")
             return 0
-        words, task = "python test.py " + shlex.join(given), TASKS[type(options)]
+        program = os.environ.get("VSSL_CALL", "python")  # scripts/run.sh says how it was called
+        words, task = f"{program} test.py {shlex.join(given)}", TASKS[type(options)]
         use_full_float32()
         if not isinstance(options, opts.Scoring):
             task(options, words)

@@ -319,15 +319,15 @@ def published_list(
     rows = [row for row in cuts if protocol in row.published_by and not row.pairs]
     pairs = next((row for row in cuts if row.pairs), None)  # the negatives of an extended benchmark
     if not rows or (pairs is not None and protocol not in pairs.published_by):
-        words = f"list: no numbers that {authors} published here by this rule are known"
+        words = f"{authors} published no result on this clip list"
         return {"cut": None, "name": None, "sha256": None, "is_scored": False, "words": words}
     scored, negatives = ids_sha256(clip_ids), ids_sha256(negative_ids)
     row = next((row for row in rows if row.ids_sha256 == scored), rows[0])
     is_scored = row.ids_sha256 == scored and negatives == (pairs.ids_sha256 if pairs else ids_sha256([]))
     other = "" if row is rows[0] else f", not {rows[0].cut}"
-    words = f"list: that of the published numbers ({row.cut}{other})"
+    words = f"{authors} published results on this very clip list ({row.cut}{other})"
     if not is_scored:
-        words = f"list: not that of the published numbers ({row.cut}); not comparable with those of {authors}"
+        words = f"{authors} published results on another clip list ({row.cut}): not comparable"
     names = {"name": (pairs or row).name or None, "sha256": (pairs or row).sha256 or None}
     return {"cut": row.cut, **names, "is_scored": is_scored, "words": words}
 

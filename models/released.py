@@ -186,6 +186,16 @@ def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict
     )
 
 
+def name_model(checkpoint: Checkpoint, path: Path) -> str:
+    """Method, run and epochs in words: "SSL-TIE quickstart-small, 6 epochs"."""
+    titles = {"sspl": "SSPL"} | {name: row.title for name, row in RELEASES.items()}
+    method, kind = titles.get(checkpoint.method, checkpoint.method), checkpoint.selection.get("kind")
+    if kind == "released file":
+        return f"{method} {path.name.split('.pt')[0]}, released"
+    epochs = f"{checkpoint.epoch} epoch{'s' * (checkpoint.epoch != 1)}"
+    return f"{method} {path.resolve().parent.name}, {epochs}" + " (the best)" * (kind == "best")
+
+
 SSPL_FILES = ("frame_best.pth", "sound_best.pth", "pcm_best.pth", "ssl_head_best.pth")
 """The results folder of SSPL's authors"""
 

@@ -232,7 +232,7 @@ def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
     command = ["test.py", "localisation", *options, "--checkpoint", str(checkpoint), "--output", str(folder)]
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        same_command = summary["command"] == "python " + shlex.join(command)
+        same_command = summary["command"].endswith(shlex.join(command))
         if same_command and summary["checkpoint"]["sha256"] == file_sha256(checkpoint):
             logger.info("%s has been scored: %s", checkpoint, folder)
             return

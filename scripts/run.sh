@@ -12,6 +12,8 @@ fi
 # -P and PYTHONPATH: the project's packages are found from any working folder, and nothing else is.
 if [ "${1#-}" = "$1" ]; then
   program=$root/$1
+  VSSL_CALL="bash $(printf %q "$0")" # results say how they were made
+  export VSSL_CALL
   shift
   set -- "$program" "$@"
 fi

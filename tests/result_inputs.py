@@ -79,6 +79,7 @@ def make_result(cious=(0.75, 0.25, 0.5, 0.1234567), unreadable=()):
 
 def make_context(**changes):
     context = EvaluationContext(
+        model="SSL-TIE runs, 80 epochs",
         benchmark="vgg_ss",
         data_root="data/VGGSound_test",
         clip_list="ssl_tie_vgg_ss_4911",

@@ -60,7 +60,7 @@ def test_scores_of_made_up_boxes(baselines, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("vgg_ss, 4 clips of every clip annotated, no model, in percent")
     for name, protocol in PROTOCOLS.items():
-        assert f"\n{name}: {protocol.description}; list: " in shown
+        assert f"\n{name}: {protocol.authors} published " in shown
 
 
 def test_only_listed_clips_are_scored_and_nothing_is_written_unasked(baselines, tmp_path):

@@ -42,10 +42,10 @@ def test_extended_vgg_ss_from_the_command_line(checkpoint, tiny_data, tmp_path):
     )  # fmt: skip
     finished = run("test.py", *given)
     assert finished.returncode == 0, finished.stderr
-    assert "vgg_ss_extended, 7 of 7 listed clips, 4 of them with an object" in finished.stdout
+    assert "vgg_ss_extended: positives and negatives, 7 clips, 4 of them with an object" in finished.stdout
     for name in ("AP", "max_F1", "LocAcc"):
         assert name in finished.stdout
-    assert "not comparable with those of SLAVC" in finished.stdout
+    assert "SLAVC published results on another clip list" in finished.stdout
     assert "nothing annotated" not in finished.stderr  # negatives are no misses
 
     summary, clips = results_of(tmp_path / "out")

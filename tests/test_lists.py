@@ -396,16 +396,16 @@ def test_a_cut_is_known_by_its_ids(cuts, benchmark, clip_ids, more, words):
 def test_the_clips_of_published_numbers_are_known_again(cuts):
     whole = published_list("mine", "Me", "vgg_ss", "bca")
     assert (whole["cut"], whole["name"], whole["is_scored"]) == ("the first", "l1", True)
-    assert whole["words"] == "list: that of the published numbers (the first)"
+    assert whole["words"] == "Me published results on this very clip list (the first)"
     part = published_list("mine", "Me", "vgg_ss", "ab")
     assert (part["cut"], part["name"], part["is_scored"]) == ("the second", "l2", True)
     other = published_list("mine", "Me", "vgg_ss", "abd")
     assert other["cut"] == "the first" and not other["is_scored"]
-    assert "not comparable with those of Me" in other["words"]
+    assert other["words"].startswith("Me published results on another clip list (")
     for protocol, benchmark in (("theirs", "vgg_ss"), ("mine", "is3")):
         unknown = published_list(protocol, "Me", benchmark, "abc")
         assert not unknown["is_scored"] and unknown["cut"] is None and unknown["sha256"] is None
-        assert "no numbers that Me published here" in unknown["words"]
+        assert unknown["words"] == "Me published no result on this clip list"
 
 
 @pytest.mark.parametrize(

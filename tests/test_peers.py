@@ -277,7 +277,8 @@ def test_an_object_prior_is_part_of_the_result(score, tmp_path, monkeypatch, cap
     prior = ("--object-prior-weights", weights, "--object-prior")
     alone, mixed, objects = scored("a"), scored("b", *prior, 0.4), scored("c", *prior, 0)
     names = [summary["rows"][0]["name"] for summary in (alone, mixed, objects)]
-    assert names == ["model", "model + object prior (alpha 0.4)", "model + object prior (alpha 0)"]
+    endings = ("", " + object prior (alpha 0.4)", " + object prior (alpha 0)")
+    assert names == [f"EZ-VSL or FNAC ez, released{ending}" for ending in endings]
     assert [summary["object_prior"] for summary in (alone, mixed, objects)] == [None, 0.4, 0.0]
     assert any("blind" in warning for warning in mixed["warnings"])
     assert len({s["rows"][0]["mean_ciou"] for s in (alone, mixed, objects)}) == 3

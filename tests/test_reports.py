@@ -45,11 +45,12 @@ from utils.reports.visualisation import encode_jpeg
 
 NAN = math.nan
 LABELS = {"path": "labels.csv", "sha256": "ef" * 32}
+BOOKTABS = ("toprule", "cmidrule", "midrule", "bottomrule")
 NASTY = 'a_b & 5 % | #1 $x$ {y} ~^ \\\\ <i> "q" [z] *s* `c`\n\nend'
 IDENTITY = {
     "task": "localisation", "benchmark": "vgg_ss", "protocol": ["ssl_tie", "sspl"], "checkpoint": SHA256,
 }  # fmt: skip
-PUBLISHED = {name: {"cut": None, "is_scored": False, "words": f"list: <{name}>"} for name in PROTOCOLS}
+PUBLISHED = {name: {"cut": None, "is_scored": False, "words": f"<{name}> published"} for name in PROTOCOLS}
 
 
 def make_report(result=None, galleries=(), benchmark="vgg_ss", **changes):
@@ -84,7 +85,7 @@ def frozen_reports():
 
 def write_files(folder, report):
     write_report(folder, report)
-    (folder / "screen.txt").write_text(screen_table(report.caption, report.tables, report.notes) + "\n")
+    (folder / "screen.txt").write_text(screen_table(report.caption, report.tables, report.rules) + "\n")
 
 
 def same(found, expected):
@@ -112,14 +113,20 @@ def test_files_hold_what_they_held(tmp_path, name):
 def test_forms_of_the_table_are_those_of_the_files_and_latex_is_balanced():
     report = frozen_reports()["nasty"]
     assert json.loads(render_table(report, "json")) == json.loads(json.dumps(report.summary))
-    text, depth = render_table(report, "tex"), 0
+    text, depth = re.sub(r"(?m)^%.*\n", "", render_table(report, "tex")), 0
     tokens = re.findall(r"\\[A-Za-z]+|\\.|[^\\]", text, re.DOTALL)
     for token in tokens:
         depth += (token == "{") - (token == "}")
         assert depth >= 0
     assert depth == 0 and not {"%", "$", "#", "_", "~", "^"} & set(tokens)
-    with pytest.raises(KeyError):
-        render_table(report, "xlsx")
+    (tabular,) = re.findall(r"\\begin{tabular}{(.*?)}\n(.*?)\\end{tabular}", text, re.DOTALL)
+    assert tabular[0] == "@{}lrr@{}" and [tabular[1].count(rf"\{word}") for word in BOOKTABS] == [1, 1, 2, 1]
+    cells = [line.split(" & ") for line in tabular[1].splitlines() if line.count("&") == 2]
+    assert cells[0] == ["", "cIoU@0.5", r"AUC \\"] and len(cells) == 1 + 2 * 4
+    assert cells[1] == ["model", "50.00", r"42.50 \\"]
+    assert cells[3][1:] == [r"\textbf{100.00}", r"\textbf{52.50} \\"]
+    assert cells[4] == ["ceiling", "100.00", r"100.00 \\"]  # never the best
+    assert cells[5][1:] == [r"\textbf{100.00}", r"\textbf{57.50} \\"] and r"\textbf" in cells[7][1]  # a tie
 
 
 def test_nan_of_a_clip_stays_out_of_the_summary(tmp_path):
@@ -298,8 +305,10 @@ def test_page_needs_no_network_and_runs_only_its_own_script():
     for half in page.split("</html>")[:2]:
         reader = PageReader(f"{half}</html>")
         for _, attributes in reader.elements:
-            for name in ("src", "href", "srcset", "action", "poster", "data"):
+            for name in ("src", "srcset", "action", "poster", "data"):
                 assert (attributes.get(name) or "data:").startswith("data:")
+        files = ["per_clip.csv", "table.csv", "table.md", "table.tex", "summary.json"]
+        assert [link["href"] for link in reader.all("a")] == files and not reader.all("link")
         (script,) = re.findall(r"<script>(.*?)</script>", half, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policies = [m["content"] for m in reader.all("meta") if "http-equiv" in m]
@@ -329,6 +338,15 @@ def test_cells_carry_what_they_are_sorted_by_and_their_intervals():
     assert page.count('<details class="panel groups">') == 1
     assert page.count('<span class="kind few">few clips</span>') == 1 + 4
     assert "&lt;hint&gt;" in page and "Read &lt;this&gt;" in page and len(second) > len(first)
+
+
+def test_page_links_to_what_lies_around_it(tmp_path):
+    for name in ("a & b", "c", "c/d"):
+        write_report(tmp_path / name, make_report())
+    (tmp_path / "c" / "overlays").mkdir()
+    write_report(tmp_path / "c", make_report())
+    links = [link["href"] for link in PageReader((tmp_path / "c" / "report.html").read_text()).all("a")]
+    assert links[5:] == ["overlays/", "../a%20%26%20b/report.html", "d/report.html"]
 
 
 CLICKS = """<script>

@@ -208,4 +208,4 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     report = tmp_path / "run" / "results" / "test" / "report.html"
     assert str(report) in finished.stdout
     assert "data:image/jpeg" in report.read_text()
-    assert "stamps (procedural set)" in report.read_text()
+    assert "stamps: test, 12 clips (procedural set)" in report.read_text()

@@ -124,7 +124,8 @@ def localisation_report(
             *result_warnings(result, context.benchmark, benchmark),
         ],
     }
-    caption = f"{context.benchmark}, {len(clips)} of {context.num_listed} listed clips"
+    title = context.title(len(clips))
+    caption = f"Sound localisation: {title}"
     facts = {"protocol": headline["name"]}
     if without:
         caption += f", {len(clips) - without} of them with an object, of which cIoU, AUC and pointing are"
@@ -137,17 +138,18 @@ def localisation_report(
         items: list[ScoreTable | Plot] = [*_page_tables(scores[scores["protocol"] == name], extra)]
         items.append(success_plot(result.clips[result.clips["protocol"] == name], name))
         for grouping, table in groups.items():
-            items.append(_group_table(grouping, table[table["protocol"] == name], groupings[grouping]))
+            items += _group_table(grouping, table[table["protocol"] == name], groupings[grouping])
         sections.append(Section("Protocol", rule_words(one), items, level=3, code=name))
     if galleries:
         sections.append(Section("Clips", CLIPS_HINT, galleries))
     return Report(
-        title=f"Sound localisation on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
-        caption=f"Sound localisation on {caption}",
+        title=title,
+        caption=caption,
         eyebrow="Visual sound source localisation",
         summary=summary,
         clips=clip_table(result, benchmark.metrics),
-        tables=score_tables(scores, extra),
+        tables=score_tables(scores, extra, context.benchmark),
+        rules=[f"{one['name']}: {one['published_list']['words']}" for one in protocols],
         csv=csv_table(summary, scores).assign(**provenance_columns(summary)),
         notes=[*notes, *(extra["words"].items() if extra else ()), *provenance_notes(summary)],
         facts=facts | provenance_facts(summary),
@@ -247,10 +249,15 @@ def rule_words(protocol: Mapping[str, Any]) -> str:
 # -------------------------------------------------------------------------------------- tables
 
 
-def score_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
+def score_tables(
+    scores: "pd.DataFrame", extra: Mapping[str, Any] | None, scored_on: str = ""
+) -> list[ScoreTable]:
     """Tables for texts and the screen: the usual scores, and those of the benchmark."""
-    own = [] if extra is None else [ScoreTable(scores, {name: name for name in extra["shown"]})]
-    return [ScoreTable(scores, SCORE_HEADINGS), *own]
+    tables = [ScoreTable(scores, SCORE_HEADINGS, latex=SCORE_KEYS[:2], scored_on=scored_on)]
+    if extra is not None:
+        shown = {name: name for name in extra["shown"]}
+        tables.append(ScoreTable(scores, shown, latex=[*shown], scored_on=scored_on))
+    return tables
 
 
 def csv_table(summary: Mapping[str, Any], scores: "pd.DataFrame") -> "pd.DataFrame":
@@ -307,15 +314,23 @@ def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> lis
     return tables
 
 
-def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> ScoreTable:
-    """Groups in their order, but classes by their score, the best first."""
+def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> list[ScoreTable]:
+    """Groups in their order, but classes by their score, the best first; none where all clips are in one.
+
+    Groups of one clip are left to per_clip.csv.
+    """
+    single = rows["num_clips"] == 1
+    rows, num_single = rows[~single], int(single.sum())
+    if len(rows) + num_single < 2 or rows.empty:
+        return []
+    if num_single:
+        words += f"; {num_single} of one clip are left out"
     rows = rows.assign(note=np.where(rows["few_clips"], "few clips", ""))
     if grouping == "class":
         rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")
     title, names = f"By {grouping.replace('_', ' ')}", {"name": "Group"}
-    return ScoreTable(
-        rows, GROUP_HEADINGS, names, title, GROUPS_HINT.format(words), bar=SCORE_KEYS[0], fold=True
-    )
+    hint = GROUPS_HINT.format(words)
+    return [ScoreTable(rows, GROUP_HEADINGS, names, title, hint, bar=SCORE_KEYS[0], fold=True)]
 
 
 def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]:

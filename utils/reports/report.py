@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -38,6 +39,7 @@ Note = tuple[str, str]  # name and words
 class EvaluationContext:
     """Provenance that stands beside every number: what was scored, with what."""
 
+    model: str = "model"  # method, run and epochs in words
     benchmark: str
     data_root: str
     clip_list: str
@@ -58,12 +60,19 @@ class EvaluationContext:
     environment: dict[str, str]
     command: str
 
+    def title(self, num_clips: int) -> str:
+        """What was scored on what, which tells results apart; `num_clips` were scored."""
+        count = f"{num_clips} of " * (num_clips != self.num_listed) + f"{self.num_listed} clips"
+        words = f"{self.model}, on {self.benchmark}: {self.clip_list}, {count}"
+        words += "" if self.audio == "own" else ", wrong sound"
+        return " ".join(f"{words} ({self.note})".split()) if self.note else words
+
     def entries(self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Entries of summary.json that all tasks have; unreadable: (clip id, reason)."""
         ids = "\n".join(sorted(clip_ids))
         named_alike = (
-            "num_listed", "cut", "labels", "data_root", "frame_geometry", "audio", "object_prior", "note",
-            "checkpoint", "environment", "command",
+            "model", "num_listed", "cut", "labels", "data_root", "frame_geometry", "audio", "object_prior",
+            "note", "checkpoint", "environment", "command",
         )  # fmt: skip
         return {
             "num_clips": len(clip_ids),
@@ -124,9 +133,9 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "scored clips": f"sha256 {summary['scored_clips_sha256']}",
         "published cut": summary["cut"],
         "classes": labels and "{path} (sha256 {sha256})".format(**labels),
-        "frames, sound": f"{summary['frame_geometry']}, {summary['audio']}",
+        "frames, sound": "{frame_geometry}, {audio}".format_map(summary),
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
-        "trained": f"{checkpoint['method']}, {checkpoint['epoch']} epochs, {checkpoint['selection']}",
+        "trained": training_words(checkpoint),
         "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
         "leak check": summary["leak_check"]["message"],
         "intervals": "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(
@@ -137,6 +146,20 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "command": summary["command"],
     }
     return {name: words for name, words in facts.items() if words}
+
+
+def training_words(checkpoint: Mapping[str, Any]) -> str:
+    """How a checkpoint's weights came about, in words."""
+    selection, trained = checkpoint["selection"], checkpoint.get("training_list") or {}
+    words = f"{checkpoint['method']}, {checkpoint['epoch']} epochs"
+    if trained:
+        words += f" on {trained['name']} ({trained['num_listed']} clips, sha256 {trained['sha256']})"
+    chosen = {
+        "last": "weights of the last epoch",
+        "best": "weights of the best epoch on {benchmark}, {list_name}",
+        "released file": "released weights",
+    }
+    return f"{words}, {chosen.get(selection.get('kind'), 'selection unknown').format_map(selection)}"
 
 
 def provenance_notes(summary: Mapping[str, Any]) -> list[Note]:
@@ -162,6 +185,7 @@ def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
         "num_leaked": "" if leak["num_clips"] is None else leak["num_clips"],
         "num_clips_epoch_was_chosen_on": summary["num_clips_epoch_was_chosen_on"],
         "method": checkpoint["method"],
+        "epoch": checkpoint["epoch"],
         "checkpoint": checkpoint["path"],
         "checkpoint_sha256": checkpoint["sha256"],
         "frame_geometry": summary["frame_geometry"],
@@ -202,6 +226,8 @@ class ScoreTable:
     title: str = ""
     hint: str = ""
     bar: str | None = None  # column that the page also shows as a bar
+    latex: Sequence[str] = ()  # its columns in LaTeX, the best of each in bold; none: all, and none in bold
+    scored_on: str = ""  # the set, above the columns in LaTeX
     fold: bool = False  # the page opens and closes it by its title
 
     def text(self, style: str, escape: Callable[[str], str] = str) -> str:
@@ -215,6 +241,30 @@ class ScoreTable:
         heads = [escape(head) for head in (*self.names.values(), *self.headings.values())]
         sides = ["left"] * len(self.names) + ["right"] * len(self.headings)
         return tabulate(cells, heads, tablefmt=style, disable_numparse=True, colalign=sides)
+
+    def in_latex(self) -> str:
+        """Set the table with booktabs and without intervals; the first of two names heads a block."""
+        *block, name = self.names
+        columns = [*(self.latex or self.headings)]
+        width, lines = len(columns) + 1, [r"\toprule"]
+        if self.scored_on:
+            words = rf"\multicolumn{{{width - 1}}}{{c@{{}}}}{{{escape_latex(self.scored_on)}}}"
+            lines.append(rf" & {words} \\ \cmidrule(l){{2-{width}}}")
+        lines.append("".join(f" & {escape_latex(self.headings[key])}" for key in columns) + r" \\")
+        for title, rows in self.scores.groupby(block[0], sort=False) if block else [("", self.scores)]:
+            words = escape_latex(f"{self.names[block[0]]} {title}") if block else ""
+            lines += [r"\midrule", rf"\multicolumn{{{width}}}{{@{{}}l@{{}}}}{{{words}}} \\"][: 1 + len(block)]
+            best = rows[rows["kind"] != "ceiling"][[*self.latex]].round(2).max() if self.latex else {}
+            for row in rows.to_dict("records"):
+                is_rival = row.get("kind") != "ceiling"
+                cells = [escape_latex(str(row[name])) if is_rival else "ceiling"]
+                for key in columns:
+                    cell = escape_latex(_cell(row | {f"{key}_low": np.nan}, key))
+                    is_best = is_rival and key in best and round(row[key], 2) == best[key]
+                    cells.append(rf"\textbf{{{cell}}}" if is_best else cell)
+                lines.append(" & ".join(cells) + r" \\")
+        body = "\n".join([*lines, r"\bottomrule"])
+        return f"\\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}\n{body}\n\\end{{tabular}}"
 
 
 def _cell(row: Mapping[Any, Any], key: str) -> str:
@@ -295,6 +345,7 @@ class Report:
     facts: Mapping[str, str]  # at the end of the page
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
+    rules: Sequence[str] = ()  # a line each below the tables on the screen
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -303,7 +354,7 @@ def write_report(folder: Path, report: Report) -> None:
     write_atomically(folder / report.clips_file, clips.encode())
     for form in ("md", "tex", "csv"):
         write_atomically(folder / f"table.{form}", render_table(report, form).encode())
-    write_atomically(folder / "report.html", render_page(report).encode())
+    write_atomically(folder / "report.html", render_page(report, folder).encode())
     write_atomically(folder / "summary.json", render_table(report, "json").encode())
 
 
@@ -317,33 +368,35 @@ def write_and_show(folder: Path, report: Report, form: str | None) -> None:
         sys.stdout.write(render_table(report, form))
         logger.info("%s", path)
     else:
-        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.notes)}\n{path}\n")
+        sys.stdout.write(f"{screen_table(report.caption, report.tables, report.rules)}\n{path}\n")
 
 
 def render_table(report: Report, form: str) -> str:
-    """Scores with all that must stand beside them, as --table's md, tex (no package, UTF-8), csv or json."""
+    """Scores with all that must stand beside them, as --table's md, tex (booktabs, UTF-8), csv or json."""
     if form == "json":
         return json.dumps(report.summary, indent=2, allow_nan=False) + "\n"
     if form == "csv":
         return report.csv.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    style, escape = {"md": ("pipe", escape_markdown), "tex": ("latex_raw", escape_latex)}[form]
-    notes = [escape(f"{name}: {words}") for name, words in report.notes]
-    tables = [table.text(style, escape) for table in report.tables]
     if form == "md":
-        caption = f"{escape(report.caption)}, in percent [95 % interval]"
-        return "\n\n".join([caption, *tables, "\n".join(f"- {note}" for note in notes)]) + "\n"
-    lines = [r"\begin{table}", r"\centering"]
-    lines.append(rf"\caption{{{escape(report.caption)}, in percent [95\,\% interval].}}")
-    lines += [f"{table}\n\n\\smallskip" for table in tables]
-    lines += [r"\parbox{\linewidth}{\footnotesize", "\\\\\n".join(notes) + "}", r"\end{table}"]
+        notes = (f"- {escape_markdown(f'{name}: {words}')}" for name, words in report.notes)
+        return f"{markdown_tables(report)}\n" + "\n".join(notes) + "\n"
+    notes = (" ".join(f"% {name}: {words}".split()) for name, words in report.notes)
+    lines = [f"% {report.caption}; needs the package booktabs", *notes, r"\begin{table}", r"\centering\small"]
+    lines.append(rf"\caption{{{escape_latex(report.caption)}, in percent.}}")
+    lines += ["\n\n\\smallskip\n".join(table.in_latex() for table in report.tables), r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def screen_table(caption: str, tables: Sequence[ScoreTable], notes: Sequence[Note]) -> str:
-    """Scores for the screen: the caption, each table, then the rules (notes called `protocol ...`)."""
-    rules = [(name.removeprefix("protocol "), words) for name, words in notes if name.startswith("protocol ")]
-    lines = [f"{caption}, in percent [95 % interval]", *(table.text("plain") for table in tables)]
-    return "\n".join([*lines, *(f"{name}: {words}" for name, words in rules)])
+def markdown_tables(report: Report) -> str:
+    """Caption and tables of a report without the notes, for a page of one's own."""
+    tables = (table.text("pipe", escape_markdown) for table in report.tables)
+    return "\n\n".join([f"{escape_markdown(report.caption)}, in percent [95 % interval]", *tables]) + "\n"
+
+
+def screen_table(caption: str, tables: Sequence[ScoreTable], rules: Sequence[str]) -> str:
+    """Scores for the screen: the caption, each table, then a line for each rule."""
+    caption = f"{caption}, in percent [95 % interval]"
+    return "\n".join([caption, *(table.text("plain") for table in tables), *rules])
 
 
 def escape_markdown(text: str) -> str:
@@ -359,8 +412,14 @@ def escape_latex(text: str) -> str:
 # --------------------------------------------------------------------------------------- the page
 
 
-def render_page(report: Report) -> str:
-    """Page that opens from disk and loads nothing; its policy lets its own script run and no other."""
+PAGE_WEIGHT = "@page weight@"  # replaced once the page is there
+
+
+def render_page(report: Report, folder: Path | None = None) -> str:
+    """Page that opens from disk and loads nothing; its policy lets its own script run and no other.
+
+    In its folder it links to what lies there and to pages in folders beside and below.
+    """
     import jinja2  # noqa: PLC0415
     from markupsafe import Markup  # noqa: PLC0415
 
@@ -379,4 +438,24 @@ def render_page(report: Report) -> str:
         "known": lambda value: isinstance(value, float) and not np.isnan(value),
         "kind_of": lambda item: type(item).__name__,
     }
-    return templates.get_template("report.html.j2").render(report=report, bytes=bytes)
+    page = templates.get_template("report.html.j2").render(
+        report=report,
+        bytes=bytes,
+        weight=PAGE_WEIGHT,
+        files=[report.clips_file, *(f"table.{form}" for form in ("csv", "md", "tex")), "summary.json"],
+        neighbours=[] if folder is None else find_neighbours(folder),
+        texts={"LaTeX": render_table(report, "tex"), "Markdown": markdown_tables(report)},
+    )
+    return page.replace(PAGE_WEIGHT, f"{len(page.encode()) / 1e6:.1f} MB")
+
+
+def find_neighbours(folder: Path) -> list[tuple[str, str]]:
+    """Find overlays and other pages around a page's folder: name and relative address of each."""
+    folder = folder.resolve()
+    around = [(f"../{path.parent.name}", path) for path in sorted(folder.parent.glob("*/report.html"))]
+    around += [(path.parent.name, path) for path in sorted(folder.glob("*/report.html"))]
+    found = [("overlays", "overlays/")] if (folder / "overlays").is_dir() else []
+    for place, path in around:
+        if path.parent != folder:
+            found.append((path.parent.name, f"{quote(place)}/report.html"))
+    return found

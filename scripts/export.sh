@@ -3,6 +3,5 @@
 # Usage: bash scripts/export.sh --checkpoint F --output model.onnx [--inputs raw] (--help for all)
 # Installs requirements-export.txt into .venv; with VSSL_PYTHON that interpreter must have them.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-[ -n "${VSSL_PYTHON:-}" ] || bash "$root/scripts/setup.sh" requirements-export.txt
-exec bash "$root/scripts/run.sh" scripts/export_onnx.py "$@"
+export VSSL_REQUIREMENTS=requirements-export.txt
+exec bash "$(dirname "$0")/run.sh" scripts/export_onnx.py "$@"

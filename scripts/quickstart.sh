@@ -11,6 +11,7 @@
 #   QUICKSTART_STAMPS  further options of make_stamps.sh, e.g. "--source procedural --train 64"
 # Called again, it goes on where it was stopped. With --dry-run it prints what would run.
 set -euo pipefail
+. "$(dirname "$0")/common.sh"
 scripts=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$scripts")
 run=("bash" "$scripts/run.sh")

@@ -2,6 +2,7 @@
 # Makes .venv with the pinned requirements, once; later calls return at once.
 # Usage: bash scripts/setup.sh [requirements file]      PYTHON picks the interpreter (3.11 or newer)
 set -euo pipefail
+. "$(dirname "$0")/common.sh"
 cd "$(dirname "$0")/.."
 
 requirements=${1:-requirements.txt}

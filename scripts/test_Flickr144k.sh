@@ -3,6 +3,8 @@
 # Usage: FLICKR_TEST_ROOT=/data/… [CHECKPOINT=ckpts/flickr144k.pth.tar] [OUTPUT=results/Flickr144k] bash scripts/test_Flickr144k.sh [options of test.py localisation]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_TEST_ROOT "$@"
 
 exec bash "$scripts/run.sh" test.py localisation \
   --checkpoint "${CHECKPOINT:-$scripts/../ckpts/flickr144k.pth.tar}" \

@@ -7,6 +7,7 @@
 # Results: OUTPUT/heard and OUTPUT/unheard. Status 2, as that of test.py, if either half ended with it; both are tried.
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
 openset=${OPENSET:-ssl_tie}
 case $openset in
   ssl_tie) lists=ssl_tie_openset ;;
@@ -16,6 +17,7 @@ case $openset in
     exit 2
     ;;
 esac
+need_root VGGSOUND_TEST_ROOT "$@"
 
 status=0
 for part in heard unheard; do

@@ -4,6 +4,8 @@
 # Usage: FLICKR_TEST_ROOT=/data/… [CHECKPOINT=runs/sspl_Flickr10k/last.pth] [OUTPUT=results/sspl_Flickr] bash scripts/test_sspl_Flickr.sh [options of test.py localisation]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_TEST_ROOT "$@"
 
 exec bash "$scripts/run.sh" test.py localisation \
   --checkpoint "${CHECKPOINT:-runs/sspl_Flickr10k/last.pth}" \

@@ -4,6 +4,8 @@
 # Usage: VGGSOUND_TEST_ROOT=/data/… [CHECKPOINT=runs/sspl_VGGSound144k/last.pth] [OUTPUT=results/sspl_VGGSound] bash scripts/test_sspl_VGGSound.sh [options of test.py localisation]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root VGGSOUND_TEST_ROOT "$@"
 
 exec bash "$scripts/run.sh" test.py localisation \
   --checkpoint "${CHECKPOINT:-runs/sspl_VGGSound144k/last.pth}" \

@@ -3,6 +3,8 @@
 # Usage: FLICKR_ROOT=/data/… [OUTPUT=runs/ssl_tie_Flickr10k] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_Flickr10k.sh [options of main.py ssl_tie]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_ROOT "$@"
 
 exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} --clip-list ssl_tie_flickr_10k \

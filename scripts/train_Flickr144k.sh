@@ -4,6 +4,8 @@
 # Usage: FLICKR_ROOT=/data/… [FLICKR_LIST=file] [OUTPUT=runs/ssl_tie_Flickr144k] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_Flickr144k.sh [options of main.py ssl_tie]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_ROOT "$@"
 
 exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} ${FLICKR_LIST:+--clip-list "$FLICKR_LIST"} \

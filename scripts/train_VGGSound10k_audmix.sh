@@ -3,6 +3,7 @@
 # every epoch (docs/method_ssl_tie.md has the schedule, and what the authors' program does otherwise).
 # Usage: VGGSOUND_ROOT=/data/… [OUTPUT=runs/ssl_tie_VGGSound10k_audmix] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_VGGSound10k_audmix.sh [options of main.py ssl_tie]
 set -euo pipefail
+. "$(dirname "$0")/common.sh"
 
 export OUTPUT="${OUTPUT:-runs/ssl_tie_VGGSound10k_audmix}"
 exec bash "$(dirname "$0")/train_VGGSound10k.sh" --audio-mixing "$@"

@@ -6,6 +6,7 @@
 # Usage: VGGSOUND_ROOT=/data/… [OPENSET=ssl_tie|ez_vsl] [TRAIN_LIST=file] [OUTPUT=runs/ssl_tie_VGGSound_openset_ssl_tie] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_VGGSound_openset.sh [options of main.py ssl_tie]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
 openset=${OPENSET:-ssl_tie}
 case $openset in
   ssl_tie | ez_vsl) ;;
@@ -14,6 +15,7 @@ case $openset in
     exit 2
     ;;
 esac
+need_root VGGSOUND_ROOT "$@"
 
 exec bash "$scripts/run.sh" main.py ssl_tie \
   --train-set vggsound ${VGGSOUND_ROOT:+--data-root "$VGGSOUND_ROOT"} \

@@ -5,6 +5,8 @@
 # Usage: FLICKR_ROOT=/data/… [OUTPUT=runs/sspl_Flickr144k] [CLIP_LIST=file or name] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_sspl_Flickr144k.sh [options of main.py sspl]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_ROOT "$@"
 
 exec bash "$scripts/run.sh" main.py sspl \
   --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} ${CLIP_LIST:+--clip-list "$CLIP_LIST"} \

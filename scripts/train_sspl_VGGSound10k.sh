@@ -5,6 +5,8 @@
 # Usage: VGGSOUND_ROOT=/data/… [OUTPUT=runs/sspl_VGGSound10k] [CLIP_LIST=file or name] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_sspl_VGGSound10k.sh [options of main.py sspl]
 set -euo pipefail
 scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root VGGSOUND_ROOT "$@"
 list=${CLIP_LIST-ssl_tie_vggsound_10k}
 
 exec bash "$scripts/run.sh" main.py sspl \

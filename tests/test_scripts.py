@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -101,12 +102,22 @@ def test_a_test_script_is_the_published_protocol(name, dry_run):
     assert others.items() <= options.items()
 
 
+def test_a_list_of_training_clips_goes_with_released_files_alone(dry_run):
+    for checkpoint, expected in (("", True), ("/other/flickr10k.pth.tar", True), ("runs/my/last.pth", False)):
+        options = dry_run("test_Flickr10k", CHECKPOINT=checkpoint)
+        assert options["training_list"] == ("ssl_tie_flickr_10k" if expected else None)
+        assert options["checkpoint"] == checkpoint or options["checkpoint"].endswith(
+            "ckpts/flickr10k.pth.tar"
+        )
+    assert dry_run("test_retrieval", "--checkpoint", "last.pth", LABELS="l")["training_list"] is None
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start, dry_run, tmp_path):
     assert name in TRAIN | AUDMIX | TESTS.keys() or "openset" in name
     finished = start(SCRIPTS[name])
     assert finished.returncode == 2
-    assert "--data-root" in finished.stderr and "Traceback" not in finished.stderr
+    assert re.search(r"(VGGSOUND|FLICKR)_(TEST_)?ROOT is not set.* \1_.*ROOT=/", finished.stderr)
     if name.startswith("train_"):
         options = dry_run(name, "--epochs", 3, "--data-root", "mine")
         assert (options["optimisation"]["epochs"], options["data"]["data_root"]) == (3, "mine")
@@ -120,6 +131,21 @@ def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start,
 def test_shell_scripts_parse_and_stop_at_errors(name):
     assert subprocess.run(["bash", "-n", SCRIPTS[name]], check=False).returncode == 0
     assert "set -euo pipefail" in SCRIPTS[name].read_text()
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help_is_a_usage_or_the_program_s(name):
+    finished = run(SCRIPTS[name], "--help", VSSL_PYTHON="echo")
+    assert finished.returncode == 0, finished.stderr
+    assert "Usage: " in finished.stdout or re.fullmatch(r"-P .* --help\n", finished.stdout)
+
+
+def test_help_installs_nothing(tmp_path):
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name, given in (("demo", ["--help"]), ("run", ["main.py", "ssl_tie", "--help"])):
+        finished = run(tmp_path / "scripts" / f"{name}.sh", *given, VSSL_PYTHON="")
+        assert finished.returncode == 2 and "bash scripts/setup.sh makes it" in finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
 
 
 # ----------------------------------------------------------------------------------- pages

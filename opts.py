@@ -3,12 +3,13 @@
 import argparse
 import inspect
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -149,6 +150,30 @@ class DrawingOptions(TestTask):
     box: bool = False
     """draw the box around the region of the peak where the map is at least half-way up to it"""
     opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)  # of the hottest heat
+    scale: str = "frame"
+    """similarities between which heat runs: frame, from the map's smallest to its largest; or LOW,HIGH"""
+    threshold: float | None = option(None, at_least=-1, at_most=1)
+    """where no similarity is above this universal threshold of test.py negatives, nothing glows; none: heat
+    begins at 30 % of the scale"""
+    scale_words: ClassVar[tuple[str, ...]] = ("frame",)
+
+    def __post_init__(self) -> None:
+        """Refuse other scales."""
+        super().__post_init__()
+        self.parse_scale()
+
+    def parse_scale(self) -> Any:  # noqa: ANN401 - one of the words, or two numbers
+        """Return the word of --scale, or its two similarities."""
+        if self.scale in self.scale_words:
+            return self.scale
+        try:
+            low, high = map(float, self.scale.split(","))
+        except ValueError:
+            low, high = math.nan, math.nan
+        if not 0 < high - low < math.inf:
+            words = " or ".join([*self.scale_words, "LOW,HIGH (two similarities, the lower first)"])
+            raise ValueError(f"--scale must be {words}, got {self.scale!r}")
+        return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +182,10 @@ class VideoOptions(DrawingOptions):
 
     input: Path  # video with sound, in any format that FFmpeg reads
     output: Path  # MP4 to write; a contact sheet and the peaks go beside it
+    scale: str = "video"
+    """similarities between which heat runs: video, those of the whole clip; frame, each frame's own; or
+    LOW,HIGH"""
+    scale_words: ClassVar[tuple[str, ...]] = ("video", "frame")
     audio_step: float = option(0.2, at_least=0)
     """seconds from one encoded sound to the next; a frame takes the nearest. 0: each frame has its own"""
     smoothing: float = option(0.0, at_least=0)

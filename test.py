@@ -22,6 +22,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -41,7 +42,7 @@ from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wr
 from datasets.frames import FrameGeometry, as_float, normalise, read_frame
 from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
 from datasets.loaders import ClipLoader
-from models.localiser import load_localiser, localise_video
+from models.localiser import load_localiser, localise_frames
 from models.released import load_object_prior, name_model
 from utils.checkpoint import Checkpoint
 from utils.distributed import is_main_process, process_group, rank, shard, world_size
@@ -477,31 +478,47 @@ def video(options: opts.VideoOptions, _: str) -> None:
     # SIGTERM removes what is half-written, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     localiser = load_localiser(options.checkpoint, options.device, frame_geometry=options.frame_geometry)
-    with tqdm(desc=source.name, unit="frame") as bar:
-
-        def count(done: int, expected: int | None) -> None:
-            bar.total = expected if expected is None else max(done, expected)
-            bar.update(done - bar.n)
-
-        result = localise_video(
+    with counting(f"{source.name}, localising") as count:
+        maps = localise_frames(
             localiser,
             source,
-            output,
             on_progress=count,
-            opacity=options.opacity,
-            box=options.box,
             audio_step=options.audio_step,
             smoothing=options.smoothing,
             batch_size=options.batch_size,
             max_seconds=options.max_seconds,
         )
+    with counting(f"{source.name}, drawing") as count:
+        result = maps.draw(
+            output,
+            scale=options.parse_scale(),
+            threshold=localiser.cosine(options.threshold),
+            opacity=options.opacity,
+            box=options.box,
+            on_progress=count,
+        )
     if result.silent_frames:
         words = "%s: the sound around %d of %d frames is silent; nothing is drawn on these."
         logger.warning(words, source, result.silent_frames, result.frames)
+    if result.weak_frames:
+        words = "%s: %d of %d frames are %s; nothing is drawn on these."
+        logger.warning(words, source, result.weak_frames, result.frames, drawing.WEAK)
     sys.stdout.write(
         f"{result.frames} frames, {result.seconds:.2f} s: {output}\n"
         f"Contact sheet: {result.contact_sheet}\nPeaks: {result.peaks}\n"
     )
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a progress bar over frames; yield what it is told by how many are done, of how many."""
+    with tqdm(desc=title, unit="frame") as bar:
+
+        def count(done: int, expected: int | None) -> None:
+            bar.total = expected if expected is None else max(done, expected)
+            bar.update(done - bar.n)
+
+        yield count
 
 
 def image(options: opts.ImageOptions, _: str) -> None:
@@ -511,13 +528,18 @@ def image(options: opts.ImageOptions, _: str) -> None:
     check_files([options.image, options.sound, options.checkpoint], [output, peak_file], ".png")
     localiser = load_localiser(options.checkpoint, options.device, frame_geometry=options.frame_geometry)
     heat = localiser(options.image, options.sound)
-    peak = drawing.format_peak(heat.peak)
+    threshold, scale = localiser.cosine(options.threshold), options.parse_scale()
+    scale = None if scale == "frame" else scale
+    overlay = heat.overlay(scale=scale, threshold=threshold, opacity=options.opacity, box=options.box)
+    peak = drawing.format_peak(heat.peak, threshold)
     with moved_when_whole(peak_file) as first, moved_when_whole(output) as second:
-        first.write_text(f"x,y,similarity\n{peak}\n")
-        second.write_bytes(drawing.encode_png(heat.overlay(opacity=options.opacity, box=options.box)))
+        first.write_text(f"{','.join(peak)}\n{','.join(peak.values())}\n")
+        second.write_bytes(drawing.encode_png(overlay))
     if heat.map is None:
         logger.warning("%s is silent; nothing is drawn.", options.sound)
-    words = "No peak." if heat.peak is None else "Peak: x {}, y {}, similarity {}.".format(*peak.split(","))
+    words = "Peak: x {x}, y {y}, similarity {similarity}.".format(**peak) if heat.peak else "No peak."
+    if drawing.is_weak(heat.map, threshold):
+        words += f" It is {drawing.WEAK}."
     sys.stdout.write(f"{words} {output}\n")
 
 

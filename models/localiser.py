@@ -10,11 +10,11 @@ for seconds, frame, similarity_map in localiser.video("clip.mp4"): ...
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +40,14 @@ from utils.reports.visualisation import (
     HEAT_OPACITY,
     ContactSheet,
     Peak,
+    Scale,
     Square,
     draw_localisation,
     encode_png,
     find_peak,
     format_peak,
+    is_weak,
+    similarity_range,
 )
 from utils.training import pick_device
 
@@ -68,13 +71,21 @@ class HeatMap:
         height, width = self.picture.shape[:2]
         return None if self.map is None else find_peak(self.map, self.square, width, height)
 
-    def overlay(self, *, opacity: float = HEAT_OPACITY, box: bool = False) -> NDArray[np.uint8]:
-        """Draw the heat, at most as opaque as given (0 to 1), and a box around its peak: (H, W, 3) RGB."""
-        return draw_localisation(self.picture, self.map, self.square, opacity=opacity, box=box)
+    def overlay(
+        self,
+        *,
+        scale: Scale | None = None,
+        threshold: float | None = None,
+        opacity: float = HEAT_OPACITY,
+        box: bool = False,
+    ) -> NDArray[np.uint8]:
+        """Draw the heat with its colour bar, as `draw_localisation` says: (H, W or more, 3) RGB."""
+        options = {"scale": scale, "threshold": threshold, "opacity": opacity, "box": box}
+        return draw_localisation(self.picture, self.map, self.square, **options)  # type: ignore[arg-type]
 
-    def save(self, path: str | Path, *, opacity: float = HEAT_OPACITY, box: bool = False) -> None:
+    def save(self, path: str | Path, **options: Any) -> None:  # noqa: ANN401 - those of overlay
         """Write the overlay as PNG, whatever the name ends in."""
-        write_atomically(Path(path), encode_png(self.overlay(opacity=opacity, box=box)))
+        write_atomically(Path(path), encode_png(self.overlay(**options)))
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,10 @@ class Localiser:
     def heat_map(self, picture: NDArray[np.uint8], similarity_map: NDArray[np.float32] | None) -> HeatMap:
         """Put a map, (h, w) or None, where it belongs in a picture, (H, W, 3)."""
         return HeatMap(picture, similarity_map, Square(*self._geometry.square_in(*picture.shape[1::-1])))
+
+    def cosine(self, threshold: float | None) -> float | None:
+        """Bring a threshold of `test.py negatives` to the scale of the maps; None stays None."""
+        return threshold if threshold is None or not self.model.half_cosine else 2 * threshold - 1
 
     @property
     def _geometry(self) -> FrameGeometry:
@@ -197,14 +212,102 @@ class Localiser:
 
 
 class VideoResult(NamedTuple):
-    """What `localise_video` wrote."""
+    """What `VideoMaps.draw` wrote."""
 
     frames: int
     seconds: float  # at which the last picture ends
     silent_frames: int  # pictures around which the sound is silent: nothing is drawn on them
+    weak_frames: int  # pictures whose map is nowhere above the threshold: likewise
     output: Path
     contact_sheet: Path
     peaks: Path
+
+
+Progress = Callable[[int, int | None], object]
+"""Called with the number of pictures done, and of all as far as known; what it raises stops the work."""
+
+
+def no_progress(done: int, expected: int | None) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class VideoMaps:
+    """The map of each picture of a video: known before the first is drawn, so that one scale fits all."""
+
+    localiser: Localiser
+    source: Path
+    max_seconds: float | None
+    maps: Sequence[NDArray[np.float32] | None]  # (h, w) each; None where the sound is silent
+
+    def draw(
+        self,
+        output: Path,
+        *,
+        scale: Scale | Literal["video", "frame"] = "video",
+        threshold: float | None = None,
+        opacity: float = HEAT_OPACITY,
+        box: bool = False,
+        on_progress: Progress = no_progress,
+    ) -> VideoResult:
+        """Write the video with heat, its contact sheet and its peaks: all of them, or after an error none.
+
+        Beside `output`, an MP4 file, go *_contact_sheet.png, and *_peaks.csv with x, y (pixels) and
+        similarity at each time, empty where there is no peak; with a threshold also weak, 1 where the
+        similarity is not above it, else 0.
+
+        `scale` is that of all maps (video), of each by itself (frame), or two similarities: those that
+        `similarity_range` finds for the maps of two models. The rest is as in `draw_localisation`.
+        """
+        sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
+        peaks_path = output.with_name(f"{output.stem}_peaks.csv")
+        with open_video(self.source) as video:
+            frame_seconds = float(1 / video.rate)
+        ends = similarity_range(self.maps) if scale == "video" else None if scale == "frame" else scale
+        lines = [",".join(["time_seconds", *format_peak(None, threshold)])]
+        sheet, end, num_weak = ContactSheet(), 0.0, 0
+
+        def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
+            nonlocal end, num_weak
+            # The maps first: where they end no further picture is read, so nothing is warned of twice.
+            frames = zip(self.maps, read_frames(self.source, self.max_seconds), strict=False)
+            for similarity_map, (seconds, picture) in frames:
+                heat = self.localiser.heat_map(picture, similarity_map)
+                drawing = heat.overlay(scale=ends, threshold=threshold, opacity=opacity, box=box)
+                sheet.add(drawing, seconds)
+                lines.append(",".join([f"{seconds:.6f}", *format_peak(heat.peak, threshold).values()]))
+                end, num_weak = seconds + frame_seconds, num_weak + is_weak(similarity_map, threshold)
+                on_progress(len(lines) - 1, len(self.maps))
+                yield seconds, drawing
+
+        with (
+            moved_when_whole(peaks_path) as peaks_file,
+            moved_when_whole(sheet_path) as sheet_file,
+            moved_when_whole(output) as video_file,
+        ):
+            write_video(video_file, drawn(), self.source, max_seconds=self.max_seconds)
+            sheet_file.write_bytes(encode_png(sheet.draw()))
+            peaks_file.write_text("\n".join(lines) + "\n")
+        num_silent = sum(one is None for one in self.maps)
+        return VideoResult(len(lines) - 1, end, num_silent, num_weak, output, sheet_path, peaks_path)
+
+
+def localise_frames(
+    localiser: Localiser,
+    source: Path,
+    *,
+    on_progress: Progress = no_progress,
+    **options: Any,  # noqa: ANN401 - those of Localiser.video
+) -> VideoMaps:
+    """Localise the sound of a video in each of its pictures and keep the maps: 1 kB each, no pictures."""
+    max_seconds, maps = options.get("max_seconds"), []
+    with open_video(source) as video:
+        until = min(filter(None, (max_seconds, video.seconds)), default=None)
+        expected = None if until is None else round(until * video.rate)
+    for _, _, similarity_map in localiser.video(source, **options):
+        maps.append(similarity_map)
+        on_progress(len(maps), expected)
+    return VideoMaps(localiser, source, max_seconds, maps)
 
 
 def localise_video(
@@ -212,46 +315,17 @@ def localise_video(
     source: Path,
     output: Path,
     *,
+    scale: Scale | Literal["video", "frame"] = "video",
+    threshold: float | None = None,
     opacity: float = HEAT_OPACITY,
     box: bool = False,
-    on_progress: Callable[[int, int | None], object] = lambda done, expected: None,
+    on_progress: Progress = no_progress,
     **options: Any,  # noqa: ANN401 - those of Localiser.video
 ) -> VideoResult:
-    """Write a video with heat maps, its contact sheet and its peaks: all of them, or after an error none.
-
-    Beside `output`, an MP4 file, go *_contact_sheet.png, and *_peaks.csv with x, y (pixels) and similarity at
-    each time, empty where there is no peak. `on_progress` is called with the number of pictures done,
-    and of all as far as the file tells; what it raises stops the work.
-    """
-    sheet_path = output.with_name(f"{output.stem}_contact_sheet.png")
-    peaks_path = output.with_name(f"{output.stem}_peaks.csv")
-    with open_video(source) as video:
-        rate, announced = video.rate, video.seconds
-    max_seconds = options.get("max_seconds")
-    until = min(filter(None, (max_seconds, announced)), default=None)
-    expected = None if until is None else round(until * rate)
-    sheet, lines, end, num_silent = ContactSheet(), ["time_seconds,x,y,similarity"], 0.0, 0
-
-    def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        nonlocal end, num_silent
-        for seconds, picture, similarity_map in localiser.video(source, **options):
-            heat = localiser.heat_map(picture, similarity_map)
-            drawing = heat.overlay(opacity=opacity, box=box)
-            sheet.add(drawing, seconds)
-            lines.append(f"{seconds:.6f},{format_peak(heat.peak)}")
-            end, num_silent = seconds + float(1 / rate), num_silent + (similarity_map is None)
-            on_progress(len(lines) - 1, expected)
-            yield seconds, drawing
-
-    with (
-        moved_when_whole(peaks_path) as peaks_file,
-        moved_when_whole(sheet_path) as sheet_file,
-        moved_when_whole(output) as video_file,
-    ):
-        write_video(video_file, drawn(), source, max_seconds=max_seconds)
-        sheet_file.write_bytes(encode_png(sheet.draw()))
-        peaks_file.write_text("\n".join(lines) + "\n")
-    return VideoResult(len(lines) - 1, end, num_silent, output, sheet_path, peaks_path)
+    """Localise the frames of a video and draw them; `on_progress` counts them in both passes."""
+    maps = localise_frames(localiser, source, on_progress=on_progress, **options)
+    drawing = {"threshold": threshold, "opacity": opacity, "box": box, "on_progress": on_progress}
+    return maps.draw(output, scale=scale, **drawing)  # type: ignore[arg-type]
 
 
 def _existing(path: str | Path) -> Path:

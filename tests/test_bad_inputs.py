@@ -292,6 +292,8 @@ OPTIONS = [
     Row("GPU that is not there", "test", None, ("--device", "cuda:77"), "--device cuda:77"),
     Row("GPU that is not there in training", "main", None, ("--device",), "--device cuda:77"),
     Row("unknown device", "test", None, ("--device", "abacus"), "--device abacus"),
+    Row("Apple's GPU", "test", None, ("--device mps", "cpu", "MPS lacks float64"), "--device mps"),
+    Row("Apple's GPU in training", "main", None, ("--device mps", "cpu"), "--device mps"),
     Row("batch larger than the set", "main", None, ("--batch-size 9", "8 clips"),
         "--batch-size 9"),
     Row("batch size 1 in training", "main", None, ("--batch-size",), "--batch-size 1"),

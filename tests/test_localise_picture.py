@@ -78,6 +78,18 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path, localise):
     assert Image.open(tmp_path / "out.png").size == (90, 130)
 
 
+def test_a_weak_similarity_is_said_and_not_drawn(tmp_path, localise):
+    image, sound = picture(tmp_path / "a.png"), noise(tmp_path / "a.wav", 1.0)
+    status, words, row = localise(image, sound, tmp_path / "out.png", "--threshold", "1", "--scale=-1,1")
+    assert status == 0 and "Peak: x" in words and "weak: the sound may not be in the picture" in words
+    assert row["weak"] == "1" and float(row["similarity"]) < 1
+    before, after = np.asarray(Image.open(image)), np.asarray(Image.open(tmp_path / "out.png"))
+    np.testing.assert_array_equal(before[40:], after[40:])
+    status, words, row = localise(image, sound, tmp_path / "out.png", "--threshold", "-1")
+    assert (status, row["weak"], "weak:" in words) == (0, "0", False)
+    assert localise(image, sound, tmp_path / "out.png", "--scale", "video")[0] == 2, "a picture is no video"
+
+
 def test_silence_is_said_and_not_drawn(tmp_path, localise, caplog):
     image, sound = picture(tmp_path / "a.png"), tmp_path / "a.wav"
     soundfile.write(sound, np.zeros(16_000), 16_000)

@@ -22,8 +22,9 @@ import opts
 from datasets.audio import AlignSpectrogramConfig, AudioConfig, SegmentConfig, load_waveform, sound_around
 from datasets.frames import FrameGeometry, as_float, normalise, to_tensor
 from datasets.video import UnusableVideoError, read_sound
-from models.localiser import localise_video
+from models.localiser import localise_frames, localise_video
 from utils.checkpoint import save_checkpoint
+from utils.reports.visualisation import similarity_range
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,6 +227,35 @@ def test_silence_is_said_and_not_drawn(tmp_path):
     assert not any(silent[:24]) and all(silent[28:])
 
 
+def test_one_scale_for_the_whole_clip_unless_told_otherwise(tmp_path):
+    """A lamp that is bright, then dim, over a dark picture."""
+    pictures = [np.where(lamp() > 100, level, 30).astype(np.uint8) for level in (240, 90) for _ in range(5)]
+    source = make_video(tmp_path / "clip.mp4", seconds=1, rate=10, pictures=pictures)
+    maps = localise_frames(spotlight(), source)
+    scale = similarity_range(maps.maps)
+    assert scale == (min(one.min() for one in maps.maps), max(one.max() for one in maps.maps))
+
+    def heat(**options):
+        """Mean change of the lamp's pixels, bright and dim, and the peaks."""
+        result = maps.draw(tmp_path / "out.mp4", **options)
+        drawn, shown = (np.stack([p for _, p in streams(path)[0]]) for path in (result.output, source))
+        change = np.abs(drawn.astype(int) - shown)[:, :12, :16].mean((1, 2, 3))
+        return change[:5].mean(), change[5:].mean(), read_peaks(result)
+
+    bright, dim, peaks = heat()
+    assert bright > 40 and dim < 10
+    assert heat(scale=scale) == (bright, dim, peaks)
+    by_itself = heat(scale="frame")
+    assert by_itself[1] > 40 and by_itself[2] == peaks
+    assert max(heat(scale=(scale[1], scale[1] + 1))[:2]) < 10
+    assert all("weak" not in row for row in peaks)
+    between = np.mean([float(peaks[0]["similarity"]), float(peaks[-1]["similarity"])])
+    result = maps.draw(tmp_path / "out.mp4", scale="frame", threshold=between)
+    rows = read_peaks(result)
+    assert [row.pop("weak") for row in rows] == 5 * ["0"] + 5 * ["1"]
+    assert (result.weak_frames, rows) == (5, peaks)
+
+
 # ---------------------------------------------------------------------------------------------- sound
 
 
@@ -375,11 +405,21 @@ def test_the_program_writes_all_three_files(tmp_path, command, testing_program, 
     arguments = ["--input", source, "--output", tmp_path / "out.mp4", "--box", "--smoothing", "0.3"]
     assert testing_program.main([str(word) for word in (*command, *arguments)]) == 0
     printed = capsys.readouterr()
-    assert "10 frames, 1.00 s" in printed.out and "frame/s" in printed.err
+    assert "10 frames, 1.00 s" in printed.out
+    for doing in ("localising", "drawing"):
+        assert f"clip.mp4, {doing}: 100%" in printed.err and printed.err.count("10/10") >= 2
     assert "10 of 10 frames is silent" in caplog.text
     for name in ("out.mp4", "out_contact_sheet.png", "out_peaks.csv"):
         assert (tmp_path / name).stat().st_size > 0
         assert name in printed.out
+
+
+def test_the_program_names_weak_frames(tmp_path, command, testing_program, caplog):
+    source = make_video(tmp_path / "clip.mp4", seconds=0.5, rate=10)
+    arguments = ["--input", source, "--output", tmp_path / "out.mp4", "--scale=-0.5,1", "--threshold", "1"]
+    assert testing_program.main([str(word) for word in (*command, *arguments)]) == 0
+    assert "5 of 5 frames are weak: the sound may not be in the picture" in caplog.text
+    assert (tmp_path / "out_peaks.csv").read_text().splitlines()[0] == "time_seconds,x,y,similarity,weak"
 
 
 def test_the_program_stopped_leaves_nothing(tmp_path, command):
@@ -399,7 +439,18 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("value", ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--max-seconds 0"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "--audio-step -1",
+        "--smoothing inf",
+        "--opacity 1.5",
+        "--max-seconds 0",
+        "--threshold 2",
+        "--scale clip",
+    ]
+    + [f"--scale {ends}" for ends in ("0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")],
+)
 def test_nonsense_is_refused_with_the_flag_s_name(value):
     with pytest.raises(ValueError, match=value.split()[0]):
         opts.parse_test_options(f"video --checkpoint c --input i --output o {value}".split())

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +79,12 @@ def test_a_rate_is_heeded_and_the_middle_is_taken_where_a_test_takes_it(localise
     slow = localiser(clip[0], (samples, RATE // 2)).map
     np.testing.assert_allclose(slow, localiser(clip[0], tmp_path / "slow.wav").map, atol=1e-6)
     assert np.abs(slow - localiser(clip[0], samples).map).max() > 1e-4
+
+
+def test_a_threshold_of_negatives_means_the_same_on_maps(localiser):
+    half = replace(localiser, model=SimpleNamespace(half_cosine=True))
+    assert (localiser.cosine(0.3338), localiser.cosine(None)) == (0.3338, None)
+    assert half.cosine(0.6382) == pytest.approx(0.2764)
 
 
 def test_a_silent_sound_has_no_map(localiser, clip, tmp_path):

@@ -15,8 +15,10 @@ from utils.reports.visualisation import (
     draw_localisation,
     encode_mp3,
     find_peak,
+    is_weak,
     overlay_localisation_map,
     peak_box,
+    similarity_range,
 )
 
 NO_BOXES = np.zeros((0, 4))
@@ -110,11 +112,12 @@ def test_heat_lies_on_the_peak_inside_the_square_beside_a_colour_bar():
     values = np.zeros((4, 4), np.float32)
     values[1, 0] = 1
     drawn = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1))
-    changed = (drawn != frame).any(axis=2)
+    changed = (drawn[:, :320] != frame).any(axis=2)
     assert changed[68, 100]
-    assert not changed[:, :80].any()
-    assert changed[40:140, 300:].any()  # the colour bar
-    assert not changed[:, 200:270].any()
+    assert not changed[:, :80].any() and not changed[:, 200:].any()
+    bar = drawn[40:140, 320:].astype(int)
+    lightness = bar[:, bar.shape[1] // 2].sum(axis=1)
+    assert lightness[0] > lightness[50] > lightness[-1], "light heat at the upper end"
     assert (frame == 120).all()
     fainter = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), opacity=0.2)
     assert abs(fainter[68, 100].astype(int) - 120).sum() < abs(drawn[68, 100].astype(int) - 120).sum()
@@ -129,7 +132,50 @@ def test_any_size_can_be_drawn_on(size):
     frame = np.zeros((*size, 3), np.uint8)
     for geometry in (FrameGeometry(32), FrameGeometry(32, "centre_crop")):
         square = Square(*geometry.square_in(size[1], size[0]))
-        assert draw_localisation(frame, values, square, box=True).shape == frame.shape
+        drawn = [draw_localisation(frame, one, square, box=True) for one in (values, None, 0 * values)]
+        assert {picture.shape for picture in drawn} == {drawn[0].shape}, "as the frames of a video must be"
+        wider = drawn[0].shape[1] - size[1]
+        assert drawn[0].shape[0] == size[0] and (wider > 30 if min(size) >= 160 else wider == 0)
+
+
+def glow(similarity_map, **options):
+    """How much heat changes each pixel of a grey frame."""
+    frame = np.full((120, 120, 3), 90, np.uint8)
+    drawn = draw_localisation(frame, similarity_map, Square(), **options)
+    return np.abs(drawn.astype(int) - frame).sum(axis=2)
+
+
+def test_on_a_common_scale_a_low_map_glows_less_than_a_high_one():
+    high = np.random.default_rng(0).uniform(0, 0.86, (7, 7)).astype(np.float32)
+    low = high * 0.32 / 0.86
+    assert similarity_range([high, None, low, np.full((2, 2), np.nan, np.float32)]) == (low.min(), high.max())
+    scale = similarity_range([high, low])
+    assert np.abs(glow(low) - glow(high)).max() <= 3, "each by itself, they look the same"
+    assert glow(low, scale=scale).sum() < glow(high, scale=scale).sum() / 5
+    np.testing.assert_array_equal(glow(high, scale=(high.min(), high.max())), glow(high))
+    assert similarity_range([None]) is None and similarity_range([0 * high]) is None
+
+
+@pytest.mark.parametrize("scale", [None, (0.0, 0.5), (-1.0, 1.0), (0.7, 0.9)])
+def test_nothing_glows_below_the_threshold(scale):
+    values = np.tile(np.linspace(0, 0.86, 8, dtype=np.float32), (8, 1))
+    heat = glow(values, scale=scale, threshold=0.6)
+    similarity = np.interp(np.arange(120), (np.arange(8) + 0.5) * 15 - 0.5, values[0])
+    begin = max(0.6, scale[0] if scale else 0)
+    assert (heat[:, similarity < begin - 0.02] == 0).all() and (heat[:, similarity > begin + 0.02] > 0).all()
+    words = glow(values, scale=scale, threshold=0.9, box=True)
+    assert words[:20].any() and not words[30:].any(), "only the words, no heat and no box"
+    assert is_weak(values, 0.9) and not is_weak(values, 0.8) and not is_weak(None, 0.9)
+
+
+def test_maps_are_enlarged_smoothly_and_not_beyond_their_values():
+    spot = np.zeros((3, 3), np.float32)
+    spot[1, 1] = 1
+    row = glow(spot, scale=(0.0, 2.0), threshold=0.0)[60].astype(int)
+    assert row[60] - row[80] > 3 * (row[60] - row[70]) > 0, "round at the peak, not pointed"
+    step = np.tile(np.float32([0, 0, 1, 1]), (4, 1))
+    heat = glow(step, scale=(0.0, 2.0), threshold=0.0)
+    assert heat.max() == heat[60, 119] and not heat[:, :30].any()
 
 
 def test_silence_and_flat_maps_give_no_heat():
@@ -145,7 +191,8 @@ def test_silence_and_flat_maps_give_no_heat():
 def test_a_contact_sheet_is_evenly_spaced_and_bounded(count, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "utils.reports.visualisation.draw_caption", lambda picture, words: shown.append(words) or picture
+        "utils.reports.visualisation.draw_caption",
+        lambda picture, words, below: shown.append(words) or picture,
     )
     sheet = ContactSheet()
     for index in range(count):

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -94,10 +95,11 @@ def pick_device(name: str) -> torch.device:
     """Return a device by name; `auto` is the GPU where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: use auto, cpu, cuda or cuda:<number>.") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        reason = " MPS lacks float64, in which scores and some spectrograms are computed."
+        words = f"--device {name}: use auto, cpu, cuda or cuda:<number>."
+        raise ValueError(words + reason * name.startswith("mps"))
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices. "

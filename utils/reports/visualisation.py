@@ -4,7 +4,8 @@ Pictures are uint8 RGB arrays (H, W, 3).
 """
 
 import io
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,13 +21,15 @@ OUTLINE_COLOUR, TEXT_COLOUR = (10, 20, 30), (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BOX_LEVEL = 0.5  # a box's region begins there, on the way from the map's smallest to its largest value
 BOX_GRID = 224  # side of the up-sampled map in which the region is looked for, as the scoring rules', pixels
-BAR_GROUND = 70  # grey under the colour bar; like a frame, it shows where there is no heat
+BAR_GROUND, STRIP_GROUND = 70, 16  # greys: under the colour bar, where there is no heat, and around it
 SMALLEST_WITH_BAR = 160  # shorter side of a frame, pixels
+WEAK = "weak: the sound may not be in the picture"
 THUMBNAIL_SIDE, GUTTER = 320, 4  # of a contact sheet: longer side of a picture, and what lies between two
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz
 
 Picture = NDArray[np.uint8]
 SimilarityMap = NDArray[np.float32]
+Scale = tuple[float, float]  # similarities at the two ends of the colour bar
 NO_BOXES = np.zeros((0, 4))
 
 
@@ -65,9 +68,30 @@ def find_peak(similarity_map: SimilarityMap, square: Square, width: int, height:
     return Peak(x * width, y * height, float(highest))
 
 
-def format_peak(peak: Peak | None) -> str:
-    """Write a peak as the columns x, y, similarity of a CSV file; empty where there is none."""
-    return ",," if peak is None else f"{peak.x:.1f},{peak.y:.1f},{peak.similarity:.6f}"
+def similarity_range(maps: Iterable[SimilarityMap | None]) -> Scale | None:
+    """Find the smallest and largest similarity of maps, to draw all on one scale; None: there are none."""
+    usable = [one for one in maps if one is not None and np.isfinite(one).all()]
+    low = min((float(one.min()) for one in usable), default=0.0)
+    high = max((float(one.max()) for one in usable), default=0.0)
+    return (low, high) if low < high else None
+
+
+def is_weak(similarity_map: SimilarityMap | None, threshold: float | None) -> bool:
+    """Tell whether no similarity of a map is above a threshold, if there are both."""
+    return similarity_map is not None and threshold is not None and float(similarity_map.max()) <= threshold
+
+
+def format_peak(peak: Peak | None, threshold: float | None) -> dict[str, str]:
+    """Write a peak as a CSV file's columns x, y, similarity, with a threshold also weak (1 or 0).
+
+    They are empty where there is no peak.
+    """
+    columns = ["x", "y", "similarity"] + ["weak"] * (threshold is not None)
+    if peak is None:
+        return dict.fromkeys(columns, "")
+    weak = f"{threshold is not None and peak.similarity <= threshold:d}"
+    values = (f"{peak.x:.1f}", f"{peak.y:.1f}", f"{peak.similarity:.6f}", weak)
+    return dict(zip(columns, values, strict=False))
 
 
 def peak_box(similarity_map: SimilarityMap, square: Square) -> NDArray[np.float64]:
@@ -77,18 +101,13 @@ def peak_box(similarity_map: SimilarityMap, square: Square) -> NDArray[np.float6
     """
     if find_peak(similarity_map, square, 1, 1) is None:
         return NO_BOXES
-    localisation_map = _upsample(similarity_map, BOX_GRID, BOX_GRID)
+    lowest = similarity_map.min()
+    scaled = (similarity_map - lowest) / (similarity_map.max() - lowest)
+    localisation_map = cv2.resize(scaled, (BOX_GRID, BOX_GRID), interpolation=cv2.INTER_LINEAR)
     row, column = np.unravel_index(np.argmax(localisation_map), localisation_map.shape)
     _, regions, boxes, _ = cv2.connectedComponentsWithStats((localisation_map >= BOX_LEVEL).astype(np.uint8))
     left, top, width, height = boxes[regions[row, column], :4] / BOX_GRID
     return np.array([[*square.in_frame(left, top), *square.in_frame(left + width, top + height)]])
-
-
-def _upsample(similarity_map: SimilarityMap, width: int, height: int) -> SimilarityMap:
-    """(h, w) with a peak -> (height, width), its cells' values brought to [0, 1]."""
-    lowest = similarity_map.min()
-    scaled = (similarity_map - lowest) / (similarity_map.max() - lowest)
-    return np.asarray(cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def overlay_localisation_map(
@@ -123,8 +142,8 @@ def overlay_localisation_map(
     return draw_caption(picture, caption) if caption else picture
 
 
-def draw_caption(picture: Picture, caption: str) -> Picture:
-    """Write a short ASCII text into the upper left corner of this very picture."""
+def draw_caption(picture: Picture, caption: str, *, below: bool = False) -> Picture:
+    """Write a short ASCII text into the upper, or lower, left corner of this very picture."""
     height, width = picture.shape[:2]
     scale = max(0.4, min(height, width) / 500)
     pen = max(1, round(scale))
@@ -132,8 +151,9 @@ def draw_caption(picture: Picture, caption: str) -> Picture:
     scale *= min(1.0, 0.94 * width / max(text_width, 1))
     (text_width, text_height), descent = cv2.getTextSize(caption, FONT, scale, pen)
     padding = max(2, text_height // 2)
-    picture[: text_height + descent + padding, : text_width + 2 * padding] //= 4
-    corner = (padding, text_height + padding // 2 + 1)
+    top = max(0, height - text_height - descent - padding) if below else 0
+    picture[top : top + text_height + descent + padding, : text_width + 2 * padding] //= 4
+    corner = (padding, top + text_height + padding // 2 + 1)
     cv2.putText(picture, caption, corner, FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
     return picture
 
@@ -143,50 +163,78 @@ def draw_localisation(
     similarity_map: SimilarityMap | None,
     square: Square,
     *,
+    scale: Scale | None = None,
+    threshold: float | None = None,
     opacity: float = HEAT_OPACITY,
     box: bool = False,
 ) -> Picture:
-    """Draw heat, a colour bar with the map's smallest and largest value, and the peak's box.
+    """Draw heat and the peak's box, and the heat's colour bar beside the picture: (H, W or more, 3).
 
-    The map (h, w) lies in this square of the frame and is not normalised; None: the sound is silent,
-    and only the word is drawn. A map without a peak gives no heat.
+    Args:
+        frame: uint8 RGB (H, W, 3).
+        similarity_map: (h, w), not normalised, enlarged smoothly; None: the sound is silent, and only the
+            word is drawn. A map without a peak gives no heat.
+        square: the part of the frame that the map covers.
+        scale: similarities between which heat runs; None: the map's smallest and largest.
+        threshold: similarity at which heat begins; a map that is nowhere above it is marked as weak. None: it
+            begins at HEAT_FLOOR of the scale.
+        opacity: of the hottest heat, 0 to 1.
+        box: draw the peak's box.
     """
     height, width = frame.shape[:2]
+    picture = frame.copy()
+    peak = None if similarity_map is None else find_peak(similarity_map, square, width, height)
+    if peak is not None:
+        scale = scale or similarity_range([similarity_map])
     if similarity_map is None:
-        return draw_caption(frame.copy(), "silent")
-    if find_peak(similarity_map, square, width, height) is None:
-        return frame.copy()
-    heat = np.full((height, width), np.nan, np.float32)
-    left, right = round(square.left * width), round(square.right * width)
-    top, bottom = round(square.top * height), round(square.bottom * height)
-    heat[top:bottom, left:right] = _upsample(similarity_map, right - left, bottom - top)
-    boxes = peak_box(similarity_map, square) if box else NO_BOXES
-    picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
-    _draw_colour_bar(picture, float(similarity_map.min()), float(similarity_map.max()), opacity)
-    return picture
+        draw_caption(picture, "silent")
+    elif is_weak(similarity_map, threshold):
+        draw_caption(picture, WEAK)
+    elif peak is not None and scale is not None:
+        left, right = round(square.left * width), round(square.right * width)
+        top, bottom = round(square.top * height), round(square.bottom * height)
+        similarity = cv2.resize(similarity_map, (right - left, bottom - top), interpolation=cv2.INTER_CUBIC)
+        # Bicubic curves swing beyond the values that they join.
+        similarity = similarity.clip(similarity_map.min(), similarity_map.max())
+        heat = np.full((height, width), np.nan, np.float32)
+        heat[top:bottom, left:right] = _heat_strength(similarity, scale, threshold)
+        boxes = peak_box(similarity_map, square) if box else NO_BOXES
+        picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
+    if min(height, width) < SMALLEST_WITH_BAR:
+        return picture
+    return np.hstack([picture, _colour_bar(height, max(height, width), scale, threshold, opacity)])
 
 
-def _draw_colour_bar(picture: Picture, lowest: float, highest: float, opacity: float) -> None:
-    """At the right edge, what the heat looks like from the map's largest value to its smallest."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    if side < SMALLEST_WITH_BAR:
-        return
-    bar_height, bar_width, margin = round(0.4 * height), max(4, side // 32), max(3, side // 48)
-    right, top = width - margin, (height - bar_height) // 2
-    left, bottom = right - bar_width, top + bar_height
+def _heat_strength(similarity: NDArray[Any], scale: Scale, threshold: float | None) -> NDArray[np.floating]:
+    """Similarities -> what `overlay_localisation_map` draws: HEAT_FLOOR where heat begins, 1 at the end."""
+    low, high = scale
+    begin = low + HEAT_FLOOR * (high - low) if threshold is None else max(low, threshold)
+    high = max(high, begin)
+    return 1 - (1 - HEAT_FLOOR) * (high - similarity) / max(high - begin, 1e-9)
+
+
+def _colour_bar(
+    height: int, side: int, scale: Scale | None, threshold: float | None, opacity: float
+) -> Picture:
+    """Strip (height, w, 3) that shows the heat of a scale, sized by the picture's longer `side`."""
+    letters, pen = max(0.4, side / 700), max(1, round(side / 640))
+    (text_width, text_height), _ = cv2.getTextSize("-0.00", FONT, letters, pen)
+    margin = text_height // 2
+    strip = np.full((height, text_width + 2 * margin, 3), STRIP_GROUND, np.uint8)
+    if scale is None:
+        return strip
+    bar_height, bar_width = round(0.6 * height), text_width // 2
+    left, top = (strip.shape[1] - bar_width) // 2, (height - bar_height) // 2
     ground = np.full((bar_height, bar_width, 3), BAR_GROUND, np.uint8)
-    ramp = np.linspace(1, 0, bar_height, dtype=np.float32)[:, None].repeat(bar_width, axis=1)
-    picture[top:bottom, left:right] = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
-    cv2.rectangle(picture, (left - 1, top - 1), (right, bottom), OUTLINE_COLOUR, 1)
-    scale, pen = max(0.4, side / 1000), max(1, round(side / 1000))
-    for value, baseline in ((highest, top - margin), (lowest, bottom + margin)):
+    ramp = _heat_strength(np.linspace(*scale[::-1], bar_height), scale, threshold)
+    ramp = ramp[:, None].repeat(bar_width, axis=1)
+    bar = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
+    strip[top : top + bar_height, left : left + bar_width] = bar
+    for value, baseline in zip(scale, (top + bar_height + margin + text_height, top - margin), strict=True):
         text = f"{value:.2f}"
-        (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, pen)
-        left, bottom = right - text_width, baseline + (value != highest) * text_height
-        # Darkened ground, not outlines: around letters this small these would fill the gaps.
-        picture[bottom - text_height - 2 : bottom + 3, left - 2 : right + 2] //= 4
-        cv2.putText(picture, text, (left, bottom), FONT, scale, TEXT_COLOUR, pen, cv2.LINE_AA)
+        place = (strip.shape[1] - cv2.getTextSize(text, FONT, letters, pen)[0][0]) // 2
+        cv2.putText(strip, text, (place, baseline), FONT, letters, TEXT_COLOUR, pen, cv2.LINE_AA)
+    return strip
 
 
 class ContactSheet:
@@ -210,7 +258,8 @@ class ContactSheet:
     def draw(self) -> Picture:
         """Draw the sheet, of at least one picture; time runs along the rows of four."""
         places = np.unique(np.linspace(0, len(self._kept) - 1, 12).round().astype(int)).tolist()
-        tiles = [draw_caption(self._kept[place][0], f"{self._kept[place][1]:.2f} s") for place in places]
+        chosen = [self._kept[place] for place in places]
+        tiles = [draw_caption(tile, f"{seconds:.2f} s", below=True) for tile, seconds in chosen]
         columns = min(4, len(tiles))
         tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
         around = ((0, GUTTER), (0, GUTTER), (0, 0))

@@ -61,6 +61,7 @@ from utils.training import environment_report, pick_device, use_full_float32
 
 logger = logging.getLogger("test")
 
+GALLERY_SIDE = 360  # of the frames in a localisation's report: sharp at half of it on a dense display, pixels
 THUMBNAIL_SIDE = 144  # of the frames in a retrieval's report, pixels
 
 Unreadable = Sequence[tuple[str, str]]
@@ -205,7 +206,8 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
         nonlocal overlays_left
         for place in range(int(min(overlays_left, len(cious)))):
             boxes = batch.bounding_boxes[place]
-            _, overlay = draw_clip(batch.frames[place], maps[place], boxes, cious[place])
+            caption = f"cIoU {cious[place]:.2f}"
+            _, overlay = draw_clip(batch.frames[place], maps[place], boxes, caption)
             path = options.output / "overlays" / f"{batch.clip_ids[place]}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(drawing.encode_jpeg(overlay))
@@ -231,7 +233,7 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
     if run.context.classes is not None:
         result.clips["class"] = result.clips["clip_id"].map(run.context.classes)
     # Saved maps come without their frames.
-    galleries = [] if options.from_maps else draw_galleries(result, run.dataset(run.clips), options.gallery)
+    galleries = [] if options.from_maps else draw_galleries(run, result, options.gallery)
     published = published_lists(result, options.benchmark)
     report = reporting.localisation_report(result, run.context, benchmark, published, run.identity, galleries)
     pages.write_and_show(options.output, report, options.table)
@@ -247,8 +249,8 @@ Source = tuple[Callable[[Batch], Tensor], Callable[[Batch], ObjectMaps] | None, 
 
 def from_model(run: Evaluation, options: opts.LocalisationOptions) -> Source:
     """Localise with a checkpoint."""
-    record, model, objects = run.context.checkpoint, run.model, None
-    logger.info("{method}, {epoch} epochs, from {path} (sha256 {sha256})".format(**record))
+    model, objects = run.model, None
+    logger.info("%s, from %s", run.context.model, options.checkpoint)
     if options.audio == "shuffled":
         run.clips = tuple(with_wrong_sounds(run.clips))
     if options.object_prior is not None:
@@ -298,27 +300,28 @@ def from_saved_maps(run: Evaluation, options: opts.LocalisationOptions) -> Sourc
 
 
 def draw_clip(
-    frame: Tensor, heat: Tensor, boxes: NDArray[np.float64] | None, ciou: float
+    frame: Tensor, heat: Tensor, boxes: NDArray[np.float64] | None, caption: str = ""
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw heat map (M, M), boxes (N, 4) in fractions, and score on a frame (3, S, S).
+    """Draw heat map (M, M), boxes (N, 4) in fractions, and a caption on a frame (3, S, S).
 
-    Returns the frame and its overlay, both (M, M, 3) uint8 RGB.
+    Returns the frame and its overlay, both uint8 RGB (L, L, 3) of the larger side of S and M.
     """
-    picture = frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    if picture.shape[:2] != heat.shape:
-        picture = cv2.resize(picture, heat.shape[::-1])
+    side = max(frame.shape[-1], heat.shape[-1])
+    picture = frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
+    picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
     annotated = np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1)
     visible = (annotated[:, 2:] > annotated[:, :2]).all(axis=1)  # VGG-SS holds inverted boxes: nothing
     # Constant maps lie outside [0, 1] under the median rule, see utils/evaluation/protocols.py.
-    shown = heat.clamp(0, 1).cpu().numpy()
-    return picture, drawing.overlay_localisation_map(picture, shown, annotated[visible], f"cIoU {ciou:.2f}")
+    shown = cv2.resize(heat.clamp(0, 1).cpu().numpy(), (side, side))
+    return picture, drawing.overlay_localisation_map(picture, shown, annotated[visible], caption)
 
 
-def draw_galleries(
-    result: localising.LocalisationResult, clips: AudioVisualClips, count: int
-) -> list[pages.Gallery]:
+def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
-    places = {clip.clip_id: place for place, clip in enumerate(clips.clips)}
+    geometry = replace(run.geometry, frame_size=GALLERY_SIDE)  # whatever the model saw
+    clips = AudioVisualClips(run.clips, geometry=geometry, audio=run.audio)
+    places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
+    classes = run.context.classes or {}
     table = result.headline.reset_index(drop=True)
     galleries = []
     for title, rows in reporting.choose_clips(table[table["has_object"]], count).items():
@@ -328,10 +331,15 @@ def draw_galleries(
             if isinstance(sample, BrokenClip):
                 continue  # broken between its two readings: left out of the pictures
             heat = localising.headline_map(result, row.Index)
-            pictures = draw_clip(sample.frame, heat, sample.bounding_boxes, row.ciou)
+            pictures = draw_clip(sample.frame, heat, sample.bounding_boxes)
             mp3 = drawing.encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
             jpegs = [drawing.encode_jpeg(one) for one in pictures]
-            cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3))
+            own = classes.get(row.clip_id, "")
+            note = f"heard: {own}" if own else ""
+            if run.context.audio != "own":
+                other = Path(run.clips[places[row.clip_id]].sound).stem
+                note = f"heard: {classes.get(other, '')} ({other})" + f", not {own}" * bool(own)
+            cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3, note))
         galleries.append(pages.Gallery(cards, title))
     return galleries
 

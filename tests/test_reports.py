@@ -346,7 +346,7 @@ def test_page_links_to_what_lies_around_it(tmp_path):
     (tmp_path / "c" / "overlays").mkdir()
     write_report(tmp_path / "c", make_report())
     links = [link["href"] for link in PageReader((tmp_path / "c" / "report.html").read_text()).all("a")]
-    assert links[5:] == ["overlays/", "../a%20%26%20b/report.html", "d/report.html"]
+    assert links[5:] == ["overlays", "d/report.html", "../a%20%26%20b/report.html"]
 
 
 CLICKS = """<script>
@@ -470,15 +470,16 @@ def test_galleries_count_nan_as_the_worst_and_break_ties_by_id():
 
 
 @pytest.mark.parametrize("constant", [-0.5, 1.3, 2.0, NAN])
-def test_clips_are_drawn_at_the_size_of_the_map(testing_program, constant):
+def test_clips_are_drawn_at_the_larger_size_of_frame_and_map(testing_program, constant):
     heat = torch.full((64, 64), constant)
     for side in (32, 64, 448):
         frame = torch.full((3, side, side), 90, dtype=torch.uint8)
         frame[0, side // 2 :] = 200
-        picture, overlay = testing_program.draw_clip(frame, heat, None, NAN)
-        assert picture.shape == overlay.shape == (64, 64, 3) and overlay.dtype == np.uint8
-        assert (picture[:30] == 90).all() and (picture[34:, :, 0] == 200).all()
-        below_caption = (overlay != picture)[32:].any(axis=2)
+        picture, overlay = testing_program.draw_clip(frame, heat, None, "cIoU nan")
+        large, middle = max(side, 64), max(side, 64) // 2
+        assert picture.shape == overlay.shape == (large, large, 3) and overlay.dtype == np.uint8
+        assert (picture[: middle - 4] == 90).all() and (picture[middle + 4 :, :, 0] == 200).all()
+        below_caption = (overlay != picture)[middle:].any(axis=2)
         assert below_caption.mean() > 0.9 if constant > 1 else not below_caption.any()
 
 
@@ -486,7 +487,7 @@ def test_boxes_beyond_the_frame_inverted_ones_and_no_boxes_are_drawn(testing_pro
     frame, heat = torch.full((3, 64, 64), 90, dtype=torch.uint8), torch.zeros(64, 64)
     for boxes in ([[-3, 0.5, 5, 4.0], [0.2, 0.2, 0.4, 0.4]], None, np.zeros((0, 4)), [[0.9, 0.9, 0.1, 0.1]]):
         given = None if boxes is None else np.asarray(boxes, float)
-        picture, overlay = testing_program.draw_clip(frame, heat, given, 0.5)
+        picture, overlay = testing_program.draw_clip(frame, heat, given, "cIoU 0.50")
         assert (overlay != picture)[40:].any() == (boxes is not None and len(boxes) == 2)
 
 

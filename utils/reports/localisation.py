@@ -74,7 +74,10 @@ SCORES_HINT = (
     "reaches the threshold: the dotted vertical is cIoU@0.5, the area under the curve is AUC. Where the page "
     "may run its script, a click on a column's name sorts by it."
 )
-CLIPS_HINT = "Heat is the localisation map, shown only where it is high; cyan boxes are annotated."
+CLIPS_HINT = (
+    "Frames are squares, as the model sees them; beside each, heat is the localisation map, shown only where "
+    "it is high, and cyan boxes are annotated."
+)
 GROUPS_HINT = (
     "Groups: {}. Best blind and ceiling: their cIoU@0.5 on the same clips. Few clips: fewer than "
     f"{FEW_CLIPS}, for which the intervals are too narrow."
@@ -153,7 +156,12 @@ def localisation_report(
         csv=csv_table(summary, scores).assign(**provenance_columns(summary)),
         notes=[*notes, *(extra["words"].items() if extra else ()), *provenance_notes(summary)],
         facts=facts | provenance_facts(summary),
-        tiles=score_tiles(scores, f"{len(clips)} of {context.num_listed} listed", headline["name"]),
+        tiles=score_tiles(
+            scores,
+            f"{len(clips)} of {context.num_listed} listed",
+            headline["name"],
+            headline["published_list"]["words"],
+        ),
         sections=sections,
     )
 
@@ -333,8 +341,11 @@ def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> list[ScoreT
     return [ScoreTable(rows, GROUP_HEADINGS, names, title, hint, bar=SCORE_KEYS[0], fold=True)]
 
 
-def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]:
-    """Figures at the top of the page: the first row, against the blind baselines of its rule."""
+def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str, published: str = "") -> list[Tile]:
+    """Figures at the top of the page: the first row, against the blind baselines of its rule.
+
+    `published`: whether the rule's authors scored these clips, in words.
+    """
     rows = scores[scores["protocol"] == protocol]
     model, baselines = rows.iloc[0], rows[rows["kind"] == BASELINE]
     tiles = []
@@ -344,7 +355,8 @@ def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str) -> list[Tile]
             notes.insert(0, f"95 % interval {model[f'{key}_low']:.1f}\N{EN DASH}{model[f'{key}_high']:.1f}")
         notes = [note.replace("-", "\N{MINUS SIGN}") for note in notes]
         tiles.append(Tile(SCORE_HEADINGS[key], f"{model[key]:.1f}", "%", "lead", notes))
-    return [*tiles, Tile("Clips", clips, style="words"), Tile("Protocol", protocol, style="words")]
+    rule = Tile("Protocol", protocol, style="words", notes=[published] if published else ())
+    return [*tiles, Tile("Clips", clips, style="words"), rule]
 
 
 def success_plot(clips: "pd.DataFrame", protocol: str) -> Plot:

@@ -125,6 +125,7 @@ class EvaluationContext:
 def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """Facts at the end of every page: all that is needed to repeat an evaluation."""
     checkpoint, labels, maps = summary["checkpoint"], summary["labels"], summary["scored_from_maps"]
+    sound = "its own" if summary["audio"] == "own" else "another clip's"
     facts = {
         "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
         "missing": f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable",
@@ -133,7 +134,7 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "scored clips": f"sha256 {summary['scored_clips_sha256']}",
         "published cut": summary["cut"],
         "classes": labels and "{path} (sha256 {sha256})".format(**labels),
-        "frames, sound": "{frame_geometry}, {audio}".format_map(summary),
+        "frames, sound": f"{summary['frame_geometry']}, {sound}",
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
         "trained": training_words(checkpoint),
         "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
@@ -151,7 +152,7 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
 def training_words(checkpoint: Mapping[str, Any]) -> str:
     """How a checkpoint's weights came about, in words."""
     selection, trained = checkpoint["selection"], checkpoint.get("training_list") or {}
-    words = f"{checkpoint['method']}, {checkpoint['epoch']} epochs"
+    words = f"{checkpoint['method']}, {checkpoint['epoch']} epoch{'s' * (checkpoint['epoch'] != 1)}"
     if trained:
         words += f" on {trained['name']} ({trained['num_listed']} clips, sha256 {trained['sha256']})"
     chosen = {
@@ -438,11 +439,14 @@ def render_page(report: Report, folder: Path | None = None) -> str:
         "known": lambda value: isinstance(value, float) and not np.isnan(value),
         "kind_of": lambda item: type(item).__name__,
     }
+    files = [report.clips_file, "table.csv", "table.md", "table.tex", "summary.json"]
+    if folder is not None and (folder / "overlays").is_dir():
+        files.append("overlays")
     page = templates.get_template("report.html.j2").render(
         report=report,
         bytes=bytes,
         weight=PAGE_WEIGHT,
-        files=[report.clips_file, *(f"table.{form}" for form in ("csv", "md", "tex")), "summary.json"],
+        files=files,
         neighbours=[] if folder is None else find_neighbours(folder),
         texts={"LaTeX": render_table(report, "tex"), "Markdown": markdown_tables(report)},
     )
@@ -450,12 +454,8 @@ def render_page(report: Report, folder: Path | None = None) -> str:
 
 
 def find_neighbours(folder: Path) -> list[tuple[str, str]]:
-    """Find overlays and other pages around a page's folder: name and relative address of each."""
+    """Find the pages in folders below and beside a page's own: name and relative address of each."""
     folder = folder.resolve()
-    around = [(f"../{path.parent.name}", path) for path in sorted(folder.parent.glob("*/report.html"))]
-    around += [(path.parent.name, path) for path in sorted(folder.glob("*/report.html"))]
-    found = [("overlays", "overlays/")] if (folder / "overlays").is_dir() else []
-    for place, path in around:
-        if path.parent != folder:
-            found.append((path.parent.name, f"{quote(place)}/report.html"))
-    return found
+    places = {path.parent: path.parent.name for path in sorted(folder.glob("*/report.html"))}
+    places |= {path.parent: f"../{path.parent.name}" for path in sorted(folder.parent.glob("*/report.html"))}
+    return [(path.name, f"{quote(place)}/report.html") for path, place in places.items() if path != folder]

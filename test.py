@@ -308,11 +308,11 @@ def draw_clip(
     """
     side = max(frame.shape[-1], heat.shape[-1])
     picture = frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
-    picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
+    picture = np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
     annotated = np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1)
     visible = (annotated[:, 2:] > annotated[:, :2]).all(axis=1)  # VGG-SS holds inverted boxes: nothing
     # Constant maps lie outside [0, 1] under the median rule, see utils/evaluation/protocols.py.
-    shown = cv2.resize(heat.clamp(0, 1).cpu().numpy(), (side, side))
+    shown = np.asarray(cv2.resize(heat.clamp(0, 1).cpu().numpy(), (side, side)), np.float32)
     return picture, drawing.overlay_localisation_map(picture, shown, annotated[visible], caption)
 
 

@@ -182,6 +182,7 @@ def train_one_epoch(
                 run.step += 1
             else:
                 seed = hash_seed(options.run.seed, run.epoch, run.step)
+                model.before_step(run.epoch, run.step)
                 views = model.augment(batch.to(device), seed, first=first, global_size=batch_size)
                 output = take_step(views, wrapped, optimizer, scaler, options.compute.precision)
                 run.note_step(output.loss, output.terms, batch.clip_ids)
@@ -217,7 +218,7 @@ def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Metho
     torch.manual_seed(options.run.seed)
     model = METHODS[options.method].model.from_options(options).train()
     if not options.run.resume:  # else the weights are those of last.pth
-        model.load_pretrained(options)
+        model.load_start(options)
     # Convolutions are faster with the channels innermost, but for float32 on a GPU: docs/performance.md.
     innermost = device.type == "cpu" or options.compute.precision in ("bf16", "fp16")
     layout = torch.channels_last if innermost else torch.contiguous_format

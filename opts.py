@@ -16,7 +16,7 @@ from torch import nn
 from datasets.benchmarks import BENCHMARKS, BOX_BENCHMARKS, DATA_SETS, PLAIN_BENCHMARKS, TRAINING_SETS
 from datasets.frames import FrameConfig, GeometryMode
 from models import METHODS
-from models.method import Method
+from models.method import Method, StartOptions
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_protocols, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
@@ -118,11 +118,12 @@ class RunOptions(Options):
 SHARED_GROUPS = {
     "data": DataOptions,
     "frame": FrameConfig,
+    "start": StartOptions,
     "validation": ValidationOptions,
     "compute": ComputeOptions,
     "run": RunOptions,
 }
-"""Groups of main.py that every method has; the others are in its row of METHODS"""
+"""Groups of main.py that every method has; its row of METHODS has the others, or other defaults"""
 
 
 class TrainOptions(SimpleNamespace):

@@ -406,12 +406,14 @@ TUKEY_SHAPE, POWER_OFFSET, LOG_SCALE = 0.25, 1e-7, 12.0
 class SpectrogramConfig:
     """How sound becomes LVS's input: the first 10 s; stored in the checkpoint."""
 
-    sample_rate: int = 16_000  # Hz; other files are resampled
-    window_seconds: float = 10.0  # sound that is read: short clips are repeated, long ones cut
-    centred: bool = False  # read the middle of the file instead of its beginning
-    excerpt_start: float = 0.0  # where in the window the sound given to the encoder begins, seconds
-    excerpt_seconds: float = 10.0  # sound given to the encoder
-    overlap: int = 274  # samples that two spectrogram frames share, of 512
+    sample_rate: int = option(16_000, hidden=True)  # Hz; other files are resampled
+    window_seconds: float = option(
+        10.0, hidden=True
+    )  # that are read: short clips are repeated, long ones cut
+    centred: bool = option(False, hidden=True)  # read the middle of the file instead of its beginning
+    excerpt_start: float = option(0.0, hidden=True)  # where in the window the encoder's sound begins, seconds
+    excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder
+    overlap: int = option(274, hidden=True)  # samples that two spectrogram frames share, of 512
 
     centres_short = False  # a repeated sound is heard from its beginning
     left_channel = False  # but the mean of all
@@ -430,18 +432,18 @@ class SpectrogramConfig:
 class MiddleSpectrogramConfig(SpectrogramConfig):
     """How sound becomes the input of EZ-VSL, SLAVC and FNAC: the middle 3 s."""
 
-    window_seconds: float = 3.0
-    centred: bool = True
-    excerpt_seconds: float = 3.0
+    window_seconds: float = option(3.0, hidden=True)
+    centred: bool = option(True, hidden=True)
+    excerpt_seconds: float = option(3.0, hidden=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignSpectrogramConfig(SpectrogramConfig):
     """How sound becomes SSL-Align's input: seconds 3.5 to 6.5 of the first 10, of stereo the left channel."""
 
-    excerpt_start: float = 3.5
-    excerpt_seconds: float = 3.0
-    overlap: int = 353
+    excerpt_start: float = option(3.5, hidden=True)
+    excerpt_seconds: float = option(3.0, hidden=True)
+    overlap: int = option(353, hidden=True)
 
     left_channel = True
 

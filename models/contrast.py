@@ -1,5 +1,6 @@
-"""The tri-map contrast of LVS (Chen et al., CVPR 2021), which SSL-TIE took over: a frame against all sounds.
+"""Contrasts of the frames and sounds of a batch, of all processes: float32 whatever the networks' precision.
 
+The tri-map contrast of LVS (Chen et al., CVPR 2021), which SSL-TIE took over, has a frame against all sounds.
 Two deliberate differences from the authors' programs, without effect where theirs work: a clip's own sound is
 masked by -inf among the batch's negatives (theirs multiply its similarity by -99, so that one below 0 becomes
 the clip's own strongest negative), and region means are a softmax over log-sigmoids (theirs become 0/0 once a
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.encoders import similarity_maps
+from utils.distributed import gather_rows
 from utils.options import Options, option
 
 
@@ -32,6 +34,15 @@ class TriMapConfig(Options):
     """leave uncertain positions out; without it the hard negatives start at epsilon+"""
     hard_negatives: bool = True
     """contrast with the own frame's background"""
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that cross."""
+        super().__post_init__()
+        if self.tri_map and self.negative_threshold > self.positive_threshold:
+            raise ValueError(
+                f"--negative-threshold ({self.negative_threshold}) must not be above "
+                f"--positive-threshold ({self.positive_threshold})"
+            )
 
 
 def trimap_contrast(
@@ -92,3 +103,36 @@ def own_maps(maps: Tensor, own_offset: int) -> Tensor:
 def contrastive_loss(logits: Tensor) -> Tensor:
     """Cross-entropy of logits (B, K) with the positive in column 0 (SSL-TIE Eq. 6), nats."""
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def own_sound_loss(logits: Tensor, own_offset: int = 0) -> Tensor:
+    """Cross-entropy of frames with sounds (B, A), frame i's own in column own_offset + i, nats."""
+    return F.cross_entropy(logits, own_offset + torch.arange(len(logits), device=logits.device))
+
+
+def both_ways_losses(logits: Tensor, own_offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Cross-entropies of own frames with all sounds (B, A): of rows, and of the own sounds' columns, nats.
+
+    The rows of all processes are gathered: A numbers a frame, not its maps.
+    """
+    everything, _ = gather_rows(logits)  # (A, A)
+    columns = everything[:, own_offset : own_offset + len(logits)].T  # (B, A)
+    return own_sound_loss(logits, own_offset), own_sound_loss(columns, own_offset)
+
+
+def peak_logits(visual: Tensor, sounds: Tensor, temperature: float) -> Tensor:
+    """Score frames (B, D, h, w) with sounds (A, D), both of unit norm, by their maps' maxima: (B, A)."""
+    with torch.autocast(visual.device.type, enabled=False):
+        return similarity_maps(visual, sounds).amax(dim=(2, 3)) / temperature
+
+
+def what_and_where_logits(visual: Tensor, sounds: Tensor, temperature: float) -> Tensor:
+    """Score frames (B, 2, D, h, w) with sounds (A, 2, D), unit norm, by SLAVC's two maps S1 and S2: (B, A).
+
+    log sum_x softmax_sounds(S1 / tau)(x) softmax_positions(S2 / tau)(x): which sound a position x has, and
+    where a sound is.
+    """
+    with torch.autocast(visual.device.type, enabled=False):
+        pairs = zip(visual.unbind(dim=1), sounds.unbind(dim=1), strict=True)
+        first, second = (similarity_maps(*pair).flatten(2) / temperature for pair in pairs)  # (B, A, h * w)
+        return torch.logsumexp(first.log_softmax(dim=1) + second.log_softmax(dim=2), dim=2)

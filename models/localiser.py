@@ -33,7 +33,8 @@ from datasets.audio import (
 )
 from datasets.frames import FrameConfig, FrameGeometry, GeometryMode, as_float, normalise, read_frame
 from datasets.video import open_video, read_frames, read_sound, write_video
-from models.released import audio_config_class, build_localiser, localiser_names, read_any_checkpoint
+from models import SCORED
+from models.released import build_localiser, read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.files import moved_when_whole, write_atomically
 from utils.reports.visualisation import (
@@ -92,7 +93,7 @@ class HeatMap:
 class Localiser:
     """A model with what prepares its inputs, in eval mode on its device."""
 
-    model: Any  # SSLTIE, SSPL or PeerLocaliser
+    model: Any  # a Method
     audio: AudioWindow
     frame: FrameConfig
     checkpoint: Checkpoint
@@ -366,10 +367,10 @@ def load_localiser(
             f"{path} holds numbers that are not finite in {len(non_finite)} tensors, first: "
             f"{', '.join(non_finite[:5])}. Training diverged, or the file is damaged."
         )
-    if method not in localiser_names():
-        raise ValueError(f"{path}: unknown method '{method}'; there are {list(localiser_names())}.")
+    if method not in SCORED:
+        raise ValueError(f"{path}: unknown method '{method}'; there are {list(SCORED)}.")
     try:
-        audio = audio_config_class(method)(**checkpoint.audio_config)
+        audio = SCORED[method].groups["audio"](**checkpoint.audio_config)
         if isinstance(audio, AlignSpectrogramConfig):
             start = (clip_seconds - audio.excerpt_seconds) / 2
             audio = replace(audio, window_seconds=clip_seconds, excerpt_start=start)

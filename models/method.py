@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig, as_float, normalise
+from models.encoders import ResNet18Encoder
 from utils.options import Options, option
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,15 @@ class AdamRecipe(Options):
     """of Adam, constant"""
     weight_decay: float = option(1e-4, at_least=0)
     """L2 penalty of Adam, not decoupled"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What a new run starts from."""
+
+    start: str = "scratch"
+    """scratch: random weights; imagenet: ImageNet's in the frame encoder; or a file of this method, of
+    which only the weights are taken"""
 
 
 class Method(nn.Module):
@@ -118,16 +128,28 @@ class Method(nn.Module):
 
         The kinds are those of PRETRAINED (models/released.py), which also says where files are looked for.
         """
-        del options
-        return {}
+        if options.start.start != "imagenet":
+            return {}
+        encoder = getattr(self, "imgnet", None)
+        if not isinstance(encoder, ResNet18Encoder):
+            raise ValueError(
+                f"--start imagenet gives a ResNet-18 its weights; {options.method} has none for its frames."
+            )
+        return {"resnet18": (encoder, None)}
 
-    def load_pretrained(self, options: Any) -> None:  # noqa: ANN401
-        """Load what a new run does not start from at random; not called when a run is resumed."""
-        if networks := self.pretrained(options):
-            from models.released import load_pretrained  # noqa: PLC0415 - it imports the methods
+    def load_start(self, options: Any) -> None:  # noqa: ANN401
+        """Load what a new run starts from, as `--start` says; not called when a run is resumed."""
+        from models import released  # noqa: PLC0415 - it imports the methods
 
-            for kind, path in load_pretrained(networks).items():
+        if options.start.start not in ("scratch", "imagenet"):
+            released.load_start(self, Path(options.start.start), options.method)
+            logger.info("Weights of %s", options.start.start)
+        elif networks := self.pretrained(options):
+            for kind, path in released.load_pretrained(networks).items():
                 logger.info("Weights of %s: %s", kind, path)
+
+    def before_step(self, epoch: int, step: int) -> None:
+        """Change what goes by steps; main.py calls it before each one, both counted from 0."""
 
     def build_optimizer(self, recipe: Any) -> torch.optim.Optimizer:  # noqa: ANN401
         """Return the optimiser, by the group of options `optimisation`: Adam over all trained parameters."""

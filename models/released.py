@@ -24,25 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from datasets.frames import FrameConfig
-from models import METHODS
+from models import SCORED
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
-from models.peers import PEERS, ObjectPrior, PeerLocaliser
-from utils.checkpoint import Checkpoint, parse_checkpoint, read_checkpoint_file
+from models.peers import ObjectPrior
+from utils.checkpoint import Checkpoint, find_non_finite, parse_checkpoint, read_checkpoint_file
 from utils.options import Parser, configure_logging, run_command
 
 logger = logging.getLogger(__name__)
 
 WRAPPERS = re.compile(r"(?<![^./])(module|_orig_mod)\.")  # of DataParallel and of torch.compile, anywhere
-
-
-def localiser_names() -> tuple[str, ...]:
-    """Return the names of all that can be scored: the methods, and the peers, which cannot be trained."""
-    return (*METHODS, *PEERS)
-
-
-def audio_config_class(name: str) -> type:
-    """Return the class that says what a method of METHODS or a peer of PEERS hears."""
-    return METHODS[name].groups["audio"] if name in METHODS else PEERS[name].audio
 
 
 def build_localiser(
@@ -51,15 +41,13 @@ def build_localiser(
     audio: Any = None,  # noqa: ANN401 - each has its own
     frame: FrameConfig | None = None,
 ) -> nn.Module:
-    """Build a freshly initialised model of whatever can be scored, one of localiser_names(), on the CPU.
+    """Build a freshly initialised model of whatever can be scored, a row of SCORED, on the CPU.
 
-    `config` is that of a method, as its checkpoint stores it; peers have none. `audio` is an instance of
-    audio_config_class(name). An entry that the method does not know is a TypeError.
+    `config` is that of a method, as its checkpoint stores it; `audio` an instance of the row's group.
+    An entry that the method does not know is a TypeError.
     """
-    audio, frame = audio or audio_config_class(name)(), frame or FrameConfig()
-    if name in PEERS:
-        return PeerLocaliser(PEERS[name], audio)
-    row = METHODS[name]
+    row = SCORED[name]
+    audio, frame = audio or row.groups["audio"](), frame or FrameConfig()
     return row.model(row.groups["model"](**config), audio=audio, frame=frame)  # type: ignore[call-arg, misc]
 
 
@@ -143,6 +131,7 @@ class Release(NamedTuple):
     renames: Mapping[str, str]  # as convert_strictly's, and so are the next two
     ignored: tuple[str, ...]
     strict: bool = True
+    copies: str = ""  # what the names of a second set of all networks begin with
 
 
 # SSL-TIE took over LVS's networks, with stems for other inputs and layers that never reach the map.
@@ -152,14 +141,19 @@ CLASSIFIERS = ("imgnet.fc.", "audnet.fc.")
 UNUSED = (*CLASSIFIERS, "imgnet.conv1_a.", "imgnet.conv1_flow.", "audnet.conv1.", "audnet.conv1_flow.",
           "vision_fc1.", "conv3.", "norm3.")  # fmt: skip
 ONE_PAIR = {"img_proj.0.": "img_proj.", "aud_proj.0.": "aud_proj."}
-TWO_PAIRS = {f"{kind}_proj.{i}.": f"{kind}_proj{i + 1}." for kind in ("img", "aud") for i in range(2)}
-MOMENTUM = (*CLASSIFIERS, "momentum_")  # SLAVC: a second, slowly moving copy of all networks
+SLOW = "momentum_"
+TWO_PAIRS = {
+    f"{copy}{kind}_proj.{i}.": f"{copy}{kind}_proj{i + 1}."
+    for copy in ("", SLOW) for kind in ("img", "aud") for i in range(2)
+}  # fmt: skip
 RELEASES = {
     "ssl_tie": Release("SSL-TIE", "state_dict", None, STEM, STEMS, UNUSED),
     "lvs": Release("LVS", "model_state_dict", True, STEM, STEMS, UNUSED),
     "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, STEMS, UNUSED, strict=False),
     "ez_vsl_or_fnac": Release("EZ-VSL or FNAC", "model", None, ("img_proj.weight",), ONE_PAIR, CLASSIFIERS),
-    "slavc": Release("SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS, MOMENTUM),
+    "slavc": Release(
+        "SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS, CLASSIFIERS, copies=SLOW
+    ),
 }
 
 
@@ -175,6 +169,9 @@ def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict
         prefixed = {re.match(r"(_orig_mod\.)*module\.", name) is not None for name in names}
         if is_marked and (row.data_parallel is None or prefixed == {row.data_parallel}):
             build = partial(build_localiser, method, {})
+            if row.copies and not any(row.copies in name for name in names):  # as at the start of a training
+                copies = {row.copies + WRAPPERS.sub("", str(n)): tensor for n, tensor in weights.items()}
+                weights = copies | dict(weights)
             return method, convert_strictly(
                 weights, source, row.title, build, row.renames, row.ignored, strict=row.strict
             )
@@ -270,6 +267,19 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
     return released(method=method, method_config={}, state_dict=weights, epoch=epoch)
 
 
+def load_start(model: nn.Module, path: Path, method: str) -> None:
+    """Give a model the weights of its method's checkpoint, ours or released, for a new training."""
+    checkpoint = read_any_checkpoint(path)
+    if method not in checkpoint.method.split("_or_"):  # of a release whose program is one of two
+        raise ValueError(f"--start {path} holds weights of {checkpoint.method}, not of {method}.")
+    if non_finite := find_non_finite(checkpoint.state_dict):
+        raise ValueError(f"--start {path} holds numbers that are not finite, first in {non_finite[0]}.")
+    try:
+        model.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"--start {path} does not fit the model of these options: {error}") from error
+
+
 def _program_of(content: Mapping[str, Any]) -> dict[str, str]:
     """Tell EZ-VSL's file from FNAC's, whose tensors are alike: only FNAC's training decays weights."""
     try:
@@ -317,7 +327,8 @@ PRETRAINED = {
     ),
     "resnet18": PretrainedFile(
         "torchvision's ResNet-18, IMAGENET1K_V1", TORCHVISION, "resnet18-f37072fd.pth",
-        partial(ResNet18Encoder, 3), ("fc.",), "--object-prior-weights",
+        partial(ResNet18Encoder, 3), ("fc.",),
+        "--object-prior-weights; a training goes without by --start scratch",
     ),
 }  # fmt: skip
 FOLDERS = (Path(__file__).parents[1] / "ckpts", Path(torch.hub.get_dir()) / "checkpoints")

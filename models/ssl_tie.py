@@ -74,11 +74,6 @@ class SSLTIEConfig(TriMapConfig):
                 "--contrastive-weight, --transformed-contrastive-weight and --equivariance-weight "
                 "must not all be 0"
             )
-        if self.tri_map and self.negative_threshold > self.positive_threshold:
-            raise ValueError(
-                f"--negative-threshold ({self.negative_threshold}) must not be above "
-                f"--positive-threshold ({self.positive_threshold})"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

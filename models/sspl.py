@@ -285,6 +285,8 @@ class SSPL(Method):
 
     def pretrained(self, options: Any) -> dict[str, tuple[nn.Module, Path | None]]:  # noqa: ANN401
         """Name the frozen encoders: see `Method`."""
+        if options.start.start == "imagenet":
+            raise ValueError("SSPL's frozen VGG-16 always is ImageNet's: leave out --start imagenet.")
         frozen = options.frozen
         if frozen.random_init:
             logger.warning("The frozen encoders keep random weights (--random-init).")

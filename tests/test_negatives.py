@@ -18,8 +18,8 @@ from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SpectrogramConf
 from datasets.clips import Clip, with_wrong_sounds
 from datasets.hdf5 import FRAMES, HDF5Row
 from datasets.hdf5 import SOUNDS as SOUND_ROWS
-from models import METHODS
-from models.released import build_localiser, localiser_names
+from models import SCORED
+from models.released import build_localiser
 from scripts.ablate import read_scores
 from utils.evaluation.negatives import (
     MEDIAN_RULE,
@@ -43,14 +43,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}
 """Shape of a sound; peers hear (1, 257, 40)."""
-CONFIGS: list[tuple[str, dict]] = [(name, {}) for name in localiser_names()] + [("sspl", {"pcm": False})]
+CONFIGS: list[tuple[str, dict]] = [(name, {}) for name in SCORED] + [("sspl", {"pcm": False})]
 
 
 @pytest.mark.parametrize(("name", "config"), CONFIGS)
 @torch.inference_mode()
 def test_localise_is_its_two_halves_and_frames_never_hear(name, config):
     torch.manual_seed(0)
-    given = asdict(METHODS[name].groups["model"](**config)) if name in METHODS else {}
+    given = asdict(SCORED[name].groups["model"](**config))
     model = build_localiser(name, given).eval()
     frames = torch.randn(2, 3, 96, 96)
     sounds, others = torch.randn(2, 2, *SOUNDS.get(name, (1, 257, 40)))

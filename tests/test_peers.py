@@ -37,8 +37,9 @@ from datasets.audio import (
 )
 from datasets.benchmarks import DATA_SETS
 from datasets.frames import FrameGeometry
+from models import SCORED
 from models.localiser import load_localiser
-from models.peers import PEERS, ObjectPrior
+from models.peers import ObjectPrior
 from models.released import PRETRAINED, build_localiser, convert_release, convert_strictly
 from utils.evaluation.metrics import TruthMaps, consensus_iou
 from utils.evaluation.protocols import OTHER_NAMES, PROTOCOLS, ObjectMaps, predict, upsample
@@ -46,7 +47,7 @@ from utils.evaluation.protocols import OTHER_NAMES, PROTOCOLS, ObjectMaps, predi
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOURCE = Path("release.pth")
-EVERY_PEER = pytest.mark.parametrize("name", PEERS)
+EVERY_PEER = pytest.mark.parametrize("name", SHAPES)
 
 
 # --------------------------------------------------------------------------------------------- maps
@@ -106,7 +107,7 @@ PUBLISHED = {
 
 @EVERY_PEER
 def test_a_peer_hears_scipy_s_log_spectrogram(name):
-    config = PEERS[name].audio()
+    config = SCORED[name].groups["audio"]()
     num_samples, centred, num_frames, part, overlap = PUBLISHED[name]
     assert (config.num_samples, config.centred) == (num_samples, centred)
     assert config.sample_rate == 16_000
@@ -134,7 +135,7 @@ def test_short_sounds_are_repeated_from_their_beginning_and_stereo_is_left_or_me
     soundfile.write(tmp_path / "short.wav", stereo, 16_000, subtype="FLOAT")
     mean, left = stereo.mean(axis=1), stereo[:, 0]
     for name, channel in {"ez_vsl_or_fnac": mean, "slavc": mean, "lvs": mean, "ssl_align": left}.items():
-        config = PEERS[name].audio()
+        config = SCORED[name].groups["audio"]()
         expected = np.tile(channel, 10)[: config.num_samples]
         np.testing.assert_allclose(load_waveform(tmp_path / "short.wav", config), expected, atol=1e-7)
 

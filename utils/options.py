@@ -177,7 +177,7 @@ def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type 
 
 
 def field_docstrings(config_class: type) -> dict[str, str]:
-    """Read the comment behind, or the text under, each field of a class, and of those that it inherits."""
+    """Read the comment behind, or the text under, each field of a class, or that of the class it is from."""
     documented = {}
     for base in reversed(config_class.__mro__[:-1]):
         lines = inspect.getsource(base).splitlines()
@@ -186,7 +186,8 @@ def field_docstrings(config_class: type) -> dict[str, str]:
             if isinstance(statement, ast.AnnAssign):
                 behind = lines[(statement.end_lineno or statement.lineno) - 1].partition("  # ")[2]
                 below = ast.literal_eval(follower.value) if isinstance(follower, ast.Expr) else ""
-                documented[ast.unparse(statement.target)] = below or behind
+                name = ast.unparse(statement.target)
+                documented[name] = below or behind or documented.get(name, "")
     return {described.name: documented[described.name] for described in fields(config_class)}
 
 

@@ -78,9 +78,11 @@ class PeerLocaliser(Method):
         self.audnet = ResNet18Encoder(1, last_stride=config.last_stride)
         self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(self.num_projections))
         self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in range(self.num_projections))
-        for looks, hears in zip(self.img_proj, self.aud_proj, strict=True):
-            nn.init.kaiming_normal_(looks.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.trunc_normal_(hears.weight, std=0.01)
+        for part in (*self.img_proj, *self.aud_proj):
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.01)
 
     # ------------------------------------------------------------------------------------ training views
 

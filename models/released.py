@@ -152,9 +152,10 @@ RELEASES = {
     "ssl_align": Release("SSL-Align", "model_state_dict", False, STEM, STEMS, UNUSED, strict=False),
     "ez_vsl_or_fnac": Release("EZ-VSL or FNAC", "model", None, ("img_proj.weight",), ONE_PAIR, CLASSIFIERS),
     "slavc": Release(
-        "SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS, CLASSIFIERS, copies=SLOW
+        "SLAVC", "model", None, ("img_proj1.weight", "img_proj2.weight"), TWO_PAIRS,
+        (*CLASSIFIERS, *(f"{SLOW}{name}" for name in CLASSIFIERS)), copies=SLOW,
     ),
-}
+}  # fmt: skip
 
 
 def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict[str, Tensor]]:
@@ -164,7 +165,8 @@ def convert_release(content: Mapping[str, Any], source: Path) -> tuple[str, dict
     """
     for method, row in RELEASES.items():
         weights = content.get(row.entry)
-        names = [*map(str, weights)] if isinstance(weights, Mapping) else []
+        weights = weights if isinstance(weights, Mapping) else {}
+        names = [*map(str, weights)]
         is_marked = {WRAPPERS.sub("", name) for name in names}.issuperset(row.marks)
         prefixed = {re.match(r"(_orig_mod\.)*module\.", name) is not None for name in names}
         if is_marked and (row.data_parallel is None or prefixed == {row.data_parallel}):

@@ -66,8 +66,10 @@ class SLAVC(PeerLocaliser):
     def __init__(self, config: SLAVCConfig, *, audio: SpectrogramConfig, frame: FrameConfig) -> None:
         """Build the fast networks and equal slow ones, named as in the authors' files."""
         super().__init__(config, audio=audio, frame=frame)
+        self.momentum_imgnet, self.momentum_img_proj = deepcopy(self.imgnet), deepcopy(self.img_proj)
+        self.momentum_audnet, self.momentum_aud_proj = deepcopy(self.audnet), deepcopy(self.aud_proj)
         for name in NETWORKS:
-            self.add_module(f"momentum_{name}", deepcopy(getattr(self, name)).requires_grad_(False))
+            getattr(self, f"momentum_{name}").requires_grad_(False)
 
     def load_start(self, options: Any) -> None:  # noqa: ANN401
         """Load what a new run starts from: see `Method`; ImageNet's weights go into both."""
@@ -101,9 +103,7 @@ class SLAVC(PeerLocaliser):
             slow_sounds, own_offset = gather_rows(project(pooled, self.momentum_aud_proj))  # (A, 2, 512)
         sounds, _ = gather_rows(sound)  # (A, 2, 512)
         tau = self.config.temperature
-        losses = {
-            "fast_frames": own_sound_loss(what_and_where_logits(visual, slow_sounds, tau), own_offset),
-            "fast_sounds": own_sound_loss(what_and_where_logits(slow_visual, sounds, tau), own_offset),
-        }
-        terms = {name: loss.detach() for name, loss in losses.items()}
-        return TrainingOutput(sum(losses.values()), terms, self.compare(visual, sound).detach())
+        by_frames = own_sound_loss(what_and_where_logits(visual, slow_sounds, tau), own_offset)
+        by_sounds = own_sound_loss(what_and_where_logits(slow_visual, sounds, tau), own_offset)
+        terms = {"fast_frames": by_frames.detach(), "fast_sounds": by_sounds.detach()}
+        return TrainingOutput(by_frames + by_sounds, terms, self.compare(visual, sound).detach())

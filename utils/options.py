@@ -178,7 +178,7 @@ def _argument_type(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - a type 
 
 def field_docstrings(config_class: type) -> dict[str, str]:
     """Read the comment behind, or the text under, each field of a class, or that of the class it is from."""
-    documented = {}
+    documented: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
         lines = inspect.getsource(base).splitlines()
         body = typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body

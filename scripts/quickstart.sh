@@ -91,7 +91,7 @@ resume=--no-resume
 train=("${run[@]}" main.py "$method" --train-set vggsound --data-root "$data" --workers 1
   --clip-list "$data/train.txt" --output "$output" $resume "${recipe[@]}" "$@")
 test=("${run[@]}" test.py localisation --checkpoint "$output/last.pth" --benchmark stamps
-  --data-root "$data" --workers 1 --protocol "$protocol")
+  --data-root "$data" --labels "$data/stamps.json" --workers 1 --protocol "$protocol")
 if [[ " $* " == *" --dry-run "* ]]; then
   exec "${train[@]}"
 fi

@@ -234,7 +234,7 @@ class RuleOptions(TestTask):
 class BaselineOptions(RuleOptions):
     """What blind predictors and the best possible map score, from the boxes alone."""
 
-    annotations: Path  # JSON with the boxes (VGG-SS, IS3, VPO), or a folder of XML files <id>.xml
+    annotations: Path  # JSON (VGG-SS, IS3, VPO) or CSV (folder) of the boxes, or a folder of <id>.xml
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     output: Path | None = None  # JSON file for the scores; none: only on the screen
@@ -247,7 +247,8 @@ class ScoringOptions(TestTask):
     data_root: Path  # folder of the data set
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
-    annotations: Path | None = None  # JSON with the boxes instead of those beside the clips: VGG-SS, IS3, VPO
+    annotations: Path | None = None
+    """file of the boxes, instead of those beside the clips: JSON (VGG-SS, IS3, VPO) or CSV (folder)"""
     labels: Path | None = None
     """file with each clip's class (docs/evaluation.md); none: only where the ids tell it"""
     frame_geometry: GeometryMode = "squash"

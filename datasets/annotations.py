@@ -3,6 +3,7 @@
 A box is (x_min, y_min, x_max, y_max) as fractions of the frame's width and height, float64.
 """
 
+import csv
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from PIL import Image
 
 from datasets.frames import FrameGeometry
 from datasets.lists import clip_id_in
-from utils.files import BrokenFileError
+from utils.files import BrokenFileError, decoding
 
 Boxes = NDArray[np.float64]  # (N, 4)
 
@@ -83,6 +84,36 @@ def read_pixel_json(path: Path) -> dict[str, Boxes]:
         return frame, box if box and isinstance(box[0], list) else [box]
 
     return _read_json(path, "{'image': …, 'audio': …, 'gt_box': […]}", parse, PIXEL_JSON_CANVAS)
+
+
+def read_box_csv(path: Path) -> dict[str, Boxes]:
+    """Read one's own boxes, clip id -> (N, 4), from a CSV: clip, x0, y0, x1, y1; a line for each box."""
+    columns = ("x0", "y0", "x1", "y1")
+    boxes: dict[str, list[list[float]]] = {}
+    with decoding(path), path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, skipinitialspace=True)
+        header = [name.strip().lower() for name in table.fieldnames or ()]
+        if lacking := [name for name in ("clip", *columns) if name not in header]:
+            raise ValueError(
+                f"the first line has no {', '.join(lacking)}; it names the columns clip,x0,y0,x1,y1"
+            )
+        table.fieldnames = header
+        for row in table:
+            clip_id, numbers = clip_id_in((row["clip"] or "").strip()), [row[name] or "" for name in columns]
+            try:
+                x0, y0, x1, y1 = box = [float(number) for number in numbers]
+                is_box = clip_id and 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+            except ValueError:
+                is_box = False
+            if not is_box:
+                raise ValueError(
+                    f"line {table.line_num} has {clip_id or 'no clip'} and {', '.join(numbers)}; expected a "
+                    "clip and fractions of width and height, 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+                )
+            boxes.setdefault(clip_id, []).append(box)
+        if not boxes:
+            raise ValueError("no line after the first holds a box")
+    return {clip_id: np.array(of_clip) for clip_id, of_clip in boxes.items()}
 
 
 def _read_xml(path: Path, canvas: int) -> Boxes:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from datasets.annotations import (
     Boxes,
+    read_box_csv,
     read_flickr_xml,
     read_mask,
     read_pixel_json,
@@ -66,6 +67,7 @@ class DataSet:
     metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
     headline: str | None = None
     """protocol under which its numbers are published, scored first; None: ssl_tie, then sspl"""
+    complete: bool = False  # without a list, every clip must have all its files
     numbers_published: bool = True
     """False: published numbers are of maps that no protocol makes, such as a network's masks"""
 
@@ -142,6 +144,15 @@ DATA_SETS: dict[str, DataSet] = {
         },
         split="test",
         annotators_needed=2,
+    ),
+    "folder": DataSet(
+        title="own clips",
+        roots=(".",),
+        frames=("./<id>.jpg",),
+        sounds=("./<id>.wav",),
+        annotations={"boxes.csv": read_box_csv},
+        ids_of_training=False,
+        complete=True,
     ),
     "is3": DataSet(
         title="IS3",
@@ -350,8 +361,8 @@ def _find_annotations(dataset: str, root: Path, given: Path | None) -> Mapping[s
     names = " or ".join(str(root / pattern) for pattern in forms) if given is None else given
     if given is not None:
         folder, name = (given, "<id>.xml") if given.is_dir() else (given.parent, given.name)
-        suffix = ".xml" if given.is_dir() else ".json"
-        places = [(folder, name, read) for pattern, read in forms.items() if pattern.endswith(suffix)][:1]
+        suffixes = ".xml" if given.is_dir() else (".json", ".csv")
+        places = [(folder, name, read) for pattern, read in forms.items() if pattern.endswith(suffixes)][:1]
         if given.exists() and not places:
             words = " or ".join(forms) or "none"
             raise ValueError(f"--annotations {given} does not fit {dataset}, which has {words}.")
@@ -455,7 +466,7 @@ def build_clips(
         built = tqdm(pool.imap(build, ids, 32), f"{dataset}: finding files", len(ids), leave=False)
         results = dict(zip(ids, built, strict=True))
     if listed is None:
-        if not keep_incomplete:
+        if not keep_incomplete and not row.complete:
             results = {i: clip for i, clip in results.items() if not isinstance(clip, FileNotFoundError)}
         listed = ClipList("every clip found", tuple(results), ids_sha256(results))
     clips = tuple(clip for clip in results.values() if isinstance(clip, Clip))

@@ -435,6 +435,44 @@ def test_baselines_from_is3_s_json(testing_program, tmp_path, capsys):
     assert json.loads(output.read_text())["cut"] == "IS3, 4 clips: none of the published cuts"
 
 
+def own_clips(folder, *lines, header="clip,x0,y0,x1,y1"):
+    """Pictures and sounds of a dog and a cat, and a CSV of boxes."""
+    for index, name in enumerate(("dog", "cat")):
+        write_frame(folder / f"{name}.{('jpg', 'png')[index]}", index)
+        write_sound(folder / f"{name}.{('wav', 'flac')[index]}", index)
+    (folder / "mine.csv").write_text("\n".join([header, *lines, ""]))
+    return ["--benchmark", "folder", "--annotations", str(folder / "mine.csv")]
+
+
+def test_own_clips_have_boxes_in_a_csv(tmp_path, testing_program, capsys):
+    given = own_clips(tmp_path, "dog.jpg,.1,.2,.3,.4", "cat,0,0,.5,1", "dog, .5,.5,1,1")
+    clips = build_clips("folder", tmp_path, clip_list=None, annotations=tmp_path / "mine.csv").clips
+    assert [clip.clip_id for clip in clips] == ["cat", "dog"]
+    assert (clips[0].frame_source, clips[0].audio_source) == (tmp_path / "cat.png", tmp_path / "cat.flac")
+    np.testing.assert_array_equal(clips[1].bounding_boxes, [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1, 1]])
+    assert testing_program.main(["baselines", *given]) == 0
+    assert "folder, 2 clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "words"),
+    [
+        (["dog,0,0,1,1"], "clip,xmin,y0,x1", r"mine.csv .*the first line has no x0, y1"),
+        (["dog,0,0,1,1", "cat,0,0,50,60"], "clip,x0,y0,x1,y1", r"line 3 has cat and 0, 0, 50, 60; expected"),
+        (["dog,.5,0,.5,1"], "clip,x0,y0,x1,y1", r"line 2 has dog and .5, 0, .5, 1; .*x0 < x1"),
+        (["dog,0,0,1"], "clip,x0,y0,x1,y1", r"line 2 has dog and 0, 0, 1, ; expected"),
+        ([",0,0,1,1"], "clip,x0,y0,x1,y1", r"line 2 has no clip"),
+        ([], "clip,x0,y0,x1,y1", r"no line after the first holds a box"),
+        (["dog,0,0,1,1"], "clip,x0,y0,x1,y1", r"1 of 2 .*no annotation of cat, expected .*mine.csv"),
+        (["dog,0,0,1,1", "cat,0,0,1,1", "owl,0,0,1,1"], "clip,x0,y0,x1,y1", r"no frame of owl, expected"),
+    ],
+)
+def test_slips_in_one_s_own_boxes_are_named(tmp_path, lines, header, words):
+    own_clips(tmp_path, *lines, header=header)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        build_clips("folder", tmp_path, clip_list=None, annotations=tmp_path / "mine.csv")
+
+
 def test_baselines_without_boxes_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vpo_ss: No annotations at .*boxes\.json"):
         read_ground_truth("vpo_ss", tmp_path / "boxes.json", None)

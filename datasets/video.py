@@ -119,8 +119,10 @@ class Video:
 
     @property
     def rate(self) -> Fraction:
-        """Usual number of pictures a second."""
-        rate = self.pictures.average_rate  # some formats have none; some files have one of many thousands
+        """Usual number of pictures a second; of a sound file, as many as a video that goes with it shall have."""
+        rate = (
+            self.pictures.average_rate if self.moving else None
+        )  # some formats have none; some files have one of many thousands
         return rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
 
     @property
@@ -476,7 +478,7 @@ def write_video(
         path: of the file, whatever its name ends in.
         frames: seconds, rising, and uint8 RGB (H, W, 3), all of one size. An odd side grows by a copy of its
             last line, as H.264 stores colour at half the size.
-        source: the video whose sound and rate are taken.
+        source: the video, or sound file, whose sound and rate are taken.
         max_seconds: where the sound ends; None: at its own end.
 
     Raises:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.frames import FrameConfig
+from datasets.lists import read_classes
 from models import SCORED
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
 from models.peers import ObjectPrior
@@ -267,6 +268,30 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
         epoch = 0
         logger.warning("%s: its epoch, %.40r, is no number, and taken as 0.", path, content["epoch"])
     return released(method=method, method_config={}, state_dict=weights, epoch=epoch)
+
+
+def describe_file(path: Path, root: Path) -> tuple[str, str]:
+    """Say which model a checkpoint holds and what it learned from; in two words its fault, if it has one.
+
+    Classes are those of a stamps set that still lies there; `root` is the project's folder.
+    """
+    try:
+        checkpoint = read_any_checkpoint(path)
+    except (ValueError, OSError) as error:
+        logger.warning("%s", error)
+        return "the file is damaged, or no model of this program", "unreadable"
+    words, clips = name_model(checkpoint, path), checkpoint.training_clips or ()
+    if checkpoint.selection.get("kind") == "released file":
+        return f"{words}, which does not tell its training data", ""
+    data = root / checkpoint.options.get("data", {}).get("data_root", "")
+    words += f", {len(clips):,} clips of {data.name} (list {checkpoint.training_list.get('name')})"
+    try:
+        classes = sorted({*read_classes(data / "stamps.json", clips)[0].values()})
+        words += f", {len(classes)} classes: {', '.join(classes)}".replace("_", " ")
+    except (ValueError, OSError):
+        words += ", classes not known"
+    is_random = checkpoint.options.get("frozen", {}).get("random_init")
+    return words, "untrained" if not checkpoint.epoch else "random encoders" if is_random else ""
 
 
 def load_start(model: nn.Module, path: Path, method: str) -> None:

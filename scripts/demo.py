@@ -23,9 +23,12 @@ from typing import Any
 
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.frames import FRAME_SUFFIXES, read_frame_size
+from datasets.video import VIDEO_SUFFIXES
 from models.localiser import Localiser, load_localiser
 from models.localiser import localise_video as write_heat_video
-from models.released import PRETRAINED
+from models.released import PRETRAINED, SSPL_FILES, describe_file
+from scripts.stamps.compose import write_examples
+from utils.files import BrokenFileError
 from utils.options import Options, configure_logging, option, parse_group, run_command
 from utils.training import use_full_float32
 
@@ -34,7 +37,26 @@ logger = logging.getLogger("demo")
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "data" / "stamps-small"
 TITLE = "Visual sound source localisation"
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+ABOUT = """\
+- **What it does.** It takes a video, or a picture and a sound, and shows where the sound comes from.
+- **Colours and numbers.** The brighter, the more that place resembles the sound. The numbers beside the
+colour bar are similarities, 1 at most; they are no percentages.
+- **Limits.** A model knows the kinds of sounds that it was trained on. It marks a place even if what sounds
+is not in the picture; then the similarities are low."""
+CSS = """
+#video_input video, #picture_input img { max-height: 380px; }
+#picture_first img, #picture_second img { width: 100%; height: 100%; object-fit: contain; }
+.examples .grid-wrap { min-height: 0 !important; }
+.examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)) !important; }
+.examples .caption-label { white-space: normal; }
+"""
+# By the kind of an UnusableVideoError; other files that cannot be decoded have the last words.
+REFUSALS = {
+    "no_video_stream": "has no moving picture. For a picture and a sound there is the other tab.",
+    "no_audio_stream": "has no sound, so there is nothing to localise.",
+    "": "cannot be read: it is damaged, or of a kind that is not known here.",
+}
+FAILED = "That did not work, for a reason that only the terminal of this page shows."
 MAX_MEGAPIXELS = 25  # of a picture
 MAX_WAITING = 20  # visitors; more are turned away
 HOUR = 3600  # seconds after which uploads and results are removed
@@ -56,11 +78,11 @@ class DemoOptions(Options):
     port: int = option(7860, at_least=1, at_most=65535)
     """port to listen on"""
     checkpoints: Path = Path("ckpts")
-    """folder with checkpoints: files of main.py and released ones"""
+    """folder with checkpoints at any depth: files of main.py and released ones"""
     runs: Path = Path("runs")
-    """folder with the folders of training runs, whose best.pth and last.pth are offered too"""
+    """folder with runs at any depth, whose best.pth and last.pth are offered too"""
     examples: Path | None = QUICKSTART if QUICKSTART.is_dir() else None
-    """folder with videos, pictures with sounds of the same name, or a stamps set"""
+    """folder with videos, pictures with sounds of the same name, or a stamps set; without, drawn ones"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>"""
     max_mb: int = option(100, at_least=1)
@@ -72,29 +94,38 @@ class DemoOptions(Options):
     def models(self) -> dict[str, Path]:
         """Files that may hold a localiser, and SSPL's results folders, by the name to show."""
         encoders = {row.file_name for row in PRETRAINED.values()}
-        files = [path for path in sorted(self.checkpoints.glob("[!.]*")) if path.name not in encoders]
-        files = [p for p in files if p.suffix in (".pth", ".pt", ".tar") or (p / "sound_best.pth").is_file()]
-        of_runs = sorted(path for path in self.runs.glob("*/*") if path.name in ("best.pth", "last.pth"))
-        return {path.name: path for path in files} | {f"{p.parent.name}/{p.name}": p for p in of_runs}
+        models: dict[str, Path] = {}
+        for folder, pattern in ((self.checkpoints, r".*\.(pth|pt|tar)"), (self.runs, r"(best|last)\.pth")):
+            files = (p for p in folder.rglob("[!.]*") if re.fullmatch(pattern, p.name))
+            models_here = {p.parent if p.name in SSPL_FILES else p for p in files if p.name not in encoders}
+            for path in sorted(models_here):
+                name = str(path.relative_to(folder))
+                models[str(path) if name in models else name] = path
+        return models
 
 
-def copy_examples(source: Path, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """Copy videos, and pictures with sounds, into a folder that visitors may read; return both lists."""
-    patterns = ["[!.]*"]
-    if (source / "stamps.json").is_file():
-        patterns = [f"VGGSound_test/*/{clip}.*" for clip in (source / "test.txt").read_text().split()[:4]]
-    files = [path for pattern in patterns for path in sorted(source.glob(pattern))]
-    files = [p for p in files if p.suffix.lower() in (*AUDIO_SUFFIXES, *FRAME_SUFFIXES, *VIDEO_SUFFIXES)]
-    copies = [Path(shutil.copy(path, folder)) for path in files]
-    sounds = {path.stem: str(path) for path in copies if path.suffix.lower() in AUDIO_SUFFIXES}
-    pictures = [path for path in copies if path.suffix.lower() in FRAME_SUFFIXES and path.stem in sounds]
-    videos = [[str(path)] for path in copies if path.suffix.lower() in VIDEO_SUFFIXES]
+def prepare_examples(source: Path | None, folder: Path) -> tuple[list[tuple[Path]], list[tuple[Path, Path]]]:
+    """Fill a folder that visitors may read; return its videos, and its pictures with sounds.
+
+    `source` is a folder with a user's own, or a stamps set; None: they are drawn.
+    """
+    if source is None or (source / "stamps.json").is_file():
+        write_examples(source, folder)
+    else:
+        for path in source.glob("[!.]*"):
+            if path.suffix.lower() in (*AUDIO_SUFFIXES, *FRAME_SUFFIXES, *VIDEO_SUFFIXES):
+                shutil.copy(path, folder)
+    files = sorted(folder.iterdir())
+    sounds = {path.stem: path for path in files if path.suffix.lower() in AUDIO_SUFFIXES}
+    videos = [(path,) for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES and path.stem in sounds]
     if not videos and not pictures:
         raise ValueError(f"--examples: {source} holds no video, and no picture with a sound of its name.")
-    return videos, [[str(path), sounds[path.stem]] for path in pictures]
+    return videos, [(path, sounds[path.stem]) for path in pictures]
 
 
-# As many as are compared; loaded again only if the file has changed.
+# Read again only if the file has changed. As many are loaded as are compared.
+describe_once = lru_cache(maxsize=1000)(lambda path, changed_at: describe_file(path, ROOT))
 load_once = lru_cache(maxsize=2)(lambda path, changed_at, device: load_localiser(path, device))
 
 
@@ -102,9 +133,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     """Build and serve the page, with folders of uploads and of copied examples; return it and its address."""
     gr: Any = import_module("gradio")  # not above: it reads its settings from the environment now
 
-    refusal = partial(gr.Error, print_exception=False)
+    refusal = partial(gr.Error, print_exception=False, title="Not localised")
 
-    def uploads_only(component: Any) -> Any:  # noqa: ANN401 - a component of Gradio
+    def accept_uploads_only(component: Any) -> None:  # noqa: ANN401 - of Gradio
         """Take no addresses: this computer fetches nothing on a visitor's behalf."""
         move = component.async_move_resource_to_block_cache
 
@@ -114,33 +145,43 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
             return await move(path, *arguments)
 
         component.async_move_resource_to_block_cache = checked
-        return component
+
+    def show_models(names: list[str] | None = None) -> tuple[Any, str]:
+        """Return the choices, what has learned something first, and lines on the chosen; None: the first."""
+        told = {name: describe_once(path, path.stat().st_mtime_ns) for name, path in options.models.items()}
+        order = sorted(told, key=lambda name: told[name][1] != "")
+        names = order[:1] if names is None else names
+        choices = [(f"{name} ({told[name][1]})".removesuffix(" ()"), name) for name in order]
+        lines = (f"- **{name}**: {told[name][0]}." for name in names if name in told)
+        return gr.update(choices=choices, value=names), "\n".join(lines)
 
     def localise(names: list[str], files: list[str], suffix: str, work: Callable[..., str]) -> list[Any]:
         """Let `work` write one result a model; return the words, two outputs and the CSV files."""
         if None in files or not names:
             raise refusal("Upload or record first, or take one of the examples, and choose a model.")
-        words, shown = [], []
-        peaks: list[str] = []
+        words, shown, peaks = [], [], list[str]()
         for place, name in enumerate(names):
             if name not in options.models:
-                raise refusal(f"There is no model {name!r} any more. Choose another one.")
+                raise refusal("This model is not there any more. Choose another one.")
             model = options.models[name]
             # In Gradio's folder, so that it serves the results and removes them when they are old.
             output = Path(tempfile.mkdtemp(dir=uploads)) / (re.sub(r"[^a-zA-Z0-9_.-]", "_", name) + suffix)
             try:
                 localiser = load_once(model, model.stat().st_mtime_ns, options.device)
-                words.append(f"{name}: {work(localiser, output, place / len(names), 1 / len(names))}")
-            except (ValueError, OSError) as error:
-                logger.warning("%s: %s", name, error)
-                reason = str(error)  # visitors need not know where this computer keeps things
-                for path in (*map(Path, files), model, output):
-                    reason = reason.replace(f"{path.parent}{os.sep}", "")
-                raise refusal(reason) from error
+                words.append(f"**{name}**: {work(localiser, output, place / len(names), 1 / len(names))}")
+            except BrokenFileError as error:
+                logger.warning("%s", error)
+                reason = REFUSALS.get(getattr(error, "kind", ""), REFUSALS[""])
+                raise refusal(f"{Path(str(error.path)).name} {reason}") from error
+            except gr.Error:
+                raise
+            except Exception as error:  # visitors need not know how this computer works
+                logger.exception("%s", name)
+                raise refusal(FAILED) from error
             shown.append(gr.update(value=str(output), label=name, visible=True))
             peaks += map(str, output.parent.glob("*.csv"))
         shown += [gr.update(value=None, visible=False)] * (2 - len(names))
-        return ["\n\n".join(words), *shown, peaks]
+        return ["\n\n".join(words), *shown, gr.update(value=peaks, visible=bool(peaks))]
 
     # Gradio looks for progress among the defaults.
     def localise_video(names, box, video, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
@@ -149,11 +190,10 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 progress(begin + share * (min(1.0, done / expected) if expected else 0.5))
 
             limit = options.max_seconds
-            result = write_heat_video(
-                localiser, Path(video), output, on_progress=show, box=box, max_seconds=limit
-            )
+            settings: Any = {"on_progress": show, "box": box, "max_seconds": limit}
+            result = write_heat_video(localiser, Path(video), output, **settings)
             result.contact_sheet.unlink()
-            words = f"{result.frames} frames, {result.seconds:.1f} s (at most the first {limit:g} s)"
+            words = f"{result.frames} frames" + f", the first {limit:g} s" * (result.seconds > limit - 0.1)
             if result.silent_frames:
                 words += f"; {result.silent_frames} frames without sound, on which nothing is drawn"
             return words
@@ -164,57 +204,73 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         def work(localiser: Localiser, output: Path, *_: float) -> str:
             width, height = read_frame_size(Path(picture))
             if width * height > MAX_MEGAPIXELS * 10**6:
-                raise ValueError(f"{width} x {height} pixels; at most {MAX_MEGAPIXELS} million are taken.")
+                raise refusal(f"{width} x {height} pixels are too many: at most {MAX_MEGAPIXELS} million.")
             heat = localiser(picture, sound)
             heat.save(output, box=box)
             if heat.peak is None:
-                return "the sound is silent, nothing is drawn" if heat.map is None else "no peak"
-            return f"peak at x {heat.peak.x:.0f}, y {heat.peak.y:.0f}, similarity {heat.peak.similarity:.3f}"
+                return "the sound is silent, nothing is drawn" if heat.map is None else "no place stands out"
+            x, y, similarity = heat.peak
+            return f"strongest {x:.0f} px from the left, {y:.0f} px from the top; similarity {similarity:.3f}"
 
-        return localise(names, [picture, sound], ".png", work)[:-1]
+        return localise(names, [picture, sound], ".png", work)
 
-    def results(component: Callable[..., Any], tab: str, **settings: object) -> list[Any]:
-        """Make the place of the words and of two heat maps, the second of which is seen with two models."""
-        settings |= {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
-        words = gr.Markdown(elem_id=f"{tab}_words")
-        with gr.Row():
-            first = component(elem_id=f"{tab}_first", **settings)
-            return [words, first, component(elem_id=f"{tab}_second", visible=False, **settings)]
+    def add_tab(title: str, kind: str, found: list[Any], work: Callable[..., Any], places: list[Any]) -> None:
+        """Add a tab: inputs, button and examples to the left; words and one or two heat maps to the right."""
+        look = {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
+        component = gr.Video if kind == "video" else gr.Image
+        with gr.Tab(title), gr.Row():
+            with gr.Column():
+                for place in places:
+                    place.render()
+                button = gr.Button("Localise", variant="primary", elem_id=f"localise_{kind}")
+                gr.Markdown("Examples: click one, and it is localised." if found else "")
+                settings = {
+                    "show_label": False,
+                    "allow_preview": False,
+                    "buttons": [],
+                    "elem_classes": "examples",
+                }
+                shown = [(str(files[0]), files[0].stem) for files in found]
+                gallery = gr.Gallery(shown, elem_id=f"{kind}_examples", visible=bool(found), **settings)
+            with gr.Column():
+                outputs = [gr.Markdown(elem_id=f"{kind}_words")]
+                with gr.Row():
+                    for name in ("first", "second"):  # the latter is seen with two models
+                        outputs.append(component(elem_id=f"{kind}_{name}", visible=name == "first", **look))
+                outputs.append(gr.Files(label="Positions of the peak (CSV)", visible=False))
 
-    videos, pairs = copy_examples(options.examples, examples) if options.examples else ([], [])
+        def fill(event: gr.SelectData) -> dict[Any, str]:
+            return dict(zip(places, map(str, found[event.index]), strict=True))
+
+        called = {"fn": work, "inputs": [models, box, *places], "outputs": outputs, "scroll_to_output": True}
+        button.click(**called)
+        gallery.select(fill, None, places, **private).then(**called, **private)
+
+    private = {"api_visibility": "private"}
+    videos, pairs = prepare_examples(options.examples, examples)
     camera = {"sources": ["upload", "webcam"], "webcam_options": gr.WebcamOptions(mirror=False)}
+    video = gr.Video(label="Video with sound", elem_id="video_input", render=False, **camera)
+    picture = gr.Image(label="Picture", type="filepath", elem_id="picture_input", render=False, **camera)
+    sound = gr.Audio(label="Sound", type="filepath", render=False)
+    for component in (video, picture, sound):
+        accept_uploads_only(component)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
-        gr.Markdown(f"# {TITLE}\nWhere in the picture does the sound come from?")
-        with gr.Row():
-            names = [*options.models]
-            two = {"multiselect": True, "max_choices": 2, "label": "Model, or two to compare"}
-            models = gr.Dropdown(names, value=names[:1], elem_id="models", **two)
-            box = gr.Checkbox(label="Box around the hottest region")
-        page.load(lambda: gr.update(choices=[*options.models]), outputs=models, api_name=False)
-        with gr.Tab("Video"), gr.Row():
-            with gr.Column():
-                video = uploads_only(gr.Video(label="Video with sound", elem_id="video_input", **camera))
-                button = gr.Button("Localise", variant="primary", elem_id="localise_video")
-                if videos:
-                    gr.Examples(videos, [video], cache_examples=False)
-            with gr.Column():
-                outputs = [*results(gr.Video, "video"), gr.Files(label="Positions of the peak (CSV)")]
-            button.click(localise_video, [models, box, video], outputs)
-        with gr.Tab("Picture and sound"), gr.Row():
-            with gr.Column():
-                picture = uploads_only(gr.Image(type="filepath", elem_id="picture_input", **camera))
-                sound = uploads_only(gr.Audio(label="Sound", type="filepath"))
-                button = gr.Button("Localise", variant="primary")
-                if pairs:
-                    gr.Examples(pairs, [picture, sound], cache_examples=False)
-            with gr.Column():
-                outputs = results(gr.Image, "picture", type="filepath", format="png")
-            button.click(localise_picture, [models, box, picture, sound], outputs)
+        gr.Markdown(f"# {TITLE}\n{ABOUT}")
+        update, lines = show_models()
+        settings = {"label": "Model, or two to compare", "multiselect": True, "max_choices": 2}
+        models = gr.Dropdown(update["choices"], value=update["value"], elem_id="models", **settings)
+        models.preprocess = lambda names: names  # `localise` says in words that a model is not there
+        box = gr.Checkbox(label="Box around the hottest region")
+        about = gr.Markdown(lines, elem_id="about")
+        page.load(show_models, models, [models, about], **private)
+        models.input(show_models, models, [models, about], **private)
+        add_tab("Video", "video", videos, localise_video, [video])
+        add_tab("Picture and sound", "picture", pairs, localise_picture, [picture, sound])
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     _, address, _ = page.launch(
         server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6,
         allowed_paths=[], blocked_paths=[str(ROOT)], prevent_thread_lock=True, quiet=True, footer_links=[],
-        css="#video_input video, #picture_input img { max-height: 380px; }",
+        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         **dict.fromkeys(CLOSED, False),
     )  # fmt: skip
@@ -234,9 +290,7 @@ def serve(options: DemoOptions) -> int:
         signal.signal(number, lambda *_: stopped.set())
     if options.host not in LOOPBACK:
         logger.warning("%s: who reaches this computer can use the page, without password.", options.host)
-    paths: dict[str, Any] = {
-        name: path.resolve() for name, path in vars(options).items() if isinstance(path, Path)
-    }
+    paths: Any = {name: path.resolve() for name, path in vars(options).items() if isinstance(path, Path)}
     use_full_float32()
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
         uploads, examples = (Path(name).resolve() / part for part in ("uploads", "examples"))
@@ -256,9 +310,5 @@ def serve(options: DemoOptions) -> int:
 if __name__ == "__main__":
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
-    DROPPED = {
-        "--timeout": "There is no second process to wait for; --max-seconds limits a video.",
-        "--max-waiting": f"{MAX_WAITING} visitors may wait.",
-    }
     SUMMARY = "Serves a page that localises sounds in one's own videos and pictures."
-    sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None, DROPPED))))
+    sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None))))

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from localiser_inputs import checkpoint_of
 from PIL import Image
 from video_inputs import make_video
 
-from models.released import build_localiser
+from models.released import build_localiser, describe_file
 from scripts import demo
+from scripts.stamps.__main__ import main as make_stamps
 from utils.checkpoint import save_checkpoint
 
 needs_browser = pytest.mark.skipif(
@@ -35,39 +37,90 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def test_models_are_found_by_name(tmp_path):
+def test_models_are_found_by_name_at_any_depth(tmp_path):
     ckpts, runs = tmp_path / "ckpts", tmp_path / "runs"
     for name in ("ckpts/a.pth", "ckpts/vgg16-397923af.pth", "ckpts/b.pth.tar", "ckpts/README.md",
-                 "ckpts/sspl/sound_best.pth", "ckpts/other/frame.pth",
-                 "runs/mine/last.pth", "runs/mine/log.txt", "runs/mine/epoch_3.pth"):  # fmt: skip
+                 "ckpts/sspl/sound_best.pth", "ckpts/sspl/frame_best.pth", "ckpts/2026/may/c.pt",
+                 "ckpts/.a.pth.12.partial", "ckpts/mine/last.pth",
+                 "runs/mine/last.pth", "runs/mine/log.txt", "runs/mine/epoch_3.pth",
+                 "runs/grid/one/best.pth"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert demo.DemoOptions(checkpoints=ckpts, runs=runs).models == {
+        "2026/may/c.pt": ckpts / "2026" / "may" / "c.pt",
         "a.pth": ckpts / "a.pth",
         "b.pth.tar": ckpts / "b.pth.tar",
+        "mine/last.pth": ckpts / "mine" / "last.pth",
         "sspl": ckpts / "sspl",
-        "mine/last.pth": runs / "mine" / "last.pth",
+        "grid/one/best.pth": runs / "grid" / "one" / "best.pth",
+        str(runs / "mine" / "last.pth"): runs / "mine" / "last.pth",
     }
     assert demo.DemoOptions(checkpoints=tmp_path / "no", runs=tmp_path / "no").models == {}
 
 
-def test_examples_are_the_user_s_own_or_a_stamps_set_s(tmp_path):
-    mine, stamps, folder = tmp_path / "mine", tmp_path / "stamps", tmp_path / "copies"
+def test_examples_are_the_user_s_own(tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "copies"
+    mine.mkdir()
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no video"):
-        demo.copy_examples(mine, folder)
-    for name in ("mine/dog.JPG", "mine/dog.wav", "mine/cat.png", "mine/clip.mp4", "mine/notes.txt",
-                 "stamps/stamps.json", "stamps/VGGSound_test/frame/a.jpg", "stamps/VGGSound_test/audio/a.wav",
-                 "stamps/VGGSound_test/frame/b.jpg", "stamps/VGGSound_test/audio/b.wav"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (stamps / "test.txt").write_text("b\n")
-    clip, dog = [[str(folder / "clip.mp4")]], [[str(folder / "dog.JPG"), str(folder / "dog.wav")]]
-    (mine / "._clip.mp4").write_bytes(b"left by a Mac")
-    assert demo.copy_examples(mine, folder) == (clip, dog)
-    assert demo.copy_examples(stamps, folder) == ([], [[str(folder / "b.jpg"), str(folder / "b.wav")]])
+        demo.prepare_examples(mine, folder)
+    for name in ("dog.JPG", "dog.wav", "cat.png", "clip.mp4", "notes.txt", "._clip.mp4"):
+        (mine / name).touch()
+    clip, dog = [(folder / "clip.mp4",)], [(folder / "dog.JPG", folder / "dog.wav")]
+    assert demo.prepare_examples(mine, folder) == (clip, dog)
     assert not (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_examples_are_composed_with_names_and_one_moves(tmp_path, drawn):
+    stamps, folder = tmp_path / "stamps", tmp_path / "examples"
+    folder.mkdir()
+    if not drawn:
+        options = [
+            "--source",
+            "procedural",
+            "--train",
+            "1",
+            "--test",
+            "6",
+            "--classes",
+            "6",
+            "--workers",
+            "1",
+        ]
+        assert make_stamps([str(stamps), *options]) == 0
+    videos, pairs = demo.prepare_examples(None if drawn else stamps, folder)
+    assert len(pairs) == 4 and all(path.stem.endswith(" sounds") for path, _ in pairs)
+    (video,) = videos[0]
+    assert re.fullmatch(r"\w+ \w+, then \w+ \w+", video.stem)
+    with av.open(str(video)) as container:
+        assert [float(s.duration * s.time_base) for s in container.streams] == pytest.approx([6, 6], abs=0.2)
+        first, middle = [frame.to_ndarray().astype(int) for frame in container.decode(video=0)][:31:30]
+    assert np.abs(first - middle).mean() > 1
+
+
+def test_a_checkpoint_says_what_it_has_learned(tmp_path):
+    assert (
+        make_stamps([str(tmp_path / "set"), *"--source procedural --train 4 --test 1 --workers 1".split()])
+        == 0
+    )
+    learned = replace(
+        checkpoint_of("ssl_tie", {}), epoch=6, training_clips=["train_000000", "train_000001"],
+        training_list={"name": "train"}, options={"data": {"data_root": "set"}},
+    )  # fmt: skip
+    cases = (
+        (learned, r"SSL-TIE, 6 epochs on 2 clips of set \(list train\), 2 classes: \w+ \w+, \w+ \w+", ""),
+        (replace(learned, options={}, epoch=1), "SSL-TIE, 1 epoch on 2 clips of .*, classes not known", ""),
+        (replace(learned, epoch=0), "SSL-TIE, 0 epochs on .*", "untrained"),
+        (replace(learned, options={"frozen": {"random_init": True}}), "SSL-TIE, 6 .*", "random encoders"),
+    )
+    for checkpoint, words, fault in cases:
+        save_checkpoint(tmp_path / "x.pth", checkpoint)
+        told = describe_file(tmp_path / "x.pth", tmp_path)
+        assert re.fullmatch(words, told[0]) and told[1] == fault
+    (tmp_path / "x.pth").write_bytes(b"cut off")
+    assert describe_file(tmp_path / "x.pth", tmp_path)[1] == "unreadable"
 
 
 @dataclass
@@ -164,7 +217,7 @@ def test_two_models_localise_a_video_side_by_side(server, tmp_path):
     upload = server.upload("clip.mp4", server.video.read_bytes())
     event, (words, first, second, peaks) = server.ask("localise_video", ["one.pth", "two.pth"], True, upload)
     assert event == "complete"
-    assert "one.pth: 2" in words and "two.pth: 2" in words and "the first 2 s" in words
+    assert words == "**one.pth**: 20 frames, the first 2 s\n\n**two.pth**: 20 frames, the first 2 s"
     results = [fetch(server, shown["value"], tmp_path / shown["label"]) for shown in (first, second)]
     for path in results:
         with av.open(str(path)) as container:
@@ -172,6 +225,7 @@ def test_two_models_localise_a_video_side_by_side(server, tmp_path):
             assert seconds == pytest.approx([2, 2], abs=0.2)  # pictures and sound
     assert results[0].read_bytes() != results[1].read_bytes()
     assert second["visible"] is True and [path.name for path in results] == ["one.pth", "two.pth"]
+    peaks = peaks["value"]
     assert [file["orig_name"] for file in peaks] == ["one.pth_peaks.csv", "two.pth_peaks.csv"]
     assert fetch(server, peaks[0], tmp_path / "peaks").read_text().startswith("time_seconds,x,y,similarity")
 
@@ -179,29 +233,45 @@ def test_two_models_localise_a_video_side_by_side(server, tmp_path):
 def test_a_picture_and_a_sound(server, tmp_path):
     picture = server.upload("a.png", server.picture.read_bytes())
     sound = server.upload("a.wav", server.sound.read_bytes())
-    event, (words, first, second) = server.ask("localise_picture", ["two.pth"], False, picture, sound)
-    assert event == "complete" and words.startswith("two.pth: peak at x ")
+    event, (words, first, second, _) = server.ask("localise_picture", ["two.pth"], False, picture, sound)
+    assert event == "complete"
+    assert re.fullmatch(r"\*\*two.pth\*\*: strongest \d+ px .* top; similarity -?0\.\d{3}", words)
     assert second["visible"] is False
     paths = (fetch(server, first["value"], tmp_path / "got.png"), server.picture)
     drawn, plain = (np.asarray(Image.open(path).convert("RGB"), dtype=int) for path in paths)
     assert drawn.shape == plain.shape and np.abs(drawn - plain).mean() > 5
 
 
-def test_what_is_wrong_is_said_on_the_page(server, tmp_path):
+def test_what_is_wrong_is_said_in_the_page_s_own_words(server, tmp_path):
     Image.new("1", (5_001, 5_000)).save(tmp_path / "large.png")
-    upload = server.upload("clip.mp4", b"this is no video")
+    soundfile.write(tmp_path / "a.flac", tone(1), RATE)
+    clip = server.upload("clip.mp4", b"this is no video")
     large = server.upload("large.png", (tmp_path / "large.png").read_bytes())
     sound = server.upload("a.wav", server.sound.read_bytes())
+    film = server.upload("film.mp4", (tmp_path / "a.flac").read_bytes())
+    (server.checkpoints / "damaged.pth").write_bytes(b"no weights")
     for name, values, words in (
-        ("localise_video", (["one.pth"], False, upload), "clip.mp4"),
+        (
+            "localise_video",
+            (["one.pth"], False, clip),
+            "clip.mp4 cannot be read: it is damaged, or of a kind ",
+        ),
+        ("localise_video", (["one.pth"], False, film), "film.mp4 has no moving picture. "),
+        (
+            "localise_picture",
+            (["one.pth"], False, large, clip),
+            "5001 x 5000 pixels are too many: at most 25",
+        ),
+        ("localise_picture", (["one.pth"], False, clip, sound), "clip.mp4 cannot be read: it is damaged"),
         ("localise_video", (["one.pth"], False, None), "Upload or record first"),
         ("localise_picture", (["one.pth"], False, None, None), "Upload or record first"),
-        ("localise_picture", (["one.pth"], False, large, sound), "at most 25 million"),
-        ("localise_video", (["../x.pth"], False, upload), ""),
+        ("localise_video", (["../x.pth"], False, clip), "This model is not there any more"),
+        ("localise_video", (["damaged.pth"], False, clip), "That did not work, for a reason that only the "),
     ):
         event, data = server.ask(name, *values)
-        assert event == "error" and words in str(data)
-        assert str(Path(upload["path"]).parent) not in str(data)
+        assert event == "error" and data["error"].startswith(words)
+        assert str(Path(clip["path"]).parent) not in str(data)
+        assert not re.search("Traceback|Error\\(|<class|Errno", str(data))
     assert server.call("POST", "upload", files={"files": ("large.mp4", bytes(5_100_000))}).status_code == 413
 
 
@@ -269,7 +339,9 @@ def test_visitors_queue(server):
     names = ["one.pth", "two.pth", "one.pth", "two.pth"]
     with ThreadPoolExecutor(4) as visitors:
         answers = visitors.map(lambda name: server.ask("localise_video", [name], False, upload), names)
-    assert [(event, data[0].split(":")[0]) for event, data in answers] == [("complete", n) for n in names]
+    assert [(event, data[0].split(":")[0]) for event, data in answers] == [
+        ("complete", f"**{n}**") for n in names
+    ]
 
 
 def test_only_this_computer_can_open_the_page(server):
@@ -280,12 +352,13 @@ def test_only_this_computer_can_open_the_page(server):
 
 
 @needs_browser
-def test_a_visitor_uploads_waits_and_sees_the_result(server, tmp_path):
+def test_a_visitor_uploads_waits_sees_the_result_and_tries_an_example(server, tmp_path):
     profile = tmp_path / "profile"
     profile.mkdir()
     with open_tab(server.address, profile) as tab:
         tab.wait_for("!!document.querySelector('#video_input input[type=file]')")
-        choose(tab, "#models", "two.pth")
+        assert "one.pth: SSL-TIE, 0 epochs on" in tab.evaluate("document.querySelector('#about').innerText")
+        choose(tab, "#models", "two.pth (untrained)")
         tab.upload("#video_input input[type=file]", server.video)
         tab.wait_for("(document.querySelector('#video_input video') || {}).readyState >= 1")
         tab.evaluate("document.querySelector('#localise_video').click()")
@@ -293,6 +366,10 @@ def test_a_visitor_uploads_waits_and_sees_the_result(server, tmp_path):
             tab.wait_for(f"(document.querySelector('#{name} video') || {{}}).readyState >= 2")
         words = tab.evaluate("document.querySelector('#video_words').innerText")
         assert "one.pth: " in words and "two.pth: " in words
+        tab.evaluate("[...document.querySelectorAll('button[role=tab]')].pop().click()")
+        tab.wait_for("document.querySelector('#picture_examples').innerText.includes('dog')")
+        tab.evaluate("document.querySelector('#picture_examples .thumbnail-item').click()")
+        tab.wait_for("document.querySelectorAll('#picture_first img, #picture_second img').length === 2")
         hosts = {urllib.parse.urlparse(a).netloc for a in tab.addresses if a.startswith("http")}
         assert hosts == {f"127.0.0.1:{server.port}"}  # no font, script or counter from elsewhere
 

@@ -5,14 +5,27 @@ by any method: all boxes are larger. Objects lie anywhere they fit, so that gues
 rewarded. The order of the random draws is part of a set's recipe.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from PIL import Image, ImageFilter
 from scipy.signal import lfilter
 
-from scripts.stamps.material import SAMPLE_RATE, Material, Photo, Sound, crop_to_opaque, opaque_box
+from datasets.frames import read_frame
+from datasets.video import write_video
+from scripts.stamps.material import (
+    SAMPLE_RATE,
+    Material,
+    Photo,
+    Sound,
+    crop_to_opaque,
+    make_procedural_material,
+    opaque_box,
+)
 
 SPLITS = ("train", "test")
 SOUNDING_AREA = (0.27, 0.45)  # of the frame
@@ -264,3 +277,47 @@ def _repeat(recording: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _root_mean_square(waveform: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+
+
+# Examples to look at and to listen to.
+
+
+def write_examples(source: Path | None, folder: Path) -> None:
+    """Write four test clips of a stamps set, or drawn ones, and a video in which two things sound in turn.
+
+    Files are named after what sounds. In the video, the two are as far apart as in any of the clips.
+    """
+    clips: list[tuple[Image.Image, np.ndarray, dict[str, Any]]] = []  # frame, waveform (L,), record
+    if source is None:
+        material = make_procedural_material(12, 256)
+        clips = [compose_clip(material, "test", index, seed=0, frame_size=256) for index in range(12)]
+    else:
+        manifest = json.loads((source / "stamps.json").read_text(encoding="utf-8"))
+        for clip in (source / "test.txt").read_text().split()[: len(manifest["classes"])]:
+            waveform, _ = soundfile.read(source / f"VGGSound_test/audio/{clip}.wav", dtype="float32")
+            frame = read_frame(source / f"VGGSound_test/frame/{clip}.jpg")
+            clips.append((frame, waveform, manifest["clips"][clip]))
+    sounds = {record["class"]: waveform for _, waveform, record in clips}
+    films = []
+    for index, (frame, waveform, record) in enumerate(clips):
+        things = [record, *record["other_objects"]]
+        names = [(thing["class"] or Path(thing["stamp"]).name).replace("_", " ") for thing in things]
+        if index < 4:
+            frame.save(folder / f"{names[0]} sounds.png")
+            soundfile.write(folder / f"{names[0]} sounds.wav", waveform, SAMPLE_RATE)
+        if len(things) > 1 and things[1]["class"] in sounds:
+            boxes = np.array([thing["box"] for thing in things])
+            distance = float(np.linalg.norm(boxes[0] - boxes[1]))
+            sound = np.concatenate([waveform, sounds[things[1]["class"]]])
+            films.append((distance, f"{names[0]}, then {names[1]}", frame, sound))
+    for _, name, frame, sound in sorted(films, key=lambda film: -film[0])[:1]:
+        soundfile.write(folder / f"{name}.wav", sound, SAMPLE_RATE)
+        seconds = np.arange(0, len(sound) / SAMPLE_RATE, 0.1)
+        margins = (
+            0.05 * frame.width * (1 - np.cos(2 * np.pi * seconds / seconds[-1]))
+        )  # the camera goes nearer
+        views = [(margin, margin, frame.width - margin, frame.height - margin) for margin in margins.tolist()]
+        pictures = (np.asarray(frame.resize((480, 480), Image.Resampling.BICUBIC, view)) for view in views)
+        write_video(
+            folder / f"{name}.mp4", zip(seconds.tolist(), pictures, strict=True), folder / f"{name}.wav"
+        )

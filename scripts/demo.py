@@ -7,6 +7,7 @@ Options and what is safe about it: docs/demo.md.
 """
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -24,12 +25,12 @@ from typing import Any
 from datasets.audio import AUDIO_SUFFIXES
 from datasets.frames import FRAME_SUFFIXES, read_frame_size
 from datasets.video import VIDEO_SUFFIXES
-from models.localiser import Localiser, load_localiser
-from models.localiser import localise_video as write_heat_video
+from models.localiser import HeatMap, Localiser, VideoMaps, load_localiser, localise_frames
 from models.released import PRETRAINED, SSPL_FILES, describe_file
 from scripts.stamps.compose import write_examples
 from utils.files import BrokenFileError
 from utils.options import Options, configure_logging, option, parse_group, run_command
+from utils.reports.visualisation import WEAK, is_weak, similarity_range
 from utils.training import use_full_float32
 
 logger = logging.getLogger("demo")
@@ -57,7 +58,7 @@ REFUSALS = {
     "": "cannot be read: it is damaged, or of a kind that is not known here.",
 }
 FAILED = "That did not work, for a reason that only the terminal of this page shows."
-MAX_MEGAPIXELS = 25  # of a picture
+MAX_PIXELS = 25_000_000  # of a picture
 MAX_WAITING = 20  # visitors; more are turned away
 HOUR = 3600  # seconds after which uploads and results are removed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -89,6 +90,8 @@ class DemoOptions(Options):
     """largest upload, megabytes"""
     max_seconds: float = option(30.0, above=0)
     """of a video that are localised, from its beginning"""
+    threshold: float | None = option(None, at_least=-1, at_most=1)
+    """universal threshold of test.py negatives, below which nothing glows"""
 
     @property
     def models(self) -> dict[str, Path]:
@@ -155,64 +158,82 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         lines = (f"- **{name}**: {told[name][0]}." for name in names if name in told)
         return gr.update(choices=choices, value=names), "\n".join(lines)
 
-    def localise(names: list[str], files: list[str], suffix: str, work: Callable[..., str]) -> list[Any]:
-        """Let `work` write one result a model; return the words, two outputs and the CSV files."""
+    def localise(names: Any, box: bool, files: list[str], suffix: str, find: Any, draw: Any) -> list[Any]:  # noqa: ANN401
+        """Find all models' maps, then draw them on one scale; return words, two outputs and the CSV files."""
         if None in files or not names:
             raise refusal("Upload or record first, or take one of the examples, and choose a model.")
+        if not options.models.keys() >= set(names):
+            raise refusal("This model is not there any more. Choose another one.")
         words, shown, peaks = [], [], list[str]()
-        for place, name in enumerate(names):
-            if name not in options.models:
-                raise refusal("This model is not there any more. Choose another one.")
-            model = options.models[name]
-            # In Gradio's folder, so that it serves the results and removes them when they are old.
-            output = Path(tempfile.mkdtemp(dir=uploads)) / (re.sub(r"[^a-zA-Z0-9_.-]", "_", name) + suffix)
-            try:
-                localiser = load_once(model, model.stat().st_mtime_ns, options.device)
-                words.append(f"**{name}**: {work(localiser, output, place / len(names), 1 / len(names))}")
-            except BrokenFileError as error:
-                logger.warning("%s", error)
-                reason = REFUSALS.get(getattr(error, "kind", ""), REFUSALS[""])
-                raise refusal(f"{Path(str(error.path)).name} {reason}") from error
-            except gr.Error:
-                raise
-            except Exception as error:  # visitors need not know how this computer works
-                logger.exception("%s", name)
-                raise refusal(FAILED) from error
-            shown.append(gr.update(value=str(output), label=name, visible=True))
-            peaks += map(str, output.parent.glob("*.csv"))
+        try:
+            paths = [options.models[name] for name in names]
+            models = [load_once(path, path.stat().st_mtime_ns, options.device) for path in paths]
+            found = [find(model) for model in models]
+            scale = similarity_range(one for _, maps in found for one in maps)
+            for name, model, (result, _) in zip(names, models, found, strict=True):
+                # In Gradio's folder, so that it serves the results and removes them when they are old.
+                folder = Path(tempfile.mkdtemp(dir=uploads))
+                output, threshold = (
+                    folder / (re.sub(r"[^\w.-]", "_", name) + suffix),
+                    model.cosine(options.threshold),
+                )
+                words.append(f"**{name}**: {draw(result, output, scale=scale, threshold=threshold, box=box)}")
+                shown.append(gr.update(value=str(output), label=name, visible=True))
+                peaks += map(str, folder.glob("*.csv"))
+        except BrokenFileError as error:
+            logger.warning("%s", error)
+            reason = REFUSALS.get(getattr(error, "kind", ""), REFUSALS[""])
+            raise refusal(f"{Path(str(error.path)).name} {reason}") from error
+        except gr.Error:
+            raise
+        except Exception as error:  # visitors need not know how this computer works
+            logger.exception("%s", names)
+            raise refusal(FAILED) from error
         shown += [gr.update(value=None, visible=False)] * (2 - len(names))
         return ["\n\n".join(words), *shown, gr.update(value=peaks, visible=bool(peaks))]
 
     # Gradio looks for progress among the defaults.
     def localise_video(names, box, video, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
-        def work(localiser: Localiser, output: Path, begin: float, share: float) -> str:
-            def show(done: int, expected: int | None) -> None:
-                progress(begin + share * (min(1.0, done / expected) if expected else 0.5))
+        limit = options.max_seconds
 
-            limit = options.max_seconds
-            settings: Any = {"on_progress": show, "box": box, "max_seconds": limit}
-            result = write_heat_video(localiser, Path(video), output, **settings)
+        def show(doing: str) -> dict[str, Any]:
+            return {"on_progress": lambda done, expected: progress((done, expected), doing, unit="frames")}
+
+        def find(model: Localiser) -> tuple[VideoMaps, Sequence[Any]]:
+            maps = localise_frames(model, Path(video), max_seconds=limit, **show("Localising"))
+            return maps, maps.maps
+
+        def draw(maps: VideoMaps, output: Path, **how: Any) -> str:  # noqa: ANN401
+            result = maps.draw(output, **how, **show("Drawing"))
             result.contact_sheet.unlink()
-            words = f"{result.frames} frames" + f", the first {limit:g} s" * (result.seconds > limit - 0.1)
-            if result.silent_frames:
-                words += f"; {result.silent_frames} frames without sound, on which nothing is drawn"
-            return words
+            said = [
+                f"{result.frames} frames",
+                f"{result.silent_frames} silent",
+                f"{result.weak_frames} {WEAK}",
+            ]
+            said += [f"only the first {limit:g} s"] * (result.seconds > limit - 0.1)
+            return "; ".join(words for words in said if words[0] != "0")
 
-        return localise(names, [video], ".mp4", work)
+        return localise(names, box, [video], ".mp4", find, draw)
 
     def localise_picture(names, box, picture, sound):  # noqa: ANN001, ANN202
-        def work(localiser: Localiser, output: Path, *_: float) -> str:
-            width, height = read_frame_size(Path(picture))
-            if width * height > MAX_MEGAPIXELS * 10**6:
-                raise refusal(f"{width} x {height} pixels are too many: at most {MAX_MEGAPIXELS} million.")
-            heat = localiser(picture, sound)
-            heat.save(output, box=box)
-            if heat.peak is None:
-                return "the sound is silent, nothing is drawn" if heat.map is None else "no place stands out"
-            x, y, similarity = heat.peak
-            return f"strongest {x:.0f} px from the left, {y:.0f} px from the top; similarity {similarity:.3f}"
+        def find(model: Localiser) -> tuple[HeatMap, Sequence[Any]]:
+            if math.prod(read_frame_size(Path(picture))) > MAX_PIXELS:
+                raise refusal(
+                    f"The picture is too large: at most {MAX_PIXELS // 10**6} million pixels are taken."
+                )
+            heat = model(picture, sound)
+            return heat, [heat.map]
 
-        return localise(names, [picture, sound], ".png", work)
+        def draw(heat: HeatMap, output: Path, **how: Any) -> str:  # noqa: ANN401
+            heat.save(output, **how)
+            if heat.peak is None:
+                return "the sound is silent: nothing is drawn" if heat.map is None else "no place stands out"
+            x, y, similarity = heat.peak
+            weak = f"; {WEAK}" * is_weak(heat.map, how["threshold"])
+            return f"similarity {similarity:.3f}, {x:.0f} px from the left and {y:.0f} from the top{weak}"
+
+        return localise(names, box, [picture, sound], ".png", find, draw)
 
     def add_tab(title: str, kind: str, found: list[Any], work: Callable[..., Any], places: list[Any]) -> None:
         """Add a tab: inputs, button and examples to the left; words and one or two heat maps to the right."""
@@ -254,6 +275,8 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     sound = gr.Audio(label="Sound", type="filepath", render=False)
     for component in (video, picture, sound):
         accept_uploads_only(component)
+    # What the readers here refuse is said in words, and they turn pictures upright.
+    picture.preprocess = lambda data: data and data.path
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
         gr.Markdown(f"# {TITLE}\n{ABOUT}")
         update, lines = show_models()

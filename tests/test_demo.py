@@ -217,7 +217,7 @@ def test_two_models_localise_a_video_side_by_side(server, tmp_path):
     upload = server.upload("clip.mp4", server.video.read_bytes())
     event, (words, first, second, peaks) = server.ask("localise_video", ["one.pth", "two.pth"], True, upload)
     assert event == "complete"
-    assert words == "**one.pth**: 20 frames, the first 2 s\n\n**two.pth**: 20 frames, the first 2 s"
+    assert words == "\n\n".join(f"**{n}.pth**: 20 frames; only the first 2 s" for n in ("one", "two"))
     results = [fetch(server, shown["value"], tmp_path / shown["label"]) for shown in (first, second)]
     for path in results:
         with av.open(str(path)) as container:
@@ -235,7 +235,7 @@ def test_a_picture_and_a_sound(server, tmp_path):
     sound = server.upload("a.wav", server.sound.read_bytes())
     event, (words, first, second, _) = server.ask("localise_picture", ["two.pth"], False, picture, sound)
     assert event == "complete"
-    assert re.fullmatch(r"\*\*two.pth\*\*: strongest \d+ px .* top; similarity -?0\.\d{3}", words)
+    assert re.fullmatch(r"\*\*two.pth\*\*: similarity -?0\.\d{3}, \d+ px from .* from the top", words)
     assert second["visible"] is False
     paths = (fetch(server, first["value"], tmp_path / "got.png"), server.picture)
     drawn, plain = (np.asarray(Image.open(path).convert("RGB"), dtype=int) for path in paths)
@@ -260,7 +260,7 @@ def test_what_is_wrong_is_said_in_the_page_s_own_words(server, tmp_path):
         (
             "localise_picture",
             (["one.pth"], False, large, clip),
-            "5001 x 5000 pixels are too many: at most 25",
+            "The picture is too large: at most 25 million",
         ),
         ("localise_picture", (["one.pth"], False, clip, sound), "clip.mp4 cannot be read: it is damaged"),
         ("localise_video", (["one.pth"], False, None), "Upload or record first"),

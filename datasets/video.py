@@ -119,10 +119,9 @@ class Video:
 
     @property
     def rate(self) -> Fraction:
-        """Usual number of pictures a second; of a sound file, as many as a video that goes with it shall have."""
-        rate = (
-            self.pictures.average_rate if self.moving else None
-        )  # some formats have none; some files have one of many thousands
+        """Usual number of pictures a second; of a sound file, the number of a video that it goes with."""
+        # Some formats have none; some files have one of many thousands.
+        rate = self.pictures.average_rate if self.moving else None
         return rate if rate and 1 <= rate <= 1000 else Fraction(FRAME_RATE)
 
     @property

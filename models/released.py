@@ -284,7 +284,7 @@ def describe_file(path: Path, root: Path) -> tuple[str, str]:
     if checkpoint.selection.get("kind") == "released file":
         return f"{words}, which does not tell its training data", ""
     data = root / checkpoint.options.get("data", {}).get("data_root", "")
-    words += f", {len(clips):,} clips of {data.name} (list {checkpoint.training_list.get('name')})"
+    words += f", trained on {len(clips):,} clips of {data.name} (list {checkpoint.training_list.get('name')})"
     try:
         classes = sorted({*read_classes(data / "stamps.json", clips)[0].values()})
         words += f", {len(classes)} classes: {', '.join(classes)}".replace("_", " ")

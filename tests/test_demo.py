@@ -110,17 +110,26 @@ def test_a_checkpoint_says_what_it_has_learned(tmp_path):
         training_list={"name": "train"}, options={"data": {"data_root": "set"}},
     )  # fmt: skip
     cases = (
-        (learned, r"SSL-TIE, 6 epochs on 2 clips of set \(list train\), 2 classes: \w+ \w+, \w+ \w+", ""),
-        (replace(learned, options={}, epoch=1), "SSL-TIE, 1 epoch on 2 clips of .*, classes not known", ""),
-        (replace(learned, epoch=0), "SSL-TIE, 0 epochs on .*", "untrained"),
-        (replace(learned, options={"frozen": {"random_init": True}}), "SSL-TIE, 6 .*", "random encoders"),
+        (
+            learned,
+            r"SSL-TIE run, 6 epochs, trained on 2 clips of set \(list train\), 2 classes: \w+ \w+, .*",
+            "",
+        ),
+        (
+            replace(learned, options={}, epoch=1),
+            "SSL-TIE run, 1 epoch, .* 2 clips of .*, classes not known",
+            "",
+        ),
+        (replace(learned, epoch=0), "SSL-TIE run, 0 .*", "untrained"),
+        (replace(learned, options={"frozen": {"random_init": True}}), "SSL-TIE .*", "random encoders"),
+        (replace(learned, selection={"kind": "released file"}), "SSL-TIE x, released, .* training data", ""),
     )
     for checkpoint, words, fault in cases:
-        save_checkpoint(tmp_path / "x.pth", checkpoint)
-        told = describe_file(tmp_path / "x.pth", tmp_path)
+        save_checkpoint(tmp_path / "run" / "x.pth", checkpoint)
+        told = describe_file(tmp_path / "run" / "x.pth", tmp_path)
         assert re.fullmatch(words, told[0]) and told[1] == fault
-    (tmp_path / "x.pth").write_bytes(b"cut off")
-    assert describe_file(tmp_path / "x.pth", tmp_path)[1] == "unreadable"
+    (tmp_path / "run" / "x.pth").write_bytes(b"cut off")
+    assert describe_file(tmp_path / "run" / "x.pth", tmp_path)[1] == "unreadable"
 
 
 @dataclass
@@ -357,7 +366,9 @@ def test_a_visitor_uploads_waits_sees_the_result_and_tries_an_example(server, tm
     profile.mkdir()
     with open_tab(server.address, profile) as tab:
         tab.wait_for("!!document.querySelector('#video_input input[type=file]')")
-        assert "one.pth: SSL-TIE, 0 epochs on" in tab.evaluate("document.querySelector('#about').innerText")
+        assert "one.pth: SSL-TIE ckpts, 0 epochs, trained on" in tab.evaluate(
+            "document.querySelector('#about').innerText"
+        )
         choose(tab, "#models", "two.pth (untrained)")
         tab.upload("#video_input input[type=file]", server.video)
         tab.wait_for("(document.querySelector('#video_input video') || {}).readyState >= 1")

@@ -11,10 +11,13 @@ The published recipes are in scripts/train_*.sh.
 
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import opts
-from datasets.benchmarks import ClipSet, build_clips
+from datasets.benchmarks import ClipSet, build_clips, find_test_set
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameGeometry, to_displayable
 from datasets.lists import find_leak
@@ -115,6 +118,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             missing=training_set.missing,
             steps_per_epoch=batches.steps_per_epoch,
             diagnose=model.diagnose,
+            optimizer=optimizer,
         )
         logger.info(
             "Training %s on %d clips of %s (%s), device: %s, processes: %d, output: %s",
@@ -122,6 +126,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
             training_set.list_name, environment_report(device)["device"], world_size(), run.folder,
         )  # fmt: skip
         while run.epoch < epochs:
+            run.begin_epoch()
             batches.start_at(run.epoch, run.step)
             stopped_by, best_on = None, None
             if curriculum is not None:
@@ -148,7 +153,9 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
                 largest(0)  # waits: torchrun kills the others soon after the first has ended
                 logger.warning("Saved %s; go on with --resume.", run.last_path)
                 return 128 + stopped_by
-    logger.info("Done: %s", run.last_path)
+    if is_main_process():
+        logger.info("Done: %s", run.last_path)
+        logger.info("Score it: %s", scoring_command(options, run.last_path, rule))
     return 0
 
 
@@ -188,7 +195,10 @@ def train_one_epoch(
                 run.note_step(output.loss, output.terms, batch.clip_ids)
                 if run.step == run.steps_per_epoch:
                     frames = to_displayable(views[model.shown][:NUM_PICTURES])
-                    run.add_pictures(frames, output.similarity_map[:NUM_PICTURES].float().cpu().numpy())
+                    maps = output.similarity_map[:NUM_PICTURES].float().cpu().numpy()
+                    run.add_pictures(frames, maps, batch.clip_ids[:NUM_PICTURES])
+                if run.num_summed:
+                    bar.set_postfix(loss=f"{run.sums['loss'] / run.num_summed:.3f}", refresh=False)
             bar.update(batch_size)
             stopped_by = stop.agreed()
             if stopped_by is not None:
@@ -274,6 +284,22 @@ def decode_all(
             yield batch.to(device)
             if stop.signal_number is not None:
                 return
+
+
+def scoring_command(options: opts.TrainOptions, checkpoint: Path, rule: str) -> str:
+    """Return the command that scores on the validation's benchmark, or else on the data set's own."""
+    chosen, data = options.validation, options.data
+    words = ["--benchmark", str(chosen.validation_benchmark), "--data-root", str(chosen.validation_root)]
+    if chosen.validation_list is not None:
+        words += ["--clip-list", chosen.validation_list]
+    if chosen.validation_benchmark is None:
+        benchmark, root = find_test_set(data.train_set, data.data_root)
+        words = ["--benchmark", benchmark, "--data-root", str(root or f"FOLDER_OF_{benchmark.upper()}")]
+    if rule != "ssl_tie":
+        words += ["--protocol", f"{rule},ssl_tie"]
+    words += ["--output", str(checkpoint.parent / "results" / words[1])]
+    script = os.path.relpath(Path(__file__).with_name("scripts") / "run.sh")
+    return shlex.join(["bash", script, "test.py", "localisation", "--checkpoint", str(checkpoint), *words])
 
 
 def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> ClipSet | None:

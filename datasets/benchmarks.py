@@ -67,6 +67,7 @@ class DataSet:
     metrics: Literal["detection", "pairs", "masks"] | None = None  # further scores beside consensus IoU
     headline: str | None = None
     """protocol under which its numbers are published, scored first; None: ssl_tie, then sspl"""
+    test_set: str = ""  # of a training set, its benchmark
     complete: bool = False  # without a list, every clip must have all its files
     numbers_published: bool = True
     """False: published numbers are of maps that no protocol makes, such as a network's masks"""
@@ -104,6 +105,7 @@ DATA_SETS: dict[str, DataSet] = {
         frames=("total_video_frames/<id>/125.jpg",),
         sounds=("total_video_3s_audio/<id>.wav",),
         split="train",
+        test_set="vgg_ss",
     ),
     "flickr": DataSet(
         title="Flickr-SoundNet training clips",
@@ -117,6 +119,7 @@ DATA_SETS: dict[str, DataSet] = {
             *(f"mp3/{tree}/<id>.mp4.mp3" for tree in SOUNDNET_TREES),
         ),
         split="train",
+        test_set="flickr_soundnet",
     ),
     "vgg_ss": DataSet(
         title="VGG-SS",
@@ -233,6 +236,17 @@ TRAINING_SETS = tuple(name for name in DATA_SETS if name not in BENCHMARKS)
 PLAIN_BENCHMARKS = tuple(name for name in BENCHMARKS if not DATA_SETS[name].negatives)
 """Those in which every sound comes from something in the picture."""
 BOX_BENCHMARKS = tuple(name for name in PLAIN_BENCHMARKS if not DATA_SETS[name].has_masks)
+
+
+def find_test_set(train_set: str, data_root: Path) -> tuple[str, Path | None]:
+    """Return the benchmark of a training set, and the same root where it holds that too, else None."""
+    benchmark = "stamps" if (data_root / "stamps.json").is_file() else DATA_SETS[train_set].test_set
+    try:
+        find_files(benchmark, data_root, None, None)
+    except (OSError, ValueError):
+        return benchmark, None
+    return benchmark, data_root
+
 
 # ------------------------------------------------------------------------------------- finding files
 

@@ -34,6 +34,7 @@ from datasets.benchmarks import (
     PLAIN_BENCHMARKS,
     TRAINING_SETS,
     build_clips,
+    find_test_set,
     read_ground_truth,
     scene_of,
 )
@@ -114,6 +115,13 @@ def test_layouts(tmp_path, dataset, frame, sound, below):
     shutil.copy(sound, sound.with_suffix(".WAV"))
     with pytest.raises(ValueError, match="have the same name"):
         build_clips(dataset, tmp_path, clip_list=None)
+
+
+def test_a_training_set_s_benchmark_is_looked_for_beside_it(tiny_data, tmp_path):
+    assert find_test_set("vggsound", tiny_data.root) == ("vgg_ss", tiny_data.root)
+    (tiny_data.root / "stamps.json").touch()
+    assert find_test_set("vggsound", tiny_data.root) == ("stamps", tiny_data.root)
+    assert find_test_set("flickr", tmp_path) == ("flickr_soundnet", None)
 
 
 def test_vgg_ss_json_instead_of_xml(tiny_data):

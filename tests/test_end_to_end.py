@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import pytest
 import torch
 from command_line import ENVIRONMENT, ROOT, assert_refused, run, scoring, training, validation
+from shell_scripts import run as run_script
 
 
 def train(tiny_data, output, *arguments):
@@ -31,7 +34,10 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finished = train(tiny_data, whole, "--epochs", 2)
     assert finished.returncode == 0, finished.stderr
-    assert "clip/s" in finished.stderr
+    assert "clip/s, loss=" in finished.stderr and re.search(
+        r"Finished epoch 2.*, in 0:0\d:\d\d", finished.stderr
+    )
+    command = shlex.split(finished.stderr.split("Score it: ")[1].splitlines()[0])
     assert train(tiny_data, parts, "--epochs", 1).returncode == 0
     assert_refused(train(tiny_data, parts, "--epochs", 2, "--resume", "--no-blur"), "--blur")
     assert train(tiny_data, parts, "--epochs", 2, "--resume").returncode == 0
@@ -44,8 +50,8 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     assert list(whole.glob("events.*"))
     assert json.loads((whole / "options.json").read_text())["run"]["seed"] == 4
 
-    results = tmp_path / "results"
-    finished = localisation(tiny_data, whole / "last.pth", results, "--save-overlays", "all")
+    results = whole / "results" / "vgg_ss"
+    finished = run_script(*command[1:], "--device", "cpu", "--workers", "0", "--save-overlays", "all")
     assert finished.returncode == 0, finished.stderr
     assert "cIoU@0.5" in finished.stdout
     summary = json.loads((results / "summary.json").read_text())

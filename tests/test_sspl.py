@@ -450,7 +450,9 @@ def test_a_model_to_which_all_clips_are_the_same_is_warned_of(pcm):
 def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("utils.training.LOG_EVERY", 1)
     with TrainingRun(tmp_path / "run", resume=False) as run:
-        run.start({}, missing=(), steps_per_epoch=4, diagnose=collapse_warning)
+        run.start({}, missing=(), steps_per_epoch=4, diagnose=collapse_warning,
+                  optimizer=torch.optim.SGD([torch.zeros(1)]))  # fmt: skip
+        run.begin_epoch()
         terms = {name: torch.tensor(value) for name, value in (HEALTHY | {"prediction_std": 1e-4}).items()}
         for _ in range(2):
             for _ in range(4):
@@ -459,4 +461,6 @@ def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog, monkeypa
     warnings = [r.message for r in caplog.records if "collapsing" in r.message]
     assert len(warnings) == 2 and "Epoch 1, step 1" in warnings[0]
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert len(events.Scalars("train/embedding_std")) == 8
+    for name in ("train/embedding_std", "train/clips_per_second", "learning_rate/0"):
+        assert len(events.Scalars(name)) == 8
+    assert "options/text_summary" in events.Tags()["tensors"]

@@ -20,8 +20,10 @@ import platform
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -33,9 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.checkpoint import Checkpoint, find_non_finite, save_checkpoint
-from utils.distributed import average, gather_objects, is_main_process, largest
+from utils.distributed import average, gather_objects, is_main_process, largest, world_size
 from utils.files import check_place, lock_folder, write_atomically
-from utils.reports.visualisation import Square, draw_localisation
+from utils.reports.visualisation import Square, draw_caption, draw_localisation
 
 logger = logging.getLogger(__name__)
 
@@ -186,12 +188,13 @@ class TrainingRun:
         missing: Sequence[str],
         steps_per_epoch: int,
         diagnose: Callable[[Mapping[str, float]], str | None],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         """Make the folder, write options and the listed clips that are missing, and open the logs.
 
         `diagnose` gets the mean losses of the last steps, by name, and may return a warning.
         """
-        self.diagnose, self.steps_per_epoch = diagnose, steps_per_epoch
+        self.diagnose, self.steps_per_epoch, self.optimizer = diagnose, steps_per_epoch, optimizer
         if not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +202,8 @@ class TrainingRun:
             self._take_folder(resume=False)
         for leftover in self.folder.glob(".*.[0-9]*.partial"):  # a killed process was writing it
             leftover.unlink(missing_ok=True)
-        write_atomically(self.folder / "options.json", json.dumps(options, indent=2).encode() + b"\n")
+        options_text = json.dumps(options, indent=2)
+        write_atomically(self.folder / "options.json", options_text.encode() + b"\n")
         if missing:
             write_atomically(self.folder / "missing_clips.txt", "\n".join([*missing, ""]).encode())
         self._log = logging.FileHandler(self.folder / "log.txt")
@@ -217,6 +221,7 @@ class TrainingRun:
         self._writer = self._open.enter_context(
             SummaryWriter(str(self.folder), purge_step=self._global_step())
         )
+        self._add("text", "options", f"```json\n{options_text}\n```")
 
     def __enter__(self) -> "TrainingRun":
         return self
@@ -230,6 +235,10 @@ class TrainingRun:
             self._open.close()
         except OSError as failure:
             logger.warning("The logs in %s are not complete: %s", self.folder, failure)
+
+    def begin_epoch(self) -> None:
+        """Start the clock of an epoch, or of what is left of it."""
+        self._began = self._logged = time.monotonic()
 
     def note_broken(self, broken: Sequence[Any]) -> None:
         """List clips that were skipped because their files could not be decoded: clip_id, reason."""
@@ -256,6 +265,10 @@ class TrainingRun:
             torch.stack([torch.stack([values[name] for name in names]) for _, _, values in recent])
         )
         losses = dict(zip(names, rows.T.tolist(), strict=True))  # of each step, by name
+        num_clips, since, self._logged = sum(len(ids) for _, ids, _ in recent), self._logged, time.monotonic()
+        self._add("scalar", "train/clips_per_second", num_clips * world_size() / (self._logged - since))
+        for index, group in enumerate(self.optimizer.param_groups):
+            self._add("scalar", f"learning_rate/{group.get('name', index)}", group["lr"])
         for (step, clip_ids, _), loss in zip(recent, losses["loss"], strict=True):
             if not math.isfinite(loss):
                 raise FloatingPointError(
@@ -285,11 +298,14 @@ class TrainingRun:
                 error.filename = f"TensorBoard's log in {self.folder}"
                 raise
 
-    def add_pictures(self, frames: NDArray[np.uint8], maps: NDArray[np.float32]) -> None:
+    def add_pictures(
+        self, frames: NDArray[np.uint8], maps: NDArray[np.float32], clip_ids: Sequence[str]
+    ) -> None:
         """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
-        for index, (frame, heat) in enumerate(zip(frames, maps, strict=True)):
+        for index, (frame, heat, clip_id) in enumerate(zip(frames, maps, clip_ids, strict=True)):
             overlay = draw_localisation(frame, heat, Square())
-            self._add("image", f"train/overlay_{index}", overlay, dataformats="HWC")
+            captioned = draw_caption(overlay, clip_id)
+            self._add("image", f"train/overlay_{index}", captioned, dataformats="HWC")
 
     def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
         """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far."""
@@ -311,7 +327,8 @@ class TrainingRun:
         if is_best:
             self.best_score = row["validation_ciou_at_0.5"]
         self.history.append(row)
-        logger.info("Finished %s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        words = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+        logger.info("Finished %s, in %s", words, timedelta(seconds=round(time.monotonic() - self._began)))
         self.epoch, self.step = self.epoch + 1, 0
         self.sums, self.num_summed, self._warned = {}, 0, False
         if is_main_process():

@@ -102,6 +102,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
         audio=options.audio,
         excerpt_seconds=model.excerpt_seconds,
         random_crop=model.random_crop,
+        keep_shape=model.keep_shape,
     )
     loader = ClipLoader(
         clips, batch_sampler=batches, workers=options.data.workers, pin_memory=device.type == "cuda"

@@ -131,6 +131,7 @@ class Evaluation:
                 "sha256": file_sha256(options.checkpoint),
                 **{name: getattr(checkpoint, name) for name in copied},
                 "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
+                "start": (checkpoint.options.get("start") or {}).get("start"),
                 "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
             },
             leak=leak,

@@ -1,9 +1,9 @@
 """What training draws for frames and sounds, and does to them, on whichever device the batch is.
 
 moco_v2 for frames: torchvision's RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur and
-RandomHorizontalFlip, in this order, each frame with numbers of its own; SpecAugment for spectrograms; SSPL's
-shifted and mirrored cut-outs. Frames stay float in between; the authors' program rounds to whole pixel values
-after each operation.
+RandomHorizontalFlip, in this order, each frame with numbers of its own; SpecAugment for spectrograms; shifted
+and mirrored cut-outs for SSPL and the peers. Frames stay float in between; the authors' program rounds to
+whole pixel values after each operation.
 
 Numbers are drawn for the batch of all processes from the seed of the step, and each process takes its own
 rows (`draw_for_clips`). So N processes see what one would, and a resumed run what an unbroken one would.
@@ -30,7 +30,7 @@ COLOUR_SHARE, GREY_SHARE, BLUR_SHARE, FLIP_SHARE, MASK_SHARE = 0.8, 0.2, 0.5, 0.
 CROP_NUMBERS, LOOK_NUMBERS, MASK_NUMBERS = 4 * CROP_ATTEMPTS, 13, 5
 """Numbers in [0, 1) that a clip needs for its crop, its look and its sound's masks"""
 CUT_OUT_NUMBERS = 3
-"""Numbers in [0, 1) that one of SSPL's views needs"""
+"""Numbers in [0, 1) that a cut-out needs"""
 CUT_OUT_MARGIN = 0.1  # by how much the frame is larger than a view, of the view's side
 
 
@@ -221,7 +221,7 @@ def spec_augment(power: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     return power.masked_fill(stretch[:, None, :] | band[:, :, None], 0)
 
 
-# ------------------------------------------------------------------------------------------- SSPL's cut-outs
+# --------------------------------------------------------------------------- cut-outs of SSPL and the peers
 
 
 def enlarged_size(frame_size: int) -> int:
@@ -229,12 +229,13 @@ def enlarged_size(frame_size: int) -> int:
     return int(frame_size * (1 + CUT_OUT_MARGIN))
 
 
-def cut_out(frames: Tensor, size: int, numbers: Tensor) -> Tensor:
-    """Cut a shifted square, mirrored half of the time, out of each frame: (B, 3, E, E) -> (B, 3, S, S).
+def cut_out(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, numbers: Tensor) -> Tensor:
+    """Cut a shifted square, mirrored half of the time, out of each frame: (B, 3, H, W) -> (B, 3, S, S).
 
-    `size` is S, at most E; `numbers` are (B, 3) in [0, 1).
+    The frames, of heights and widths `sizes`, at least S, lie in the top-left corners; `numbers` are (B, 3)
+    in [0, 1).
     """
-    top, left = ((numbers[:, :2] * (frames.shape[2] - size + 1)).long()).T  # (B,) each
+    top, left = ((numbers[:, :2] * (torch.tensor(sizes) - size + 1)).long()).T  # (B,) each
     offsets = torch.arange(size)
     across = torch.where(numbers[:, 2:] < FLIP_SHARE, offsets.flip(0), offsets)  # (B, S)
     rows, columns = (top[:, None] + offsets).to(frames.device), (left[:, None] + across).to(frames.device)

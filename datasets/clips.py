@@ -60,7 +60,7 @@ class Sample:
     """One decoded clip."""
 
     clip_id: str
-    frame: Tensor  # (3, S, S), see FrameGeometry.to_square, or uint8 (3, H, W) as stored, still to be cropped
+    frame: Tensor  # (3, S, S), see FrameGeometry.to_square, or uint8 (3, H, W) still to be cropped
     waveform: Tensor  # float32 (L,), the whole window
     bounding_boxes: NDArray[np.float64] | None = None  # (N, 4) fractions of `frame`
     ground_truth_map: NDArray[np.float32] | None = None  # (M, M) in [0, 1]
@@ -80,7 +80,7 @@ class Batch:
     """Samples side by side; broken clips are left out and named."""
 
     clip_ids: tuple[str, ...]
-    # (B, 3, S, S), see FrameGeometry.to_square, or uint8 (B, 3, H, W) as stored, still to be cropped: smaller
+    # (B, 3, S, S), see FrameGeometry.to_square, or uint8 (B, 3, H, W) still to be cropped: smaller
     # ones lie in the top-left corner, the rest is 0.
     frames: Tensor
     waveforms: Tensor  # float32 (B, L), the whole window
@@ -146,6 +146,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         audio: AudioWindow,
         excerpt_seconds: float | None = None,
         random_crop: bool = False,
+        keep_shape: bool = False,
         map_size: int = 224,
         content: Content = "both",
     ) -> None:
@@ -157,11 +158,13 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
             audio: which part of each sound.
             excerpt_seconds: use only the first seconds of each sound; None: the window.
             random_crop: leave frames as they are stored, and the crop to the device.
+            keep_shape: only make their short side that of the square, and leave the crop to the device.
             map_size: side of the ground-truth map, pixels.
             content: which half of a clip is read; the other one is empty, and may be broken.
         """
         self.clips, self.geometry, self.audio, self.excerpt_seconds = clips, geometry, audio, excerpt_seconds
-        self.random_crop, self.map_size, self.content = random_crop, map_size, content
+        self.random_crop, self.keep_shape = random_crop, keep_shape
+        self.map_size, self.content = map_size, content
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -191,7 +194,8 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         else:
             picture = read_frame(clip.frame_source)
         boxes, ground_truth_map = self._truth_of(clip, picture)
-        frame = to_tensor(picture) if self.random_crop else self.geometry.to_square(picture)
+        shaped = self.geometry.to_short_side if self.keep_shape else self.geometry.to_square
+        frame = to_tensor(picture) if self.random_crop else shaped(picture)
         return Sample(clip.clip_id, frame, waveform, boxes, ground_truth_map, clip.pair_key)
 
     def _hear(self, clip: Clip, role: str = "") -> Tensor:
@@ -204,7 +208,7 @@ class AudioVisualClips(Dataset[Sample | BrokenClip]):
         self, clip: Clip, picture: Image.Image
     ) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None]:
         """Return boxes (N, 4) as fractions of the square and map (M, M); none if no square is cut yet."""
-        if self.random_crop:
+        if self.random_crop or self.keep_shape:
             return None, None
         if clip.mask_source is not None:
             return None, mask_map(clip.mask_source, self.geometry, picture.size, self.map_size)

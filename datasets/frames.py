@@ -57,6 +57,11 @@ class FrameGeometry:
         pixels = to_tensor(frame)[None].float()  # (1, 3, H, W)
         return F.interpolate(pixels, (self.frame_size, self.frame_size), mode="bicubic")[0]
 
+    def to_short_side(self, frame: Image.Image) -> Tensor:
+        """RGB picture of any size -> uint8 (3, H, W) of its shape, the short side of frame_size, bicubic."""
+        sides = self._crop(*frame.size)[0].tolist()
+        return to_tensor(frame.resize(sides, Image.Resampling.BICUBIC))
+
     def apply_to_frame(self, frame: Image.Image) -> Image.Image:
         """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
         return self._square(frame, Image.Resampling.BICUBIC)

@@ -72,6 +72,8 @@ class Method(nn.Module):
     """whether the authors' similarity is (cosine + 1) / 2, as thresholds on it need to know"""
     random_crop = False
     """whether training frames come as they are stored, for `augment` to crop"""
+    keep_shape = False
+    """whether of training frames only the short side is `training_frame_size`, for `augment` to crop"""
     excerpt_seconds: float | None = None
     """only the first seconds of each training sound are used; None: the whole window"""
 
@@ -159,7 +161,7 @@ class Method(nn.Module):
 
     @property
     def training_frame_size(self) -> int:
-        """Side of the squares that training frames are decoded to, pixels, if random_crop is off."""
+        """Side of the squares that training frames are decoded to, pixels; not with random_crop."""
         return self.frame.frame_size
 
     def networks(self) -> Sequence[nn.Module]:

@@ -62,6 +62,7 @@ class PeerRecipe(AdamRecipe):
 class PeerLocaliser(Method):
     """Two encoders and P pairs of projections; P = 1 stands for none below."""
 
+    keep_shape = True
     num_projections = 0
     """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
     num_dropped = 0
@@ -88,7 +89,7 @@ class PeerLocaliser(Method):
 
     @property
     def training_frame_size(self) -> int:
-        """Side of the frames that views are cut from, pixels."""
+        """Short side of the frames that views are cut from, pixels."""
         return enlarged_size(self.frame.frame_size)
 
     @torch.no_grad()
@@ -99,8 +100,9 @@ class PeerLocaliser(Method):
         count, parts = len(batch), [CUT_OUT_NUMBERS, self.sound_numbers]
         numbers = draw_for_clips(seed, count, sum(parts), first=first, total=global_size)
         for_frames, for_sounds = numbers.split(parts, dim=1)
+        frames = cut_out(batch.frames, batch.picture_sizes, self.frame.frame_size, for_frames)
         views = {
-            "frames": normalise(as_float(cut_out(batch.frames, self.frame.frame_size, for_frames))),
+            "frames": normalise(as_float(frames)),  # (B, 3, S, S)
             "log_spectrogram": self.training_sounds(batch.waveforms, for_sounds),  # (B, 1, F, T)
         }
         if self.num_dropped and self.config.dropout:

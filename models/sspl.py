@@ -33,6 +33,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,8 +178,8 @@ class SSPL(Method):
     ) -> dict[str, Any]:
         """Make the arguments of `forward` of a batch: see `Method`."""
         numbers = draw_for_clips(seed, len(batch), 2 * CUT_OUT_NUMBERS, first=first, total=global_size)
-        frames, size = batch.frames, self.frame.frame_size  # (B, 3, E, E)
-        views = [normalise(as_float(cut_out(frames, size, part))) for part in numbers.chunk(2, dim=1)]
+        cut = partial(cut_out, batch.frames, batch.picture_sizes, self.frame.frame_size)  # of (B, 3, E, E)
+        views = [normalise(as_float(cut(part))) for part in numbers.chunk(2, dim=1)]
         return {
             "frames_view_1": views[0],  # (B, 3, S, S)
             "frames_view_2": views[1],
@@ -274,6 +275,8 @@ class SSPL(Method):
     @classmethod
     def check_options(cls, options: Any) -> None:  # noqa: ANN401
         """Fill in the authors' recipe for the variant; refuse frames that the PCM cannot use."""
+        if options.start.start == "imagenet":
+            raise ValueError("SSPL's frozen VGG-16 always is ImageNet's: leave out --start imagenet.")
         options.optimisation = options.optimisation.completed(options.model)
         cells = options.frame.frame_size // 16
         if options.model.pcm and cells % 4 != 2:  # it halves the map twice and builds it up again
@@ -285,8 +288,6 @@ class SSPL(Method):
 
     def pretrained(self, options: Any) -> dict[str, tuple[nn.Module, Path | None]]:  # noqa: ANN401
         """Name the frozen encoders: see `Method`."""
-        if options.start.start == "imagenet":
-            raise ValueError("SSPL's frozen VGG-16 always is ImageNet's: leave out --start imagenet.")
         frozen = options.frozen
         if frozen.random_init:
             logger.warning("The frozen encoders keep random weights (--random-init).")

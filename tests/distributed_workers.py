@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.geometry import GeometricTransform
 from datasets.mixing import nearest_others
 from models.encoders import RepeatedBatchNorm2d, VGG16Encoder
+from models.released import build_localiser
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
 from utils import distributed
@@ -185,7 +186,7 @@ SSL_TIE_VARIANTS = {
 """Options by name."""
 
 
-def narrow_encoder(in_channels, batch_norm_passes=1):
+def narrow_encoder(in_channels, batch_norm_passes=1, last_stride=1):
     """Two convolutions in the place of a ResNet-18, with a map of a sixteenth of the picture's side."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 8, 5, stride=4, padding=2, bias=False),
@@ -226,6 +227,27 @@ def ssl_tie(rank, world_size):
     return found
 
 
+narrow_encoder.embedding_size = WIDTH  # type: ignore[attr-defined]
+PEERS = ("lvs", "ez_vsl", "slavc", "fnac")
+
+
+def peers(rank, world_size):
+    found = {}
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
+    sounds = torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64)
+    kept = 10.0 * (torch.rand(CLIPS, 2, WIDTH, 4, 4, generator=generator, dtype=torch.float64) < 0.5)
+    for name in PEERS:
+        torch.manual_seed(0)
+        with mock.patch("models.peers.ResNet18Encoder", narrow_encoder):
+            model = build_localiser(name, {}).double().train()
+        synchronise_batch_norms(model)
+        views = {"frames": frames, "log_spectrogram": sounds} | ({"kept": kept} if model.num_dropped else {})
+        model.before_step(5, 0)
+        found[name] = take_step(model, own_share(views, rank, world_size), world_size)
+    return found
+
+
 # ---------------------------------------------------------------------------------------- helpers
 
 
@@ -250,4 +272,4 @@ def helpers(rank, world_size):
     }
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (batch_norms, sspl, ssl_tie, helpers)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (batch_norms, sspl, ssl_tie, peers, helpers)}

@@ -203,7 +203,7 @@ def test_cut_outs_are_shifted_and_mirrored_squares():
     assert enlarged_size(224) == 246  # the authors'
     frames = torch.randint(0, 256, (40, 3, 35, 35), dtype=torch.uint8)
     numbers = draw_for_clips(3, 40, CUT_OUT_NUMBERS)
-    views = cut_out(frames, 32, numbers)
+    views = cut_out(frames, [(35, 35)] * 40, 32, numbers)
     assert views.shape == (40, 3, 32, 32) and views.dtype == torch.uint8
     for frame, (top, left, mirror), view in zip(frames, numbers.tolist(), views, strict=True):
         expected = TF.crop(frame, int(4 * top), int(4 * left), 32, 32)

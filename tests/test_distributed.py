@@ -6,7 +6,7 @@ import math
 import distributed_workers as workers
 import pytest
 import torch
-from distributed_workers import ANGLES, LAYERS, PRECISIONS, SHARES, SSL_TIE_VARIANTS
+from distributed_workers import ANGLES, LAYERS, PEERS, PRECISIONS, SHARES, SSL_TIE_VARIANTS
 from torch import nn
 
 from datasets.geometry import GeometricTransform
@@ -16,7 +16,10 @@ from utils import distributed
 from utils.distributed import SynchronisedBatchNorm, synchronise_batch_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCENARIOS = {2: ["batch_norms", "sspl", "ssl_tie", "helpers"], 4: ["batch_norms", "ssl_tie", "helpers"]}
+SCENARIOS = {
+    2: ["batch_norms", "sspl", "ssl_tie", "peers", "helpers"],
+    4: ["batch_norms", "ssl_tie", "helpers"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def found(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone():
     """The same by one process with all clips: scenario -> result."""
-    return {name: workers.SCENARIOS[name](0, 1) for name in ("sspl", "ssl_tie", "helpers")}
+    return {name: workers.SCENARIOS[name](0, 1) for name in ("sspl", "ssl_tie", "peers", "helpers")}
 
 
 def distance(ours, expected):
@@ -113,6 +116,7 @@ def test_all_batch_norms_of_a_network_are_synchronised_and_nothing_else_changes(
     [
         *((2, "sspl", pcm) for pcm in (True, False)),
         *((size, "ssl_tie", variant) for size in SCENARIOS for variant in SSL_TIE_VARIANTS),
+        *((2, "peers", name) for name in PEERS),
     ],
 )
 def test_a_step_of_several_processes_is_that_of_one(found, alone, world_size, method, variant):
@@ -127,7 +131,7 @@ def test_a_step_of_several_processes_is_that_of_one(found, alone, world_size, me
     assert largest_distance(parts[0]["gradients"], expected["gradients"]) < 1e-8
     assert max(largest_distance(part["buffers"], expected["buffers"]) for part in parts) < 1e-8
     assert distance(torch.cat([part["maps"] for part in parts]), expected["maps"]) < 1e-8
-    for name, term in expected["terms"].items() if method == "ssl_tie" else ():
+    for name, term in expected["terms"].items() if method != "sspl" else ():
         mean = sum(part["terms"][name] for part in parts) / world_size
         assert mean.item() == pytest.approx(term.item(), rel=1e-8), name
 

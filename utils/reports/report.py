@@ -137,6 +137,7 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "frames, sound": f"{summary['frame_geometry']}, {sound}",
         "checkpoint": f"{checkpoint['path']} (sha256 {checkpoint['sha256']})",
         "trained": training_words(checkpoint),
+        "start": checkpoint.get("start"),
         "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
         "leak check": summary["leak_check"]["message"],
         "intervals": "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(

@@ -97,6 +97,7 @@ class Benchmark:
             audio=self.training.audio,
             excerpt_seconds=self.model.excerpt_seconds,
             random_crop=self.model.random_crop,
+            keep_shape=self.model.keep_shape,
         )
         batches = SeededBatches(len(decoded), self.batch_size, seed=0)
         return ClipLoader(decoded, batch_sampler=batches, workers=workers)

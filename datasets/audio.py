@@ -413,7 +413,8 @@ class SpectrogramConfig:
     centred: bool = option(False, hidden=True)  # read the middle of the file instead of its beginning
     excerpt_start: float = option(0.0, hidden=True)  # where in the window the encoder's sound begins, seconds
     excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder
-    overlap: int = option(274, hidden=True)  # samples that two spectrogram frames share, of 512
+    overlap: int = option(274, at_least=0, at_most=511)
+    """samples that two spectrogram frames share, of 512"""
 
     centres_short = False  # a repeated sound is heard from its beginning
     left_channel = False  # but the mean of all
@@ -443,7 +444,7 @@ class AlignSpectrogramConfig(SpectrogramConfig):
 
     excerpt_start: float = option(3.5, hidden=True)
     excerpt_seconds: float = option(3.0, hidden=True)
-    overlap: int = option(353, hidden=True)
+    overlap: int = 353
 
     left_channel = True
 

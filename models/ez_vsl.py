@@ -26,7 +26,7 @@ class EZVSLConfig(Options):
     """What defines the model and its loss; stored in the checkpoint."""
 
     last_stride: Literal[1, 2] = 2
-    """of both encoders' last stage: maps of a 16th or a 32nd of the frame's side"""
+    """of the frame encoder's last stage: maps of a 16th or a 32nd of the frame's side"""
     temperature: float = option(0.03, above=0)
     """tau: divisor of the contrastive logits"""
 
@@ -35,6 +35,7 @@ class EZVSL(PeerLocaliser):
     """The localiser and its training loss."""
 
     num_projections = 1
+    sound_stride = 2
     half_cosine = True
 
     def forward(

@@ -30,7 +30,7 @@ class LVSConfig(TriMapConfig):
     """What defines the model and its loss; stored in the checkpoint."""
 
     last_stride: Literal[1, 2] = 1
-    """of both encoders' last stage: maps of a 16th or a 32nd of the frame's side"""
+    """of the frame encoder's last stage: maps of a 16th or a 32nd of the frame's side"""
 
 
 class LVS(PeerLocaliser):

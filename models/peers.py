@@ -21,7 +21,7 @@ models/released.py; more in docs/peers.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,8 @@ class PeerLocaliser(Method):
     """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
     num_dropped = 0
     """networks whose frame features lose elements in training"""
+    sound_stride: Literal[1, 2] = 1
+    """of the sound encoder's last stage, as published; `last_stride` is of the frame encoder's"""
     sound_numbers = 0
     """numbers in [0, 1) that `training_sounds` needs of a clip"""
 
@@ -76,7 +78,7 @@ class PeerLocaliser(Method):
         self.config = config
         width = ResNet18Encoder.embedding_size
         self.imgnet = ResNet18Encoder(3, last_stride=config.last_stride)
-        self.audnet = ResNet18Encoder(1, last_stride=config.last_stride)
+        self.audnet = ResNet18Encoder(1, last_stride=self.sound_stride)
         self.img_proj = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(self.num_projections))
         self.aud_proj = nn.ModuleList(nn.Linear(width, width) for _ in range(self.num_projections))
         for part in (*self.img_proj, *self.aud_proj):

@@ -46,7 +46,7 @@ class SLAVCConfig(Options):
     """What defines the model and its loss; stored in the checkpoint."""
 
     last_stride: Literal[1, 2] = 2
-    """of both encoders' last stage: maps of a 16th or a 32nd of the frame's side"""
+    """of the frame encoder's last stage: maps of a 16th or a 32nd of the frame's side"""
     temperature: float = option(0.03, above=0)
     """tau: divisor of similarities"""
     dropout: float = option(0.9, at_least=0, at_most=0.999)
@@ -60,7 +60,7 @@ class SLAVCConfig(Options):
 class SLAVC(PeerLocaliser):
     """The localiser and its training loss."""
 
-    num_projections = num_dropped = 2
+    num_projections = num_dropped = sound_stride = 2
     half_cosine = True
 
     def __init__(self, config: SLAVCConfig, *, audio: SpectrogramConfig, frame: FrameConfig) -> None:

@@ -1,4 +1,4 @@
-"""Ablations: planned, refused, stopped, continued, failed; once for real."""
+"""Ablations and the comparison of methods: planned, refused, stopped, continued, failed; once for real."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from shell_scripts import ROOT, run
 
+import opts
 from scripts import ablate, collect
 
 AFTER = "-- --train-set vggsound --data-root d -- localisation --benchmark vgg_ss --data-root d".split()
@@ -183,3 +184,49 @@ def test_a_real_run_ends_in_a_table(tiny_data, tmp_path):
         "gflop_per_sample",
     ):
         assert words in finished.stdout, words
+
+
+COMPARE = ROOT / "scripts" / "compare_methods.sh"
+
+
+def test_every_method_has_a_row_in_the_comparison():
+    grid = ablate.GRIDS["methods"]
+    assert set(grid["variants"]) == set(opts.METHODS)
+    for method in grid["variants"]:
+        train, *_, step = ablate.plan(grid, "4", method, Path("d"), [AFTER[1:5], AFTER[6:], ["benchmark"]])
+        options = opts.parse_train_options(train[1:])
+        assert (options.method, options.optimisation.epochs, options.frame.frame_size) == (method, 6, 96)
+        assert step[:4] == ["scripts/benchmark.py", "train", "--method", method]
+
+
+def test_a_dry_run_prints_what_compares_the_methods(tmp_path):
+    finished = run(COMPARE, "--dry-run", "--output", tmp_path / "o", "--", "--epochs", "3", COMPARE_DATA="d")
+    assert finished.returncode == 0, finished.stderr
+    commands = [shlex.split(line) for line in finished.stdout.splitlines()]
+    sspl_left_out = "SSPL is left out. vgg16-" in finished.stderr
+    assert len(commands) == 2 * 5 * (len(opts.METHODS) - sspl_left_out)
+    assert [command[1:3] for command in commands[:5]] == [
+        *(["main.py", "ssl_tie"], ["test.py", "localisation"], ["test.py", "retrieval"]),
+        *(["test.py", "negatives"], ["scripts/benchmark.py", "train"]),
+    ]
+    assert all("--epochs 6 --batch-size 32 --frame-size 96" in shlex.join(one) for one in commands[::5])
+    assert all(one.index("3") > one.index("6") for one in commands[::5])
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_methods_are_compared_for_real_and_only_once(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    made = run(ROOT / "scripts" / "make_stamps.sh", data, *"--source procedural --train 8 --test 12".split())
+    assert made.returncode == 0, made.stderr
+    words = ["--output", out, "--seeds", "4", "--variants", "ssl_tie,ez_vsl"]
+    words += "-- --epochs 1 --batch-size 4 --device cpu".split()
+    finished = run(COMPARE, *words, COMPARE_DATA=str(data))
+    assert finished.returncode == 0, finished.stderr
+    overview = finished.stdout.split("##")[0]
+    for heading in ablate.GRIDS["methods"]["overview"]:
+        assert heading in overview
+    assert "| ez_vsl " in overview and "| centre disc (blind) " in overview and "| chance " in overview
+    assert finished.stdout.count("against ssl_tie") == 2
+    again = run(COMPARE, *words, COMPARE_DATA=str(data))
+    assert again.stdout == finished.stdout and "Training" not in again.stderr

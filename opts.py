@@ -373,6 +373,7 @@ class NegativeOptions(ModelOptions):
     """off-screen sounds: of a clip of another class, or of any other clip, class unknown"""
     threshold: float | None = option(None, at_least=-1, at_most=1)
     """universal threshold on the model's similarity; none: third quartile over these negatives"""
+    gallery: int = option(2, at_least=0)  # best, median and worst clips shown in report.html, of each
 
     def __post_init__(self) -> None:
         """Refuse to look for other classes where none are known, before anything is read."""

@@ -39,7 +39,7 @@ import opts
 from datasets.audio import AudioConfig, load_waveform
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
-from datasets.frames import FrameGeometry, as_float, normalise, read_frame
+from datasets.frames import FrameGeometry, as_float, normalise, read_frame, to_picture
 from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_frames
@@ -55,13 +55,12 @@ from utils.options import configure_logging, run_command
 from utils.reports import localisation as reporting
 from utils.reports import report as pages
 from utils.reports import visualisation as drawing
-from utils.reports.negatives import negatives_report
+from utils.reports.negatives import clip_words, negatives_report, shown_clips
 from utils.reports.retrieval import retrieval_report
 from utils.training import environment_report, pick_device, use_full_float32
 
 logger = logging.getLogger("test")
 
-GALLERY_SIDE = 360  # of the frames in a localisation's report: sharp at half of it on a dense display, pixels
 THUMBNAIL_SIDE = 144  # of the frames in a retrieval's report, pixels
 
 Unreadable = Sequence[tuple[str, str]]
@@ -308,18 +307,16 @@ def draw_clip(
     Returns the frame and its overlay, both uint8 RGB (L, L, 3) of the larger side of S and M.
     """
     side = max(frame.shape[-1], heat.shape[-1])
-    picture = frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()  # (S, S, 3)
-    picture = np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
-    annotated = np.zeros((0, 4)) if boxes is None else np.clip(boxes, 0, 1)
-    visible = (annotated[:, 2:] > annotated[:, :2]).all(axis=1)  # VGG-SS holds inverted boxes: nothing
+    picture = np.asarray(cv2.resize(to_picture(frame), (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
+    annotated = drawing.NO_BOXES if boxes is None else boxes
     # Constant maps lie outside [0, 1] under the median rule, see utils/evaluation/protocols.py.
     shown = np.asarray(cv2.resize(heat.clamp(0, 1).cpu().numpy(), (side, side)), np.float32)
-    return picture, drawing.overlay_localisation_map(picture, shown, annotated[visible], caption)
+    return picture, drawing.overlay_localisation_map(picture, shown, annotated, caption)
 
 
 def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
-    geometry = replace(run.geometry, frame_size=GALLERY_SIDE)  # whatever the model saw
+    geometry = replace(run.geometry, frame_size=drawing.GALLERY_SIDE)  # whatever the model saw
     clips = AudioVisualClips(run.clips, geometry=geometry, audio=run.audio)
     places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
     classes = run.context.classes or {}
@@ -471,9 +468,43 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
     )
     if is_main_process():
         similarity = "(cosine + 1) / 2" if run.model.half_cosine else "cosine"
-        report = negatives_report(result, run.context, run.identity, similarity)
+        galleries = draw_negatives(result, run, options.gallery)
+        report = negatives_report(result, run.context, run.identity, similarity, galleries)
         pages.write_and_show(options.output, report, options.table)
     return result.unreadable
+
+
+def draw_negatives(
+    result: negative_sounds.NegativeResult, run: Evaluation, count: int
+) -> list[pages.Gallery]:
+    """Draw the best, median and worst clips, a row each: the frame, then its heat with each kind of sound."""
+    geometry = replace(run.geometry, frame_size=drawing.GALLERY_SIDE)
+    clips = AudioVisualClips(run.clips, geometry=geometry, audio=run.audio)
+    places, classes = {clip.clip_id: place for place, clip in enumerate(run.clips)}, run.context.classes or {}
+    scale = (result.threshold, result.maps.max().item())
+    galleries = []
+    for title, rows in shown_clips(result, count).items():
+        for number, (place, row) in enumerate(rows.to_dict("index").items()):
+            sample, donor = (clips[places[row[name]]] for name in ("clip_id", "donor"))
+            if isinstance(sample, BrokenClip) or isinstance(donor, BrokenClip):
+                continue  # broken between two readings: left out of the pictures
+            maps = [*result.maps[place].numpy()]
+            frame, boxes = to_picture(sample.frame), sample.bounding_boxes
+            pictures = drawing.draw_row(frame, boxes, maps, scale, result.threshold)
+            mp3 = [drawing.encode_mp3(one.waveform.numpy(), run.audio.sample_rate) for one in (sample, donor)]
+            cards = [
+                pages.Card(clip_id, words, [picture], sound, classes.get(clip_id, ""), style)
+                for clip_id, words, picture, sound, style in zip(
+                    (sample.clip_id, "", "", "", donor.clip_id),
+                    clip_words(row),
+                    pictures,
+                    (None, mp3[0], None, None, mp3[1]),
+                    ("query", "", "", "", ""),
+                    strict=True,
+                )
+            ]
+            galleries.append(pages.Gallery(cards, "" if number else title, row=True))
+    return galleries
 
 
 # -------------------------------------------------------------------------------------- video, image

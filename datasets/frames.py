@@ -158,6 +158,11 @@ def read_frame_size(path: Path) -> tuple[int, int]:
         return (height, width) if is_turned else (width, height)
 
 
+def to_picture(frame: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W), as `to_square` makes it, on any device -> RGB (H, W, 3)."""
+    return np.ascontiguousarray(frame.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+
+
 def to_tensor(frame: Image.Image) -> Tensor:
     """RGB picture -> uint8 (3, H, W)."""
     return torch.from_numpy(np.array(frame)).movedim(2, 0)

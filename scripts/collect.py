@@ -7,7 +7,8 @@
 are options of `test.py localisation`. Each model's results go into a folder of their own in --output;
 summary.json, table.md, .tex and .csv, per_clip.csv and report.html of the comparison lie beside them. A model
 whose results are there, made by the same command from the same file, is not scored again. Folders that hold
-results may stand in place of checkpoints; they are read as they are.
+results may stand in place of checkpoints; they are read as they are. The page shows the clips on which the
+models differ most where each folder has maps.npz (`--save-maps`) and the options name the data.
 """
 
 import argparse
@@ -26,12 +27,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import opts
+from datasets.audio import AudioConfig
+from datasets.benchmarks import build_clips
+from datasets.clips import AudioVisualClips, BrokenClip
+from datasets.frames import FrameGeometry, to_picture
+from utils.evaluation.localisation import read_maps
 from utils.evaluation.negatives import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.files import decoding, file_sha256
 from utils.options import configure_logging, run_command
 from utils.reports.localisation import REFERENCES, SCORE_HEADINGS, rule_words, score_tiles, success_plot
 from utils.reports.report import (
+    Card,
+    Gallery,
     Report,
     ScoreTable,
     Section,
@@ -41,13 +50,20 @@ from utils.reports.report import (
     provenance_notes,
     write_and_show,
 )
+from utils.reports.visualisation import GALLERY_SIDE, draw_row, encode_mp3, similarity_range
 
 logger = logging.getLogger("collect")
 
 ROOT = Path(__file__).resolve().parents[1]
+MAPS = "maps.npz"  # in each model's folder
+NUM_SHOWN = 6  # clips on the page
 MUST_AGREE = ("benchmark", "scored_clips_sha256", "frame_geometry", "audio")
 """entries of the summaries without which scores are not those of the same clips"""
 DIFFERENCES = {f"delta_{key}": f"Δ {SCORE_HEADINGS[key]}" for key in SCORE_KEYS[:3]}
+CLIPS_HINT = (
+    "Each frame with its annotated boxes, then with each model's similarity map, on one scale for the frame. "
+    "A hit has a consensus IoU of 0.5 or more under the first protocol."
+)
 TESTED = {"gained": "hits gained", "lost": "hits lost", "p": "p"}
 """columns that compare with the first model on the same clips; p is McNemar's of the hits gained and lost"""
 
@@ -97,10 +113,13 @@ def score_rows(summary: Mapping[str, Any], name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_results(folders: Mapping[str, Path], command: str) -> Report:
+def compare_results(
+    folders: Mapping[str, Path], command: str, options: opts.LocalisationOptions | None = None
+) -> Report:
     """Put results of `test.py localisation` side by side; each is compared with the first, clip by clip.
 
-    `folders` are the results of each model by its name, two or more; `command` is for the record.
+    `folders` are the results of each model by its name, two or more; `command` is for the record; `options`
+    say where the clips are, to be shown on the page.
     """
     summaries, clips = {}, {}
     for name, folder in folders.items():
@@ -143,9 +162,12 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
         table = ScoreTable(parts[-1], headings, {"predictor": "Name"}, bar=SCORE_KEYS[0])
         plot = success_plot(pd.concat(curves), protocol)
         sections.append(Section("Protocol", rule_words(rule), [table, plot], level=3, code=protocol))
+    if galleries := draw_differences(folders, clips, rules[0]["name"], options) if options else []:
+        sections.append(Section("Clips on which the models differ most", CLIPS_HINT, galleries))
     scores, names = pd.concat(parts, ignore_index=True), {"protocol": "protocol", "predictor": "model"}
-    tables = [ScoreTable(scores, {**SCORE_HEADINGS, **DIFFERENCES, **TESTED}, names)]
-    tables += [ScoreTable(scores, extra, names)] if extra else []
+    headings, on = {**SCORE_HEADINGS, **DIFFERENCES, **TESTED}, first["benchmark"]
+    tables = [ScoreTable(scores, headings, names, latex=SCORE_KEYS[:2], scored_on=on)]
+    tables += [ScoreTable(scores, extra, names, latex=[*extra], scored_on=on)] if extra else []
 
     noted: dict[tuple[str, str], list[str]] = {}  # what is the same for all is said once
     for name, summary in summaries.items():
@@ -155,9 +177,12 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
     own = [(f"{what} of {', '.join(of)}", w) for (what, w), of in noted.items() if (what, w) not in shared]
     origins = [summaries.get(name, first) for name in scores["predictor"]]
     beside = [{"num_clips": one["num_clips"], **provenance_columns(one)} for one in origins]
+    facts = {name: provenance_facts(one) for name, one in summaries.items()}
+    title = f"{first_name} compared with {', '.join(name for name, _ in others)}, on {first['benchmark']}: "
+    title += f"{first['clip_list']['name']}, {first['num_clips']} clips"
     return Report(
-        title=f"{first_name} compared with {', '.join(name for name, _ in others)} on {first['benchmark']}",
-        caption=f"Sound localisation on {first['benchmark']}, {first['num_clips']} clips",
+        title=title,
+        caption=f"Sound localisation: {title}",
         eyebrow="Visual sound source localisation",
         summary={
             "identity": {"task": "comparison"},
@@ -174,14 +199,63 @@ def compare_results(folders: Mapping[str, Path], command: str) -> Report:
         tables=tables,
         csv=scores.drop(columns="note").join(pd.DataFrame(beside)),
         notes=[(f"protocol {rule['name']}", rule_words(rule)) for rule in rules] + shared + own,
+        rules=[f"{rule['name']}: {rule['published_list']['words']}" for rule in rules],
         facts={
-            **{name: provenance_facts(one)["checkpoint"] for name, one in summaries.items()},
+            **{name: f"{one['trained']}; {one['checkpoint']}" for name, one in facts.items()},
             **dict(shared),
             "command": command,
         },
         tiles=score_tiles(scores, f"{first['num_clips']}, the same for all", rules[0]["name"]),
         sections=sections,
     )
+
+
+def draw_differences(
+    folders: Mapping[str, Path],
+    clips: Mapping[str, pd.DataFrame],
+    rule: str,
+    options: opts.LocalisationOptions,
+) -> list[Gallery]:
+    """Draw the clips whose consensus IoUs under a rule differ most, a row each: frame, heat of each model."""
+    lacking = [str(folder) for folder in folders.values() if not (folder / MAPS).is_file()]
+    if lacking:
+        logger.info("No clips on the page: there is no %s of --save-maps in %s.", MAPS, ", ".join(lacking))
+        return []
+    stored = [read_maps(folder / MAPS) for folder in folders.values()]
+    scored = {name: one.set_index("clip_id") for name, one in clips.items()}
+    cious = pd.DataFrame({name: one[f"{rule}:ciou"] for name, one in scored.items()}).fillna(0)
+    spread = cious.max(axis=1) - cious.min(axis=1)  # 0 where there is no object
+    chosen = spread[spread > 0].nlargest(NUM_SHOWN).index
+    found = build_clips(
+        options.benchmark,
+        options.data_root,
+        clip_list=options.clip_list,
+        annotations=options.annotations,
+        negatives=options.negatives,
+        allow_missing=options.allow_missing,
+    )
+    of_id = {clip.clip_id: clip for clip in found.clips}
+    if not of_id.keys() >= {*cious.index}:
+        raise ValueError("The options after `--` name other clips than those that were scored.")
+    geometry = FrameGeometry(GALLERY_SIDE, options.frame_geometry)
+    samples = AudioVisualClips([of_id[name] for name in chosen], geometry=geometry, audio=AudioConfig())
+    galleries = []
+    for place, clip_id in enumerate(chosen):
+        sample = samples[place]
+        if isinstance(sample, BrokenClip):
+            continue  # broken since it was scored
+        maps = [arrays[places[clip_id]] for _, places, arrays, _ in stored]
+        frame, boxes, scale = to_picture(sample.frame), sample.bounding_boxes, similarity_range(maps)
+        picture, *heat = draw_row(frame, boxes, maps, scale)
+        mp3 = encode_mp3(sample.waveform.numpy(), samples.audio.sample_rate)
+        cards = [Card(clip_id, "frame", [picture], mp3 if options.audio == "own" else None, style="query")]
+        for (name, one), overlay in zip(scored.items(), heat, strict=True):
+            style = "hit" if one.at[clip_id, f"{rule}:success"] else "miss"
+            words = f"{name}: cIoU {cious.at[clip_id, name]:.2f}, {style}"
+            cards.append(Card("", words, [overlay], style=style))
+        note = "heat: similarity from {:.2f} to {:.2f}".format(*scale) if scale else ""
+        galleries.append(Gallery(cards, row=True, note=note))
+    return galleries
 
 
 def rules_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -230,6 +304,7 @@ def run_program(command: Sequence[str]) -> int:
 def score(checkpoint: Path, folder: Path, options: Sequence[str]) -> None:
     """Score a checkpoint, unless the folder holds the results of this very command and file."""
     command = ["test.py", "localisation", *options, "--checkpoint", str(checkpoint), "--output", str(folder)]
+    command += ["--save-maps", str(folder / MAPS)]
     try:
         summary = json.loads((folder / "summary.json").read_text())
         same_command = summary["command"].endswith(shlex.join(command))
@@ -273,8 +348,8 @@ def compare_models(given: Sequence[str]) -> int:
     usage = "compare_models.sh A.pth B.pth ... -- --output DIR [options of test.py localisation]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
     end = given.index("--") if "--" in given else len(given)
-    words = "checkpoints, or folders with results; name=path names one"
-    parser.add_argument("models", nargs="*", metavar="[NAME=]PATH", help=words)
+    about = "checkpoints, or folders with results; name=path names one"
+    parser.add_argument("models", nargs="*", metavar="[NAME=]PATH", help=about)
     models = read_models(parser.parse_args(given[:end]).models)
     after = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     after.add_argument("--output", type=Path, required=True)
@@ -282,10 +357,16 @@ def compare_models(given: Sequence[str]) -> int:
     own, options = after.parse_known_args(given[end + 1 :])
     if {"--checkpoint", "--save-maps"} & {word.split("=")[0] for word in options}:
         raise ValueError(
-            "Checkpoints stand before `--`, without --checkpoint; the maps of each are saved by `test.py "
-            "localisation --save-maps`."
+            "Checkpoints stand before `--`, without --checkpoint; the maps of each are kept as "
+            f"{MAPS} beside its results."
         )
     check_results_folder(own.output, {"task": "comparison"})
+    parsed = None
+    if options:
+        first = str(next(iter(models.values())))
+        words = ["localisation", *options, "--checkpoint", first, "--output", str(own.output)]
+        task = opts.parse_test_options(words)
+        parsed = task if isinstance(task, opts.LocalisationOptions) else None
     folders = {}
     for place, (name, path) in enumerate(models.items(), start=1):
         logger.info("%d of %d: %s", place, len(models), path)
@@ -293,7 +374,7 @@ def compare_models(given: Sequence[str]) -> int:
         if not (path / "summary.json").is_file():
             folders[name] = own.output / folder_name(name)
             score(path, folders[name], options)
-    report = compare_results(folders, "bash scripts/compare_models.sh " + shlex.join(given))
+    report = compare_results(folders, "bash scripts/compare_models.sh " + shlex.join(given), parsed)
     write_and_show(own.output, report, own.table)
     return 0
 

@@ -169,7 +169,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         ("x/y=a.pth x_y=b.pth -- --output o", "a name of its own, got x/y, x_y"),
         ("a.pth b.pth", "required: --output"),
         ("a.pth b.pth -- --output o --checkpoint c", "stand before `--`"),
-        ("a.pth b.pth -- --output o --save-maps=m.npz", "`test.py localisation --save-maps`"),
+        ("a.pth b.pth -- --output o --save-maps=m.npz", "kept as maps.npz"),
         ("a.pth b.pth -- --output o --table html", "invalid choice: 'html'"),
     ],
 )

@@ -147,6 +147,7 @@ class NegativeResult:
     empty, where nothing is annotated"""
     threshold: float
     donors: NDArray[np.str_]  # (R, N) ids of the clips whose sounds were off-screen
+    maps: Tensor  # (N, K, h, w) similarity, on the threshold's scale, of each of KINDS; the first draws
     unreadable: tuple[tuple[str, str], ...] = ()  # (clip id, reason), not among the N
 
 
@@ -212,9 +213,13 @@ def evaluate_negatives(
         truths += [zlib.compress(truth.tobytes(), level=1) for truth in batch.ground_truth_maps]
     cosines = {kind: torch.cat(maps) for kind, maps in parts.items() if maps}
     scores, threshold = score_maps(cosines, truths, device, model.half_cosine, threshold)
+    first_draws = [torch.stack([maps[:, 0] for maps in cosines.values()], dim=1)] if cosines else []
+    shown = torch.cat(gather_objects(first_draws))  # (N, K, h, w)
+    shown = (shown + 1) / 2 if model.half_cosine else shown
     scored = tuple(gather_objects(clip_ids))
     donor_ids = np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]]
-    return NegativeResult(scored, scores, threshold, donor_ids, (*unreadable, *gather_objects(broken_later)))
+    broken = (*unreadable, *gather_objects(broken_later))
+    return NegativeResult(scored, scores, threshold, donor_ids, shown, broken)
 
 
 def score_maps(

@@ -1,14 +1,27 @@
 """Report of negative sounds: summary.json, per_clip.csv, tables and a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.evaluation.negatives import DEAF, DISC, KINDS, MEDIAN_RULE, NEGATIVES, NegativeResult, score_table
+from utils.evaluation.negatives import (
+    DEAF,
+    DISC,
+    KIND_WORDS,
+    KINDS,
+    MEDIAN_RULE,
+    NEGATIVES,
+    OWN,
+    NegativeResult,
+    harmonic_mean,
+    score_table,
+)
 from utils.evaluation.statistics import plain_interval
+from utils.reports.localisation import choose_clips
 from utils.reports.report import (
     EvaluationContext,
+    Gallery,
     Report,
     ScoreTable,
     Section,
@@ -27,10 +40,20 @@ HINT = (
     "All values in %, means over the seeds, with 95 % bootstrap intervals over the clips. What needs no "
     f"hearing stands beside them. Deaf: {DEAF}. Blind disc: {DISC} for every sound."
 )
+CLIPS_HINT = (
+    "Each frame with its annotated boxes, then with its own sound and the first draw of each negative one, "
+    "all on one scale: heat begins at the universal threshold, {:.3f}, round which a white line runs, and is "
+    "hottest at {:.3f}, the highest similarity of all clips. pIA: share of the frame above the threshold. "
+    "With a negative sound nothing should glow."
+)
 
 
 def negatives_report(
-    result: NegativeResult, context: EvaluationContext, identity: Mapping[str, Any], similarity: str
+    result: NegativeResult,
+    context: EvaluationContext,
+    identity: Mapping[str, Any],
+    similarity: str,
+    galleries: Sequence[Gallery] = (),
 ) -> Report:
     """Put together everything that an evaluation writes; `similarity` is the threshold's scale, in words."""
     scores, num_clips, num_seeds = score_table(result.scores), len(result.clip_ids), identity["num_seeds"]
@@ -90,10 +113,14 @@ def negatives_report(
     shared = {"benchmark": context.benchmark, "num_clips": num_clips, "num_seeds": num_seeds}
     shared |= {"threshold": result.threshold, "threshold_source": source, "similarity": similarity}
     shared |= {"off_screen": identity["off_screen"]}
-    title = f"Negative audio on {context.benchmark}, {num_clips} of {context.num_listed} listed clips"
+    sections = [Section("Scores", HINT, [ScoreTable(scores, HEADINGS, {"label": "Number"})])]
+    if galleries:
+        hint = CLIPS_HINT.format(result.threshold, result.maps.max().item())
+        sections.append(Section("Clips", hint, galleries))
+    title = context.title(num_clips)
     return Report(
         title=title,
-        caption=f"{title}, threshold {threshold}",
+        caption=f"Negative audio: {title}, threshold {threshold}",
         eyebrow="Sounds that are not in the picture",
         summary=summary,
         clips=clip_table(result, context.classes),
@@ -102,8 +129,25 @@ def negatives_report(
         notes=[*notes, *provenance_notes(summary)],
         facts=dict(notes) | provenance_facts(summary),
         tiles=[*tiles, universal],
-        sections=[Section("Scores", HINT, [ScoreTable(scores, HEADINGS, {"label": "Number"})])],
+        sections=sections,
     )
+
+
+def shown_clips(result: NegativeResult, count: int) -> dict[str, "pd.DataFrame"]:
+    """Choose the best, median and worst clips by F_LOC of their first draws; the index is their place."""
+    import pandas as pd  # noqa: PLC0415
+
+    first = {name: values[:, 0] for name, values in result.scores.items()}
+    clips = pd.DataFrame({"clip_id": result.clip_ids, OWN: first[f"ciou:{OWN}"]})
+    clips = clips.assign(**{kind: first[f"area:{kind}"] for kind in NEGATIVES}, donor=result.donors[0])
+    quiet = 1 - clips[[*NEGATIVES]].mean(axis=1)
+    return choose_clips(clips.assign(ciou=harmonic_mean(clips[OWN], quiet)), count)
+
+
+def clip_words(clip: Mapping[str, Any]) -> list[str]:
+    """Say what the pictures of a row of `shown_clips` are, and what was found."""
+    quiet = [f"{KIND_WORDS[kind]}: pIA {100 * clip[kind]:.0f} %" for kind in NEGATIVES]
+    return ["frame", f"{KIND_WORDS[OWN]}: cIoU {clip[OWN]:.2f}", *quiet]
 
 
 def clip_table(result: NegativeResult, classes: Mapping[str, str] | None) -> "pd.DataFrame":

@@ -60,7 +60,8 @@ def retrieval_report(
     frames, clip_ids = POOLING_WORDS[identity["image_pooling"]], queries["clip_id"].unique().tolist()
     entries = context.entries(clip_ids, unreadable)
     entries["intervals"]["method"] = "percentile bootstrap over queries, the gallery as given"
-    caption = f"Retrieval on {context.benchmark}, {len(clip_ids)} of {context.num_listed} listed clips"
+    title = context.title(len(clip_ids))
+    caption = f"Retrieval: {title}"
     if context.labels is not None:
         entries["labels"] = {**context.labels, "num_classes": queries["label"].nunique()}
         caption += f", {entries['labels']['num_classes']} classes"
@@ -94,7 +95,7 @@ def retrieval_report(
     if galleries:
         sections.append(Section("Queries with their nearest neighbours", items=galleries))
     return Report(
-        title=f"Retrieval on {context.benchmark}" + (f" ({context.note})" if context.note else ""),
+        title=title,
         caption=caption,
         eyebrow="Retrieval by sound and frame",
         summary=summary,

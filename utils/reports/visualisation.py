@@ -4,7 +4,7 @@ Pictures are uint8 RGB arrays (H, W, 3).
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -25,6 +25,7 @@ BAR_GROUND, STRIP_GROUND = 70, 16  # greys: under the colour bar, where there is
 SMALLEST_WITH_BAR = 160  # shorter side of a frame, pixels
 WEAK = "weak: the sound may not be in the picture"
 THUMBNAIL_SIDE, GUTTER = 320, 4  # of a contact sheet: longer side of a picture, and what lies between two
+GALLERY_SIDE = 360  # of frames in a report, pixels: sharp at half of it on a dense display
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz
 
 Picture = NDArray[np.uint8]
@@ -132,14 +133,22 @@ def overlay_localisation_map(
     # The square root makes the rim of a source visible while the heat is still dark there.
     weight = np.float32(opacity) * np.sqrt(ramp)
     picture = np.asarray(cv2.blendLinear(np.ascontiguousarray(frame), heat, 1 - weight, weight), np.uint8)
+    draw_boxes(picture, bounding_boxes)
+    return draw_caption(picture, caption) if caption else picture
+
+
+def draw_boxes(picture: Picture, bounding_boxes: NDArray[np.floating]) -> Picture:
+    """Draw boxes (N, 4), as fractions of width and height, into this very picture; inverted ones are none."""
     height, width = picture.shape[:2]
-    edges = np.rint(bounding_boxes * (width, height, width, height)).astype(int).tolist()
+    boxes = np.clip(bounding_boxes, 0, 1)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # VGG-SS holds inverted boxes
+    edges = np.rint(boxes[visible] * (width, height, width, height)).astype(int).tolist()
     thickness = max(1, round(min(height, width) / 120))
     for colour, pen in ((OUTLINE_COLOUR, thickness + 2), (BOX_COLOUR, thickness)):
         for left, top, right, bottom in edges:
             # The last pixel inside the box, so that a box up to 1.0 stays within the frame.
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, pen)
-    return draw_caption(picture, caption) if caption else picture
+    return picture
 
 
 def draw_caption(picture: Picture, caption: str, *, below: bool = False) -> Picture:
@@ -266,6 +275,31 @@ class ContactSheet:
         padded = [np.pad(tile, around, constant_values=255) for tile in tiles]
         rows = [np.hstack(padded[first : first + columns]) for first in range(0, len(padded), columns)]
         return np.vstack(rows)[:-GUTTER, :-GUTTER]
+
+
+def draw_row(
+    frame: Picture,
+    boxes: NDArray[np.floating] | None,
+    similarity_maps: Sequence[SimilarityMap],
+    scale: Scale | None,
+    threshold: float | None = None,
+) -> list[bytes]:
+    """Draw a frame with its boxes, then with each map as `draw_localisation` does: JPEG files of one size.
+
+    A line runs round what is above the threshold.
+    """
+    drawn = draw_boxes(frame.copy(), NO_BOXES if boxes is None else boxes)
+    pictures, (height, width) = [drawn], frame.shape[:2]
+    for similarity_map in similarity_maps:
+        picture = draw_localisation(drawn, similarity_map, Square(), scale=scale, threshold=threshold)
+        picture = np.ascontiguousarray(picture[:, :width])  # the colour bar would be too small to be read
+        if threshold is not None:
+            large = cv2.resize(similarity_map, (width, height), interpolation=cv2.INTER_CUBIC)
+            active = (large > threshold).astype(np.uint8)
+            lines, _ = cv2.findContours(active, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, lines, -1, TEXT_COLOUR, 1)
+        pictures.append(picture)
+    return [encode_jpeg(picture) for picture in pictures]
 
 
 def encode_jpeg(picture: Picture) -> bytes:

@@ -144,16 +144,24 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
         "--protocol ssl_tie,ez_vsl --workers 0 --device cpu"
     ).split()
     script = ROOT / "scripts" / "compare_models.sh"
-    finished = run(script, *paths, *options)
+    named = (f"our LVS={paths[0]}", paths[1])
+    finished = run(script, *named, *options)
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((out / "summary.json").read_text())
-    assert [model["name"] for model in summary["models"]] == ["lvs", "ez_vsl_or_fnac"]
+    assert [model["name"] for model in summary["models"]] == ["our LVS", "ez_vsl_or_fnac"]
+    cious = [
+        pd.read_csv(out / name / "per_clip.csv")["ssl_tie:ciou"] for name in ("our_LVS", "ez_vsl_or_fnac")
+    ]
+    num_shown = min(6, int((cious[0] != cious[1]).sum()))
+    page = (out / "report.html").read_text()
+    assert num_shown > 0 and page.count("panel query-row") == num_shown
+    assert page.count('<li class="candidate') == 3 * num_shown and "our LVS: cIoU" in page
     assert str(out / "report.html") in finished.stdout and "hits gained" in finished.stdout
     summaries = sorted(out.glob("*/summary.json"))
     times = [path.stat().st_mtime_ns for path in summaries]
     assert len(times) == 2
 
-    again = run(script, *paths, *options, "--table", "csv")
+    again = run(script, *named, *options, "--table", "csv")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("has been scored") == 2
     assert times == [path.stat().st_mtime_ns for path in summaries]

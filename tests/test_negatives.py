@@ -22,6 +22,7 @@ from models import SCORED
 from models.released import build_localiser
 from scripts.ablate import read_scores
 from utils.evaluation.negatives import (
+    KINDS,
     MEDIAN_RULE,
     NEGATIVES,
     PAIRS,
@@ -36,7 +37,7 @@ from utils.evaluation.negatives import (
 )
 from utils.evaluation.protocols import upsample
 from utils.evaluation.statistics import bootstrap_intervals
-from utils.reports.negatives import negatives_report
+from utils.reports.negatives import clip_words, negatives_report, shown_clips
 from utils.reports.report import write_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -314,6 +315,19 @@ def test_a_deaf_model_is_active_on_every_negative():
     assert found["sensitivity_ciou_at_0.5"] == found["sensitivity_pointing_accuracy"] == 0
 
 
+def test_clips_are_shown_with_their_first_draws():
+    result, half = evaluate(Listener(), 0.2), evaluate(Listener(half_cosine=True), 0.6)
+    maxima = [result.scores[f"maximum:{kind}"][:, 0] for kind in KINDS]
+    np.testing.assert_allclose(result.maps.amax((2, 3)).numpy(), np.stack(maxima, axis=1))
+    torch.testing.assert_close(half.maps, (result.maps + 1) / 2)
+    chosen = shown_clips(result, 2)
+    assert [len(rows) for rows in chosen.values()] == [2, 2, 2]
+    for place, row in chosen["Worst clips"].to_dict("index").items():
+        assert (row["clip_id"], row["donor"]) == (CLIP_IDS[place], result.donors[0, place])
+        sounds = ["own sound: cIoU 0.98", "silence: pIA 0 %", "noise: pIA 0 %", "off-screen: pIA 100 %"]
+        assert clip_words(row) == ["frame", *sounds]
+
+
 def test_a_third_of_the_negatives_active_and_neither_batch_nor_scale_changes_it():
     one, many = (evaluate(Listener(), 0.2, size) for size in (1, 7))
     for name, values in one.scores.items():
@@ -401,7 +415,13 @@ def test_the_own_maps_are_those_of_localisation(
         for row in csv.DictReader(file):
             donors = [int(donor[-1]) for donor in row["off_screen_sounds_of"].split()]
             assert len(donors) == 2 and int(row["clip_id"][-1]) % 3 not in {donor % 3 for donor in donors}
-    assert negatives("--table", "csv") == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("panel query-row") == 6 and page.count('<li class="candidate') == 6 * 5
+    assert (
+        page.count("<audio") == 6 * 2 and f"universal threshold, {summary['threshold']['value']:.3f}" in page
+    )
+    assert negatives("--table", "csv", "--gallery", 0) == 0
+    assert "panel query-row" not in (folder / "report.html").read_text()
     assert capsys.readouterr().out.startswith("key,better,score,")
     assert json.loads((folder / "summary.json").read_text())["scores"] == scores
     assert negatives("--threshold", 0.5) == 2

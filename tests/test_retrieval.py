@@ -399,6 +399,10 @@ def test_the_page_shows_queries_with_their_neighbours():
 
 def test_a_matrix_of_directions_and_metrics_comes_first():
     _, report = make_report()
+    assert (
+        report.title
+        == f"SSL-TIE runs, 80 epochs, on vgg_ss: ssl_tie_vgg_ss_4911, {COUNT} of {COUNT + 1} clips"
+    )
     (matrix,) = report.sections[0].items
     rows = matrix.scores.set_index("name")
     titles = ["Sounds found by a sound", "Frames found by a sound", "Sounds found by a frame"]
@@ -437,7 +441,7 @@ def retrieval(tiny_data, checkpoint, testing_program, tmp_path):
 def test_the_whole_way_and_again_without_the_model(retrieval, tmp_path, capsys, monkeypatch, caplog):
     assert retrieval() == 0
     shown = capsys.readouterr().out
-    assert "vgg_ss, 6 of 6 listed clips, 3 classes" in shown and "audio_to_audio" in shown
+    assert "on vgg_ss: every clip found, 6 clips, 3 classes" in shown and "audio_to_audio" in shown
     folder = tmp_path / "results"
     names = {"embeddings.npz", "per_query.csv", "report.html", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names | {"table.md", "table.tex", "table.csv"}

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from utils.reports.visualisation import (
     ContactSheet,
     Square,
     draw_localisation,
+    draw_row,
     encode_mp3,
     find_peak,
     is_weak,
@@ -232,3 +234,19 @@ def test_too_loud_a_sound_is_cut_and_not_wrapped():
     samples, _ = soundfile.read(io.BytesIO(encode_mp3(5 * tone(440, 16_000), 16_000)))
     assert np.abs(samples).max() < 1.3
     assert abs(loudest_hertz(samples, 16_000) - 440) < 2
+
+
+def test_a_row_has_one_scale_and_nothing_glows_below_the_threshold():
+    frame = np.full((192, 192, 3), 120, np.uint8)
+    quiet, loud = np.full((3, 3), 0.1, np.float32), np.full((3, 3), 0.1, np.float32)
+    quiet[0, 0], loud[2, 2] = 0.3, 0.9
+    boxes = np.array([[0.1, 0.4, 0.3, 0.6], [0.9, 0.9, 0.1, 0.1]])
+    pictures = [
+        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
+        for jpeg in draw_row(frame, boxes, [quiet, loud], (0.4, 0.9), 0.4)
+    ]
+    assert {picture.shape for picture in pictures} == {frame.shape} and (frame == 120).all()
+    changed = [np.abs(picture - 120).max(axis=2) > 40 for picture in pictures]
+    assert changed[0].any() and not changed[0][130:].any()  # the box, and not the inverted one
+    assert not changed[1][40:][~changed[0][40:]].any()  # below the caption
+    assert changed[2][150:, 150:].mean() > 0.9 and not changed[2][130:, :90].any()

@@ -60,8 +60,7 @@ def retrieval_report(
     frames, clip_ids = POOLING_WORDS[identity["image_pooling"]], queries["clip_id"].unique().tolist()
     entries = context.entries(clip_ids, unreadable)
     entries["intervals"]["method"] = "percentile bootstrap over queries, the gallery as given"
-    title = context.title(len(clip_ids))
-    caption = f"Retrieval: {title}"
+    caption = f"Retrieval: {context.title(len(clip_ids))}"
     if context.labels is not None:
         entries["labels"] = {**context.labels, "num_classes": queries["label"].nunique()}
         caption += f", {entries['labels']['num_classes']} classes"
@@ -95,7 +94,7 @@ def retrieval_report(
     if galleries:
         sections.append(Section("Queries with their nearest neighbours", items=galleries))
     return Report(
-        title=title,
+        title=context.title(len(clip_ids)),
         caption=caption,
         eyebrow="Retrieval by sound and frame",
         summary=summary,

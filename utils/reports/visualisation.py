@@ -295,7 +295,7 @@ def draw_row(
         picture = np.ascontiguousarray(picture[:, :width])  # the colour bar would be too small to be read
         if threshold is not None:
             large = cv2.resize(similarity_map, (width, height), interpolation=cv2.INTER_CUBIC)
-            active = (large > threshold).astype(np.uint8)
+            active = (large.clip(None, similarity_map.max()) > threshold).astype(np.uint8)
             lines, _ = cv2.findContours(active, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, lines, -1, TEXT_COLOUR, 1)
         pictures.append(picture)

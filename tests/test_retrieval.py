@@ -407,9 +407,10 @@ def test_a_matrix_of_directions_and_metrics_comes_first():
     rows = matrix.scores.set_index("name")
     titles = ["Sounds found by a sound", "Frames found by a sound", "Sounds found by a frame"]
     assert rows.index.tolist() == [*titles, "Chance", "Ceiling"]
-    assert list(matrix.headings) == ["Acc@1", "Acc@3", "Prec@1", "Prec@3", "mAP", "R@1", "R@3"]
+    assert list(matrix.headings) == ["Acc@1", "Acc@3", "Prec@3", "mAP", "R@1", "R@3"]
     for title, metrics in zip(titles, report.summary["directions"].values(), strict=True):
-        for name, found in metrics.items():
+        for name in metrics.keys() - {"Prec@1"}:
+            found = metrics[name]
             assert rows.loc[title, name] == found["value"]
             assert rows.loc[["Chance", "Ceiling"], name].tolist() == [found["chance"], found["ceiling"]]
     assert np.isnan(rows.loc["Sounds found by a sound", "R@1"])

@@ -118,7 +118,7 @@ def direction_matrix(scores: "pd.DataFrame") -> ScoreTable:
     """Table of directions by metric, above chance and ceiling, which directions have in common."""
     import pandas as pd  # noqa: PLC0415
 
-    metrics = scores["metric"].unique()
+    metrics = [name for name in scores["metric"].unique() if name != "Prec@1"]  # which is Acc@1
     rows = scores.pivot(index="direction", columns="metric", values="score").loc[scores["direction"].unique()]
     shared = scores.groupby("metric")[["chance", "ceiling"]].first().T
     table = pd.concat([rows.rename(index=direction_title), shared.rename(index=str.capitalize)])

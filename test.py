@@ -336,7 +336,7 @@ def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count
             note = f"heard: {own}" if own else ""
             if run.context.audio != "own":
                 other = Path(run.clips[places[row.clip_id]].sound).stem
-                note = f"heard: {classes.get(other, '')} ({other})" + f", not {own}" * bool(own)
+                note = f"heard: {classes.get(other, '')} ({other})" + f"; its own: {own}" * bool(own)
             cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3, note))
         galleries.append(pages.Gallery(cards, title))
     return galleries

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chromium import open_tab
 from golden_inputs import GOLDENS
 from pandas.testing import assert_frame_equal
 from result_inputs import SHA256, make_context, make_result
@@ -373,7 +374,7 @@ def test_columns_are_sorted_by_a_click_and_the_browser_does_not_complain(tmp_pat
         return finished.stdout
 
     page = render_page(made_up_page())
-    assert browse(page).count("<button") == 2 * 5
+    assert browse(page).count("<button") == 2 * 5 + 2
     free = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", CLICKS + "</body>")
     (seen,) = re.findall('data-seen="([^"]*)"', browse(free))
     assert seen.split("; ") == [
@@ -384,6 +385,25 @@ def test_columns_are_sorted_by_a_click_and_the_browser_does_not_complain(tmp_pat
         "14 x 14,centre box,SSL-TIE",
         "centre box,14 x 14,SSL-TIE",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
+def test_a_click_copies_a_table_or_else_selects_it(tmp_path):
+    pytest.importorskip("websocket", reason="requirements-dev.txt has it")
+    report = made_up_page()
+    (tmp_path / "page.html").write_text(render_page(report))
+    with open_tab((tmp_path / "page.html").as_uri(), tmp_path / "profile") as tab:
+        tab.wait_for("document.querySelectorAll('.files button').length == 2")
+        click = "document.querySelector('.files button').click()"
+        tab.call("Page.bringToFront")  # only a page in view may copy
+        tab.call("Runtime.evaluate", expression=click, userGesture=True)
+        tab.wait_for("document.querySelector('.files button').textContent == 'LaTeX copied'")
+        tab.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+        assert tab.evaluate("navigator.clipboard.readText()").split() == render_table(report, "tex").split()
+        tab.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        tab.evaluate("document.querySelectorAll('.files button')[1].click()")
+        assert tab.wait_for("String(getSelection())").startswith("Sound localisation: ")
 
 
 def test_pictures_and_sounds_lie_in_the_page():

@@ -12,7 +12,6 @@ rows (`draw_for_clips`). So N processes see what one would, and a resumed run wh
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -161,14 +160,14 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     from kornia.filters import gaussian_blur2d  # noqa: PLC0415
     from torchvision.transforms.v2.functional import rgb_to_grayscale  # noqa: PLC0415
 
-    frames = frames.clone()
+    operations: list[Callable[..., Tensor]] = []
+    plans: list[Tensor] = []  # of each operation: the places of its n frames and its parameter, (2, n)
 
-    def change(wanted: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    def change(wanted: Tensor, operation: Callable[..., Tensor], parameter: Tensor) -> None:
         chosen = wanted.nonzero()[:, 0]  # found on the CPU: on the device, the CPU would wait for the count
         if len(chosen):
-            places = chosen.to(frames.device, non_blocking=True)
-            values = [p[chosen].to(frames.device, frames.dtype, non_blocking=True) for p in parameters]
-            frames[places] = operation(frames[places], *values)
+            operations.append(operation)
+            plans.append(torch.stack([chosen.double(), parameter[chosen]]))
 
     coloured = (numbers[:, 0] < COLOUR_SHARE) & config.colour
     order = numbers[:, 1:5].argsort(dim=1)  # (B, 4): which adjustment comes first, second …
@@ -182,14 +181,23 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
         for which, adjust in enumerate(adjustments):
             factors = _between(numbers[:, 5 + which], JITTER[which])
             change(coloured & (order[:, place] == which), adjust, factors)
-    grey = partial(rgb_to_grayscale, num_output_channels=3)
-    change((numbers[:, 9] < GREY_SHARE) & config.grey, grey)
+    unused = numbers[:, 0]
     change(
-        (numbers[:, 10] < BLUR_SHARE) & config.blur,
-        lambda chosen, sigmas: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas[:, None].expand(-1, 2)),
-        _between(numbers[:, 11], BLUR_RANGE),
+        (numbers[:, 9] < GREY_SHARE) & config.grey,
+        lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3),
+        unused,
     )
-    change((numbers[:, 12] < FLIP_SHARE) & config.flip, lambda chosen: chosen.flip(-1))
+    blurred = (numbers[:, 10] < BLUR_SHARE) & config.blur
+    sigmas = _between(numbers[blurred, 11:12], BLUR_RANGE).expand(-1, 2)  # on the CPU, where they are checked
+    change(blurred, lambda chosen, _: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), unused)
+    change((numbers[:, 12] < FLIP_SHARE) & config.flip, lambda chosen, _: chosen.flip(-1), unused)
+
+    frames = frames.clone()
+    if plans:  # all go to the device in one copy
+        on_device = torch.cat(plans, dim=1).to(frames.device, non_blocking=True)  # (2, sum of n)
+        for operation, plan in zip(operations, on_device.split([p.shape[1] for p in plans], 1), strict=True):
+            places = plan[0].long()
+            frames[places] = operation(frames[places], plan[1].to(frames.dtype))
     return frames
 
 
@@ -235,10 +243,12 @@ def cut_out(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, numbers
     The frames, of heights and widths `sizes`, at least S, lie in the top-left corners; `numbers` are (B, 3)
     in [0, 1).
     """
-    top, left = ((numbers[:, :2] * (torch.tensor(sizes) - size + 1)).long()).T  # (B,) each
-    offsets = torch.arange(size)
-    across = torch.where(numbers[:, 2:] < FLIP_SHARE, offsets.flip(0), offsets)  # (B, S)
-    rows, columns = (top[:, None] + offsets).to(frames.device), (left[:, None] + across).to(frames.device)
+    drawn = torch.cat([numbers[:, :2] * (torch.tensor(sizes) - size + 1), numbers[:, 2:]], dim=1)
+    drawn = drawn.to(frames.device, non_blocking=True)  # (B, 3)
+    top, left = drawn[:, :2].long().T  # (B,) each
+    offsets = torch.arange(size, device=frames.device)
+    across = torch.where(drawn[:, 2:] < FLIP_SHARE, offsets.flip(0), offsets)  # (B, S)
+    rows, columns = top[:, None] + offsets, left[:, None] + across  # (B, S) each
     clips = torch.arange(len(frames), device=frames.device)
     cut = frames.movedim(1, 3)[clips[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, S, S, 3)
     return cut.movedim(3, 1)

@@ -190,5 +190,7 @@ def to_displayable(frames: Tensor) -> NDArray[np.uint8]:
 
 
 def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)[:, :, None, None]  # (3, 1, 1) each
-    return mean, std
+    # Not torch.tensor(..., device=device), for which the CPU would wait until the GPU has done all before.
+    statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).to(device, non_blocking=True)
+    mean, std = statistics[:, :, None, None]
+    return mean, std  # (3, 1, 1) each

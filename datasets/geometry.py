@@ -117,7 +117,8 @@ class GeometricTransform:
             bottom_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(self.angles), 1, 3)
             pixel_matrix = torch.cat([self.matrix(), bottom_row], dim=1)  # (B, 3, 3)
             unit_matrix = to_unit @ (pixel_matrix @ torch.inverse(to_unit))
-            theta = torch.inverse(unit_matrix)[:, :2].to(pictures)  # (B, 2, 3), destination to source
+            theta = torch.inverse(unit_matrix)[:, :2].to(pictures.dtype)  # (B, 2, 3), destination to source
+            theta = theta.to(pictures.device, non_blocking=True)
             grid = F.affine_grid(theta, list(pictures.shape), align_corners=True)  # (B, S, S, 2)
             warped = F.grid_sample(pictures, grid, align_corners=True)
         return warped.flip(-1) if self.flip else warped
@@ -129,10 +130,12 @@ class GeometricTransform:
         # A destination cell spans 1 / scale**2 source cells a side: one sample for each.
         samples = round(self.scale**-2)
         side = output_cells * samples
-        grid = 2 * self._source_of((torch.arange(side).double() + 0.5) / side) - 1  # (B, side, side, 2)
+        centres = torch.arange(side, device=maps.device).double() + 0.5  # (side,)
+        grid = 2 * self._source_of(centres / side) - 1  # (B, side, side, 2)
         # On the outermost half cell there is nothing to interpolate with: the border's own value.
         sampled = F.grid_sample(maps[:, None], grid.to(maps), padding_mode="border", align_corners=False)
-        corners = self._source_of(torch.arange(output_cells + 1).double() / output_cells)
+        edges = torch.arange(output_cells + 1, device=maps.device).double()
+        corners = self._source_of(edges / output_cells)
         outside = ((corners < -1e-6) | (corners > 1 + 1e-6)).any(dim=-1)  # (B, cells + 1, cells + 1)
         covered = 1 - F.max_pool2d(outside[:, None].to(maps), 2, stride=1)
         return F.avg_pool2d(sampled, samples)[:, 0], covered[:, 0]
@@ -147,8 +150,10 @@ class GeometricTransform:
         if self.flip:
             xs = self.frame_size - 1 - xs
         matrix = self.matrix().double()
+        matrix[:, :, :2] = torch.inverse(matrix[:, :, :2])  # on the CPU: a GPU would be waited for
+        matrix = matrix.to(fractions.device, non_blocking=True)
         offset = torch.stack([xs, ys], dim=-1) - matrix[:, None, None, :, 2]
-        source = torch.einsum("bij,bhwj->bhwi", torch.inverse(matrix[:, :, :2]), offset)
+        source = torch.einsum("bij,bhwj->bhwi", matrix[:, :, :2], offset)
         return (source + 0.5) / self.frame_size
 
 

@@ -127,7 +127,8 @@ def mask(log_spectrogram: Tensor, numbers: Tensor) -> Tensor:
     rows, columns = log_spectrogram.shape[2:]
     starts = (numbers[:, :2] * torch.tensor([columns, rows])).long()  # (B, 2); exchanged, as published
     ends = starts + (numbers[:, 2:] * MASK_SIZES).long()
-    limits = torch.stack([starts, ends], dim=2).to(log_spectrogram.device)[..., None]  # (B, 2, 2, 1)
+    limits = torch.stack([starts, ends], dim=2)[..., None]  # (B, 2, 2, 1)
+    limits = limits.to(log_spectrogram.device, non_blocking=True)
     inside = []
     for axis, size in enumerate((rows, columns)):
         places = torch.arange(size, device=log_spectrogram.device)

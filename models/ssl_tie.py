@@ -156,7 +156,7 @@ class SSLTIE(Method):
             generator = torch.Generator().manual_seed(2**62 + seed)  # other numbers than those of the clips
             level = math.log(0.01) * torch.rand(1, generator=generator)
             waveforms[-1] = level.exp() * torch.randn(self.audio.num_samples, generator=generator)
-        return self.front_end(waveforms.to(device))
+        return self.front_end(waveforms.to(device, non_blocking=True))
 
     # ---------------------------------------------------------------------------------- the training step
 

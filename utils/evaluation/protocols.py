@@ -183,7 +183,7 @@ def predict(
             if scale not in scored:
                 scored[scale] = _rescale(maps, value_range, scale)
             if rule.value is not None:
-                limit = maps.new_tensor(rule.value)
+                limit = maps.new_full((), rule.value)
             else:
                 if rule.threshold not in at_rank:
                     ranks = threshold_ranks(rule, maps[0].numel(), num_annotated).to(maps.device)

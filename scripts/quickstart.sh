@@ -114,3 +114,32 @@ for part in test_seen test_held_out_recording test_held_out_photo test_both_held
   if [ -f "$data/$part.txt" ]; then score "$part" "$part"; fi
 done
 score test test --save-overlays all --gallery 8
+
+output=${output#"$PWD/"} data=${data#"$PWD/"} scripts=${scripts#"$PWD/"}
+echo
+summary=$(cat <<'END'
+import json, sys
+from pathlib import Path
+results, data = Path(sys.argv[1]) / "results", json.loads((Path(sys.argv[2]) / "stamps.json").read_text())
+test, wrong = (json.loads((results / name / "summary.json").read_text()) for name in ("test", "wrong_sound"))
+trained = test["checkpoint"]["training_list"]["num_listed"]
+print(f"{test['model']}, {trained:,} clips of {len(data['classes'])} classes ({test['note']});"
+      f" {test['num_clips']} others, in percent:")
+print(f"{'':28}{'cIoU@0.5':>10}{'AUC':>10}{'pointing':>10}")
+named = {"this model": test["rows"][0], "  with a wrong sound": wrong["rows"][0],
+         "blind guess of the middle": test["rows"][1]}
+for name, row in named.items():
+    values = (row.get(key) for key in ("ciou_at_0.5", "auc", "pointing_accuracy"))
+    print(f"{name:28}" + "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in values))
+END
+)
+"${run[@]}" -c "$summary" "$output" "$data"
+clip=$data/VGGSound_test id=$(head -n 1 "$data/test.txt")
+cat <<END
+Report: $output/results/test/report.html
+Next:
+  bash $scripts/demo.sh        # your own videos and pictures, in the browser
+  bash $scripts/run.sh test.py image --checkpoint $output/last.pth --image $clip/frame/$id.jpg \\
+    --sound $clip/audio/$id.wav --output heat.png
+  bash $scripts/run.sh -m tensorboard.main --logdir $output        # how it learned
+END

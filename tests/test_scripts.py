@@ -232,6 +232,15 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
         assert finished.returncode == 0, finished.stderr
         assert ("nothing to do" in finished.stderr) == (attempt == 1)
     report = tmp_path / "run" / "results" / "test" / "report.html"
-    assert str(report) in finished.stdout
+    summary = finished.stdout.split("\n\n")[-1].splitlines()
+    assert re.match(
+        r"SSL-TIE run, 1 epoch, 16 clips of \d+ classes \(procedural set\); 12 others", summary[0]
+    )
+    for line, name in zip(summary[2:5], ("this model", "  with a wrong sound", "blind guess"), strict=True):
+        assert line.startswith(name) and re.search(r" \d+\.\d\d ", line)
+    assert summary[5:7] == [f"Report: {report}", "Next:"]
+    image = " ".join(summary[8:10]).replace("\\", "").split()
+    finished = run(ROOT / image[1], *image[2:-1], str(tmp_path / "heat.png"))
+    assert finished.returncode == 0, finished.stderr
     assert "data:image/jpeg" in report.read_text()
     assert "stamps: test, 12 clips (procedural set)" in report.read_text()

@@ -55,7 +55,7 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "cIoU@0.5" in finished.stdout
     summary = json.loads((results / "summary.json").read_text())
-    assert summary["num_clips"] == 6
+    assert (summary["model"], summary["num_clips"]) == ("SSL-TIE whole, 2 epochs", 6)
     assert summary["leak_check"]["num_clips"] == 0
     assert [row["kind"] for row in summary["rows"]] == ["model", "baseline", "baseline", "ceiling"]
     rows = list(csv.DictReader((results / "per_clip.csv").open()))

@@ -341,6 +341,19 @@ def test_cells_carry_what_they_are_sorted_by_and_their_intervals():
     assert "&lt;hint&gt;" in page and "Read &lt;this&gt;" in page and len(second) > len(first)
 
 
+def test_results_are_told_apart_by_their_titles():
+    others = {
+        "model": "SSPL a, 3 epochs",
+        "clip_list": "mine",
+        "audio": "shuffled",
+        "num_listed": 5,
+        "note": "n",
+    }
+    titles = {make_report(**changes).title for changes in [{}, *({name: others[name]} for name in others)]}
+    assert len(titles) == 6
+    assert "SSL-TIE runs, 80 epochs, on vgg_ss: ssl_tie_vgg_ss_4911, 4 clips, wrong sound" in titles
+
+
 def test_page_links_to_what_lies_around_it(tmp_path):
     for name in ("a & b", "c", "c/d"):
         write_report(tmp_path / name, make_report())

@@ -242,5 +242,7 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     image = " ".join(summary[8:10]).replace("\\", "").split()
     finished = run(ROOT / image[1], *image[2:-1], str(tmp_path / "heat.png"))
     assert finished.returncode == 0, finished.stderr
-    assert "data:image/jpeg" in report.read_text()
-    assert "stamps: test, 12 clips (procedural set)" in report.read_text()
+    page = report.read_text()
+    assert "data:image/jpeg" in page
+    assert "SSL-TIE run, 1 epoch, on stamps: test, 12 clips (procedural set)" in page
+    assert "scripts/run.sh test.py localisation" in page and "../wrong_sound/report.html" in page

@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from utils.training import (
     Precision,
     TrainingRun,
     autocast,
+    choose_precision,
     environment_report,
     pick_device,
     use_full_float32,
@@ -68,11 +70,19 @@ Decode = Callable[[AudioVisualClips, str], Iterator[Batch]]
 
 def train(options: opts.TrainOptions) -> int:
     """Train with all processes of torchrun; return the exit status."""
-    use_full_float32(options.compute.precision != "tf32")
     with process_group(pick_device(options.run.device)) as device:
+        settle_precision(options, device)
         if not is_main_process():
             logging.getLogger().setLevel(logging.WARNING)
         return train_on(device, options)
+
+
+def settle_precision(options: opts.TrainOptions, device: torch.device) -> None:
+    """Put what `--precision auto` stands for on the device into the options, and have PyTorch compute so."""
+    precision = choose_precision(options.compute.precision, device)
+    options.compute = replace(options.compute, precision=precision)
+    use_full_float32(precision != "tf32")
+    torch.backends.cudnn.benchmark = True  # the pictures of a run have one size
 
 
 def train_on(device: torch.device, options: opts.TrainOptions) -> int:
@@ -263,12 +273,14 @@ def validate(
         geometry=FrameGeometry(options.frame.frame_size),
         audio=options.audio,
     )
+    use_full_float32()
     with evaluating(model):
         result = evaluate_localisation(
             lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
             decode(clips, "validation"),
             [PROTOCOLS[rule]],
         )
+    use_full_float32(options.compute.precision != "tf32")
     for clip_id, reason in result.unreadable:
         logger.warning("Validation clip %s is not scored: %s", clip_id, reason)
     return {"clips": len(result.headline), **result.scores()}

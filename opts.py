@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,9 +22,12 @@ from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
 from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_protocols, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
-from utils.options import Options, Parser, build, did_you_mean, flag, option, refuse_dropped
+from utils.options import NUM_CORES, Options, Parser, build, did_you_mean, flag, option, refuse_dropped
 from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
+
+WORKERS = max(1, min(8, NUM_CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+"""A core decodes some 675 clips a second, eight what a GPU can train on; one core is left for the training"""
 
 _MEMORY = "Lower --batch-size, or use more GPUs."
 _NOISE = "A step has one noise, its level drawn between 0.01 and 1 of full scale."
@@ -70,7 +74,8 @@ class DataOptions(Options):
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     allow_missing: bool = False
     """leave clips out whose files are missing or broken, instead of refusing to start"""
-    workers: int = option(4, at_least=0)  # decoding processes; 0 decodes in the main process
+    workers: int = option(WORKERS, at_least=0)
+    """decoding processes of each process; 0: it decodes itself"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +102,9 @@ class ValidationOptions:
 class ComputeOptions:
     """How the arithmetic is done; docs/performance.md has what each is worth."""
 
-    precision: Precision = "fp32"
-    """of the networks; weights, heads and losses are always float32. tf32: GPUs round float32 products"""
+    precision: Precision = "auto"
+    """of the networks; weights, heads and losses are always float32. tf32: GPUs round float32 products;
+    auto: on GPUs bf16, or tf32 on those without; on CPUs fp32"""
     compile: bool = False  # compile the networks with torch.compile, which needs a C++ compiler or Triton
 
 
@@ -264,7 +270,8 @@ class ScoringOptions(TestTask):
     note: str = ""  # words that go into every result, e.g. what is special about the data
     batch_size: int = option(32, at_least=1)
     """clips scored at once; does not change the scores but for rounding"""
-    workers: int = option(4, at_least=0)  # decoding processes; 0 decodes in the main process
+    workers: int = option(WORKERS, at_least=0)
+    """decoding processes of each process; 0: it decodes itself"""
 
 
 SAID_BY_SAVED_MAPS = (

@@ -86,6 +86,7 @@ class Benchmark:
         self.training = opts.parse_train_options(words)
         self.device = pick_device(self.training.run.device)
         self.batch_size = self.training.optimisation.batch_size
+        training_program.settle_precision(self.training, self.device)
         self.model, self.wrapped = training_program.build_model(self.training, self.device)
         self.clips = make_clips(max(options.clips, self.batch_size), folder)
 
@@ -126,6 +127,7 @@ class Benchmark:
         ways: Ways = {"plain": build_steps(self.training, self.model, self.wrapped)}
         for name in chosen[1:]:
             options = opts.parse_train_options(self.words + VARIANTS[name])
+            training_program.settle_precision(options, self.device)
             ways[name] = build_steps(options, *training_program.build_model(options, self.device))
         samples = NUM_BATCHES * self.batch_size
         with FlopCounterMode(display=False) as counter:

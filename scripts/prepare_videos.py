@@ -46,6 +46,7 @@ from datasets.video import (
 from utils.files import SYSTEM_FOLDERS, lock_folder, moved_when_whole, write_atomically
 from utils.options import (
     CRASHED,
+    NUM_CORES,
     Options,
     Parser,
     add_group,
@@ -119,7 +120,7 @@ class PrepareOptions(Options):
     """side of the square, pixels"""
     keep_silent: bool = False
     """silent clips are no failures"""
-    workers: int = option(len(os.sched_getaffinity(0)), at_least=1)
+    workers: int = option(NUM_CORES, at_least=1)
     """processes"""
 
     def __post_init__(self) -> None:

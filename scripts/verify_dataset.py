@@ -6,7 +6,6 @@ bash scripts/verify_dataset.sh vgg_ss data/prepared --clip-list ssl_tie_vgg_ss_4
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from datasets.frames import FrameGeometry
 from utils.files import write_atomically
 from utils.options import (
     CRASHED,
+    NUM_CORES,
     Options,
     Parser,
     add_group,
@@ -55,7 +55,7 @@ class VerifyOptions(Options):
     """of the extended benchmarks, a file or an official list; none: SLAVC's"""
     annotations: Path | None = None
     """JSON of all boxes, or folder of <id>.xml, instead of what lies in its place"""
-    workers: int = option(len(os.sched_getaffinity(0)), at_least=1)
+    workers: int = option(NUM_CORES, at_least=1)
     """processes"""
     output: Path | None = None
     """write the whole report as JSON"""

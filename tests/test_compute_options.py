@@ -12,7 +12,7 @@ import main
 import opts
 from datasets.geometry import GeometricTransform
 from models.ssl_tie import SSLTIE, SSLTIEConfig
-from utils.training import autocast
+from utils.training import autocast, choose_precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -154,3 +154,13 @@ def test_compiled_networks_give_the_same_loss(inputs):
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
     assert largest_distance(gradients, expected[1]) < 1e-2
     assert largest_distance(buffers, expected[2]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "chosen"), [("cuda", True, "bf16"), ("cuda", False, "tf32"), ("cpu", True, "fp32")]
+)
+def test_a_gpu_trains_in_the_fast_precision_that_it_has(device, has_bf16, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+
+    assert choose_precision("auto", torch.device(device)) == chosen
+    assert choose_precision("fp32", torch.device(device)) == "fp32"

@@ -32,6 +32,10 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+NUM_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Processor cores that this process may use"""
+
+
 def option(
     default: Any = MISSING,  # noqa: ANN401 - of any type, as the field it makes
     *,

@@ -78,7 +78,16 @@ class Interruption:
 
 # ------------------------------------------------------------------------------------------- device
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return what `auto` stands for on a device: the fast one of a GPU, bf16 or tf32, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "tf32"
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

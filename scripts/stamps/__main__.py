@@ -33,7 +33,7 @@ from scripts.stamps.material import (
     load_real_material,
     make_procedural_material,
 )
-from utils.options import Options, Parser, add_group, build, configure_logging, option, run_command
+from utils.options import NUM_CORES, Options, Parser, add_group, build, configure_logging, option, run_command
 
 log = logging.getLogger("stamps")
 
@@ -64,7 +64,7 @@ class StampsOptions(Options):
     auto: procedural only where real is not to be had"""
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stamps"
     """where packages are kept"""
-    workers: int = option(len(os.sched_getaffinity(0)), at_least=1)
+    workers: int = option(NUM_CORES, at_least=1)
     """processes"""
 
 

@@ -195,7 +195,8 @@ def ablate(given: Sequence[str]) -> int:
         lines = [shlex.join(("python", *one)) for _, commands in runs.values() for one in commands]
         sys.stdout.write("\n".join(lines) + "\n")
         return 0
-    notes, scores = [f"Made by `bash scripts/ablate.sh {shlex.join(given)}`."], []
+    about = grid.get("about", own.grid)
+    notes, scores = [f"{about}. Made by `bash scripts/ablate.sh {shlex.join(given)}`."], []
     for (variant, seed), (run_dir, commands) in runs.items():
         logger.info("%s, seed %s", variant, seed)
         status = make(run_dir, commands)

@@ -19,6 +19,15 @@ LISTS = {
     "VGGSound144k": "ssl_tie_vggsound_144k",
 }
 TRAIN = {f"train_{kind}{size}" for size in LISTS for kind in ("", "sspl_")}
+PEERS = {  # epochs, and whose list is taken
+    "ez_vsl": {"VGGSound10k": (100, "ez_vsl"), "VGGSound144k": (20, "ez_vsl"),
+               "Flickr10k": (100, "ez_vsl"), "Flickr144k": (20, "ez_vsl")},
+    "slavc": {"VGGSound144k": (20, "ez_vsl")},
+    "fnac": {"VGGSound10k": (30, "fnac"), "VGGSound144k": (30, "fnac"),
+             "Flickr10k": (30, "ez_vsl"), "Flickr144k": (30, "ez_vsl")},
+    "lvs": {"VGGSound144k": (100, "ssl_tie"), "Flickr10k": (100, "ssl_tie"), "Flickr144k": (100, "ez_vsl")},
+}  # fmt: skip
+TRAIN_PEERS = {f"train_{method}_{size}": (method, size) for method, sizes in PEERS.items() for size in sizes}
 AUDMIX = {f"train_{size}_audmix" for size in LISTS}
 VGG_SS, FLICKR = ("vgg_ss", "/no/vgg_ss"), ("flickr_soundnet", "/no/flickr_test")
 TESTS = {
@@ -75,6 +84,21 @@ def test_a_training_script_is_the_published_recipe(name, dry_run):
     assert optimisation == recipe
 
 
+@pytest.mark.parametrize("name", sorted(TRAIN_PEERS))
+def test_a_peer_s_script_is_the_published_recipe(name, dry_run):
+    options, (method, size) = dry_run(name), TRAIN_PEERS[name]
+    epochs, owner = PEERS[method][size]
+    assert options["method"] == method and options["run"]["output"] == f"runs/{method}_{size}"
+    listed = size.lower().replace("10k", "_10k").replace("144k", "_144k")
+    assert options["data"]["clip_list"] == f"{owner}_{listed}"
+    assert options["start"]["start"] == ("scratch" if method == "lvs" else "imagenet")
+    assert options["optimisation"] == {
+        "epochs": epochs, "learning_rate": 1e-4, "batch_size": {"fnac": 256, "lvs": 32}.get(method, 128),
+        "weight_decay": 1e-4 if method in ("fnac", "lvs") else 0.0,
+    }  # fmt: skip
+    assert options["run"]["seed"] == (12345 if method == "fnac" else 4)
+
+
 @pytest.mark.parametrize("name", sorted(AUDMIX))
 def test_audmix_script_is_the_plain_one_with_mixing(name, dry_run):
     found, expected = (dry_run(one, FLICKR_LIST="mine.txt") for one in (name, name.removesuffix("_audmix")))
@@ -114,7 +138,7 @@ def test_a_list_of_training_clips_goes_with_released_files_alone(dry_run):
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start, dry_run, tmp_path):
-    assert name in TRAIN | AUDMIX | TESTS.keys() or "openset" in name
+    assert name in TRAIN | AUDMIX | TESTS.keys() | TRAIN_PEERS.keys() or "openset" in name
     finished = start(SCRIPTS[name])
     assert finished.returncode == 2
     assert re.search(r"(VGGSOUND|FLICKR)_(TEST_)?ROOT is not set.* \1_.*ROOT=/", finished.stderr)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# FNAC on Flickr-10k: the published recipe (30 epochs, batch 256, Adam 1e-4, frames from ImageNet).
+# The authors publish no list: this is EZ-VSL's.
+# Usage: FLICKR_ROOT=/data/… [OUTPUT=runs/fnac_Flickr10k] [CUDA_VISIBLE_DEVICES=0] bash scripts/train_fnac_Flickr10k.sh [options of main.py fnac]
+set -euo pipefail
+scripts=$(dirname "$0")
+. "$scripts/common.sh"
+need_root FLICKR_ROOT "$@"
+
+exec bash "$scripts/run.sh" main.py fnac \
+  --train-set flickr ${FLICKR_ROOT:+--data-root "$FLICKR_ROOT"} --clip-list ez_vsl_flickr_10k \
+  --output "${OUTPUT:-runs/fnac_Flickr10k}" --epochs 30 --seed 12345 "$@"

@@ -14,6 +14,9 @@ Deliberate differences from the authors' programs:
 3. A broken clip is left out and named; theirs put another one in its place.
 4. Crops, flips, masks and dropout follow from the seed; theirs are never seeded.
 
+Kept: training cuts squares out of frames of their own shape, a test squashes frames. Of square ones both are
+the authors' own.
+
 Maps equal those of the authors' programs with the same weights (tests/goldens/peers.npz), and training steps
 those of their training code (tests/test_methods.py); no released file could be had. Files are read by
 models/released.py; more in docs/peers.md.

@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score
 
 import utils.evaluation.retrieval
 from models.encoders import pool_positions, similarity_map
+from models.released import build_localiser
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from models.sspl import SSPL, SSPLConfig
 from utils.evaluation.retrieval import (
@@ -234,15 +235,17 @@ def test_pooling_of_frames():
         pool_positions(features, "sum")
 
 
-@pytest.mark.parametrize("name", ["ssl_tie", "sspl"])
+@pytest.mark.parametrize("name", ["ssl_tie", "sspl", "lvs", "slavc"])
 @torch.inference_mode()
 def test_embeddings_are_those_that_localise_and_the_pcm_s_frames_have_none(name):
     torch.manual_seed(0)
     frames = torch.randn(2, 3, 96, 96)
     if name == "ssl_tie":
         model, sounds = SSLTIE(SSLTIEConfig()).eval(), torch.randn(2, 1, 64, 80) * 10 - 40
-    else:
+    elif name == "sspl":
         model, sounds = SSPL(SSPLConfig(pcm=False)).eval(), torch.randn(2, 3, 1, 96, 64)
+    else:
+        model, sounds = build_localiser(name, {}).eval(), torch.randn(2, 1, 257, 40)
     audio = model.embed_audio(sounds)
     found = torch.einsum("bpd,bd->bp", model.embed_frames(frames, "positions"), audio)
     torch.testing.assert_close(found, model.localise(frames, sounds).flatten(1))

@@ -311,24 +311,6 @@ def localise_frames(
     return VideoMaps(localiser, source, max_seconds, maps)
 
 
-def localise_video(
-    localiser: Localiser,
-    source: Path,
-    output: Path,
-    *,
-    scale: Scale | Literal["video", "frame"] = "video",
-    threshold: float | None = None,
-    opacity: float = HEAT_OPACITY,
-    box: bool = False,
-    on_progress: Progress = no_progress,
-    **options: Any,  # noqa: ANN401 - those of Localiser.video
-) -> VideoResult:
-    """Localise the frames of a video and draw them; `on_progress` counts them in both passes."""
-    maps = localise_frames(localiser, source, on_progress=on_progress, **options)
-    drawing = {"threshold": threshold, "opacity": opacity, "box": box, "on_progress": on_progress}
-    return maps.draw(output, scale=scale, **drawing)  # type: ignore[arg-type]
-
-
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}.")

@@ -22,7 +22,7 @@ import opts
 from datasets.audio import AlignSpectrogramConfig, AudioConfig, SegmentConfig, load_waveform, sound_around
 from datasets.frames import FrameGeometry, as_float, normalise, to_tensor
 from datasets.video import UnusableVideoError, read_sound
-from models.localiser import localise_frames, localise_video
+from models.localiser import localise_frames
 from utils.checkpoint import save_checkpoint
 from utils.reports.visualisation import similarity_range
 
@@ -33,8 +33,8 @@ FLASH = 1.0
 """Second of the clip at which the flash is seen and the click is heard."""
 
 
-def localise(source, output, localiser=None, **options):
-    return localise_video(localiser or spotlight(), source, output, **options)
+def localise(source, output, localiser=None, drawing=None, **options):
+    return localise_frames(localiser or spotlight(), source, **options).draw(output, **drawing or {})
 
 
 def read_peaks(result):
@@ -123,7 +123,7 @@ def test_odd_sizes_grow_by_one_line(tmp_path, size):
     source = make_video(
         tmp_path / "clip.mkv", seconds=0.3, rate=10, codec="libvpx-vp9", pictures=[lamp(size=size)] * 3
     )
-    pictures, _ = streams(localise(source, tmp_path / "out.mp4", box=True).output)
+    pictures, _ = streams(localise(source, tmp_path / "out.mp4", drawing={"box": True}).output)
     assert pictures[0][1].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     assert [seconds for seconds, _ in pictures] == pytest.approx([0, 0.1, 0.2])
 
@@ -143,7 +143,7 @@ def test_rotated_videos_come_out_upright_and_the_peak_is_the_lamp(tmp_path, rota
 def test_colours_stay(tmp_path):
     red = np.full((64, 64, 3), (220, 0, 0), np.uint8)
     source = make_video(tmp_path / "clip.mp4", seconds=0.2, rate=10, pictures=[red] * 2)
-    output = localise(source, tmp_path / "out.mp4", opacity=0.0).output
+    output = localise(source, tmp_path / "out.mp4", drawing={"opacity": 0.0}).output
     with av.open(str(output)) as container:
         assert next(container.decode(video=0)).colorspace == 1  # BT.709, as of HD videos
     before, after = (streams(path)[0][0][1][:16, :16].astype(int) for path in (source, output))
@@ -330,7 +330,7 @@ def test_what_is_interrupted_or_does_not_fit_on_the_disk_leaves_what_was_there(t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        localise(source, folder / "out.mp4", on_progress=stop)
+        localise(source, folder / "out.mp4", drawing={"on_progress": stop})
     assert told == [(done, 20) for done in range(1, 6)]
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))

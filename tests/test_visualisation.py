@@ -107,6 +107,8 @@ def test_the_box_holds_the_region_of_the_peak_and_no_other():
     shifted = peak_box(values, Square(0.5, 0.0, 1.0, 1.0))
     np.testing.assert_allclose(shifted[0, ::2], 0.5 + box[::2] / 2)
     assert peak_box(np.ones((3, 3), np.float32), Square()).shape == (0, 4)
+    np.testing.assert_array_equal(peak_box(values, Square(), (0.0, 1.0)), [box])
+    assert peak_box(values, Square(), (0.0, 2.1)).shape == (0, 4), "not half-way up this scale"
 
 
 def test_heat_lies_on_the_peak_inside_the_square_beside_a_colour_bar():

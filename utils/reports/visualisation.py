@@ -19,7 +19,7 @@ HEAT_FLOOR, HEAT_OPACITY = 0.3, 0.8
 BOX_COLOUR = (0, 235, 255)  # cyan: absent from the black-violet-orange-yellow of the heat
 OUTLINE_COLOUR, TEXT_COLOUR = (10, 20, 30), (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-BOX_LEVEL = 0.5  # a box's region begins there, on the way from the map's smallest to its largest value
+BOX_LEVEL = 0.5  # a box's region begins there, on the way from the scale's smallest to its largest value
 BOX_GRID = 224  # side of the up-sampled map in which the region is looked for, as the scoring rules', pixels
 BAR_GROUND, STRIP_GROUND = 70, 16  # greys: under the colour bar, where there is no heat, and around it
 SMALLEST_WITH_BAR = 160  # shorter side of a frame, pixels
@@ -95,16 +95,21 @@ def format_peak(peak: Peak | None, threshold: float | None) -> dict[str, str]:
     return dict(zip(columns, values, strict=False))
 
 
-def peak_box(similarity_map: SimilarityMap, square: Square) -> NDArray[np.float64]:
+def peak_box(
+    similarity_map: SimilarityMap, square: Square, scale: Scale | None = None
+) -> NDArray[np.float64]:
     """Box the region of a map (h, w) that hangs together with the peak, up-sampled, from BOX_LEVEL on.
 
-    Returns (1, 4) fractions of the frame's width and height; (0, 4) where there is no peak.
+    Returns (1, 4) fractions of the frame's width and height; (0, 4) where there is no peak, or it is lower.
+    `scale` is as in `draw_localisation`.
     """
     if find_peak(similarity_map, square, 1, 1) is None:
         return NO_BOXES
-    lowest = similarity_map.min()
-    scaled = (similarity_map - lowest) / (similarity_map.max() - lowest)
+    low, high = scale or (similarity_map.min(), similarity_map.max())
+    scaled = np.asarray((similarity_map - low) / (high - low), np.float32)
     localisation_map = cv2.resize(scaled, (BOX_GRID, BOX_GRID), interpolation=cv2.INTER_LINEAR)
+    if localisation_map.max() < BOX_LEVEL:
+        return NO_BOXES
     row, column = np.unravel_index(np.argmax(localisation_map), localisation_map.shape)
     _, regions, boxes, _ = cv2.connectedComponentsWithStats((localisation_map >= BOX_LEVEL).astype(np.uint8))
     left, top, width, height = boxes[regions[row, column], :4] / BOX_GRID
@@ -125,8 +130,8 @@ def overlay_localisation_map(
     opaque and lighter with the map, in a colour map of even perceptual steps (inferno). Boxes (N, 4) are
     x_min, y_min, x_max, y_max, fractions of width and height.
     """
-    strength = np.nan_to_num(localisation_map.astype(np.float32), nan=0.0)
-    ramp = np.clip((strength - HEAT_FLOOR) / (1 - HEAT_FLOOR), 0, 1)
+    strength = (localisation_map.astype(np.float32) - HEAT_FLOOR) / (1 - HEAT_FLOOR)
+    ramp = np.fmin(np.fmax(strength, 0), 1)  # 0 for NaN
     # The darkest quarter of inferno is left out: nearly black, it would look like shadow.
     levels = (64 + 191 * ramp).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
@@ -191,24 +196,25 @@ def draw_localisation(
         box: draw the peak's box.
     """
     height, width = frame.shape[:2]
-    picture = frame.copy()
     peak = None if similarity_map is None else find_peak(similarity_map, square, width, height)
     if peak is not None:
         scale = scale or similarity_range([similarity_map])
     if similarity_map is None:
-        draw_caption(picture, "silent")
+        picture = draw_caption(frame.copy(), "silent")
     elif is_weak(similarity_map, threshold):
-        draw_caption(picture, WEAK)
+        picture = draw_caption(frame.copy(), WEAK)
     elif peak is not None and scale is not None:
         left, right = round(square.left * width), round(square.right * width)
         top, bottom = round(square.top * height), round(square.bottom * height)
-        similarity = cv2.resize(similarity_map, (right - left, bottom - top), interpolation=cv2.INTER_CUBIC)
-        # Bicubic curves swing beyond the values that they join.
-        similarity = similarity.clip(similarity_map.min(), similarity_map.max())
+        strength = np.asarray(_heat_strength(similarity_map, scale, threshold), np.float32)
+        enlarged = cv2.resize(strength, (right - left, bottom - top), interpolation=cv2.INTER_CUBIC)
         heat = np.full((height, width), np.nan, np.float32)
-        heat[top:bottom, left:right] = _heat_strength(similarity, scale, threshold)
-        boxes = peak_box(similarity_map, square) if box else NO_BOXES
+        # Bicubic curves swing beyond the values that they join.
+        heat[top:bottom, left:right] = enlarged.clip(strength.min(), strength.max())
+        boxes = peak_box(similarity_map, square, scale) if box else NO_BOXES
         picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
+    else:
+        picture = frame.copy()
     if min(height, width) < SMALLEST_WITH_BAR:
         return picture
     return np.hstack([picture, _colour_bar(height, max(height, width), scale, threshold, opacity)])

@@ -476,12 +476,13 @@ def _parse(
     """Parse one of the sub-commands, each described by an object's docstring; return its name and groups."""
     arguments = sys.argv[1:] if arguments is None else arguments
     refuse_dropped(DROPPED, arguments)
-    parser = Parser(program, description=summary)
+    usage = f"%(prog)s {{{','.join(commands)}}} [options]"
+    parser = Parser(program, usage=usage, description=summary)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     for name, (described, groups) in commands.items():
         words = (inspect.getdoc(described) or name).splitlines()[0]
         command = subparsers.add_parser(
-            name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name, prog=f"{program} {name}", help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         command.add_groups(groups.values())
     values = vars(parser.parse_args(arguments))

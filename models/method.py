@@ -141,12 +141,14 @@ class Method(nn.Module):
 
     def load_start(self, options: Any) -> None:  # noqa: ANN401
         """Load what a new run starts from, as `--start` says; not called when a run is resumed."""
-        from models import released  # noqa: PLC0415 - it imports the methods
+        if (start := options.start.start) not in ("scratch", "imagenet"):
+            from models import released  # noqa: PLC0415 - it imports the methods
 
-        if options.start.start not in ("scratch", "imagenet"):
-            released.load_start(self, Path(options.start.start), options.method)
-            logger.info("Weights of %s", options.start.start)
+            released.load_start(self, Path(start), options.method)
+            logger.info("Weights of %s", start)
         elif networks := self.pretrained(options):
+            from models import released  # noqa: PLC0415 - as above
+
             for kind, path in released.load_pretrained(networks).items():
                 logger.info("Weights of %s: %s", kind, path)
 

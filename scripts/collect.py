@@ -158,7 +158,7 @@ def compare_results(
             curve = {"predictor": name, "kind": row["kind"], "ciou": cious, "has_object": cious.notna()}
             curves.append(pd.DataFrame(curve))
         parts.append(pd.DataFrame(rows))
-        headings = {**SCORE_HEADINGS, **TESTED, **extra}
+        headings = {**SCORE_HEADINGS, **TESTED, "gained": "gained", "lost": "lost", **extra}
         table = ScoreTable(parts[-1], headings, {"predictor": "Name"}, bar=SCORE_KEYS[0])
         plot = success_plot(pd.concat(curves), protocol)
         sections.append(Section("Protocol", rule_words(rule), [table, plot], level=3, code=protocol))
@@ -239,7 +239,7 @@ def draw_differences(
         raise ValueError("The options after `--` name other clips than those that were scored.")
     geometry = FrameGeometry(GALLERY_SIDE, options.frame_geometry)
     samples = AudioVisualClips([of_id[name] for name in chosen], geometry=geometry, audio=AudioConfig())
-    galleries = []
+    galleries, classes = [], next(iter(scored.values())).get("class", {})
     for place, clip_id in enumerate(chosen):
         sample = samples[place]
         if isinstance(sample, BrokenClip):
@@ -248,7 +248,8 @@ def draw_differences(
         frame, boxes, scale = to_picture(sample.frame), sample.bounding_boxes, similarity_range(maps)
         picture, *heat = draw_row(frame, boxes, maps, scale)
         mp3 = encode_mp3(sample.waveform.numpy(), samples.audio.sample_rate)
-        cards = [Card(clip_id, "frame", [picture], mp3 if options.audio == "own" else None, style="query")]
+        sound = mp3 if options.audio == "own" else None
+        cards = [Card(clip_id, "frame", [picture], sound, classes.get(clip_id, ""), "query")]
         for (name, one), overlay in zip(scored.items(), heat, strict=True):
             style = "hit" if one.at[clip_id, f"{rule}:success"] else "miss"
             words = f"{name}: cIoU {cious.at[clip_id, name]:.2f}, {style}"

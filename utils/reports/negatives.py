@@ -109,7 +109,8 @@ def negatives_report(
         beside += [f"{row['deaf']:.1f} with the own map for every sound"]
         known = [words for words in beside if "nan" not in words]
         tiles.append(Tile(row["label"], f"{row['score']:.1f}", "%", "lead", known))
-    universal = Tile("Universal threshold", f"{result.threshold:.4f}", style="lead", notes=[threshold])
+    words = f"on {similarity}, {source}"
+    universal = Tile("Universal threshold", f"{result.threshold:.4f}", style="lead", notes=[words])
     shared = {"benchmark": context.benchmark, "num_clips": num_clips, "num_seeds": num_seeds}
     shared |= {"threshold": result.threshold, "threshold_source": source, "similarity": similarity}
     shared |= {"off_screen": identity["off_screen"]}

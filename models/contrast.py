@@ -35,14 +35,14 @@ class TriMapConfig(Options):
     hard_negatives: bool = True
     """contrast with the own frame's background"""
 
-    def __post_init__(self) -> None:
-        """Refuse thresholds that cross."""
-        super().__post_init__()
-        if self.tri_map and self.negative_threshold > self.positive_threshold:
-            raise ValueError(
-                f"--negative-threshold ({self.negative_threshold}) must not be above "
-                f"--positive-threshold ({self.positive_threshold})"
-            )
+
+def refuse_crossed_thresholds(config: TriMapConfig) -> None:
+    """Refuse thresholds between which no position is uncertain, with a ValueError."""
+    if config.tri_map and config.negative_threshold > config.positive_threshold:
+        raise ValueError(
+            f"--negative-threshold ({config.negative_threshold}) must not be above "
+            f"--positive-threshold ({config.positive_threshold})"
+        )
 
 
 def trimap_contrast(

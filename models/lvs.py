@@ -13,11 +13,11 @@ What is ours, or from others' words:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from models.contrast import TriMapConfig, contrastive_loss, trimap_contrast
+from models.contrast import TriMapConfig, contrastive_loss, refuse_crossed_thresholds, trimap_contrast
 from models.method import TrainingOutput
 from models.peers import PeerLocaliser
 from utils.distributed import gather_rows
@@ -35,6 +35,11 @@ class LVSConfig(TriMapConfig):
 
 class LVS(PeerLocaliser):
     """The localiser and its training loss."""
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:  # noqa: ANN401
+        """Refuse thresholds that cross."""
+        refuse_crossed_thresholds(options.model)
 
     def training_sounds(self, waveforms: Tensor, numbers: Tensor) -> Tensor:
         """Turn the middle of windows (B, L) into (B, 1, F, T)."""

@@ -36,7 +36,7 @@ from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig, as_float, normalise
 from datasets.geometry import GeometricConfig, GeometricTransform
 from datasets.mixing import MixingCurriculum
-from models.contrast import TriMapConfig, contrastive_loss, trimap_contrast
+from models.contrast import TriMapConfig, contrastive_loss, refuse_crossed_thresholds, trimap_contrast
 from models.encoders import (
     ImagePooling,
     ResNet18Encoder,
@@ -249,6 +249,7 @@ class SSLTIE(Method):
     @classmethod
     def check_options(cls, options: Any) -> None:  # noqa: ANN401
         """Refuse masks that do not fit, and negatives or a curriculum without what they are part of."""
+        refuse_crossed_thresholds(options.model)
         options.augmentation.check_fits(options.audio.mel_bins, options.audio.num_frames)
         weights = options.model.contrastive_weight, options.model.transformed_contrastive_weight
         if options.negatives.negative_sounds is not None and max(weights) == 0:

@@ -166,7 +166,7 @@ def test_a_config_of_another_form_is_refused_in_words(content, words, tmp_path):
         ("--learning-rate 0", "--learning-rate"),
         ("--workers -1", "--workers"),
         ("--temperature 0", "--temperature"),
-        ("--negative-threshold 0.9", "--negative-threshold"),
+        ("--negative-threshold 0.7", r"--negative-threshold \(0.7\) .* --positive-threshold \(0.65\)"),
         ("--equivariance-weight -1", "--equivariance-weight"),
         ("--time-mask 0", "--time-mask"),
         ("--window-seconds 1", "--time-mask"),

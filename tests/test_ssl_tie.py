@@ -177,7 +177,6 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
     ("options", "words"),
     [
         ({"temperature": 0}, "--temperature"),
-        ({"negative_threshold": 0.7}, r"--negative-threshold \(0.7\) .* --positive-threshold \(0.65\)"),
         ({"equivariance_weight": -1}, "--equivariance-weight"),
         (
             {"contrastive_weight": 0, "transformed_contrastive_weight": 0, "equivariance_weight": 0},
@@ -186,7 +185,6 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
     ],
 )
 def test_contradictions_are_refused_with_their_flags(options, words):
-    SSLTIEConfig(negative_threshold=0.9, tri_map=False)
     SSLTIEConfig(contrastive_weight=0, equivariance_weight=0)
     with pytest.raises(ValueError, match=words):
         SSLTIEConfig(**options)

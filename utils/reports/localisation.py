@@ -332,7 +332,7 @@ def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> list[ScoreT
     if len(rows) + num_single < 2 or rows.empty:
         return []
     if num_single:
-        words += f"; {num_single} of one clip are left out"
+        words += f"; groups of one clip are left out ({num_single})"
     rows = rows.assign(note=np.where(rows["few_clips"], "few clips", ""))
     if grouping == "class":
         rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")

@@ -125,7 +125,7 @@ class EvaluationContext:
 def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """Facts at the end of every page: all that is needed to repeat an evaluation."""
     checkpoint, labels, maps = summary["checkpoint"], summary["labels"], summary["scored_from_maps"]
-    sound = "its own" if summary["audio"] == "own" else "another clip's"
+    sound = "each clip's own" if summary["audio"] == "own" else "another clip's"
     facts = {
         "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
         "missing": f"{summary['num_missing']} without files, {summary['num_unreadable']} unreadable",

@@ -1,5 +1,7 @@
 """The Python API: pictures and sounds in any form give the map of test.py, and torch.hub finds it."""
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,7 @@ from datasets.audio import load_waveform
 from datasets.frames import as_float, normalise
 from models import load_localiser
 from models.released import build_localiser
+from scripts.stamps.__main__ import main as make_stamps
 from utils.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,3 +139,26 @@ def test_torch_hub_refuses_beside_another_package_of_the_same_name(checkpoint, t
     finished = in_another_process(code, tmp_path)
     assert finished.returncode == 1
     assert "A package 'datasets' is imported already" in finished.stderr
+
+
+def test_the_notebook_shows_heat_maps_and_a_table(checkpoint, tmp_path, monkeypatch):
+    """Run as Jupyter does: a cell shows the value of its last line."""
+    options = "--source procedural --train 1 --test 8 --classes 6 --workers 1"
+    assert make_stamps([str(tmp_path / "data" / "stamps-small"), *options.split()]) == 0
+    run = tmp_path / "runs" / "quickstart-small"
+    run.mkdir(parents=True)
+    shutil.copy(checkpoint, run)
+    (tmp_path / "hubconf.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names, shown = {}, []
+    for cell in json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            exec("".join(cell["source"]), names)
+            shown.append(eval(cell["source"][-1], names))
+    found, picture, table, frames = shown
+    assert found == (True, True)
+    assert picture.height == 256 and frames.height == 480 and frames.width > 960
+    assert list(table["clip_id"]) == [f"test_{number:06d}" for number in range(8)]
+    assert table["ciou"].between(0, 1).all()

@@ -270,6 +270,13 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
     return released(method=method, method_config={}, state_dict=weights, epoch=epoch)
 
 
+def find_checkpoints(folder: Path, pattern: str) -> list[Path]:
+    """Find at any depth what may hold a localiser: files with such names, and SSPL's results folders."""
+    encoders = {row.file_name for row in PRETRAINED.values()}
+    files = (path for path in folder.rglob("[!.]*") if re.fullmatch(pattern, path.name))
+    return sorted({p.parent if p.name in SSPL_FILES else p for p in files if p.name not in encoders})
+
+
 def describe_file(path: Path, root: Path) -> tuple[str, str]:
     """Say which model a checkpoint holds and what it learned from; in two words its fault, if it has one.
 
@@ -283,6 +290,8 @@ def describe_file(path: Path, root: Path) -> tuple[str, str]:
     words, clips = name_model(checkpoint, path), checkpoint.training_clips or ()
     if checkpoint.selection.get("kind") == "released file":
         return f"{words}, which does not tell its training data", ""
+    if not checkpoint.epoch:
+        return f"{words}: it has learned nothing yet, and its heat means nothing", "untrained"
     data = root / checkpoint.options.get("data", {}).get("data_root", "")
     words += f", trained on {len(clips):,} clips of {data.name} (list {checkpoint.training_list.get('name')})"
     try:
@@ -290,8 +299,12 @@ def describe_file(path: Path, root: Path) -> tuple[str, str]:
         words += f", {len(classes)} classes: {', '.join(classes)}".replace("_", " ")
     except (ValueError, OSError):
         words += ", classes not known"
-    is_random = checkpoint.options.get("frozen", {}).get("random_init")
-    return words, "untrained" if not checkpoint.epoch else "random encoders" if is_random else ""
+    if checkpoint.options.get("frozen", {}).get("random_init"):
+        return (
+            f"{words}; its frozen encoders are random, and its accuracy is not the method's",
+            "random encoders",
+        )
+    return words, ""
 
 
 def load_start(model: nn.Module, path: Path, method: str) -> None:

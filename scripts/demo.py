@@ -1,9 +1,6 @@
 """A page in the browser: a video, or a picture and a sound, and where the sound comes from.
 
-    bash scripts/demo.sh                                  # then open http://127.0.0.1:7860
-    bash scripts/demo.sh --checkpoints ckpts --runs runs --port 8000
-
-Options and what is safe about it: docs/demo.md.
+bash scripts/demo.sh; options, and what is safe about it: docs/demo.md.
 """
 
 import logging
@@ -26,7 +23,7 @@ from datasets.audio import AUDIO_SUFFIXES
 from datasets.frames import FRAME_SUFFIXES, read_frame_size
 from datasets.video import VIDEO_SUFFIXES
 from models.localiser import HeatMap, Localiser, VideoMaps, load_localiser, localise_frames
-from models.released import PRETRAINED, SSPL_FILES, describe_file
+from models.released import describe_file, find_checkpoints
 from scripts.stamps.compose import write_examples
 from utils.files import BrokenFileError
 from utils.options import Options, configure_logging, option, parse_group, run_command
@@ -40,24 +37,24 @@ QUICKSTART = ROOT / "data" / "stamps-small"
 TITLE = "Visual sound source localisation"
 ABOUT = """\
 - **What it does.** It takes a video, or a picture and a sound, and shows where the sound comes from.
-- **Colours and numbers.** The brighter, the more that place resembles the sound. The numbers beside the
-colour bar are similarities, 1 at most; they are no percentages.
+- **Colours and numbers.** The brighter, the more alike are place and sound. The numbers of the colour bar are
+similarities, 1 at most; a whole video and both models have one scale.
 - **Limits.** A model knows the kinds of sounds that it was trained on. It marks a place even if what sounds
 is not in the picture; then the similarities are low."""
 CSS = """
 #video_input video, #picture_input img { max-height: 380px; }
 #picture_first img, #picture_second img { width: 100%; height: 100%; object-fit: contain; }
-.examples .grid-wrap { min-height: 0 !important; }
-.examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)) !important; }
-.examples .caption-label { white-space: normal; }
+[id$=examples] .grid-wrap { min-height: 0 !important; padding-top: 2.5rem; }
+[id$=examples] .grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)) !important; }
+[id$=examples] .caption-label { white-space: normal; }
 """
+SCROLL = "(...all) => (document.querySelector('#%s_first').scrollIntoView({block: 'nearest'}), all)"
 # By the kind of an UnusableVideoError; other files that cannot be decoded have the last words.
 REFUSALS = {
     "no_video_stream": "has no moving picture. For a picture and a sound there is the other tab.",
     "no_audio_stream": "has no sound, so there is nothing to localise.",
     "": "cannot be read: it is damaged, or of a kind that is not known here.",
 }
-FAILED = "That did not work, for a reason that only the terminal of this page shows."
 MAX_PIXELS = 25_000_000  # of a picture
 MAX_WAITING = 20  # visitors; more are turned away
 HOUR = 3600  # seconds after which uploads and results are removed
@@ -96,22 +93,14 @@ class DemoOptions(Options):
     @property
     def models(self) -> dict[str, Path]:
         """Files that may hold a localiser, and SSPL's results folders, by the name to show."""
-        encoders = {row.file_name for row in PRETRAINED.values()}
         models: dict[str, Path] = {}
         for folder, pattern in ((self.checkpoints, r".*\.(pth|pt|tar)"), (self.runs, r"(best|last)\.pth")):
-            files = (p for p in folder.rglob("[!.]*") if re.fullmatch(pattern, p.name))
-            models_here = {p.parent if p.name in SSPL_FILES else p for p in files if p.name not in encoders}
-            for path in sorted(models_here):
-                name = str(path.relative_to(folder))
-                models[str(path) if name in models else name] = path
+            models |= {str(p.relative_to(folder.parent)): p for p in find_checkpoints(folder, pattern)}
         return models
 
 
 def prepare_examples(source: Path | None, folder: Path) -> tuple[list[tuple[Path]], list[tuple[Path, Path]]]:
-    """Fill a folder that visitors may read; return its videos, and its pictures with sounds.
-
-    `source` is a folder with a user's own, or a stamps set; None: they are drawn.
-    """
+    """Copy, compose of a stamps set, or draw (None) what visitors may read: videos, pictures with sounds."""
     if source is None or (source / "stamps.json").is_file():
         write_examples(source, folder)
     else:
@@ -136,7 +125,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     """Build and serve the page, with folders of uploads and of copied examples; return it and its address."""
     gr: Any = import_module("gradio")  # not above: it reads its settings from the environment now
 
-    refusal = partial(gr.Error, print_exception=False, title="Not localised")
+    refusal = partial(gr.Error, print_exception=False)
 
     def accept_uploads_only(component: Any) -> None:  # noqa: ANN401 - of Gradio
         """Take no addresses: this computer fetches nothing on a visitor's behalf."""
@@ -160,10 +149,8 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
     def localise(names: Any, box: bool, files: list[str], suffix: str, find: Any, draw: Any) -> list[Any]:  # noqa: ANN401
         """Find all models' maps, then draw them on one scale; return words, two outputs and the CSV files."""
-        if None in files or not names:
-            raise refusal("Upload or record first, or take one of the examples, and choose a model.")
-        if not options.models.keys() >= set(names):
-            raise refusal("This model is not there any more. Choose another one.")
+        if None in files or not names or not options.models.keys() >= set(names):
+            raise refusal("Choose a model that is there, then upload or record, or take an example.")
         words, shown, peaks = [], [], list[str]()
         try:
             paths = [options.models[name] for name in names]
@@ -173,11 +160,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
             for name, model, (result, _) in zip(names, models, found, strict=True):
                 # In Gradio's folder, so that it serves the results and removes them when they are old.
                 folder = Path(tempfile.mkdtemp(dir=uploads))
-                output, threshold = (
-                    folder / (re.sub(r"[^\w.-]", "_", name) + suffix),
-                    model.cosine(options.threshold),
-                )
-                words.append(f"**{name}**: {draw(result, output, scale=scale, threshold=threshold, box=box)}")
+                output = folder / (re.sub(r"[^\w.-]", "_", name) + suffix)
+                how = {"scale": scale, "threshold": model.cosine(options.threshold), "box": box}
+                words.append(f"**{name}**: {draw(result, output, **how)}")
                 shown.append(gr.update(value=str(output), label=name, visible=True))
                 peaks += map(str, folder.glob("*.csv"))
         except BrokenFileError as error:
@@ -188,42 +173,31 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
             raise
         except Exception as error:  # visitors need not know how this computer works
             logger.exception("%s", names)
-            raise refusal(FAILED) from error
+            raise refusal("That did not work, for a reason that only the page's terminal shows.") from error
         shown += [gr.update(value=None, visible=False)] * (2 - len(names))
         return ["\n\n".join(words), *shown, gr.update(value=peaks, visible=bool(peaks))]
 
-    # Gradio looks for progress among the defaults.
     def localise_video(names, box, video, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
-        limit = options.max_seconds
-
-        def show(doing: str) -> dict[str, Any]:
-            return {"on_progress": lambda done, expected: progress((done, expected), doing, unit="frames")}
+        longest = options.max_seconds
 
         def find(model: Localiser) -> tuple[VideoMaps, Sequence[Any]]:
-            maps = localise_frames(model, Path(video), max_seconds=limit, **show("Localising"))
-            return maps, maps.maps
+            how: Any = {"on_progress": lambda *done: progress(done, "Localising"), "max_seconds": longest}
+            return (maps := localise_frames(model, Path(video), **how)), maps.maps
 
         def draw(maps: VideoMaps, output: Path, **how: Any) -> str:  # noqa: ANN401
-            result = maps.draw(output, **how, **show("Drawing"))
+            result = maps.draw(output, on_progress=lambda *done: progress(done, "Drawing"), **how)
             result.contact_sheet.unlink()
-            said = [
-                f"{result.frames} frames",
-                f"{result.silent_frames} silent",
-                f"{result.weak_frames} {WEAK}",
-            ]
-            said += [f"only the first {limit:g} s"] * (result.seconds > limit - 0.1)
-            return "; ".join(words for words in said if words[0] != "0")
+            counts = {"frames": result.frames, "silent": result.silent_frames, WEAK: result.weak_frames}
+            said = [f"{count} {what}" for what, count in counts.items() if count]
+            return "; ".join(said + [f"only the first {longest:g} s"] * (result.seconds > longest - 0.1))
 
         return localise(names, box, [video], ".mp4", find, draw)
 
     def localise_picture(names, box, picture, sound):  # noqa: ANN001, ANN202
         def find(model: Localiser) -> tuple[HeatMap, Sequence[Any]]:
             if math.prod(read_frame_size(Path(picture))) > MAX_PIXELS:
-                raise refusal(
-                    f"The picture is too large: at most {MAX_PIXELS // 10**6} million pixels are taken."
-                )
-            heat = model(picture, sound)
-            return heat, [heat.map]
+                raise refusal(f"The picture is too large: {MAX_PIXELS // 10**6} million pixels at most.")
+            return (heat := model(picture, sound)), [heat.map]
 
         def draw(heat: HeatMap, output: Path, **how: Any) -> str:  # noqa: ANN401
             heat.save(output, **how)
@@ -231,30 +205,23 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
                 return "the sound is silent: nothing is drawn" if heat.map is None else "no place stands out"
             x, y, similarity = heat.peak
             weak = f"; {WEAK}" * is_weak(heat.map, how["threshold"])
-            return f"similarity {similarity:.3f}, {x:.0f} px from the left and {y:.0f} from the top{weak}"
+            return f"hottest at x {x:.0f}, y {y:.0f} pixels: similarity {similarity:.3f}{weak}"
 
         return localise(names, box, [picture, sound], ".png", find, draw)
 
     def add_tab(title: str, kind: str, found: list[Any], work: Callable[..., Any], places: list[Any]) -> None:
         """Add a tab: inputs, button and examples to the left; words and one or two heat maps to the right."""
         look = {"label": "Heat map", "interactive": False, "height": 380, "buttons": ["download"]}
-        component = gr.Video if kind == "video" else gr.Image
         with gr.Tab(title), gr.Row():
             with gr.Column():
                 for place in places:
                     place.render()
                 button = gr.Button("Localise", variant="primary", elem_id=f"localise_{kind}")
-                gr.Markdown("Examples: click one, and it is localised." if found else "")
-                settings = {
-                    "show_label": False,
-                    "allow_preview": False,
-                    "buttons": [],
-                    "elem_classes": "examples",
-                }
                 shown = [(str(files[0]), files[0].stem) for files in found]
-                gallery = gr.Gallery(shown, elem_id=f"{kind}_examples", visible=bool(found), **settings)
+                looks = {"allow_preview": False, "buttons": [], "visible": bool(found)}
+                gallery = gr.Gallery(shown, label="Examples: click one", elem_id=f"{kind}_examples", **looks)
             with gr.Column():
-                outputs = [gr.Markdown(elem_id=f"{kind}_words")]
+                outputs, component = [gr.Markdown(elem_id=f"{kind}_words")], type(places[0])
                 with gr.Row():
                     for name in ("first", "second"):  # the latter is seen with two models
                         outputs.append(component(elem_id=f"{kind}_{name}", visible=name == "first", **look))
@@ -263,7 +230,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         def fill(event: gr.SelectData) -> dict[Any, str]:
             return dict(zip(places, map(str, found[event.index]), strict=True))
 
-        called = {"fn": work, "inputs": [models, box, *places], "outputs": outputs, "scroll_to_output": True}
+        called = {"fn": work, "inputs": [models, box, *places], "outputs": outputs, "js": SCROLL % kind}
         button.click(**called)
         gallery.select(fill, None, places, **private).then(**called, **private)
 
@@ -273,10 +240,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     video = gr.Video(label="Video with sound", elem_id="video_input", render=False, **camera)
     picture = gr.Image(label="Picture", type="filepath", elem_id="picture_input", render=False, **camera)
     sound = gr.Audio(label="Sound", type="filepath", render=False)
-    for component in (video, picture, sound):
-        accept_uploads_only(component)
-    # What the readers here refuse is said in words, and they turn pictures upright.
-    picture.preprocess = lambda data: data and data.path
+    for place in (video, picture, sound):
+        accept_uploads_only(place)
+    picture.preprocess = lambda data: data and data.path  # what cannot be read is then said in words
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
         gr.Markdown(f"# {TITLE}\n{ABOUT}")
         update, lines = show_models()
@@ -290,23 +256,20 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         add_tab("Video", "video", videos, localise_video, [video])
         add_tab("Picture and sound", "picture", pairs, localise_picture, [picture, sound])
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    _, address, _ = page.launch(
-        server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6,
+    return page, page.launch(
+        server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6, css=CSS,
         allowed_paths=[], blocked_paths=[str(ROOT)], prevent_thread_lock=True, quiet=True, footer_links=[],
-        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         **dict.fromkeys(CLOSED, False),
-    )  # fmt: skip
-    return page, address
+    )[1]  # fmt: skip
 
 
 def serve(options: DemoOptions) -> int:
     """Serve the page until Ctrl-C or SIGTERM, and return 0."""
     if not options.models:
         raise ValueError(
-            f"There is no model in {options.checkpoints}/ or {options.runs}/. Train one with bash "
-            "scripts/quickstart.sh, fetch a released one (ckpts/README.md), or name the folder with "
-            "--checkpoints."
+            f"There is no model in {options.checkpoints}/ or {options.runs}/. Train one (bash scripts/"
+            "quickstart.sh), fetch one (ckpts/README.md), or name the folder with --checkpoints."
         )
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

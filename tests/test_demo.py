@@ -31,6 +31,7 @@ from scripts import demo
 from scripts.stamps.__main__ import main as make_stamps
 from utils.checkpoint import save_checkpoint
 
+ONE, TWO = "ckpts/one.pth", "ckpts/two.pth"
 needs_browser = pytest.mark.skipif(
     find_chromium() is None or find_spec("websocket") is None,
     reason="no Chromium, or requirements-dev.txt is not installed",
@@ -47,15 +48,10 @@ def test_models_are_found_by_name_at_any_depth(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert demo.DemoOptions(checkpoints=ckpts, runs=runs).models == {
-        "2026/may/c.pt": ckpts / "2026" / "may" / "c.pt",
-        "a.pth": ckpts / "a.pth",
-        "b.pth.tar": ckpts / "b.pth.tar",
-        "mine/last.pth": ckpts / "mine" / "last.pth",
-        "sspl": ckpts / "sspl",
-        "grid/one/best.pth": runs / "grid" / "one" / "best.pth",
-        str(runs / "mine" / "last.pth"): runs / "mine" / "last.pth",
-    }
+    names = ("ckpts/2026/may/c.pt", "ckpts/a.pth", "ckpts/b.pth.tar", "ckpts/mine/last.pth", "ckpts/sspl",
+             "runs/grid/one/best.pth", "runs/mine/last.pth")  # fmt: skip
+    found = demo.DemoOptions(checkpoints=ckpts, runs=runs).models
+    assert found == {name: tmp_path / name for name in names}
     assert demo.DemoOptions(checkpoints=tmp_path / "no", runs=tmp_path / "no").models == {}
 
 
@@ -224,27 +220,29 @@ def fetch(server, shown, path):
 
 def test_two_models_localise_a_video_side_by_side(server, tmp_path):
     upload = server.upload("clip.mp4", server.video.read_bytes())
-    event, (words, first, second, peaks) = server.ask("localise_video", ["one.pth", "two.pth"], True, upload)
+    event, (words, first, second, peaks) = server.ask("localise_video", [ONE, TWO], True, upload)
     assert event == "complete"
-    assert words == "\n\n".join(f"**{n}.pth**: 20 frames; only the first 2 s" for n in ("one", "two"))
-    results = [fetch(server, shown["value"], tmp_path / shown["label"]) for shown in (first, second)]
+    assert words == "\n\n".join(f"**{name}**: 20 frames; only the first 2 s" for name in (ONE, TWO))
+    results = [
+        fetch(server, shown["value"], tmp_path / Path(shown["label"]).name) for shown in (first, second)
+    ]
     for path in results:
         with av.open(str(path)) as container:
             seconds = [float(stream.duration * stream.time_base) for stream in container.streams]
             assert seconds == pytest.approx([2, 2], abs=0.2)  # pictures and sound
     assert results[0].read_bytes() != results[1].read_bytes()
-    assert second["visible"] is True and [path.name for path in results] == ["one.pth", "two.pth"]
+    assert second["visible"] is True and [first["label"], second["label"]] == [ONE, TWO]
     peaks = peaks["value"]
-    assert [file["orig_name"] for file in peaks] == ["one.pth_peaks.csv", "two.pth_peaks.csv"]
+    assert [file["orig_name"] for file in peaks] == ["ckpts_one.pth_peaks.csv", "ckpts_two.pth_peaks.csv"]
     assert fetch(server, peaks[0], tmp_path / "peaks").read_text().startswith("time_seconds,x,y,similarity")
 
 
 def test_a_picture_and_a_sound(server, tmp_path):
     picture = server.upload("a.png", server.picture.read_bytes())
     sound = server.upload("a.wav", server.sound.read_bytes())
-    event, (words, first, second, _) = server.ask("localise_picture", ["two.pth"], False, picture, sound)
+    event, (words, first, second, _) = server.ask("localise_picture", [TWO], False, picture, sound)
     assert event == "complete"
-    assert re.fullmatch(r"\*\*two.pth\*\*: similarity -?0\.\d{3}, \d+ px from .* from the top", words)
+    assert re.fullmatch(rf"\*\*{TWO}\*\*: hottest at x \d+, y \d+ pixels: similarity -?0\.\d{{3}}", words)
     assert second["visible"] is False
     paths = (fetch(server, first["value"], tmp_path / "got.png"), server.picture)
     drawn, plain = (np.asarray(Image.open(path).convert("RGB"), dtype=int) for path in paths)
@@ -260,21 +258,13 @@ def test_what_is_wrong_is_said_in_the_page_s_own_words(server, tmp_path):
     film = server.upload("film.mp4", (tmp_path / "a.flac").read_bytes())
     (server.checkpoints / "damaged.pth").write_bytes(b"no weights")
     for name, values, words in (
-        (
-            "localise_video",
-            (["one.pth"], False, clip),
-            "clip.mp4 cannot be read: it is damaged, or of a kind ",
-        ),
-        ("localise_video", (["one.pth"], False, film), "film.mp4 has no moving picture. "),
-        (
-            "localise_picture",
-            (["one.pth"], False, large, clip),
-            "The picture is too large: at most 25 million",
-        ),
-        ("localise_picture", (["one.pth"], False, clip, sound), "clip.mp4 cannot be read: it is damaged"),
-        ("localise_video", (["one.pth"], False, None), "Upload or record first"),
-        ("localise_picture", (["one.pth"], False, None, None), "Upload or record first"),
-        ("localise_video", (["../x.pth"], False, clip), "This model is not there any more"),
+        ("localise_video", ([ONE], False, clip), "clip.mp4 cannot be read: it is damaged, or of a kind "),
+        ("localise_video", ([ONE], False, film), "film.mp4 has no moving picture. "),
+        ("localise_picture", ([ONE], False, large, clip), "The picture is too large: at most 25 million"),
+        ("localise_picture", ([ONE], False, clip, sound), "clip.mp4 cannot be read: it is damaged"),
+        ("localise_video", ([ONE], False, None), "Choose a model that is there"),
+        ("localise_picture", ([ONE], False, None, None), "Choose a model that is there"),
+        ("localise_video", (["../x.pth"], False, clip), "Choose a model that is there"),
         ("localise_video", (["damaged.pth"], False, clip), "That did not work, for a reason that only the "),
     ):
         event, data = server.ask(name, *values)
@@ -307,7 +297,7 @@ def test_no_other_file_can_be_read(server):
             for words in (b"root:", b"the secret", b"SSL-TIE", b"PYTHONPATH", b"ELF"):
                 assert words not in content, (prefix, path)
     for path in (p for p in wanted if not str(p).startswith("file:")):
-        event, data = server.ask("localise_video", ["one.pth"], False, as_file(path))
+        event, data = server.ask("localise_video", [ONE], False, as_file(path))
         assert event == "error" and "secret" not in str(data).replace("secret.txt", "")
     for path in ("/monitoring", "/monitoring/summary", "/gradio_api/mcp/", "/gradio_api/runs"):
         assert server.get(path)[0] in (403, 404, 405), path
@@ -320,7 +310,7 @@ def test_an_upload_that_names_a_file_does_not_show_it(server):
     concatenation = f"ffconcat version 1.0\nfile {secret}\n"
     for name, content in (("a.m3u8", playlist), ("a.mp4", playlist), ("a.ffconcat", concatenation)):
         upload = server.upload(name, content.encode())
-        event, data = server.ask("localise_video", ["one.pth"], False, upload)
+        event, data = server.ask("localise_video", [ONE], False, upload)
         assert event == "error" and f"{name} cannot be read" in data["error"]
 
 
@@ -337,7 +327,7 @@ def test_nothing_is_fetched_on_a_visitor_s_behalf(server):
     with http.server.HTTPServer(("127.0.0.1", 0), Recorder) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{other.server_port}/clip.mp4"
-        event, data = server.ask("localise_video", ["one.pth"], False, as_file(address))
+        event, data = server.ask("localise_video", [ONE], False, as_file(address))
         assert event == "error" and "not its address" in data["error"]
         other.shutdown()
     assert asked == []
@@ -345,7 +335,7 @@ def test_nothing_is_fetched_on_a_visitor_s_behalf(server):
 
 def test_visitors_queue(server):
     upload = server.upload("clip.mp4", server.video.read_bytes())
-    names = ["one.pth", "two.pth", "one.pth", "two.pth"]
+    names = [ONE, TWO, ONE, TWO]
     with ThreadPoolExecutor(4) as visitors:
         answers = visitors.map(lambda name: server.ask("localise_video", [name], False, upload), names)
     assert [(event, data[0].split(":")[0]) for event, data in answers] == [
@@ -366,17 +356,17 @@ def test_a_visitor_uploads_waits_sees_the_result_and_tries_an_example(server, tm
     profile.mkdir()
     with open_tab(server.address, profile) as tab:
         tab.wait_for("!!document.querySelector('#video_input input[type=file]')")
-        assert "one.pth: SSL-TIE ckpts, 0 epochs, trained on" in tab.evaluate(
+        assert f"{ONE}: SSL-TIE ckpts, 0 epochs: it has learned nothing" in tab.evaluate(
             "document.querySelector('#about').innerText"
         )
-        choose(tab, "#models", "two.pth (untrained)")
+        choose(tab, "#models", f"{TWO} (untrained)")
         tab.upload("#video_input input[type=file]", server.video)
         tab.wait_for("(document.querySelector('#video_input video') || {}).readyState >= 1")
         tab.evaluate("document.querySelector('#localise_video').click()")
         for name in ("video_first", "video_second"):
             tab.wait_for(f"(document.querySelector('#{name} video') || {{}}).readyState >= 2")
         words = tab.evaluate("document.querySelector('#video_words').innerText")
-        assert "one.pth: " in words and "two.pth: " in words
+        assert f"{ONE}: " in words and f"{TWO}: " in words
         tab.evaluate("[...document.querySelectorAll('button[role=tab]')].pop().click()")
         tab.wait_for("document.querySelector('#picture_examples').innerText.includes('dog')")
         tab.evaluate("document.querySelector('#picture_examples .thumbnail-item').click()")

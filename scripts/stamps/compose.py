@@ -285,7 +285,8 @@ def _root_mean_square(waveform: np.ndarray) -> float:
 def write_examples(source: Path | None, folder: Path) -> None:
     """Write four test clips of a stamps set, or drawn ones, and a video in which two things sound in turn.
 
-    Files are named after what sounds. In the video, the two are as far apart as in any of the clips.
+    Files are named after what sounds. The video's sounds are known from training, if possible, and its things
+    as far apart as possible.
     """
     clips: list[tuple[Image.Image, np.ndarray, dict[str, Any]]] = []  # frame, waveform (L,), record
     if source is None:
@@ -297,7 +298,7 @@ def write_examples(source: Path | None, folder: Path) -> None:
             waveform, _ = soundfile.read(source / f"VGGSound_test/audio/{clip}.wav", dtype="float32")
             frame = read_frame(source / f"VGGSound_test/frame/{clip}.jpg")
             clips.append((frame, waveform, manifest["clips"][clip]))
-    sounds = {record["class"]: waveform for _, waveform, record in clips}
+    sounds = {record["class"]: (waveform, record) for _, waveform, record in clips}
     films = []
     for index, (frame, waveform, record) in enumerate(clips):
         things = [record, *record["other_objects"]]
@@ -307,17 +308,15 @@ def write_examples(source: Path | None, folder: Path) -> None:
             soundfile.write(folder / f"{names[0]} sounds.wav", waveform, SAMPLE_RATE)
         if len(things) > 1 and things[1]["class"] in sounds:
             boxes = np.array([thing["box"] for thing in things])
-            distance = float(np.linalg.norm(boxes[0] - boxes[1]))
-            sound = np.concatenate([waveform, sounds[things[1]["class"]]])
-            films.append((distance, f"{names[0]}, then {names[1]}", frame, sound))
-    for _, name, frame, sound in sorted(films, key=lambda film: -film[0])[:1]:
-        soundfile.write(folder / f"{name}.wav", sound, SAMPLE_RATE)
+            other, its_record = sounds[things[1]["class"]]
+            known = record["sound_seen_in_training"] and its_record["sound_seen_in_training"]
+            rank = (known, float(np.linalg.norm(boxes[0] - boxes[1])))
+            films.append((rank, f"{names[0]}, then {names[1]}", frame, np.concatenate([waveform, other])))
+    for _, name, frame, sound in sorted(films, key=lambda film: film[0])[-1:]:
+        heard = folder / f"{name}.wav"
+        soundfile.write(heard, sound, SAMPLE_RATE)
         seconds = np.arange(0, len(sound) / SAMPLE_RATE, 0.1)
-        margins = (
-            0.05 * frame.width * (1 - np.cos(2 * np.pi * seconds / seconds[-1]))
-        )  # the camera goes nearer
-        views = [(margin, margin, frame.width - margin, frame.height - margin) for margin in margins.tolist()]
+        near = 0.03 * (1 - np.cos(2 * np.pi * seconds / seconds[-1]))  # how far the camera goes, and back
+        views = [(part, part, frame.width - part, frame.width - part) for part in frame.width * near]
         pictures = (np.asarray(frame.resize((480, 480), Image.Resampling.BICUBIC, view)) for view in views)
-        write_video(
-            folder / f"{name}.mp4", zip(seconds.tolist(), pictures, strict=True), folder / f"{name}.wav"
-        )
+        write_video(heard.with_suffix(".mp4"), zip(seconds.tolist(), pictures, strict=True), heard)

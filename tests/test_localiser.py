@@ -158,7 +158,6 @@ def test_the_notebook_shows_heat_maps_and_a_table(checkpoint, tmp_path, monkeypa
             exec("".join(cell["source"]), names)
             shown.append(eval(cell["source"][-1], names))
     found, picture, table, frames = shown
-    assert found == (True, True)
-    assert picture.height == 256 and frames.height == 480 and frames.width > 960
+    assert found == (True, True) and picture.height == 256 and frames.height == 480 and frames.width > 960
     assert list(table["clip_id"]) == [f"test_{number:06d}" for number in range(8)]
     assert table["ciou"].between(0, 1).all()

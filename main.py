@@ -106,17 +106,8 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     model, wrapped = build_model(options, device)
     optimizer = model.build_optimizer(options.optimisation)
     scaler = torch.amp.GradScaler(device.type, enabled=options.compute.precision == "fp16")
-    clips = AudioVisualClips(
-        training_set.clips,
-        geometry=FrameGeometry(model.training_frame_size),
-        audio=options.audio,
-        excerpt_seconds=model.excerpt_seconds,
-        random_crop=model.random_crop,
-        keep_shape=model.keep_shape,
-    )
-    loader = ClipLoader(
-        clips, batch_sampler=batches, workers=options.data.workers, pin_memory=device.type == "cuda"
-    )
+    clips, pinned = model.training_clips(training_set.clips), device.type == "cuda"
+    loader = ClipLoader(clips, batch_sampler=batches, workers=options.data.workers, pin_memory=pinned)
     curriculum = model.curriculum(options, clips)
     state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
     if options.run.resume:

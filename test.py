@@ -161,13 +161,10 @@ class Evaluation:
         }
         pages.check_results_folder(self.options.output, self.identity)
 
-    def dataset(
-        self, clips: Sequence[Any], map_size: int = 224, content: Content = "both"
-    ) -> AudioVisualClips:
-        """Decode clips as the model wants them."""
-        return AudioVisualClips(
-            clips, geometry=self.geometry, audio=self.audio, map_size=map_size, content=content
-        )
+    def shown_clips(self) -> AudioVisualClips:
+        """Read clips again to be shown on a page, in a size that people can see, whatever the model saw."""
+        geometry = replace(self.geometry, frame_size=drawing.GALLERY_SIDE)
+        return AudioVisualClips(self.clips, geometry=geometry, audio=self.audio)
 
     def batches(
         self,
@@ -181,7 +178,8 @@ class Evaluation:
         own = [clip for clip in own if chosen is None or clip.clip_id in chosen]
         size, workers = self.options.batch_size, self.options.workers
         pinned = self.device.type == "cuda"
-        clips = self.dataset(own, map_size, content)
+        geometry, audio = self.geometry, self.audio
+        clips = AudioVisualClips(own, geometry=geometry, audio=audio, map_size=map_size, content=content)
         loader = ClipLoader(clips, batch_size=size, workers=workers, pin_memory=pinned)
         hidden = not is_main_process()
         with loader, tqdm(total=len(own), desc=title, unit="clip", disable=hidden) as bar:
@@ -316,10 +314,8 @@ def draw_clip(
 
 def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
-    geometry = replace(run.geometry, frame_size=drawing.GALLERY_SIDE)  # whatever the model saw
-    clips = AudioVisualClips(run.clips, geometry=geometry, audio=run.audio)
+    clips, classes = run.shown_clips(), run.context.classes or {}
     places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
-    classes = run.context.classes or {}
     table = result.headline.reset_index(drop=True)
     galleries = []
     for title, rows in reporting.choose_clips(table[table["has_object"]], count).items():
@@ -478,9 +474,8 @@ def draw_negatives(
     result: negative_sounds.NegativeResult, run: Evaluation, count: int
 ) -> list[pages.Gallery]:
     """Draw the best, median and worst clips, a row each: the frame, then its heat with each kind of sound."""
-    geometry = replace(run.geometry, frame_size=drawing.GALLERY_SIDE)
-    clips = AudioVisualClips(run.clips, geometry=geometry, audio=run.audio)
-    places, classes = {clip.clip_id: place for place, clip in enumerate(run.clips)}, run.context.classes or {}
+    clips, classes = run.shown_clips(), run.context.classes or {}
+    places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
     scale = (result.threshold, result.maps.max().item())
     galleries = []
     for title, rows in shown_clips(result, count).items():
@@ -492,16 +487,11 @@ def draw_negatives(
             frame, boxes = to_picture(sample.frame), sample.bounding_boxes
             pictures = drawing.draw_row(frame, boxes, maps, scale, result.threshold)
             mp3 = [drawing.encode_mp3(one.waveform.numpy(), run.audio.sample_rate) for one in (sample, donor)]
+            names, sounds = (sample.clip_id, "", "", "", donor.clip_id), (None, mp3[0], None, None, mp3[1])
+            columns = zip(names, clip_words(row), pictures, sounds, ("query", *[""] * 4), strict=True)
             cards = [
                 pages.Card(clip_id, words, [picture], sound, classes.get(clip_id, ""), style)
-                for clip_id, words, picture, sound, style in zip(
-                    (sample.clip_id, "", "", "", donor.clip_id),
-                    clip_words(row),
-                    pictures,
-                    (None, mp3[0], None, None, mp3[1]),
-                    ("query", "", "", "", ""),
-                    strict=True,
-                )
+                for clip_id, words, picture, sound, style in columns
             ]
             galleries.append(pages.Gallery(cards, "" if number else title, row=True))
     return galleries

@@ -38,7 +38,6 @@ from models.released import build_localiser, read_any_checkpoint
 from utils.checkpoint import Checkpoint, find_non_finite
 from utils.files import moved_when_whole, write_atomically
 from utils.reports.visualisation import (
-    HEAT_OPACITY,
     ContactSheet,
     Peak,
     Scale,
@@ -72,17 +71,9 @@ class HeatMap:
         height, width = self.picture.shape[:2]
         return None if self.map is None else find_peak(self.map, self.square, width, height)
 
-    def overlay(
-        self,
-        *,
-        scale: Scale | None = None,
-        threshold: float | None = None,
-        opacity: float = HEAT_OPACITY,
-        box: bool = False,
-    ) -> NDArray[np.uint8]:
-        """Draw the heat with its colour bar, as `draw_localisation` says: (H, W or more, 3) RGB."""
-        options = {"scale": scale, "threshold": threshold, "opacity": opacity, "box": box}
-        return draw_localisation(self.picture, self.map, self.square, **options)  # type: ignore[arg-type]
+    def overlay(self, **options: Any) -> NDArray[np.uint8]:  # noqa: ANN401
+        """Draw the heat with its colour bar, by the options of `draw_localisation`: (H, W or more, 3) RGB."""
+        return draw_localisation(self.picture, self.map, self.square, **options)
 
     def save(self, path: str | Path, **options: Any) -> None:  # noqa: ANN401 - those of overlay
         """Write the overlay as PNG, whatever the name ends in."""
@@ -247,9 +238,8 @@ class VideoMaps:
         *,
         scale: Scale | Literal["video", "frame"] = "video",
         threshold: float | None = None,
-        opacity: float = HEAT_OPACITY,
-        box: bool = False,
         on_progress: Progress = no_progress,
+        **look: Any,  # noqa: ANN401 - opacity and box of draw_localisation
     ) -> VideoResult:
         """Write the video with heat, its contact sheet and its peaks: all of them, or after an error none.
 
@@ -274,7 +264,7 @@ class VideoMaps:
             frames = zip(self.maps, read_frames(self.source, self.max_seconds), strict=False)
             for similarity_map, (seconds, picture) in frames:
                 heat = self.localiser.heat_map(picture, similarity_map)
-                drawing = heat.overlay(scale=ends, threshold=threshold, opacity=opacity, box=box)
+                drawing = heat.overlay(scale=ends, threshold=threshold, **look)
                 sheet.add(drawing, seconds)
                 lines.append(",".join([f"{seconds:.6f}", *format_peak(heat.peak, threshold).values()]))
                 end, num_weak = seconds + frame_seconds, num_weak + is_weak(similarity_map, threshold)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.clips import AudioVisualClips, Batch
-from datasets.frames import FrameConfig, as_float, normalise
+from datasets.clips import AudioVisualClips, Batch, Clip
+from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise
 from models.encoders import ResNet18Encoder
 from utils.options import Options, option
 
@@ -165,6 +165,17 @@ class Method(nn.Module):
     def training_frame_size(self) -> int:
         """Side of the squares that training frames are decoded to, pixels; not with random_crop."""
         return self.frame.frame_size
+
+    def training_clips(self, clips: Sequence[Clip]) -> AudioVisualClips:
+        """Decode clips as `augment` takes them."""
+        return AudioVisualClips(
+            clips,
+            geometry=FrameGeometry(self.training_frame_size),
+            audio=self.audio,
+            excerpt_seconds=self.excerpt_seconds,
+            random_crop=self.random_crop,
+            keep_shape=self.keep_shape,
+        )
 
     def networks(self) -> Sequence[nn.Module]:
         """Return the parts that --compile compiles."""

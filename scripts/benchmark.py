@@ -92,14 +92,7 @@ class Benchmark:
 
     def load(self, workers: int = 0) -> ClipLoader:
         """Load eight times the clips as training does."""
-        decoded = AudioVisualClips(
-            self.clips * 8,
-            geometry=FrameGeometry(self.model.training_frame_size),
-            audio=self.training.audio,
-            excerpt_seconds=self.model.excerpt_seconds,
-            random_crop=self.model.random_crop,
-            keep_shape=self.model.keep_shape,
-        )
+        decoded = self.model.training_clips(self.clips * 8)
         batches = SeededBatches(len(decoded), self.batch_size, seed=0)
         return ClipLoader(decoded, batch_sampler=batches, workers=workers)
 

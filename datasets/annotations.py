@@ -94,9 +94,7 @@ def read_box_csv(path: Path) -> dict[str, Boxes]:
         table = csv.DictReader(file, skipinitialspace=True)
         header = [name.strip().lower() for name in table.fieldnames or ()]
         if lacking := [name for name in ("clip", *columns) if name not in header]:
-            raise ValueError(
-                f"the first line has no {', '.join(lacking)}; it names the columns clip,x0,y0,x1,y1"
-            )
+            raise ValueError(f"the first line has no {', '.join(lacking)}, it names clip,x0,y0,x1,y1")
         table.fieldnames = header
         for row in table:
             clip_id, numbers = clip_id_in((row["clip"] or "").strip()), [row[name] or "" for name in columns]
@@ -153,17 +151,13 @@ def _corners(element: ET.Element) -> list[str]:
         if named.keys() >= set(names):
             return [named[name] for name in names]
     if sizes := SIZES & named.keys():
-        raise ValueError(
-            f"a box is given by {', '.join(sorted(sizes))}, expected its corners, as xmin … ymax"
-        )
+        raise ValueError(f"a box is given by {', '.join(sorted(sizes))}, expected corners, as xmin … ymax")
     return [text for _, text in fields][-4:]
 
 
 class _NoDoctype(ET.TreeBuilder):
     def doctype(self, name: str, *_: object) -> None:
-        raise ValueError(
-            f"it declares a DOCTYPE '{name}', which can define entities; box files need none, remove it"
-        )
+        raise ValueError(f"it declares a DOCTYPE '{name}', which can define entities; remove it")
 
 
 def _read_json(
@@ -193,9 +187,7 @@ def _as_fractions(boxes: Sequence[Sequence[float | str]], canvas: int, most: flo
     fractions = np.where(fractions * canvas < values, np.nextafter(fractions, np.inf), fractions)
     beyond = ~np.isfinite(values) | (fractions > most) | ((fractions < -MAX_FRACTION) & (values > SLIP))
     if beyond.any():
-        unit = (
-            "fractions of width and height" if canvas == 1 else f"pixels of a canvas of {canvas} x {canvas}"
-        )
+        unit = "fractions of width and height" if canvas == 1 else f"pixels of {canvas} x {canvas}"
         raise ValueError(f"boxes are expected as {unit}, got {values[beyond.any(axis=1)][0].tolist()}")
     return fractions
 

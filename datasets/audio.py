@@ -62,10 +62,8 @@ def load_waveform(
     if not window.centred:
         # A little more than the window, so that its last samples are resampled as those of the whole sound.
         seconds = min(seconds, window.num_samples / rate + 0.01)
-    sound = read_sound(
-        source, rate, seconds=seconds, max_seconds=max_seconds, left_channel=window.left_channel
-    )
-    return fit_window(sound, window)
+    limits = {"seconds": seconds, "max_seconds": max_seconds}
+    return fit_window(read_sound(source, rate, **limits, left_channel=window.left_channel), window)
 
 
 def read_sound(
@@ -407,9 +405,7 @@ class SpectrogramConfig:
     """How sound becomes LVS's input: the first 10 s; stored in the checkpoint."""
 
     sample_rate: int = option(16_000, hidden=True)  # Hz; other files are resampled
-    window_seconds: float = option(
-        10.0, hidden=True
-    )  # that are read: short clips are repeated, long ones cut
+    window_seconds: float = option(10.0, hidden=True)  # read: short clips are repeated, long ones cut
     centred: bool = option(False, hidden=True)  # read the middle of the file instead of its beginning
     excerpt_start: float = option(0.0, hidden=True)  # where in the window the encoder's sound begins, seconds
     excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder

@@ -81,9 +81,7 @@ class DataSet:
     def why_not_packed(self) -> str | None:
         """Why HDF5 files do not hold such sets; None: they do."""
         if self.has_masks or self.negatives:
-            return (
-                "masks, and negatives that borrow frames and sounds, are not stored in HDF5; use the folders"
-            )
+            return "masks, and negatives that borrow frames and sounds, are not stored in HDF5: use folders"
         return None
 
 

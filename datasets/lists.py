@@ -240,9 +240,7 @@ def find_list(name_or_path: str | Path, *, pairs: bool = False) -> ClipList:
         raise ValueError(f"{row.name} is a list of {kinds[row.pairs]}; expected one of {kinds[pairs]}.")
     path, remedy = default_folder() / row.file_name, f"fetch it with: bash scripts/get_splits.sh {row.name}"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"The official list {row.name} ({row.clips} clips) is not at {path}; {remedy}"
-        )
+        raise FileNotFoundError(f"Official list {row.name} ({row.clips} clips) is not at {path}; {remedy}")
     _verify(row, path.read_bytes(), f"{path} is there but", f"Move it away and {remedy}")
     return ClipList(row.name, read_clip_list(path, pairs=pairs).clip_ids, row.sha256)
 

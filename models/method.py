@@ -20,6 +20,8 @@ from utils.options import Options, option
 
 logger = logging.getLogger(__name__)
 
+Views = dict[str, Any]  # arguments of `forward` of a training step
+
 
 @dataclass(frozen=True)
 class TrainingOutput:
@@ -100,9 +102,7 @@ class Method(nn.Module):
         """Compare features of B frames with those of as many sounds: similarity maps (B, h, w)."""
         raise NotImplementedError
 
-    def augment(
-        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
-    ) -> dict[str, Any]:
+    def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:
         """Make the training views of a batch, which are the arguments of `forward`, on the batch's device.
 
         Args:

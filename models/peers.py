@@ -42,7 +42,7 @@ from models.encoders import (
     pool_positions,
     similarity_map,
 )
-from models.method import AdamRecipe, Method, StartOptions
+from models.method import AdamRecipe, Method, StartOptions, Views
 from utils.options import option
 
 
@@ -98,9 +98,7 @@ class PeerLocaliser(Method):
         return enlarged_size(self.frame.frame_size)
 
     @torch.no_grad()
-    def augment(
-        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
-    ) -> dict[str, Any]:
+    def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:
         """Make the arguments of `forward` of a batch: see `Method`."""
         count, parts = len(batch), [CUT_OUT_NUMBERS, self.sound_numbers]
         numbers = draw_for_clips(seed, count, sum(parts), first=first, total=global_size)

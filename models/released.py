@@ -89,12 +89,7 @@ def convert_strictly(
     if unknown and not strict:
         logger.warning("%s: %s are left out, as by the program of %s.", source, _named(unknown), title)
         unknown = []
-    problems: dict[str, list[str]] = {
-        "missing": [],
-        "unknown": unknown,
-        "of another shape": [],
-        "no number": [],
-    }
+    problems = {"missing": list[str](), "unknown": unknown, "of another shape": [], "no number": []}
     state = {}
     for official, name in ours.items():
         value, expected = tensors.get(official), tuple(network[name].shape)

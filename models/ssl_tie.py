@@ -45,7 +45,7 @@ from models.encoders import (
     pool_positions,
     similarity_map,
 )
-from models.method import Method, TrainingOutput
+from models.method import Method, TrainingOutput, Views
 from utils.distributed import average, gather_rows
 from utils.options import option
 
@@ -115,9 +115,7 @@ class SSLTIE(Method):
     # ------------------------------------------------------------------------------------ training views
 
     @torch.no_grad()
-    def augment(
-        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
-    ) -> dict[str, Any]:
+    def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:
         """Make the arguments of `forward` of a batch: see `Method`."""
         count, total = len(batch), len(batch) if global_size is None else global_size
         parts = [aug.CROP_NUMBERS, aug.LOOK_NUMBERS, aug.MASK_NUMBERS]

@@ -53,7 +53,7 @@ from models.encoders import (
     pool_positions,
     similarity_map,
 )
-from models.method import Method, TrainingOutput
+from models.method import Method, TrainingOutput, Views
 from models.predictive_coding import PredictiveCodingModule
 from utils.options import Options, option
 
@@ -173,9 +173,7 @@ class SSPL(Method):
         return enlarged_size(self.frame.frame_size)
 
     @torch.no_grad()
-    def augment(
-        self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None
-    ) -> dict[str, Any]:
+    def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:
         """Make the arguments of `forward` of a batch: see `Method`."""
         numbers = draw_for_clips(seed, len(batch), 2 * CUT_OUT_NUMBERS, first=first, total=global_size)
         cut = partial(cut_out, batch.frames, batch.picture_sizes, self.frame.frame_size)  # of (B, 3, E, E)

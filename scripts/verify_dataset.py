@@ -66,10 +66,9 @@ def look_at(clip: Clip) -> dict[str, Any]:
     sample = AudioVisualClips([clip], geometry=FrameGeometry(224), audio=AudioConfig())[0]
     if isinstance(sample, BrokenClip):
         return {"unreadable": sample.reason}
-    digests = [
-        hashlib.blake2b(part.numpy().tobytes()).hexdigest() for part in (sample.frame, sample.waveform)
-    ]
-    return {"frame": digests[0], "sound": digests[1], "loudest": float(sample.waveform.abs().max())}
+    parts = {"frame": sample.frame, "sound": sample.waveform}
+    digests = {name: hashlib.blake2b(part.numpy().tobytes()).hexdigest() for name, part in parts.items()}
+    return {**digests, "loudest": float(sample.waveform.abs().max())}
 
 
 def find_problems(clips: Sequence[Clip], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -66,9 +66,7 @@ class Options:
             if not bounds or value is None:
                 continue
             holds = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
-            if not math.isfinite(value) or not all(
-                holds[kind](value, bound) for kind, bound in bounds.items()
-            ):
+            if not math.isfinite(value) or not all(holds[n](value, bound) for n, bound in bounds.items()):
                 words = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
                 raise ValueError(f"{flag(described.name)} must be {words}, got {value}")
 
@@ -123,9 +121,7 @@ class Parser(argparse.ArgumentParser):
             add_group(self, group)
         required = [action for action in self._actions if action.required]
         values = (str(action.metavar or f"{{{','.join(action.choices or ())}}}") for action in required)
-        words = (
-            f"{action.option_strings[0]} {value}" for action, value in zip(required, values, strict=True)
-        )
+        words = (f"{one.option_strings[0]} {value}" for one, value in zip(required, values, strict=True))
         self.usage = " ".join(["%(prog)s", *words, "[options]"])
 
     def error(self, message: str) -> NoReturn:

@@ -227,9 +227,8 @@ class TrainingRun:
         # What TensorBoard's thread cannot write comes up again in this one: no traceback of the thread.
         self._open.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda failure: logger.error("A thread failed: %s", failure.exc_value)
-        self._writer = self._open.enter_context(
-            SummaryWriter(str(self.folder), purge_step=self._global_step())
-        )
+        writer = SummaryWriter(str(self.folder), purge_step=self._global_step())
+        self._writer = self._open.enter_context(writer)
         self._add("text", "options", f"```json\n{options_text}\n```")
 
     def __enter__(self) -> "TrainingRun":
@@ -270,9 +269,7 @@ class TrainingRun:
             return
         # Reading the values waits for the device, hence not at each step.
         names = list(recent[0][2])
-        rows = average(
-            torch.stack([torch.stack([values[name] for name in names]) for _, _, values in recent])
-        )
+        rows = average(torch.stack([torch.stack([one[name] for name in names]) for _, _, one in recent]))
         losses = dict(zip(names, rows.T.tolist(), strict=True))  # of each step, by name
         num_clips, since, self._logged = sum(len(ids) for _, ids, _ in recent), self._logged, time.monotonic()
         self._add("scalar", "train/clips_per_second", num_clips * world_size() / (self._logged - since))
@@ -312,9 +309,8 @@ class TrainingRun:
     ) -> None:
         """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
         for index, (frame, heat, clip_id) in enumerate(zip(frames, maps, clip_ids, strict=True)):
-            overlay = draw_localisation(frame, heat, Square())
-            captioned = draw_caption(overlay, clip_id)
-            self._add("image", f"train/overlay_{index}", captioned, dataformats="HWC")
+            overlay = draw_caption(draw_localisation(frame, heat, Square()), clip_id)
+            self._add("image", f"train/overlay_{index}", overlay, dataformats="HWC")
 
     def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
         """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far."""

@@ -147,9 +147,8 @@ def write_set(folder: Path, recipe: dict[str, Any], material: Material, num_work
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
     try:
-        with ProcessPoolExecutor(
-            num_workers, initializer=_set_up_worker, initargs=(partial, recipe, material)
-        ) as pool:
+        kept = partial, recipe, material
+        with ProcessPoolExecutor(num_workers, initializer=_set_up_worker, initargs=kept) as pool:
             written = pool.map(_write_clip, tasks, chunksize=8)
             description = f"{material.source} stamps"
             records = dict(tqdm(written, total=len(tasks), unit="clip", desc=description))
@@ -207,9 +206,8 @@ def _set_up_worker(*kept: Any) -> None:  # noqa: ANN401
 def _write_clip(task: tuple[str, int]) -> tuple[str, dict[str, Any]]:
     """Write a clip; return its id and its entry in the manifest."""
     (folder, recipe, material), (split, index) = _worker, task
-    frame, waveform, record = compose_clip(
-        material, split, index, seed=recipe["seed"], frame_size=recipe["frame_size"]
-    )
+    how = {name: recipe[name] for name in ("seed", "frame_size")}
+    frame, waveform, record = compose_clip(material, split, index, **how)
     clip_id = f"{split}_{index:06d}"
     paths = [folder / form[split].format(clip_id) for form in (FRAMES, SOUNDS, BOXES) if split in form]
     for path in paths:

@@ -127,10 +127,7 @@ def fit(
     areas = np.array([SOUNDING_AREA, DISTRACTOR_AREA][: len(pictures)])  # (objects, 2)
     turned = [turn(picture, rng) for picture in pictures]
     for _ in range(SIZE_TRIES):
-        sizes = [
-            draw_size(picture.size, area, frame_size, rng)
-            for picture, area in zip(turned, areas, strict=True)
-        ]
+        sizes = [draw_size(one.size, area, frame_size, rng) for one, area in zip(turned, areas, strict=True)]
         boxes = place_boxes(sizes, frame_size, rng)
         if boxes is None:
             continue

@@ -183,9 +183,7 @@ def _join(
     for key in next(filter(None, parts), {}):
         batches = [columns for part in parts for columns in part.get(key, ())]
         joined = {name: np.concatenate([columns[name] for columns in batches]) for name in batches[0]}
-        table = pd.DataFrame(
-            {name: list(values) if values.ndim > 1 else values for name, values in joined.items()}
-        )
+        table = pd.DataFrame({name: list(one) if one.ndim > 1 else one for name, one in joined.items()})
         tables.append(table.assign(**dict(zip(("protocol", "predictor", "kind"), key, strict=True))))
     if not tables:
         first = f", first: {unreadable[0][1]}" if unreadable else ""

@@ -118,9 +118,8 @@ def detection_scores(
         """Precision and recall where all that reach the confidences at these positions count."""
         places = np.searchsorted(ascending, ascending[positions])
         found, missed = hits_above[places], num_positive - positive_above[places]
-        return found / (num_clips - places), np.where(
-            found + missed == 0, 1.0, found / np.maximum(found + missed, 1)
-        )
+        recall = np.where(found + missed == 0, 1.0, found / np.maximum(found + missed, 1))
+        return found / (num_clips - places), recall
 
     last = num_clips - 1
     precision, recall = rates(np.arange(last - 1, -1, -max(1, num_clips // PRECISION_STEPS)))

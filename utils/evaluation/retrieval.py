@@ -137,9 +137,8 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
         record = json.loads(str(arrays["record"]))
         vectors = {n: fixed_point(torch.from_numpy(arrays[n])) for n in ("audio", "image") if n in arrays}
         unreadable = tuple((clip_id, reason) for clip_id, reason in record["unreadable"])
-        loaded = Embeddings(
-            tuple(arrays["clip_ids"].tolist()), vectors["audio"], vectors.get("image"), unreadable
-        )
+        clip_ids = tuple(arrays["clip_ids"].tolist())
+        loaded = Embeddings(clip_ids, vectors["audio"], vectors.get("image"), unreadable)
     wanted = {name: value for name, value in identity.items() if None not in (value, record.get(name, ""))}
     different = [name for name, value in wanted.items() if record.get(name) != value]
     if different:

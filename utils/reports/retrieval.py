@@ -66,13 +66,9 @@ def retrieval_report(
         caption += f", {entries['labels']['num_classes']} classes"
     by_direction: dict[str, Any] = {name: {} for name in identity["directions"]}
     for row in scores.to_dict("records"):
-        interval = plain_interval((row["score_low"], row["score_high"]))
-        numbers = {name: row[name] for name in ("chance", "ceiling", "ties")}
-        by_direction[row["direction"]][row["metric"]] = {
-            "value": row["score"],
-            "interval": interval,
-            **numbers,
-        }
+        cell = {"value": row["score"], "interval": plain_interval((row["score_low"], row["score_high"]))}
+        cell |= {name: row[name] for name in ("chance", "ceiling", "ties")}
+        by_direction[row["direction"]][row["metric"]] = cell
     summary = {
         "identity": dict(identity),
         "dataset": context.benchmark,

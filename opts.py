@@ -391,6 +391,7 @@ class NegativeOptions(ModelOptions):
 
 
 Scoring = LocalisationOptions | RetrievalOptions | NegativeOptions
+WHICH_CLIPS = ("clip_list", "annotations", "negatives", "allow_missing")  # arguments of build_clips
 TestOptions = Scoring | BaselineOptions | VideoOptions | ImageOptions
 TASKS: dict[str, type[TestOptions]] = {
     "localisation": LocalisationOptions,

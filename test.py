@@ -81,14 +81,8 @@ class Evaluation:
         if options.checkpoint is not None:
             clip_seconds = DATA_SETS[options.benchmark].clip_seconds
             self.localiser = load_localiser(options.checkpoint, device, clip_seconds=clip_seconds)
-        self.clip_set = build_clips(
-            options.benchmark,
-            options.data_root,
-            clip_list=options.clip_list,
-            annotations=options.annotations,
-            negatives=options.negatives,
-            allow_missing=options.allow_missing,
-        )
+        which = {name: getattr(options, name) for name in opts.WHICH_CLIPS}
+        self.clip_set = build_clips(options.benchmark, options.data_root, **which)
         self.clips = self.clip_set.clips
         if self.localiser is not None:
             self.model, self.audio = self.localiser.model, self.localiser.audio

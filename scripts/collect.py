@@ -226,15 +226,9 @@ def draw_differences(
     cious = pd.DataFrame({name: one[f"{rule}:ciou"] for name, one in scored.items()}).fillna(0)
     spread = cious.max(axis=1) - cious.min(axis=1)  # 0 where there is no object
     chosen = spread[spread > 0].nlargest(NUM_SHOWN).index
-    found = build_clips(
-        options.benchmark,
-        options.data_root,
-        clip_list=options.clip_list,
-        annotations=options.annotations,
-        negatives=options.negatives,
-        allow_missing=options.allow_missing,
-    )
-    of_id = {clip.clip_id: clip for clip in found.clips}
+    which = {name: getattr(options, name) for name in opts.WHICH_CLIPS}
+    clips_there = build_clips(options.benchmark, options.data_root, **which).clips
+    of_id = {clip.clip_id: clip for clip in clips_there}
     if not of_id.keys() >= {*cious.index}:
         raise ValueError("The options after `--` name other clips than those that were scored.")
     geometry = FrameGeometry(GALLERY_SIDE, options.frame_geometry)
@@ -362,12 +356,11 @@ def compare_models(given: Sequence[str]) -> int:
             f"{MAPS} beside its results."
         )
     check_results_folder(own.output, {"task": "comparison"})
-    parsed = None
+    parsed: Any = None
     if options:
-        first = str(next(iter(models.values())))
+        first, *_ = map(str, models.values())
         words = ["localisation", *options, "--checkpoint", first, "--output", str(own.output)]
-        task = opts.parse_test_options(words)
-        parsed = task if isinstance(task, opts.LocalisationOptions) else None
+        parsed = opts.parse_test_options(words)
     folders = {}
     for place, (name, path) in enumerate(models.items(), start=1):
         logger.info("%d of %d: %s", place, len(models), path)

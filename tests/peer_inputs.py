@@ -35,9 +35,7 @@ def official_file(name, tensors, *, module=True):
 
 def stretched(shapes):
     """Tensors of one number each: names, shapes and a storage are all they have."""
-    return {
-        name: torch.tensor(float(index)).expand(shape) for index, (name, shape) in enumerate(shapes.items())
-    }
+    return {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def filled(shapes):

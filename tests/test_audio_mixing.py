@@ -114,9 +114,7 @@ def test_unreadable_and_empty_sounds_are_nobody_s(caplog):
         broken=(BrokenClip("clip_3", "cut off"),),
     )  # fmt: skip
     # A sound's embedding is the sound.
-    model = SimpleNamespace(
-        prepare=lambda frames, sounds: (frames, sounds), embed_audio=lambda sounds: sounds
-    )
+    model = SimpleNamespace(prepare=lambda seen, heard: (seen, heard), embed_audio=lambda heard: heard)
     curriculum.search(5, model, lambda *_: [batch], lambda: None)
     assert curriculum.partners[[1, 3, 4]].tolist() == [NOBODY] * 3
     assert {1, 3, 4}.isdisjoint(curriculum.partners.tolist())

@@ -182,9 +182,7 @@ def test_masks_are_distributed_as_torchaudio_s():
     assert actual_parts[:, 0].max() == time_mask - 1
     assert actual_parts[:, 2].max() == frequency_mask - 1
     # Both masks of a clip or none; among the clips that are masked they are independent.
-    both, expected_both = (
-        parts[(parts[:, [0, 2]] > 0).all(axis=1)] for parts in (actual_parts, expected_parts)
-    )
+    both, expected_both = (p[(p[:, [0, 2]] > 0).all(axis=1)] for p in (actual_parts, expected_parts))
     assert len(both) == pytest.approx(len(expected_both), rel=0.05)
     assert np.abs(np.corrcoef(both.T)[:2, 2:]).max() < 0.08
 

@@ -80,9 +80,7 @@ def test_is3_has_its_pairs_without_a_model_too(baselines, tmp_path, capsys):
     boxes = {"cat_dog_1_cat": [62, 62, 162, 162], "cat_dog_1_dog": [0, 0, 224, 224],
              "owl_fox_2_owl": [0, 0, 224, 224], "owl_fox_2_fox": [0, 0, 224, 215]}  # fmt: skip
     path, output = tmp_path / "is3.json", tmp_path / "blind.json"
-    entries = [
-        {"image": f"i/{name}.jpg", "audio": f"a/{name}.wav", "gt_box": box} for name, box in boxes.items()
-    ]
+    entries = [{"image": f"i/{n}.jpg", "audio": f"a/{n}.wav", "gt_box": box} for n, box in boxes.items()]
     path.write_text(json.dumps(entries))
     assert baselines("--benchmark", "is3", "--annotations", path, "--output", output) == 0
     rows = rows_of(output)
@@ -99,9 +97,7 @@ def test_xml_folder_equals_the_json(annotations, tmp_path):
     folder = tmp_path / "anno"
     folder.mkdir()
     for name, boxes in BOXES.items():
-        blocks = "".join(
-            f"<bbox><b>{''.join(f'<v>{value}</v>' for value in box)}</b></bbox>" for box in boxes
-        )
+        blocks = "".join(f"<bbox><b>{''.join(f'<v>{v}</v>' for v in box)}</b></bbox>" for box in boxes)
         (folder / f"{name}.xml").write_text(f"<a>{blocks}</a>")
     from_json = read_ground_truth("vgg_ss", annotations, None)
     from_xml = read_ground_truth("vgg_ss", folder, None)

@@ -129,9 +129,7 @@ def test_classes_of_extended_benchmarks_are_those_of_the_positives(checkpoint, t
     assert finished.returncode == 0, finished.stderr
     summary, clips = results_of(tmp_path / "out")
     by_class = summary["protocols"][0]["groups"]["class"]
-    assert [(group["name"], group["num_clips"]) for group in by_class] == [
-        (f"c{index}", 1) for index in range(4)
-    ]
+    assert [(one["name"], one["num_clips"]) for one in by_class] == [(f"c{index}", 1) for index in range(4)]
     assert [clip["class"] for clip in clips] == ["c0", "c1", "c2", "c3", "", "", ""]
     # Whoever averages a column gets the score: what says nothing is empty.
     for name in ("pointing", "slavc:ciou", "slavc:success", "slavc:disc", "slavc:ceiling"):

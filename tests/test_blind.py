@@ -115,9 +115,7 @@ def test_the_blind_gaussian_under_every_rule():
         "ssl_align_vgg_ss_adaptive": ((43.64, 42.81), (43.76, 42.86)),
     }
     scores = score_baselines(PROTOCOLS)
-    found = {
-        rule: tuple(percent(scores[rule, GAUSSIAN], count) for count in (4911, 4692)) for rule in PROTOCOLS
-    }
+    found = {rule: tuple(percent(scores[rule, GAUSSIAN], n) for n in (4911, 4692)) for rule in PROTOCOLS}
     assert found == expected
 
 

@@ -149,9 +149,7 @@ def test_files_of_several_methods_are_compared_and_scored_once(tiny_data, tmp_pa
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert [model["name"] for model in summary["models"]] == ["our LVS", "ez_vsl_or_fnac"]
-    cious = [
-        pd.read_csv(out / name / "per_clip.csv")["ssl_tie:ciou"] for name in ("our_LVS", "ez_vsl_or_fnac")
-    ]
+    cious = [pd.read_csv(out / n / "per_clip.csv")["ssl_tie:ciou"] for n in ("our_LVS", "ez_vsl_or_fnac")]
     num_shown = min(6, int((cious[0] != cious[1]).sum()))
     page = (out / "report.html").read_text()
     assert num_shown > 0 and page.count("panel query-row") == num_shown

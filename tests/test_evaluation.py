@@ -81,9 +81,7 @@ def golden_truths(tmp_path_factory):
 @pytest.fixture(scope="module")
 def golden_results(golden_truths):
     names, heat = arrays("evaluation")["names"].tolist(), arrays("evaluation")["heat"]
-    return {
-        benchmark: evaluate(batches_of(truths, names, 7), heat) for benchmark, truths in golden_truths.items()
-    }
+    return {name: evaluate(batches_of(truths, names, 7), heat) for name, truths in golden_truths.items()}
 
 
 @pytest.mark.parametrize(("benchmark", "ciou", "auc"), [("vggss", 25.0, 32.125), ("flickr", 10.0, 30.375)])
@@ -170,9 +168,7 @@ def test_the_first_rule_is_the_headline_and_is_seen_batch_by_batch(made_up):
     clip_ids, truths, maps = made_up
     seen = []
     rules = [PROTOCOLS["sspl"], MEDIAN, PROTOCOLS["slavc"]]
-    result = evaluate(
-        batches_of(truths, clip_ids, 4), maps, *rules, on_batch=lambda *given: seen.append(given)
-    )
+    result = evaluate(batches_of(truths, clip_ids, 4), maps, *rules, on_batch=lambda *one: seen.append(one))
     assert [len(batch.clip_ids) for batch, _, _ in seen] == [4, 4, 2]
     assert result.headline["protocol"].unique().tolist() == ["sspl"]
     assert [score for _, _, scores in seen for score in scores] == result.headline["ciou"].tolist()

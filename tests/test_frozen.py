@@ -211,9 +211,7 @@ def retrieval_numbers(root, checkpoint, output):
     """By direction: scores with chance, ceiling and interval; ranks and the first neighbour of each query."""
     summary, queries = score("retrieval", root, checkpoint, output, "--gallery", 0)
     scores = {
-        direction: {
-            name: [cell[part] for part in ("value", "chance", "ceiling")] for name, cell in cells.items()
-        }
+        direction: {name: [cell[p] for p in ("value", "chance", "ceiling")] for name, cell in cells.items()}
         for direction, cells in summary["directions"].items()
     }
     intervals = {

@@ -50,9 +50,7 @@ def streams(path):
         resampler, pieces = av.AudioResampler("fltp", "mono"), []
         for frame in container.decode(audio=0):
             start = frame.time
-            pieces += [
-                (start, piece.to_ndarray()[0], piece.sample_rate) for piece in resampler.resample(frame)
-            ]
+            pieces += [(start, p.to_ndarray()[0], p.sample_rate) for p in resampler.resample(frame)]
     return pictures, pieces
 
 
@@ -281,10 +279,8 @@ def test_windows_are_those_of_a_slow_loop_over_the_whole_sound(tmp_path, audio, 
 
 
 def test_the_part_that_is_heard_is_centred_and_a_short_sound_is_treated_as_in_test(tmp_path):
-    audio, sound = (
-        AlignSpectrogramConfig(),
-        torch.rand(12 * 16_000, generator=torch.Generator().manual_seed(0)),
-    )
+    audio = AlignSpectrogramConfig()
+    sound = torch.rand(12 * 16_000, generator=torch.Generator().manual_seed(0))
     for seconds, begin in ((0.0, 0), (1.5, 0), (4.0, 40_000), (11.9, len(sound) - 48_000)):
         window = sound_around(sound, seconds, audio)
         assert window.shape == (160_000,)
@@ -439,18 +435,11 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "--audio-step -1",
-        "--smoothing inf",
-        "--opacity 1.5",
-        "--max-seconds 0",
-        "--threshold 2",
-        "--scale clip",
-    ]
-    + [f"--scale {ends}" for ends in ("0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")],
-)
+NONSENSE = ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--max-seconds 0", "--threshold 2"]
+NONSENSE += [f"--scale {ends}" for ends in ("clip", "0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")]
+
+
+@pytest.mark.parametrize("value", NONSENSE)
 def test_nonsense_is_refused_with_the_flag_s_name(value):
     with pytest.raises(ValueError, match=value.split()[0]):
         opts.parse_test_options(f"video --checkpoint c --input i --output o {value}".split())

@@ -57,10 +57,7 @@ def naive_loss(rows):
 
 
 def without_own_column(logits):
-    return [
-        [value for column, value in enumerate(row) if column != i + 1]
-        for i, row in enumerate(logits.tolist())
-    ]
+    return [[x for column, x in enumerate(row) if column != i + 1] for i, row in enumerate(logits.tolist())]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])

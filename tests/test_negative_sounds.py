@@ -109,9 +109,7 @@ def slow_contrast(model, features, sounds, num_own):
 
     losses, negative = [], []
     for frame in range(num_own):
-        maps = [
-            [float(features[frame, :, y, x] @ sound) for y in range(4) for x in range(4)] for sound in sounds
-        ]
+        maps = [[float(features[frame, :, y, x] @ s) for y in range(4) for x in range(4)] for s in sounds]
         means = [mean_in_region(values, config.positive_threshold, 1) for values in maps]
         hard = mean_in_region(maps[frame], config.negative_threshold, -1)
         others = [mean for place, mean in enumerate(means) if place != frame]

@@ -373,9 +373,7 @@ def test_scores_are_those_of_the_authors_programs(key):
     name, boxes, side, *objects = re.fullmatch(r"(\w+)_(vgg|flickr)_(7|14)(?:_objects(.+))?", key).groups()
     needed = {"vgg": 1, "flickr": 2}[boxes]
     owners, corners = golden[boxes][:, 0], golden[boxes][:, 1:]
-    truths = [
-        consensus_map(corners[owners == clip], annotators_needed=needed) for clip in range(len(golden[key]))
-    ]
+    truths = [consensus_map(corners[owners == i], annotators_needed=needed) for i in range(len(golden[key]))]
     truth, maps = TruthMaps(torch.from_numpy(np.stack(truths))), torch.from_numpy(golden[f"m{side}"])
     mixed_in = objects[0] and ObjectMaps(torch.from_numpy(golden["obj7"]), float(objects[0]))
     (found,) = engine.predict(maps, [PROTOCOLS[name]], truth.num_annotated, mixed_in)

@@ -80,9 +80,7 @@ NESTINGS = {
 @pytest.mark.parametrize("method", RELEASES)
 @pytest.mark.parametrize("nesting", [0, 1, "parts"])
 def test_wrappers_of_the_network_and_of_its_parts_are_no_names(method, nesting):
-    official = {
-        name: value for name, value in stretched(ALL_SHAPES[method]).items() if "num_batches" not in name
-    }
+    official = {n: value for n, value in stretched(ALL_SHAPES[method]).items() if "num_batches" not in n}
     prefix = "module." * (method == "lvs") if nesting == "parts" else NESTINGS[method][nesting]
     inner = "net._orig_mod.module." if nesting == "parts" else "net."
     wrapped = {prefix + name.replace("net.", inner, 1): value for name, value in official.items()}

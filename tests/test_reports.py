@@ -272,9 +272,8 @@ def made_up_page(**changes):
         Gallery([Card("abc_000001", "cIoU 0.91", [PICTURE, PICTURE], b"MP3")], "Best"),
         Gallery([Card("query_1", "query", [PICTURE], style="query"), sound], row=True, note="Acc@1 100"),
     ]
-    return replace(
-        make_report(note="<made up>", **changes), sections=[Section("Scores", "Read <this>", items)]
-    )
+    sections = [Section("Scores", "Read <this>", items)]
+    return replace(make_report(note="<made up>", **changes), sections=sections)
 
 
 def test_page_is_well_formed_and_shows_everything():
@@ -324,9 +323,7 @@ def test_cells_carry_what_they_are_sorted_by_and_their_intervals():
     assert re.findall(r"<th [^>]*>([^<]*)</th>", first.split("</thead>")[0]) == [
         "Name", "Clips", "cIoU@0.5", "", "AUC", "better",
     ]  # fmt: skip
-    rows = [
-        re.findall(r'<td class="number"(?: data-value="([^"]*)")?>', row) for row in first.split("<tr")[2:]
-    ]
+    rows = [re.findall(r'<td class="number"(?: data-value="([^"]*)")?>', r) for r in first.split("<tr")[2:]]
     assert rows[0] == ["8", "38.640000", "", ""] and rows[1] == ["31", "30.140000", "44.000000", ""]
     dash = "\N{EN DASH}"
     assert f'38.6<span class="interval">36.1{dash}41.2</span></td>' in page
@@ -342,13 +339,7 @@ def test_cells_carry_what_they_are_sorted_by_and_their_intervals():
 
 
 def test_results_are_told_apart_by_their_titles():
-    others = {
-        "model": "SSPL a, 3 epochs",
-        "clip_list": "mine",
-        "audio": "shuffled",
-        "num_listed": 5,
-        "note": "n",
-    }
+    others = {"model": "SSPL a", "clip_list": "mine", "audio": "shuffled", "num_listed": 5, "note": "n"}
     titles = {make_report(**changes).title for changes in [{}, *({name: others[name]} for name in others)]}
     assert len(titles) == 6
     assert "SSL-TIE runs, 80 epochs, on vgg_ss: ssl_tie_vgg_ss_4911, 4 clips, wrong sound" in titles

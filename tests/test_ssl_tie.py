@@ -152,9 +152,7 @@ def test_without_transformed_terms_nothing_is_transformed(build, inputs, audio_e
 
 @pytest.mark.parametrize("with_gradient", [True, False])
 def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradient):
-    model = build(
-        contrastive_weight=0.0, transformed_contrastive_weight=0.0, equivariance_gradient=with_gradient
-    )
+    model = build(contrastive_weight=0, transformed_contrastive_weight=0, equivariance_gradient=with_gradient)
     seen = []
 
     def record(maps):

@@ -85,12 +85,7 @@ def test_files_and_lists_follow_the_manifest(stamps_set):
     assert [path.name for path in stamps_set.parent.iterdir()] == [stamps_set.name]
     for path in stamps_set.rglob("*.wav"):
         sound = soundfile.info(path)
-        assert (sound.samplerate, sound.channels, sound.subtype, sound.frames) == (
-            16_000,
-            1,
-            "PCM_16",
-            48_000,
-        )
+        assert (sound.samplerate, sound.channels, sound.subtype, sound.frames) == (16000, 1, "PCM_16", 48000)
     for path in stamps_set.rglob("*.jpg"):
         with Image.open(path) as frame:
             assert (frame.format, frame.mode, frame.size) == ("JPEG", "RGB", (FRAME_SIZE,) * 2)

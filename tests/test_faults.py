@@ -227,7 +227,7 @@ def test_a_run_that_began_while_another_started_up_is_noticed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pth").write_bytes(b"of the other")
     with pytest.raises(FileExistsError, match="a run lives in this folder"):
-        late.start({}, missing=(), steps_per_epoch=1, diagnose=lambda _: None)
+        late.start({}, missing=(), steps_per_epoch=1, diagnose=lambda _: None, optimizer=None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "last.pth"]
 
 

@@ -4,6 +4,7 @@
 # Usage: bash scripts/compare_methods.sh [options of ablate.sh] [-- options of main.py for all methods]
 #   COMPARE_DATA names the stamps set (data/stamps-small); it is made where there is none.
 # Stop it and call again: finished runs are skipped, interrupted ones resumed. --dry-run prints the commands.
+set -euo pipefail
 . "$(dirname "$0")/common.sh"
 scripts=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$scripts")

@@ -87,8 +87,9 @@ def test_is3_has_its_pairs_without_a_model_too(baselines, tmp_path, capsys):
     assert list(rows) == ["ssl_align_adaptive", "ssl_tie", "sspl"]
     whole = rows["sspl"]["whole frame (blind)"]
     assert whole["ciou_at_0.5"] == 75 and whole["extra"]["IIoU"] == 50
-    assert "IIoU" in capsys.readouterr().out
-    content = json.loads(output.read_text())
+    shown, content = capsys.readouterr().out, json.loads(output.read_text())
+    assert "IIoU" in shown and shown.endswith(f"\n{content['cut']}\n")
+    assert content["cut"] == "IS3, 4 clips: none of the published cuts"
     assert "IAUC" in content["extra_metrics"]["words"]
     assert not content["protocols"][0]["published_list"]["is_scored"]
 
@@ -105,18 +106,6 @@ def test_xml_folder_equals_the_json(annotations, tmp_path):
     assert from_xml.list_sha256 == from_json.list_sha256
     for one, other in zip(from_xml.clips, from_json.clips, strict=True):
         np.testing.assert_array_equal(one.bounding_boxes, other.bounding_boxes)
-
-
-def test_flickr_boxes_are_votes(tmp_path):
-    folder = tmp_path / "anno"
-    folder.mkdir()
-    vote = "<bbox><n>1</n><v>0</v><v>0</v><v>128</v><v>256</v></bbox>"
-    (folder / "one.xml").write_text(f"<a><annotator>{vote}</annotator></a>")
-    (folder / "two.xml").write_text(f"<a><annotator>{vote}</annotator><x>{vote}</x></a>")
-    truth = read_ground_truth("flickr_soundnet", folder, None)
-    assert truth.clip_ids == ["one", "two"]
-    assert [len(clip.bounding_boxes) for clip in truth.clips] == [1, 2]
-    assert {clip.annotators_needed for clip in truth.clips} == {2}
 
 
 @pytest.mark.parametrize(

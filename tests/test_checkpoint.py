@@ -104,9 +104,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, owner, name):
 def test_missing_file_says_which_there_are(tmp_path):
     for name in ("b.pth", "a.pth.tar", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    words = (
-        rf"No checkpoint at {tmp_path}/c\.pth\. In .*/ there are: a\.pth\.tar, b\.pth\. See ckpts/README\.md"
-    )
+    words = rf"No checkpoint at {tmp_path}/c\.pth\. In .*/ there are: a\.pth\.tar, b\.pth\. See ckpts/README"
     with pytest.raises(FileNotFoundError, match=words):
         read_checkpoint_file(tmp_path / "c.pth")
 
@@ -171,16 +169,10 @@ def test_every_truncated_file_and_what_is_no_file_of_weights_is_a_value_error(tm
         (torch.zeros(3), "holds a Tensor, not a checkpoint"),
         ({"args": argparse.Namespace(lr=1)}, r"it holds argparse\.Namespace, which could"),
         ({"state_dict": {}, 0: 3}, "format None.*It holds: state_dict, 0"),
-        (
-            {"format": FORMAT, 0: 1, "a": 2},
-            r"lacks \['audio_config', .*'training_list'\].*unknown \['0', 'a'\]",
-        ),
+        ({"format": FORMAT, 0: 1, "a": 2}, r"lacks \['audio_config', .*ing_list'\].*unknown \['0', 'a'\]"),
         *(
-            (
-                {"format": FORMAT, **asdict(make_checkpoint()), name: value},
-                f"its entry '{name}' is not a {kind}",
-            )
-            for name, value, kind in (
+            ({"format": FORMAT, **asdict(make_checkpoint()), name: one}, f"entry '{name}' is not a {kind}")
+            for name, one, kind in (
                 ("method", ["ssl_tie"], "str, but"),
                 ("audio_config", None, "dict, but 'None'"),
                 ("state_dict", [1], r"dict, but '\[1\]'"),

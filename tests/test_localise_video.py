@@ -292,25 +292,6 @@ def test_the_part_that_is_heard_is_centred_and_a_short_sound_is_treated_as_in_te
         assert torch.equal(sound_around(sound[:9_760], seconds, AudioConfig()), expected)
 
 
-def test_holes_and_changes_of_the_sound_are_bridged(tmp_path):
-    """A second of stereo, a second without sound, a second of mono that is stored as another format."""
-    path, parts = tmp_path / "clip.ts", []
-    for begin, layout in ((0, "stereo"), (2, "mono")):
-        samples = [np.full((2 if layout == "stereo" else 1, 16_000), 0.25, np.float32)]
-        part = make_video(
-            tmp_path / f"{layout}.ts", seconds=1, rate=10, codec="mpeg2video", sounds=samples, layout=layout,
-            sound_rate=16_000, sound_codec="mp2", start=begin,
-        )  # fmt: skip
-        parts.append(part.read_bytes())
-    path.write_bytes(b"".join(parts))
-    sound = torch.from_numpy(read_sound(path, 16_000))
-    assert len(sound) == pytest.approx(48_000, abs=3000)
-    heard = (sound.abs() > 0.1).float()
-    assert heard[2000:15_000].mean() > 0.99 and heard[36_000:45_000].mean() > 0.99
-    assert heard[20_000:30_000].sum() == 0
-    assert len(list(spotlight().video(path))) == 20
-
-
 # ------------------------------------------------------------------------------- files and refusals
 
 

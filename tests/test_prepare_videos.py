@@ -86,13 +86,9 @@ def test_a_folder_of_videos_becomes_data_sets_and_named_failures(videos, tmp_pat
     printed = capsys.readouterr().out
     assert "2 of 9 clips are prepared (0 were before)" in printed and "failed, too_short: 2" in printed
     assert build_clips("vggsound", prepared, clip_list=None).clip_ids == ["good.2", "good_1"]
-    lengths = {
-        ("good.2", "vggsound"): 3,
-        ("good_1", "vggsound"): 3,
-        ("good.2", "vgg_ss"): 6,
-        ("good_1", "vgg_ss"): 10,
-    }
-    for (clip_id, layout), seconds in lengths.items():
+    lengths = ("good.2 vggsound", 3), ("good_1 vggsound", 3), ("good.2 vgg_ss", 6), ("good_1 vgg_ss", 10)
+    for name, seconds in lengths:
+        clip_id, layout = name.split()
         frame, sound = places(prepared, layout, clip_id)
         assert (number_on(Image.open(frame)), Image.open(frame).size) == (124, (48, 48))
         info = soundfile.info(sound)
@@ -402,9 +398,8 @@ def test_an_archive_is_read_on_after_a_stop_and_what_is_listed_is_taken(clips, t
     (tmp_path / "list").write_text("clip_1_000030\nclip_4_000030\nabsent_000001")
     arguments = [str(folder), str(tmp_path / "set"), *ARGUMENTS]
     assert main([*arguments, "--clip-list", str(tmp_path / "list")]) == 1
-    assert {i: row["reason"] for i, row in failures(tmp_path / "set").items()} == {
-        "absent_000001": "no_video"
-    }
+    reasons = {i: row["reason"] for i, row in failures(tmp_path / "set").items()}
+    assert reasons == {"absent_000001": "no_video"}
     sounds = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*.wav")}
     assert len(sounds) == 4
     assert main(arguments) == 0

@@ -90,9 +90,8 @@ def test_wrappers_of_the_network_and_of_its_parts_are_no_names(method, nesting):
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
 def test_so_are_those_in_a_file_of_this_project(tmp_path, prefix):
-    weights = {
-        f"{prefix}{name}": torch.zeros(()).expand(value.shape) for name, value in state_of("ssl_tie").items()
-    }
+    shapes = {name: value.shape for name, value in state_of("ssl_tie").items()}
+    weights = {f"{prefix}{name}": torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     empty = {"method_config": {}, "audio_config": {}, "frame_config": {}}
     save_checkpoint(tmp_path / "own.pth", Checkpoint(method="ssl_tie", state_dict=weights, **empty))
     assert read_any_checkpoint(tmp_path / "own.pth").state_dict.keys() == state_of("ssl_tie").keys()
@@ -109,19 +108,9 @@ def test_further_tensors_are_said_and_left_out_where_the_authors_do_so(caplog):
     assert "… are left out, as by the program of SSL-Align" in caplog.text
 
 
-STRANGE: tuple[object, ...] = (
-    None,
-    "best",
-    float("nan"),
-    float("inf"),
-    [1, 2],
-    {},
-    torch.arange(3),
-    "9" * 5000,
-)
-EPOCHS: list[tuple[int, object]] = [
-    (17, given) for given in (17, np.int64(17), np.float32(17), 17.5, "17", torch.tensor([17]))
-]
+STRANGE: list[object] = [None, "best", np.nan, np.inf, [1, 2], {}, torch.arange(3), "9" * 5000]
+SEVENTEEN = (17, np.int64(17), np.float32(17), 17.5, "17", torch.tensor([17]))
+EPOCHS: list[tuple[int, object]] = [(17, given) for given in SEVENTEEN]
 
 
 @pytest.mark.parametrize(("epoch", "given"), EPOCHS + [(0, given) for given in STRANGE])

@@ -59,11 +59,8 @@ def all_scores(queries, gallery):
     scores = np.empty((len(queries), len(gallery)))
     for i, query in enumerate(queries.numpy()):
         for j, candidate in enumerate(gallery.numpy()):
-            scores[i, j] = max(
-                math.fsum(a * b for a, b in zip(one, other, strict=True))
-                for one in query
-                for other in candidate
-            )
+            pairs = (zip(one, other, strict=True) for one in query for other in candidate)
+            scores[i, j] = max(math.fsum(a * b for a, b in pair) for pair in pairs)
     return scores
 
 
@@ -402,10 +399,8 @@ def test_the_page_shows_queries_with_their_neighbours():
 
 def test_a_matrix_of_directions_and_metrics_comes_first():
     _, report = make_report()
-    assert (
-        report.title
-        == f"SSL-TIE runs, 80 epochs, on vgg_ss: ssl_tie_vgg_ss_4911, {COUNT} of {COUNT + 1} clips"
-    )
+    count = f"{COUNT} of {COUNT + 1} clips"
+    assert report.title == f"SSL-TIE runs, 80 epochs, on vgg_ss: ssl_tie_vgg_ss_4911, {count}"
     (matrix,) = report.sections[0].items
     rows = matrix.scores.set_index("name")
     titles = ["Sounds found by a sound", "Frames found by a sound", "Sounds found by a frame"]

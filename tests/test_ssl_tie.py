@@ -171,21 +171,10 @@ def test_equivariance_gradient_through_the_plain_map(build, inputs, with_gradien
     assert torch.equal(output.loss, default.loss)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"temperature": 0}, "--temperature"),
-        ({"equivariance_weight": -1}, "--equivariance-weight"),
-        (
-            {"contrastive_weight": 0, "transformed_contrastive_weight": 0, "equivariance_weight": 0},
-            "--contrastive-weight.* not all be 0",
-        ),
-    ],
-)
-def test_contradictions_are_refused_with_their_flags(options, words):
+def test_one_term_of_the_loss_is_needed():
     SSLTIEConfig(contrastive_weight=0, equivariance_weight=0)
-    with pytest.raises(ValueError, match=words):
-        SSLTIEConfig(**options)
+    with pytest.raises(ValueError, match=r"--contrastive-weight.* not all be 0"):
+        SSLTIEConfig(contrastive_weight=0, transformed_contrastive_weight=0, equivariance_weight=0)
 
 
 # --------------------------------------------------------------------------------- localisation

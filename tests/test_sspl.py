@@ -361,7 +361,7 @@ def test_the_gradient_stops_at_the_projections():
 def test_parameter_groups_are_the_authors(pcm):
     model = build(pcm=pcm)
     recipe = SSPLRecipe().completed(model.config)
-    assert recipe.epochs == (20 if pcm else 100)
+    assert (recipe.epochs, recipe.batch_size, model.config.pcm_cycles) == (20 if pcm else 100, 256, 4)
     optimizer = model.build_optimizer(recipe)
     assert isinstance(optimizer, torch.optim.AdamW)
     groups = optimizer.param_groups
@@ -379,9 +379,8 @@ def test_parameter_groups_are_the_authors(pcm):
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    chosen = SSPLRecipe(
-        audio_learning_rate=0.1, pcm_learning_rate=0.2 if pcm else None, head_learning_rate=0.3
-    )
+    rates = {"audio_learning_rate": 0.1, "pcm_learning_rate": 0.2 if pcm else None}
+    chosen = SSPLRecipe(**rates, head_learning_rate=0.3)
     groups = model.build_optimizer(chosen.completed(model.config)).param_groups
     assert [group["lr"] for group in groups] == ([0.1, 0.2, 0.2, 0.3] if pcm else [0.1, 0.3])
 

@@ -427,9 +427,8 @@ def embed_all(run: Evaluation, options: opts.RetrievalOptions, pooling: str | No
     if stored is not None:
         logger.info("Embeddings of %d clips from %s.", len(stored.clip_ids), path)
         return stored
-    embeddings = retrieving.embed_clips(
-        run.model, run.batches("embedding"), num_clips=len(run.clips), image_pooling=pooling
-    )
+    batches, count = run.batches("embedding"), len(run.clips)
+    embeddings = retrieving.embed_clips(run.model, batches, num_clips=count, image_pooling=pooling)
     if is_main_process():
         retrieving.save_embeddings(path, embeddings, identity)
     return embeddings
@@ -464,15 +463,13 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
     return result.unreadable
 
 
-def draw_negatives(
-    result: negative_sounds.NegativeResult, run: Evaluation, count: int
-) -> list[pages.Gallery]:
+def draw_negatives(result: negative_sounds.NegativeResult, run: Evaluation, num: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips, a row each: the frame, then its heat with each kind of sound."""
     clips, classes = run.shown_clips(), run.context.classes or {}
     places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
     scale = (result.threshold, result.maps.max().item())
     galleries = []
-    for title, rows in shown_clips(result, count).items():
+    for title, rows in shown_clips(result, num).items():
         for number, (place, row) in enumerate(rows.to_dict("index").items()):
             sample, donor = (clips[places[row[name]]] for name in ("clip_id", "donor"))
             if isinstance(sample, BrokenClip) or isinstance(donor, BrokenClip):

@@ -29,16 +29,8 @@ SIZES = frozenset({"w", "h", "width", "height", "cx", "cy", "xcenter", "ycenter"
 """Names that say that a box is not given by its corners."""
 SLIP = -1e6  # Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16
 READ_ERRORS = (
-    AttributeError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    LookupError,
-    ET.ParseError,
-)
+    AttributeError, OSError, ValueError, TypeError, OverflowError, RecursionError, LookupError, ET.ParseError,
+)  # fmt: skip
 """What reading an XML or JSON of another form than expected raises."""
 
 # --------------------------------------------------------------------------------------------- boxes

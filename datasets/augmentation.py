@@ -182,11 +182,8 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
             factors = _between(numbers[:, 5 + which], JITTER[which])
             change(coloured & (order[:, place] == which), adjust, factors)
     unused = numbers[:, 0]
-    change(
-        (numbers[:, 9] < GREY_SHARE) & config.grey,
-        lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3),
-        unused,
-    )
+    greyed = (numbers[:, 9] < GREY_SHARE) & config.grey
+    change(greyed, lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3), unused)
     blurred = (numbers[:, 10] < BLUR_SHARE) & config.blur
     sigmas = _between(numbers[blurred, 11:12], BLUR_RANGE).expand(-1, 2)  # on the CPU, where they are checked
     change(blurred, lambda chosen, _: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), unused)

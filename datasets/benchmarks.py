@@ -86,7 +86,8 @@ class DataSet:
 
 
 SSPL_DATA = "5k_labeled/Data"  # Where SSPL's authors keep what a benchmark consists of
-SSPL_BOXES = "5k_labeled/Annotations"
+SSPL_BOXES, VGG_SS_JSON = "5k_labeled/Annotations", "vggss_test_5158.json"
+IS3_BOXES = ("IS3_annotation.json", "IS3_annotations.json", "synthetic3240_bbox.json")
 SOUNDNET_TREES = ("videos" + 3 * "/*", "videos2" + 8 * "/*")
 """Folders of SoundNet's release, a level for each of the last digits of a video's number."""
 
@@ -108,10 +109,7 @@ DATA_SETS: dict[str, DataSet] = {
     "flickr": DataSet(
         title="Flickr-SoundNet training clips",
         roots=(".", "Flickr"),
-        frames=(
-            "frames/<id>/00000003.jpg",
-            *(f"frames/{tree}/<id>.mp4/00000003.jpg" for tree in SOUNDNET_TREES),
-        ),
+        frames=("frames/<id>/00000003.jpg", *(f"frames/{t}/<id>.mp4/00000003.jpg" for t in SOUNDNET_TREES)),
         sounds=(
             *("mp3/<id>.mp3", "wav/<id>.wav", "audio/<id>.wav"),
             *(f"mp3/{tree}/<id>.mp4.mp3" for tree in SOUNDNET_TREES),
@@ -124,10 +122,7 @@ DATA_SETS: dict[str, DataSet] = {
         roots=(".", "VGG-Sound", "VGGSound_test"),
         frames=("frame/<id>.jpg",),
         sounds=("audio/<id>.wav",),
-        annotations={
-            "anno/<id>.xml": read_vgg_ss_xml,
-            f"{SSPL_BOXES}/vggss_test_5158.json": read_vgg_ss_json,
-        },
+        annotations={"anno/<id>.xml": read_vgg_ss_xml, f"{SSPL_BOXES}/{VGG_SS_JSON}": read_vgg_ss_json},
         split="test",
     ),
     "flickr_soundnet": DataSet(
@@ -160,9 +155,7 @@ DATA_SETS: dict[str, DataSet] = {
         roots=(".", "IS3"),
         frames=("images/<id>.jpg", "visual_frames/<id>.jpg"),
         sounds=("audio_wav/<id>.wav", "audio_waw/<id>.wav"),
-        annotations=dict.fromkeys(
-            ("IS3_annotation.json", "IS3_annotations.json", "synthetic3240_bbox.json"), read_pixel_json
-        ),
+        annotations=dict.fromkeys(IS3_BOXES, read_pixel_json),
         pair_key=scene_of,
         ids_tell_class=True,
         ids_of_training=False,

@@ -295,10 +295,8 @@ def describe_file(path: Path, root: Path) -> tuple[str, str]:
     except (ValueError, OSError):
         words += ", classes not known"
     if checkpoint.options.get("frozen", {}).get("random_init"):
-        return (
-            f"{words}; its frozen encoders are random, and its accuracy is not the method's",
-            "random encoders",
-        )
+        words += "; its frozen encoders are random, and its accuracy is not the method's"
+        return words, "random encoders"
     return words, ""
 
 
@@ -357,8 +355,7 @@ PRETRAINED = {
         VGG16Encoder, ("classifier.",), f"--vgg16{RANDOM}",
     ),
     "vggish": PretrainedFile(
-        "VGGish of torchvggish", TORCHVGGISH, "vggish-10086976.pth",
-        VGGishEncoder, (), f"--vggish{RANDOM}",
+        "VGGish of torchvggish", TORCHVGGISH, "vggish-10086976.pth", VGGishEncoder, (), f"--vggish{RANDOM}"
     ),
     "resnet18": PretrainedFile(
         "torchvision's ResNet-18, IMAGENET1K_V1", TORCHVISION, "resnet18-f37072fd.pth",

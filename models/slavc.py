@@ -24,7 +24,7 @@ their trainer prints, of the slow ones, are left out. A file without the slow co
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,22 +33,19 @@ from datasets.audio import SpectrogramConfig
 from datasets.frames import FrameConfig
 from models.contrast import own_sound_loss, what_and_where_logits
 from models.encoders import global_max_pool
+from models.ez_vsl import EZVSLConfig
 from models.method import TrainingOutput
 from models.peers import PeerLocaliser, project
 from utils.distributed import gather_rows
-from utils.options import Options, option
+from utils.options import option
 
 NETWORKS = ("imgnet", "img_proj", "audnet", "aud_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLAVCConfig(Options):
+class SLAVCConfig(EZVSLConfig):
     """What defines the model and its loss; stored in the checkpoint."""
 
-    last_stride: Literal[1, 2] = 2
-    """of the frame encoder's last stage: maps of a 16th or a 32nd of the frame's side"""
-    temperature: float = option(0.03, above=0)
-    """tau: divisor of similarities"""
     dropout: float = option(0.9, at_least=0, at_most=0.999)
     """share of the frame features' elements that training drops"""
     frame_momentum: float = option(0.999, at_least=0, at_most=1)

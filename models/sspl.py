@@ -154,14 +154,10 @@ class SSPL(Method):
         self.frame_encoder = VGG16Encoder()
         self.audio_encoder = VGGishEncoder()
         width, audio_size = VGG16Encoder.embedding_size, VGGishEncoder.embedding_size
-        self.audio_projection = nn.Sequential(
-            nn.Linear(audio_size, width), nn.ReLU(inplace=True), nn.Linear(width, width)
-        )
-        self.predictive_coding = (
-            PredictiveCodingModule(config.pcm_cycles, channels=width, audio_size=audio_size)
-            if config.pcm
-            else None
-        )
+        layers = nn.Linear(audio_size, width), nn.ReLU(inplace=True), nn.Linear(width, width)
+        self.audio_projection = nn.Sequential(*layers)
+        pcm = partial(PredictiveCodingModule, config.pcm_cycles, channels=width, audio_size=audio_size)
+        self.predictive_coding = pcm() if config.pcm else None
         self.projection_head = projection_head(width)
         self.prediction_head = prediction_head()
 
@@ -404,11 +400,8 @@ def effective_rank(embeddings: Tensor) -> Tensor:
 
 def collapse_warning(terms: Mapping[str, float]) -> str | None:
     """Say what the means over some steps of `collapse_terms` warn of; None while all is well."""
-    findings = [
-        f"{words} ({name} {terms[name]:.2g})"
-        for name, (bound, words) in COLLAPSE.items()
-        if terms[name] < bound
-    ]
+    low = {name: words for name, (bound, words) in COLLAPSE.items() if terms[name] < bound}
+    findings = [f"{words} ({name} {terms[name]:.2g})" for name, words in low.items()]
     if not findings:
         return None
     return (

@@ -114,8 +114,5 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
 
 def find_non_finite(state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names of the floating-point tensors that hold NaN or infinity."""
-    return [
-        name
-        for name, tensor in state_dict.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
-    ]
+    floating = {name: tensor for name, tensor in state_dict.items() if tensor.is_floating_point()}
+    return [name for name, tensor in floating.items() if not torch.isfinite(tensor.float()).all()]

@@ -29,7 +29,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -176,9 +175,7 @@ class TrainingRun:
                 "(--resume), or name another --output."
             )
         if resume and not self.last_path.exists():
-            raise FileNotFoundError(
-                f"Nothing to resume: there is no {self.last_path}. Leave --resume out to start anew."
-            )
+            raise FileNotFoundError(f"Nothing to resume: there is no {self.last_path}. Leave --resume out.")
 
     def progress(self) -> dict[str, Any]:
         """Return what resuming needs beside the weights; all processes must call it."""
@@ -304,10 +301,8 @@ class TrainingRun:
                 error.filename = f"TensorBoard's log in {self.folder}"
                 raise
 
-    def add_pictures(
-        self, frames: NDArray[np.uint8], maps: NDArray[np.float32], clip_ids: Sequence[str]
-    ) -> None:
-        """Add overlays of frames (N, S, S, 3) RGB and their similarity maps (N, h, w) to TensorBoard."""
+    def add_pictures(self, frames: NDArray[Any], maps: NDArray[Any], clip_ids: Sequence[str]) -> None:
+        """Add overlays of frames uint8 (N, S, S, 3) and similarity maps float32 (N, h, w) to TensorBoard."""
         for index, (frame, heat, clip_id) in enumerate(zip(frames, maps, clip_ids, strict=True)):
             overlay = draw_caption(draw_localisation(frame, heat, Square()), clip_id)
             self._add("image", f"train/overlay_{index}", overlay, dataformats="HWC")

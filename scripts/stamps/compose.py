@@ -203,9 +203,8 @@ def crop_background(picture: Image.Image, frame_size: int, rng: np.random.Genera
     short_side = min(picture.size)
     side = short_side / rng.uniform(1, max(1, min(MAX_ZOOM, short_side / frame_size)))
     x, y = (rng.uniform(0, extent - side) for extent in picture.size)
-    crop = picture.resize(
-        (frame_size, frame_size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side), reducing_gap=2
-    )
+    size, box = (frame_size, frame_size), (x, y, x + side, y + side)
+    crop = picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2)
     return np.asarray(crop, np.float32).copy()
 
 

@@ -119,10 +119,8 @@ def load_real_material(num_classes: int, frame_size: int, cache: Path) -> Materi
 
     root = roots["gcompris"]
     scenes = sorted(scene for folder in SCENERY for scene in (root / folder).rglob("*.webp"))
-    backgrounds = [
-        Photo(f"gcompris:{scene.relative_to(root).with_suffix('')}", read_scene(scene, frame_size))
-        for scene in scenes
-    ]
+    keys = [f"gcompris:{scene.relative_to(root).with_suffix('')}" for scene in scenes]
+    backgrounds = [Photo(key, read_scene(scene, frame_size)) for key, scene in zip(keys, scenes, strict=True)]
     classes, silent = [read_class(name) for name in names[:num_classes]], read_class("").photos
     packages = list(PACKAGES.values())
     return Material("real", classes, silent, split_backgrounds(backgrounds), LICENCE, packages)

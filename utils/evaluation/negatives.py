@@ -78,15 +78,13 @@ class Scene(NamedTuple):
     on_screen: frozenset[str]
 
 
-def scenes_of(
-    clips: Sequence[Any], classes: Mapping[str, str] | None, off_screen: OffScreen
-) -> dict[str, Scene]:
+def scenes_of(clips: Sequence[Any], classes: Mapping[str, str] | None, wanted: OffScreen) -> dict[str, Scene]:
     """Find which sounds are right for which frames: those of the class, or file, and of the same picture.
 
     Clips with the same picture share a scene, those of a pair a pair_key; ids of these are
     <first>_<second>_…_<class of the sound>.
     """
-    if off_screen == "any":
+    if wanted == "any":
         sounds = [str(clip.sound) for clip in clips]
     elif classes is not None:
         sounds = [classes[clip.clip_id] for clip in clips]

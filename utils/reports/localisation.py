@@ -257,14 +257,12 @@ def rule_words(protocol: Mapping[str, Any]) -> str:
 # -------------------------------------------------------------------------------------- tables
 
 
-def score_tables(
-    scores: "pd.DataFrame", extra: Mapping[str, Any] | None, scored_on: str = ""
-) -> list[ScoreTable]:
-    """Tables for texts and the screen: the usual scores, and those of the benchmark."""
-    tables = [ScoreTable(scores, SCORE_HEADINGS, latex=SCORE_KEYS[:2], scored_on=scored_on)]
+def score_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None, on: str = "") -> list[ScoreTable]:
+    """Tables for texts and the screen, on a set: the usual scores, and those of the benchmark."""
+    tables = [ScoreTable(scores, SCORE_HEADINGS, latex=SCORE_KEYS[:2], scored_on=on)]
     if extra is not None:
         shown = {name: name for name in extra["shown"]}
-        tables.append(ScoreTable(scores, shown, latex=[*shown], scored_on=scored_on))
+        tables.append(ScoreTable(scores, shown, latex=[*shown], scored_on=on))
     return tables
 
 

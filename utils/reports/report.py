@@ -125,6 +125,7 @@ class EvaluationContext:
 def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """Facts at the end of every page: all that is needed to repeat an evaluation."""
     checkpoint, labels, maps = summary["checkpoint"], summary["labels"], summary["scored_from_maps"]
+    intervals = summary["intervals"]
     sound = "each clip's own" if summary["audio"] == "own" else "another clip's"
     facts = {
         "clips": f"{summary['num_clips']} of {summary['num_listed']} listed",
@@ -140,9 +141,7 @@ def provenance_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "start": checkpoint.get("start"),
         "maps": maps and "saved in {path} (sha256 {sha256}) by: {made_by}".format(**maps),
         "leak check": summary["leak_check"]["message"],
-        "intervals": "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format(
-            **summary["intervals"]
-        ),
+        "intervals": "{confidence:.0%}, {method}, {resamples} resamples, seed {seed}".format_map(intervals),
         "environment": ", ".join(f"{name} {value}" for name, value in summary["environment"].items()),
         "note": summary["note"],
         "command": summary["command"],

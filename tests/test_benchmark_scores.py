@@ -55,14 +55,8 @@ def test_extended_vgg_ss_from_the_command_line(checkpoint, tiny_data, tmp_path):
     assert len(list((tmp_path / "out" / "overlays").glob("*.jpg"))) == 1
     for one in summary["protocols"]:
         rule, row = one["name"], one["rows"][0]
-        found = [
-            (
-                float(clip[f"{rule}:confidence"]),
-                float(clip[f"{rule}:ciou"] or "nan"),
-                clip["num_boxes"] != "0",
-            )
-            for clip in clips
-        ]
+        columns = f"{rule}:confidence", f"{rule}:ciou"
+        found = [(*(float(clip[c] or "nan") for c in columns), clip["num_boxes"] != "0") for clip in clips]
         assert [has_object for *_, has_object in found] == [True] * 4 + [False] * 3
         expected = slow_detection(found)
         for name, score in zip(("AP", "max_F1", "LocAcc"), expected, strict=True):

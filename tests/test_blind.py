@@ -54,10 +54,8 @@ def score_baselines(rules):
     boxes = read_vgg_ss_json(path)
     clip_ids = list(boxes)
     parts = (clip_ids[start : start + 64] for start in range(0, len(clip_ids), 64))
-    batches = (
-        make_batch(range(len(part)), np.stack([union(*boxes[clip_id]) for clip_id in part]), part)
-        for part in parts
-    )
+    truths = ((part, np.stack([union(*boxes[clip_id]) for clip_id in part])) for part in parts)
+    batches = (make_batch(range(len(part)), maps, part) for part, maps in truths)
     clips = evaluate_localisation(None, batches, [PROTOCOLS[name] for name in rules]).clips
     return {
         (rule, predictor.split(" of ")[0]): one.set_index("clip_id")["ciou"]

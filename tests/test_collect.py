@@ -36,10 +36,8 @@ def score(folder, cious, *, benchmark="vgg_ss", **changes):
 @pytest.fixture
 def folders(tmp_path):
     other = {**make_context().checkpoint, "path": "runs/b.pth", "sha256": "b" * 64}
-    return {
-        "a": score(tmp_path / "a", FIRST),
-        "b": score(tmp_path / "b", SECOND, checkpoint=other, note="the <second>"),
-    }
+    second = score(tmp_path / "b", SECOND, checkpoint=other, note="the <second>")
+    return {"a": score(tmp_path / "a", FIRST), "b": second}
 
 
 def test_models_stand_side_by_side_with_their_differences(folders):

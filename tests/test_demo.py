@@ -72,18 +72,7 @@ def test_examples_are_composed_with_names_and_one_moves(tmp_path, drawn):
     stamps, folder = tmp_path / "stamps", tmp_path / "examples"
     folder.mkdir()
     if not drawn:
-        options = [
-            "--source",
-            "procedural",
-            "--train",
-            "1",
-            "--test",
-            "6",
-            "--classes",
-            "6",
-            "--workers",
-            "1",
-        ]
+        options = "--source procedural --train 1 --test 6 --classes 6 --workers 1".split()
         assert make_stamps([str(stamps), *options]) == 0
     videos, pairs = demo.prepare_examples(None if drawn else stamps, folder)
     assert len(pairs) == 4 and all(path.stem.endswith(" sounds") for path, _ in pairs)
@@ -166,9 +155,8 @@ def start_page(*arguments):
         "GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ANALYTICS_ENABLED": "True",
     }  # fmt: skip
     command = ["bash", ROOT / "scripts" / "demo.sh", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
 @pytest.fixture(scope="module")

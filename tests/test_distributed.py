@@ -16,10 +16,7 @@ from utils import distributed
 from utils.distributed import SynchronisedBatchNorm, synchronise_batch_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCENARIOS = {
-    2: ["batch_norms", "sspl", "ssl_tie", "peers", "helpers"],
-    4: ["batch_norms", "ssl_tie", "helpers"],
-}
+SCENARIOS = {2: "batch_norms sspl ssl_tie peers helpers".split(), 4: "batch_norms ssl_tie helpers".split()}
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +85,8 @@ class _Rounded(nn.Module):
 
 
 def test_all_batch_norms_of_a_network_are_synchronised_and_nothing_else_changes():
-    for network in (
-        ResNet18Encoder(1, batch_norm_passes=2),
-        PredictiveCodingModule(1, channels=4, audio_size=2),
-    ):
+    pcm = PredictiveCodingModule(1, channels=4, audio_size=2)
+    for network in (ResNet18Encoder(1, batch_norm_passes=2), pcm):
         kinds = {name: type(layer) for name, layer in network.named_modules()}
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         synchronise_batch_norms(network.eval())

@@ -254,12 +254,8 @@ def made_up_clips(count=90, areas=None):
     tables = []
     for seed, protocol in enumerate(("ssl_tie", "sspl")):
         rng = np.random.default_rng(seed)
-        for predictor, kind in (
-            ("model", "model"),
-            ("disc", "baseline"),
-            ("gaussian", "baseline"),
-            ("c", "ceiling"),
-        ):
+        kinds = {"model": "model", "disc": "baseline", "gaussian": "baseline", "c": "ceiling"}
+        for predictor, kind in kinds.items():
             ciou = rng.random(count) if kind != "ceiling" else rng.uniform(0.4, 1, count)
             pointing = rng.random(count) < 0.4 if predictor in ("model", "gaussian") else np.nan
             tables.append(

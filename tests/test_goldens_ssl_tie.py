@@ -143,11 +143,8 @@ def test_three_adam_steps(build, encodings):
         prefix = f"step{step}_f64"
         tolerance = LOSS_TOLERANCE[step]
         assert output.loss.item() == pytest.approx(float(golden[f"{prefix}/loss"]), abs=tolerance)
-        for term, name in (
-            ("contrastive", "loss_cl"),
-            ("contrastive_transformed", "loss_cl_ts"),
-            ("equivariance", "loss_ts"),
-        ):
+        names = {"contrastive": "loss_cl", "contrastive_transformed": "loss_cl_ts", "equivariance": "loss_ts"}
+        for term, name in names.items():
             expected = float(golden[f"{prefix}/{name}"])
             assert output.terms[term].item() == pytest.approx(expected, abs=tolerance)
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()

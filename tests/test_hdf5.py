@@ -84,14 +84,10 @@ def test_numbers_that_are_no_pixels(training_files, value):
     read_frame(clips[2].frame_source)
 
 
-@pytest.mark.parametrize(
-    ("window", "excerpt_seconds"),
-    [
-        (AudioConfig(window_seconds=1.0), None),
-        (AudioConfig(window_seconds=10.0), 1.3),
-        (SegmentConfig(), None),
-    ],
-)
+WINDOWS = [(AudioConfig(window_seconds=1.0), None), (AudioConfig(), 1.3), (SegmentConfig(), None)]
+
+
+@pytest.mark.parametrize(("window", "excerpt_seconds"), WINDOWS)
 def test_a_stored_sound_is_heard_like_a_file(training_files, tmp_path, window, excerpt_seconds):
     folder, _, stored = training_files
     clip = build_clips("flickr", folder, clip_list=None).clips[1]

@@ -193,11 +193,8 @@ def test_refused_lists(tmp_path, file_name, content, message):
 
 
 def test_negatives_are_read(tmp_path):
-    path = write(
-        tmp_path,
-        "mine.csv",
-        "\ufeffvideo,audio,label\r\na.mp4,b.wav,non-sounding\r\n\r\na,a,non-sounding\r\n",
-    )
+    content = "\ufeffvideo,audio,label\r\na.mp4,b.wav,non-sounding\r\n\r\na,a,non-sounding\r\n"
+    path = write(tmp_path, "mine.csv", content)
     read = read_clip_list(path, pairs=True)
     assert (read.name, read.clip_ids) == ("mine", ("a+b", "a+a"))
     assert [split_pair(clip_id) for clip_id in read.clip_ids] == [("a", "b"), ("a", "a")]

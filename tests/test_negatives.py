@@ -151,15 +151,9 @@ def test_noise_is_standard_normal_and_a_clip_s_own():
     assert not torch.equal(noise[0], noise[1])
 
 
-@pytest.mark.parametrize(
-    ("audio", "floor"),
-    [
-        (AudioConfig(), -100.0),
-        (SpectrogramConfig(), np.log(1e-7) / 12),
-        (MiddleSpectrogramConfig(), np.log(1e-7) / 12),
-    ],
-)
-def test_silence_is_the_floor_of_the_method_s_own_front_end(audio, floor):
+@pytest.mark.parametrize("audio", [AudioConfig(), SpectrogramConfig(), MiddleSpectrogramConfig()])
+def test_silence_is_the_floor_of_the_method_s_own_front_end(audio):
+    floor = -100.0 if isinstance(audio, AudioConfig) else np.log(1e-7) / 12
     heard = audio.build_front_end()(torch.zeros(1, audio.num_samples))
     torch.testing.assert_close(heard, torch.full_like(heard, floor))
 

@@ -74,12 +74,10 @@ def test_defaults_are_the_published_recipe():
     assert (options.frame.frame_size, options.augmentation) == (224, AugmentationConfig())
 
 
-@pytest.mark.parametrize(
-    "arguments", [[*MINIMAL_SSPL, "--temperature", "1"], [*MINIMAL, "--pcm"], ["ssl_tie"]]
-)
-def test_options_of_the_other_method_and_missing_ones_exit_with_2(arguments, capsys):
+@pytest.mark.parametrize("words", [[*MINIMAL_SSPL, "--temperature", "1"], [*MINIMAL, "--pcm"], ["ssl_tie"]])
+def test_options_of_the_other_method_and_missing_ones_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
-        opts.parse_train_options(arguments)
+        opts.parse_train_options(words)
     assert stop.value.code == 2
     assert "usage:" in capsys.readouterr().err
 

@@ -73,11 +73,8 @@ def failures(folder):
 
 
 def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.suffix in {".jpg", ".wav"}
-    }
+    paths = [path for path in folder.rglob("*") if path.suffix in {".jpg", ".wav"}]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_a_folder_of_videos_becomes_data_sets_and_named_failures(videos, tmp_path, capsys):
@@ -321,9 +318,8 @@ def test_two_runs_do_not_write_into_one_folder(videos, tmp_path, caplog):
     holder = "import sys; from pathlib import Path; from utils.files import lock_folder\n"
     holder += "lock = lock_folder(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", holder, str(tmp_path)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as other:
         assert other.stdout.readline() == "locked\n"
         (tmp_path / "prepared.jsonl").touch()
         assert main([str(videos), str(tmp_path)]) == 2

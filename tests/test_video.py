@@ -128,14 +128,12 @@ def test_all_frames_are_those_of_ffmpeg_s_filter(tmp_path, rate):
     assert pictures[40].tobytes() == read(path, 40).tobytes()
 
 
-@pytest.mark.parametrize(
-    ("anticlockwise", "bright"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1))]
-)
-def test_rotation_is_applied(tmp_path, anticlockwise, bright):
+@pytest.mark.parametrize(("turned", "bright"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
+def test_rotation_is_applied(tmp_path, turned, bright):
     """The top left corner goes down when a player turns the picture anticlockwise."""
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     picture[: HEIGHT // 2, : WIDTH // 2] = 255
-    path = make_video(tmp_path / "phone.mp4", pictures=[picture] * 50, rotation=anticlockwise)
+    path = make_video(tmp_path / "phone.mp4", pictures=[picture] * 50, rotation=turned)
     quarters = np.asarray(read(path).convert("L")).reshape(2, SIZE // 2, 2, SIZE // 2).mean(axis=(1, 3))
     assert np.unravel_index(quarters.argmax(), (2, 2)) == bright
 
@@ -220,11 +218,8 @@ def test_refusals_are_of_a_kind(tmp_path):
     assert number_on(read(short, 40)) == 39  # it ends with the frame
     assert kind_of(short, 41) == "too_short"
     content = short.read_bytes()
-    for name, broken in (
-        ("empty.mp4", b""),
-        ("text.mp4", b"no video at all" * 100),
-        ("cut.mp4", content[:2000]),
-    ):
+    damaged = {"empty.mp4": b"", "text.mp4": b"no video at all" * 100, "cut.mp4": content[:2000]}
+    for name, broken in damaged.items():
         (tmp_path / name).write_bytes(broken)
         assert kind_of(tmp_path / name) == "unreadable"
     with pytest.raises(FileNotFoundError, match=r"absent\.mp4"):

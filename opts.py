@@ -454,9 +454,8 @@ def read_config(path: Path, method: str) -> list[str]:
             if (isinstance(content, dict) and key not in groups) or name not in known:
                 wrong = name if key in groups else key
                 refuse_dropped(DROPPED, [flag(name)])
-                raise ValueError(
-                    f"--config {path}: unknown key {wrong!r}.{did_you_mean(wrong, [*known, *groups])}"
-                )
+                hint = did_you_mean(wrong, [*known, *groups])
+                raise ValueError(f"--config {path}: unknown key {wrong!r}.{hint}")
             is_default = known[name].metadata.get("hidden") and value == known[name].default
             if name in OF_ONE_CALL or value is None or is_default:
                 continue

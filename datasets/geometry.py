@@ -82,11 +82,9 @@ class GeometricTransform:
 
     def warp_frames(self, frames: Tensor) -> Tensor:
         """Transform normalised frames, (B, C, S, S) -> (B, C, S * scale, S * scale), 0 outside."""
-        size = self.frame_size
-        if frames.shape[0] != len(self.angles) or frames.shape[-2:] != (size, size):
-            raise ValueError(
-                f"frames must be ({len(self.angles)}, C, {size}, {size}), got {tuple(frames.shape)}"
-            )
+        size, count = self.frame_size, len(self.angles)
+        if frames.shape[0] != count or frames.shape[-2:] != (size, size):
+            raise ValueError(f"frames must be ({count}, C, {size}, {size}), got {tuple(frames.shape)}")
         return _resize(self._warp(frames), int(size * self.scale))
 
     def warp_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,9 +28,7 @@ class SeededBatches(Sampler[list[int | Mixture]]):
     def __init__(self, num_clips: int, batch_size: int, seed: int, *, part: slice = slice(None)) -> None:
         """Start before epoch 0, step 0; of each batch, `part` is this process's."""
         if num_clips < batch_size:
-            raise ValueError(
-                f"--batch-size {batch_size} is larger than the training set of {num_clips} clips."
-            )
+            raise ValueError(f"--batch-size {batch_size} is more than the training set of {num_clips} clips.")
         self.num_clips, self.batch_size, self.seed, self.part = num_clips, batch_size, seed, part
         self.steps_per_epoch = num_clips // batch_size
         self.start_at(0, 0)

@@ -115,9 +115,8 @@ class MixingCurriculum:
             return
         clip_ids, broken = gather_objects(clip_ids), gather_objects(broken)
         if broken:
-            logger.warning(
-                "%d training sounds cannot be read and are not mixed in, first: %s", len(broken), broken[0]
-            )
+            words = "%d training sounds cannot be read and are not mixed in, first: %s"
+            logger.warning(words, len(broken), broken[0])
         embeddings = torch.cat(gather_objects(rows)) if clip_ids else torch.empty(0, 1)  # (M, D)
         heard = embeddings.norm(dim=1) > 0  # (M,)
         place_of = {clip.clip_id: place for place, clip in enumerate(self.sounds.clips)}

@@ -359,9 +359,8 @@ def read_sound(
             if refuse_cut_off:
                 _check_end(video)
         if video.num_damaged and not refuse_cut_off:
-            logger.warning(
-                "%s: %d pieces of its sound are damaged, and silent.", video.path, video.num_damaged
-            )
+            words = "%s: %d pieces of its sound are damaged, and silent."
+            logger.warning(words, video.path, video.num_damaged)
     if not pieces:
         raise UnusableVideoError(video.path, "it holds no audio sample", "no_audio_stream")
     return np.concatenate(pieces)[:limit]

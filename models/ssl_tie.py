@@ -264,9 +264,8 @@ class SSLTIE(Method):
         if not mixing.audio_mixing:
             return None
         if mixing.mixing_start_epoch > options.optimisation.epochs:
-            logger.warning(
-                "Mixing begins with epoch %d, after the last of --epochs.", mixing.mixing_start_epoch
-            )
+            words = "Mixing begins with epoch %d, after the last of --epochs."
+            logger.warning(words, mixing.mixing_start_epoch)
         return MixingCurriculum(mixing, clips, options.run.seed)
 
 

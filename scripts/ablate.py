@@ -46,9 +46,8 @@ def find_grid(name: str) -> dict[str, Any]:
     form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
     with decoding(name, f"it must be one of {', '.join(GRIDS)}, or a JSON file with {form}"):
         grid = json.loads(Path(name).read_text())
-        shlex.split(
-            " ".join([grid.get("method", ""), grid.setdefault("options", ""), *grid["variants"].values()])
-        )
+        words = [grid.get("method", ""), grid.setdefault("options", ""), *grid["variants"].values()]
+        shlex.split(" ".join(words))
         if not grid["variants"]:
             raise ValueError("it has no variants")
     return grid
@@ -114,9 +113,7 @@ def write_table(folder: Path, scores: list[pd.DataFrame], notes: list[str], over
     each = pd.concat(scores).drop_duplicates(["rule", "variant", "seed"])
     each = each.sort_values("seed", key=lambda seeds: seeds == "", kind="stable")  # blind baselines last
     if (each.groupby("rule")["clips"].nunique() > 1).any():
-        raise ValueError(
-            f"{folder}: runs were scored on different clips. Remove the older results; call again."
-        )
+        raise ValueError(f"{folder}: runs were scored on different clips. Remove the older results.")
     each.to_csv(folder / "runs.csv", index=False)
     parts = {rule: part.set_index(["variant", "seed"]) for rule, part in each.groupby("rule", sort=False)}
     columns = {head: parts[rule][key] for head, (rule, key) in overview.items() if rule in parts}
@@ -154,10 +151,8 @@ def differences(folder: Path, rule: str, runs: pd.DataFrame) -> pd.DataFrame:
         gains = [values - first[seed] for seed, values in hits[variant].items() if seed in first]
         if gains:
             gain = np.mean(gains, axis=0)  # (N,)
-            rows[variant] = {
-                f"against {first_name}": f"{100 * gain.mean():+.2f}",
-                "p": f"{sign_flip_test(gain):.2g}",
-            }
+            points, p = f"{100 * gain.mean():+.2f}", f"{sign_flip_test(gain):.2g}"
+            rows[variant] = {f"against {first_name}": points, "p": p}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -177,15 +172,12 @@ def ablate(given: Sequence[str]) -> int:
     first, *sections = [list(words) for end, words in groupby(given, "--".__eq__) if not end] or [[]]
     own = parser.parse_args(first)
     grid = find_grid(own.grid)
-    chosen = list(grid["variants"]) if own.variants is None else own.variants.split(",")
-    if unknown := set(chosen) - grid["variants"].keys():
-        raise ValueError(
-            f"--variants: {own.grid} has {', '.join(grid['variants'])}; not {', '.join(unknown)}."
-        )
+    variants: dict[str, str] = grid["variants"]
+    chosen = list(variants) if own.variants is None else own.variants.split(",")
+    if unknown := set(chosen) - variants.keys():
+        raise ValueError(f"--variants: {own.grid} has {', '.join(variants)}; not {', '.join(unknown)}.")
     if len(sections) < 2:
-        raise ValueError(
-            "Name how runs are scored, as in: -- OPTIONS OF main.py -- localisation --benchmark …"
-        )
+        raise ValueError("Name how runs are scored: -- OPTIONS OF main.py -- localisation --benchmark …")
     runs = {}
     for seed in own.seeds.split(","):
         for variant in chosen:
@@ -205,9 +197,7 @@ def ablate(given: Sequence[str]) -> int:
             return status
         if status:
             notes.append(f"**Failed: {variant}, seed {seed}.**")
-            logger.error(
-                "Failed: %s, seed %s; its messages stand above. Call again to try again.", variant, seed
-            )
+            logger.error("Failed: %s, seed %s; its messages stand above. Call again to retry.", variant, seed)
         else:
             scores += [read_scores(summary_of(test), variant, seed) for test in commands[1:]]
     failed = len(notes) > 1

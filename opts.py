@@ -155,7 +155,7 @@ class DrawingOptions(TestTask):
     frame_geometry: GeometryMode = "squash"
     """how pictures that are not square become so for the model"""
     box: bool = False
-    """draw the box around the region of the peak where the map is at least half-way up the scale"""
+    """draw the box around the region of the peak that is at least half-way up the scale, and glows"""
     opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)  # of the hottest heat
     scale: str = "frame"
     """similarities between which heat runs: frame, from the map's smallest to its largest; or LOW,HIGH"""

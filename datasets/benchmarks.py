@@ -376,9 +376,10 @@ def _find_annotations(dataset: str, root: Path, given: Path | None) -> Mapping[s
             return read(folder / pattern)
         if "<id>" in pattern and (files := list_files(folder, [pattern])):
             return files if read is read_mask else {i: partial(read, path) for i, path in files.items()}
+    fetch = "; `bash scripts/get_splits.sh lvs_vgg_ss_boxes` fetches them" * dataset.startswith("vgg_ss")
     raise FileNotFoundError(
-        f"{dataset}: No annotations at {names}. Name them with --annotations, or put them there, see "
-        "docs/data.md; `bash scripts/get_splits.sh lvs_vgg_ss_boxes` fetches those of VGG-SS."
+        f"{dataset}: No annotations at {names}. Name them with --annotations (a path from where you are), or "
+        f"put them there, see docs/data.md{fetch}."
     )
 
 

@@ -360,7 +360,7 @@ PRETRAINED = {
     "resnet18": PretrainedFile(
         "torchvision's ResNet-18, IMAGENET1K_V1", TORCHVISION, "resnet18-f37072fd.pth",
         partial(ResNet18Encoder, 3), ("fc.",),
-        "--object-prior-weights; a training goes without by --start scratch",
+        "--object-prior-weights; a training finds it in ckpts/, or takes --start scratch",
     ),
 }  # fmt: skip
 FOLDERS = (Path(__file__).parents[1] / "ckpts", Path(torch.hub.get_dir()) / "checkpoints")

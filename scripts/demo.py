@@ -38,7 +38,7 @@ TITLE = "Visual sound source localisation"
 ABOUT = """\
 - **What it does.** It takes a video, or a picture and a sound, and shows where the sound comes from.
 - **Colours and numbers.** The brighter, the more alike are place and sound. The numbers are similarities,
-1 at most; a whole video and both models have one scale.
+1 at most; a whole video and both models have one scale, on which low ones do not glow.
 - **Limits.** A model knows the kinds of sounds that it was trained on. It marks a place even if what sounds
 is not in the picture; then the similarities are low."""
 CSS = """

@@ -126,8 +126,9 @@ trained = test["checkpoint"]["training_list"]["num_listed"]
 print(f"{test['model']}, {trained:,} clips of {len(data['classes'])} classes ({test['note']});"
       f" {test['num_clips']} others, in percent:")
 print(f"{'':28}{'cIoU@0.5':>10}{'AUC':>10}{'pointing':>10}")
-named = {"this model": test["rows"][0], "  with a wrong sound": wrong["rows"][0],
-         "blind guess of the middle": test["rows"][1]}
+model, disc, gaussian = test["rows"][:3]  # a disc has no peak to point with
+named = {"this model": model, "  with a wrong sound": wrong["rows"][0],
+         "blind guess of the middle": gaussian | {key: disc[key] for key in ("ciou_at_0.5", "auc")}}
 for name, row in named.items():
     values = (row.get(key) for key in ("ciou_at_0.5", "auc", "pointing_accuracy"))
     print(f"{name:28}" + "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in values))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, ROOT, assert_refused, run, scoring, training, validation
 from shell_scripts import run as run_script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def train(tiny_data, output, *arguments):
@@ -46,7 +47,8 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert history == list(csv.DictReader((whole / "history.csv").open()))
     assert not (whole / "best.pth").exists()
-    assert list(whole.glob("events.*"))
+    logged = [EventAccumulator(str(folder)).Reload().Scalars("train/loss") for folder in (whole, parts)]
+    assert len(logged[0]) == len(logged[1]) == 2, "resuming drops no entry"
     assert json.loads((whole / "options.json").read_text())["run"]["seed"] == 4
 
     results = whole / "results" / "vgg_ss"

@@ -255,7 +255,7 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     learned = r"SSL-TIE run, 1 epoch, 16 clips of \d+ classes \(procedural set\); 12 others"
     assert re.match(learned, summary[0])
     for line, name in zip(summary[2:5], ("this model", "  with a wrong sound", "blind guess"), strict=True):
-        assert line.startswith(name) and re.search(r" \d+\.\d\d ", line)
+        assert line.startswith(name) and len(re.findall(r" \d+\.\d\d\b", line)) == 3
     assert summary[5:7] == [f"Report: {report}", "Next:"]
     image = " ".join(summary[8:10]).replace("\\", "").split()
     finished = run(ROOT / image[1], *image[2:-1], str(tmp_path / "heat.png"))

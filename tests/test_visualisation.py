@@ -128,6 +128,8 @@ def test_heat_lies_on_the_peak_inside_the_square_beside_a_colour_bar():
     boxed = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), box=True)
     assert (boxed == (0, 235, 255)).all(axis=2).any()
     assert not (drawn == (0, 235, 255)).all(axis=2).any()
+    tight = draw_localisation(frame, values, Square(0.25, 0, 0.75, 1), box=True, threshold=0.9)
+    assert (tight == (0, 235, 255)).all(axis=2).sum() < (boxed == (0, 235, 255)).all(axis=2).sum(), "as heat"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (159, 159), (160, 160), (200, 161)])

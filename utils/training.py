@@ -224,7 +224,7 @@ class TrainingRun:
         # What TensorBoard's thread cannot write comes up again in this one: no traceback of the thread.
         self._open.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda failure: logger.error("A thread failed: %s", failure.exc_value)
-        writer = SummaryWriter(str(self.folder), purge_step=self._global_step())
+        writer = SummaryWriter(str(self.folder), purge_step=self._global_step() + 1)
         self._writer = self._open.enter_context(writer)
         self._add("text", "options", f"```json\n{options_text}\n```")
 

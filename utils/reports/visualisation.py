@@ -211,7 +211,8 @@ def draw_localisation(
         heat = np.full((height, width), np.nan, np.float32)
         # Bicubic curves swing beyond the values that they join.
         heat[top:bottom, left:right] = enlarged.clip(strength.min(), strength.max())
-        boxes = peak_box(similarity_map, square, scale) if box else NO_BOXES
+        low, high = scale if threshold is None else (max(scale[0], 2 * threshold - scale[1]), scale[1])
+        boxes = peak_box(similarity_map, square, (low, high)) if box else NO_BOXES  # no lower than the heat
         picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
     else:
         picture = frame.copy()

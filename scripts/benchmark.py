@@ -2,23 +2,25 @@
 
     bash scripts/benchmark.sh train --variants bf16,compile            # training steps of SSL-TIE
     bash scripts/benchmark.sh train --method sspl --no-pcm             # of another method
+    bash scripts/benchmark.sh train --batch-sizes 32,256,largest       # by clips a step
     bash scripts/benchmark.sh loader --worker-counts 0,2,4             # decoding of training clips
     bash scripts/benchmark.sh evaluate --batch-size 8                  # scoring, as test.py does it
 
 Options of `main.py METHOD` hold as well. Clips are made up, of the size of VGGSound's. Ways take turns in
 one process, every other round backwards, so that other work on the computer slows all of them;
 `ratio_to_plain` is the median over rounds of the ratio within a round. `peak_mib` is torch's memory on a GPU,
-else the whole process's. docs/performance.md has figures.
+else the whole process's. Limits are computed, not measured: see Roofline. docs/performance.md has figures.
 """
 
 import argparse
 import json
+import logging
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,9 @@ import soundfile
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 import main as training_program
@@ -44,6 +48,8 @@ from utils.evaluation.protocols import PROTOCOLS
 from utils.files import write_atomically
 from utils.options import Options, add_group, build, configure_logging, option, run_command
 from utils.training import environment_report, pick_device, use_full_float32
+
+logger = logging.getLogger("benchmark")
 
 NUM_BATCHES = 2
 """different batches in a round of training steps; one of them at scale 0.5"""
@@ -73,8 +79,39 @@ class BenchmarkOptions(Options):
     """rounds"""
     variants: str = "all"
     """of `train`, commas between them; plain always runs"""
+    batch_sizes: str | None = None
+    """of `train`, commas between them; `largest` at the end: twice as many as long as a GPU has the memory"""
+    tflops: float = option(790, above=0)
+    """TFLOP/s of the GPU whose limit on `train` is computed; the defaults are of an H200 in bf16"""
+    bandwidth: float = option(4.8, above=0)
+    """TB/s of its memory"""
     worker_counts: str = "0,2"
     """of `loader`: numbers of decoding processes, commas between them"""
+
+
+class Roofline(TorchDispatchMode):
+    """Counts what a GPU must at least do: products, bytes, and seconds, one operation after another.
+
+    An operation takes its products' time or that of reading its arguments and writing its results once,
+    whichever is longer. Compiled, those that go element by element cost nothing: they ride along.
+    """
+
+    def __init__(self, options: BenchmarkOptions) -> None:
+        """Take the GPU's speed from the options."""
+        super().__init__()
+        self.flops_per_s, self.bytes_per_s = 1e12 * options.tflops, 1e12 * options.bandwidth
+        self.flops, self.bytes, self.seconds, self.compiled_seconds = 0, 0, 0.0, 0.0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - as torch
+        """Run an operation and count it; a multiply-add is 2."""
+        result, kind = operation(*args, **kwargs or {}), operation._overloadpacket
+        flops = flop_registry[kind](*args, **kwargs or {}, out_val=result) if kind in flop_registry else 0
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        moved = 0 if operation.is_view else sum(tensor.nbytes for tensor in tensors)
+        seconds = max(flops / self.flops_per_s, moved / self.bytes_per_s)
+        self.flops, self.bytes, self.seconds = self.flops + flops, self.bytes + moved, self.seconds + seconds
+        self.compiled_seconds += 0 if torch.Tag.pointwise in operation.tags else seconds
+        return result
 
 
 class Benchmark:
@@ -123,10 +160,15 @@ class Benchmark:
             training_program.settle_precision(options, self.device)
             ways[name] = build_steps(options, *training_program.build_model(options, self.device))
         samples = NUM_BATCHES * self.batch_size
-        with FlopCounterMode(display=False) as counter:
+        with Roofline(self.options) as counted:
             ways["plain"]()
-        gflop = counter.get_total_flops() / samples / 1e9  # forward and backward; a multiply-add is 2
-        line = self.measure("train", ways, samples=samples, gflop_per_sample=gflop)
+        facts = {
+            "gflop_per_sample": counted.flops / samples / 1e9,
+            "megabytes_per_sample": counted.bytes / samples / 1e6,
+            "limit_samples_per_s": samples / counted.seconds,
+            "compiled_limit_samples_per_s": samples / counted.compiled_seconds,
+        }
+        line = self.measure("train", ways, samples=samples, **facts)
         if self.options.output is not None:
             write_atomically(self.options.output / "summary.json", json.dumps(line).encode())
 
@@ -202,6 +244,23 @@ class Benchmark:
         return lines[0]
 
 
+def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int | None]:
+    """Yields the clips a step to measure; with `largest` without end. None: as the other options say."""
+    if options.batch_sizes is None:
+        yield None
+        return
+    listed = options.batch_sizes.split(",")
+    endless = listed[-1] == "largest"
+    sizes = [int(size) for size in listed[: len(listed) - endless]]
+    device = pick_device(opts.parse_train_options(words).run.device)
+    if endless and not (sizes and device.type == "cuda"):
+        raise ValueError("--batch-sizes: `largest` follows a number, and is for GPUs.")
+    yield from sizes
+    while endless:
+        sizes.append(2 * sizes[-1])
+        yield sizes[-1]
+
+
 def make_clips(count: int, folder: Path) -> list[Clip]:
     """Writes clips of the size of VGGSound's: a JPEG of 299 x 299, some 30 kB, and a WAV of 3 s."""
     rng = np.random.default_rng(4)
@@ -235,7 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             places = ["--train-set", "vggsound", "--data-root", folder, "--output", folder]
             words = [options.method, *places, *others]
-            getattr(Benchmark(options, words, Path(folder)), values.case)()
+            for size in batch_sizes(options, words):
+                sized = [*words, *([] if size is None else ["--batch-size", str(size)])]
+                try:
+                    getattr(Benchmark(options, sized, Path(folder)), values.case)()
+                except torch.OutOfMemoryError:
+                    if size is None:
+                        raise
+                    logger.warning("A batch of %d clips does not fit into the GPU's memory.", size)
+                    break
         return 0
 
     return run_command(command)

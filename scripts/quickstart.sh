@@ -8,6 +8,7 @@
 #                      (default: full where PyTorch sees a GPU, else small)
 #   QUICKSTART_DATA    where the stamps set goes     (data/stamps-<size> in the project)
 #   QUICKSTART_OUTPUT  where run and results go      (runs/quickstart-<size>, SSPL: -sspl-<size>)
+#   QUICKSTART_SECONDS training stops after so many, and what it reached is scored
 #   QUICKSTART_STAMPS  further options of make_stamps.sh, e.g. "--source procedural --train 64"
 # Called again, it goes on where it was stopped. With --dry-run it prints what would run.
 set -euo pipefail
@@ -97,7 +98,11 @@ if [[ " $* " == *" --dry-run "* ]]; then
 fi
 
 bash "$scripts/make_stamps.sh" "$data" --seed 0 "${stamps[@]}" "${more[@]}"
-"${train[@]}"
+if [ -n "${QUICKSTART_SECONDS:-}" ]; then
+  timeout --foreground "$QUICKSTART_SECONDS" "${train[@]}" || [ $? = 124 ]
+else
+  "${train[@]}"
+fi
 
 # Results of an earlier, shorter run of this script would be of another checkpoint.
 rm -rf "$output/results"

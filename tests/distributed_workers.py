@@ -30,26 +30,35 @@ WIDTH = 16
 """Features of the narrow networks, which are as good as wide ones to compare processes by."""
 
 
-def run_processes(plan, folder):
+device = torch.device("cpu")
+"""Of this process"""
+
+
+def run_processes(plan, folder, kind="cpu"):
     """Runs scenarios by world size in processes that serve in one group after another.
 
     Returns world size -> scenario -> results of the processes in the order of their ranks. They meet in an
-    empty folder.
+    empty folder. Steps are taken on a kind of device: cpu, or a GPU for each process.
     """
-    torch.multiprocessing.start_processes(_work, (plan, folder), max(plan), start_method="spawn")
+    torch.multiprocessing.start_processes(_work, (plan, folder, kind), max(plan), start_method="spawn")
     results = {}
     for world_size, names in plan.items():
-        parts = [torch.load(folder / f"{world_size}_{rank}.pt") for rank in range(world_size)]
+        paths = [folder / f"{world_size}_{rank}.pt" for rank in range(world_size)]
+        parts = [torch.load(path, map_location="cpu") for path in paths]
         results[world_size] = {name: [part[name] for part in parts] for name in names}
     return results
 
 
-def _work(rank, plan, folder):
+def _work(rank, plan, folder, kind):
+    global device  # noqa: PLW0603 - a process has one
     torch.set_num_threads(1)
+    if kind == "cuda":
+        device = torch.device(kind, rank)
+        torch.cuda.set_device(device)
     for world_size, names in plan.items():
         if rank < world_size:
             dist.init_process_group(
-                "gloo",
+                "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
                 init_method=f"file://{folder}/rendezvous_of_{world_size}",
                 rank=rank,
                 world_size=world_size,
@@ -123,8 +132,10 @@ def batch_norms(rank, world_size):
 
 def take_step(model, inputs, world_size):
     """One training step: loss and terms of this process, gradients, running statistics."""
+    model = model.to(device)
     called = DistributedDataParallel(model) if world_size > 1 else model
-    output = called(**inputs)
+    views = {n: view.to(device) if isinstance(view, torch.Tensor) else view for n, view in inputs.items()}
+    output = called(**views)
     output.loss.backward()
     return {
         "loss": output.loss.detach(),
@@ -134,6 +145,32 @@ def take_step(model, inputs, world_size):
         "buffers": {n: buffer for n, buffer in model.named_buffers() if n in model.state_dict()},
         "maps": output.similarity_map,
     }
+
+
+def distance(ours, expected):
+    """Of two tensors, relative to the second; means that are 0 but for rounding count as equal."""
+    return ((ours - expected).norm() / expected.norm().clamp_min(1e-6)).item()
+
+
+def largest_distance(ours, expected):
+    assert ours.keys() == expected.keys() and expected
+    return max(distance(ours[name].double(), expected[name].double()) for name in expected)
+
+
+def check_parts(method, parts, expected):
+    """Asserts that a step's results of all processes are together those of one with all clips."""
+    for part in parts[1:]:  # the data-parallel wrapper gives all processes the same gradients
+        for name, gradient in part["gradients"].items():
+            assert torch.equal(gradient, parts[0]["gradients"][name]), name
+    assert torch.stack([part["loss"] for part in parts]).mean().item() == pytest.approx(
+        expected["loss"].item(), rel=1e-8
+    )
+    assert largest_distance(parts[0]["gradients"], expected["gradients"]) < 1e-8
+    assert max(largest_distance(part["buffers"], expected["buffers"]) for part in parts) < 1e-8
+    assert distance(torch.cat([part["maps"] for part in parts]), expected["maps"]) < 1e-8
+    for name, term in expected["terms"].items() if method != "sspl" else ():
+        mean = sum(part["terms"][name] for part in parts) / len(parts)
+        assert mean.item() == pytest.approx(term.item(), rel=1e-8), name
 
 
 def build_sspl(*, pcm):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import main
 from scripts import benchmark
@@ -56,9 +57,27 @@ def test_the_cost_of_a_step_goes_into_a_file(capsys, tmp_path):
     [
         (["train", "--variants", "warp"], "warp"),
         (["train", "--repeats", "0"], "--repeats"),
+        (["train", "--device", "cpu", "--batch-sizes", "4,largest"], "is for GPUs"),
         (["evaluate", "--device", "cuda:9"], "cuda:9"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(caplog, arguments, words):
     assert benchmark.main(arguments) == 2
     assert words in caplog.text
+
+
+def test_batches_grow_until_one_does_not_fit(caplog, monkeypatch):
+    sizes = []
+
+    class Small(benchmark.Benchmark):
+        def __init__(self, _, words, __):
+            sizes.append(int(words[-1]))
+
+        def train(self):
+            if sizes[-1] > 16:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(benchmark, "Benchmark", Small)
+    monkeypatch.setattr(benchmark, "pick_device", lambda _: torch.device("cuda"))
+    assert benchmark.main(["train", "--batch-sizes", "3,8,largest"]) == 0
+    assert sizes == [3, 8, 16, 32] and "A batch of 32 clips does not fit" in caplog.text

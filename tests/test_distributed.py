@@ -31,16 +31,6 @@ def alone():
     return {name: workers.SCENARIOS[name](0, 1) for name in ("sspl", "ssl_tie", "peers", "helpers")}
 
 
-def distance(ours, expected):
-    """Of two tensors, relative to the second; means that are 0 but for rounding count as equal."""
-    return ((ours - expected).norm() / expected.norm().clamp_min(1e-6)).item()
-
-
-def largest_distance(ours, expected):
-    assert ours.keys() == expected.keys() and expected
-    return max(distance(ours[name].double(), expected[name].double()) for name in expected)
-
-
 # ------------------------------------------------------------------------------------ batch norms
 
 
@@ -67,7 +57,7 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(found, world_size,
             assert [len(value) for value in values] == SHARES[world_size]
             ours, limit = torch.cat(values), tolerance
             assert parts[0][key].dtype == dtype
-        assert distance(ours, value.double()) < limit, key
+        assert workers.distance(ours, value.double()) < limit, key
         assert value.double().norm() > 0 or key == "same num_batches_tracked", key
 
 
@@ -116,19 +106,7 @@ def test_all_batch_norms_of_a_network_are_synchronised_and_nothing_else_changes(
 )
 def test_a_step_of_several_processes_is_that_of_one(found, alone, world_size, method, variant):
     parts = [result[variant] for result in found[world_size][method]]
-    expected = alone[method][variant]
-    for part in parts[1:]:  # the data-parallel wrapper gives all processes the same gradients
-        for name, gradient in part["gradients"].items():
-            assert torch.equal(gradient, parts[0]["gradients"][name]), name
-    assert torch.stack([part["loss"] for part in parts]).mean().item() == pytest.approx(
-        expected["loss"].item(), rel=1e-8
-    )
-    assert largest_distance(parts[0]["gradients"], expected["gradients"]) < 1e-8
-    assert max(largest_distance(part["buffers"], expected["buffers"]) for part in parts) < 1e-8
-    assert distance(torch.cat([part["maps"] for part in parts]), expected["maps"]) < 1e-8
-    for name, term in expected["terms"].items() if method != "sspl" else ():
-        mean = sum(part["terms"][name] for part in parts) / world_size
-        assert mean.item() == pytest.approx(term.item(), rel=1e-8), name
+    workers.check_parts(method, parts, alone[method][variant])
 
 
 def test_the_processes_have_different_coverage():

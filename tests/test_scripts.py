@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from shell_scripts import ROOT, ROOTS, run
 
 import opts
@@ -264,3 +265,34 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
     assert "data:image/jpeg" in page
     assert "SSL-TIE run, 1 epoch, on stamps: test, 12 clips (procedural set)" in page
     assert "scripts/run.sh test.py localisation" in page and "../wrong_sound/report.html" in page
+
+
+# ------------------------------------------------------------------------------- check_gpu
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_check_gpu_says_that_there_is_none():
+    finished = run(SCRIPTS["check_gpu"])
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.count("\n") == 1 and "no GPU here" in finished.stderr
+
+
+@pytest.mark.slow
+def test_check_gpu_takes_its_whole_path_on_a_cpu(tmp_path):
+    output = tmp_path / "check"
+    finished = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads((output / "check_gpu.json").read_text())
+    assert report["passed"] and "1 passed" in report["tests"]
+    assert [(line["case"], line["batch_size"]) for line in report["speed"][:2]] == [
+        ("train", 2),
+        ("train", 4),
+    ]
+    assert {line["case"] for line in report["speed"]} == {"train", "loader", "evaluate"}
+    for line in report["speed"][:2]:  # compiled, a step is no longer than without, and no product is left out
+        assert line["limit_samples_per_s"] < line["compiled_limit_samples_per_s"]
+        assert line["compiled_limit_samples_per_s"] < 790e3 / line["gflop_per_sample"]
+    for name in ("training step, batch 4", "loader, workers_1", "evaluate, batches_all_rules", "learning"):
+        assert re.search(rf"^{name} +\S", finished.stdout, re.M), name
+    again = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))
+    assert again.returncode == 2 and "CHECK_OUTPUT" in again.stderr

@@ -172,7 +172,7 @@ def test_every_method_has_a_row_in_the_comparison():
     for method in grid["variants"]:
         train, *_, step = ablate.plan(grid, "4", method, Path("d"), [AFTER[1:5], AFTER[6:], ["benchmark"]])
         options = opts.parse_train_options(train[1:])
-        assert (options.method, options.optimisation.epochs, options.frame.frame_size) == (method, 3, 96)
+        assert (options.method, options.optimisation.epochs, options.frame.frame_size) == (method, 6, 96)
         assert step[:4] == ["scripts/benchmark.py", "train", "--method", method]
 
 
@@ -186,8 +186,8 @@ def test_a_dry_run_prints_what_compares_the_methods(tmp_path):
         *(["main.py", "ssl_tie"], ["test.py", "localisation"], ["test.py", "retrieval"]),
         *(["test.py", "negatives"], ["scripts/benchmark.py", "train"]),
     ]
-    assert all("--epochs 3 --batch-size 32 --frame-size 96" in shlex.join(one) for one in commands[::5])
-    assert all(one.index("7") > one.index("3") for one in commands[::5])
+    assert all("--epochs 6 --batch-size 32 --frame-size 96" in shlex.join(one) for one in commands[::5])
+    assert all(one.index("7") > one.index("6") for one in commands[::5])
     assert not (tmp_path / "o").exists()
 
 

@@ -181,13 +181,13 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
         for which, adjust in enumerate(adjustments):
             factors = _between(numbers[:, 5 + which], JITTER[which])
             change(coloured & (order[:, place] == which), adjust, factors)
-    unused = numbers[:, 0]
+    no_parameter = torch.zeros(len(numbers))
     greyed = (numbers[:, 9] < GREY_SHARE) & config.grey
-    change(greyed, lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3), unused)
+    change(greyed, lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3), no_parameter)
     blurred = (numbers[:, 10] < BLUR_SHARE) & config.blur
     sigmas = _between(numbers[blurred, 11:12], BLUR_RANGE).expand(-1, 2)  # on the CPU, where they are checked
-    change(blurred, lambda chosen, _: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), unused)
-    change((numbers[:, 12] < FLIP_SHARE) & config.flip, lambda chosen, _: chosen.flip(-1), unused)
+    change(blurred, lambda chosen, _: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), no_parameter)
+    change((numbers[:, 12] < FLIP_SHARE) & config.flip, lambda chosen, _: chosen.flip(-1), no_parameter)
 
     frames = frames.clone()
     if plans:  # all go to the device in one copy

@@ -12,7 +12,7 @@ cores=$(nproc)
 export VSSL_REQUIREMENTS=requirements-dev.txt QUICKSTART_SIZE=full QUICKSTART_STAMPS="--test 200"
 export QUICKSTART_DATA=$output/stamps QUICKSTART_OUTPUT=$output/run QUICKSTART_SECONDS=180
 tests=() speed=() train=(--batch-sizes 32,256,largest --variants plain)
-learn=(--workers "$((cores < 8 ? cores : 8))" --epochs 1000)
+learn=(--epochs 1000)
 if [ "${1:-}" = --quick ]; then
   export GPU_TESTS_DEVICE=cpu QUICKSTART_SIZE=small QUICKSTART_STAMPS="--source procedural --train 16 --test 12"
   tests=(-k "views and ssl_tie")

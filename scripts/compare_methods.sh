@@ -26,9 +26,9 @@ fi
 if [[ " ${own[*]} " != *" --dry-run "* ]] && [ ! -f "$data/stamps.json" ]; then
   bash "$scripts/make_stamps.sh" "$data" --seed 0 --classes 12 --train 2000 --test 200
 fi
-scored=(--data-root "$data" --clip-list "$data/test.txt" --labels "$data/stamps.json" --workers 1)
+scored=(--data-root "$data" --clip-list "$data/test.txt" --labels "$data/stamps.json")
 exec bash "$scripts/ablate.sh" methods --output "$root/runs/compare-methods" --seeds 4,5 --variants "$methods" \
-  "${own[@]}" -- --train-set vggsound --data-root "$data" --clip-list "$data/train.txt" --workers 1 "${@:2}" \
+  "${own[@]}" -- --train-set vggsound --data-root "$data" --clip-list "$data/train.txt" "${@:2}" \
   -- localisation --benchmark stamps "${scored[@]}" --protocol ssl_tie,sspl --gallery 0 \
   -- retrieval --dataset stamps "${scored[@]}" --gallery 0 \
   -- negatives --benchmark stamps "${scored[@]}" \

@@ -89,10 +89,10 @@ read -ra more <<< "${QUICKSTART_STAMPS:-}"
 resume=--no-resume
 [ -f "$output/last.pth" ] && resume=--resume
 
-train=("${run[@]}" main.py "$method" --train-set vggsound --data-root "$data" --workers 1
+train=("${run[@]}" main.py "$method" --train-set vggsound --data-root "$data"
   --clip-list "$data/train.txt" --output "$output" $resume "${recipe[@]}" "$@")
 test=("${run[@]}" test.py localisation --checkpoint "$output/last.pth" --benchmark stamps
-  --data-root "$data" --labels "$data/stamps.json" --workers 1 --protocol "$protocol")
+  --data-root "$data" --labels "$data/stamps.json" --protocol "$protocol")
 if [[ " $* " == *" --dry-run "* ]]; then
   exec "${train[@]}"
 fi

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.frames import FrameGeometry
 from datasets.lists import clip_id_in
-from utils.files import BrokenFileError, decoding
+from utils.files import decoding
 
 Boxes = NDArray[np.float64]  # (N, 4)
 
@@ -28,10 +28,6 @@ CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", 
 SIZES = frozenset({"w", "h", "width", "height", "cx", "cy", "xcenter", "ycenter", "xc", "yc"})
 """Names that say that a box is not given by its corners."""
 SLIP = -1e6  # Below it a coordinate of VGG-SS is a slip, not a pixel: a few published boxes hold -2.9e16
-READ_ERRORS = (
-    AttributeError, OSError, ValueError, TypeError, OverflowError, RecursionError, LookupError, ET.ParseError,
-)  # fmt: skip
-"""What reading an XML or JSON of another form than expected raises."""
 
 # --------------------------------------------------------------------------------------------- boxes
 
@@ -108,7 +104,7 @@ def read_box_csv(path: Path) -> dict[str, Boxes]:
 
 def _read_xml(path: Path, canvas: int) -> Boxes:
     """Read the four numbers of each bbox, or of each element in it that has elements of its own."""
-    try:
+    with decoding(path, "not readable as XML with boxes"):
         root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_NoDoctype()))
         names = {element: _name(element.tag) for element in root.iter()}
         blocks = [element for element, name in names.items() if name == "bbox"]
@@ -119,8 +115,6 @@ def _read_xml(path: Path, canvas: int) -> Boxes:
         inside = dict.fromkeys(element for block in blocks for element in block.iter())
         boxes = [_corners(element) for element in inside if _is_box(element, blocks)]
         return _as_fractions(boxes, canvas)
-    except READ_ERRORS as error:
-        raise BrokenFileError(path, f"not readable as XML with boxes ({error})") from error
 
 
 def _name(tag: str) -> str:
@@ -157,15 +151,13 @@ def _read_json(
 ) -> dict[str, Boxes]:
     """Read the boxes of all clips; `parse` returns the clip id and the boxes of an entry."""
     boxes: dict[str, Boxes] = {}
-    try:
+    with decoding(path, f"not a list of {form}"):
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
         lower = ({key.lower(): value for key, value in entry.items()} for entry in entries)
         for clip_id, values in map(parse, lower):
             if clip_id in boxes:
                 raise ValueError(f"{clip_id} comes twice; put all its boxes into one entry")
             boxes[clip_id] = _as_fractions(values, canvas, most=MAX_FRACTION if canvas == 1 else 1.0)
-    except READ_ERRORS as error:
-        raise BrokenFileError(path, f"not a list of {form} ({error!r})") from error
     return boxes
 
 
@@ -211,15 +203,10 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     Raises:
         BrokenFileError: it cannot be decoded.
     """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            values = np.asarray(picture.convert("RGB") if picture.mode in COLOUR_MODES else picture)
-            values = values > 127 if picture.format == "JPEG" else values
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of any type
-        raise BrokenFileError(path, str(error) or type(error).__name__) from error
+    with decoding(path), Image.open(path) as picture:
+        picture.load()
+        values = np.asarray(picture.convert("RGB") if picture.mode in COLOUR_MODES else picture)
+        values = values > 127 if picture.format == "JPEG" else values
     return np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))  # (H, W[, channels]) -> (H, W)
 
 

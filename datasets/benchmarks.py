@@ -32,7 +32,7 @@ from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
 from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, read_authors, read_packed
 from datasets.lists import ClipList, clip_id_in, find_list, ids_sha256, name_cut, split_pair
-from utils.files import SYSTEM_FOLDERS, BrokenFileError
+from utils.files import SYSTEM_FOLDERS, BrokenFileError, decoding
 
 logger = logging.getLogger(__name__)
 
@@ -325,14 +325,14 @@ def list_files(root: Path, patterns: Collection[str]) -> dict[str, Path]:
         wanted = re.sub(r"<id>|\*", "[!.]*", str(parent / "*" if is_listed else parent))
         files: dict[tuple[int, str], Path] = {}  # (rank of the suffix, id) -> file
         for path in root.glob(wanted):
-            key = 0, path.name
-            if path.name in SYSTEM_FOLDERS or (is_listed and path.suffix.lower() not in suffixes):
-                continue
+            suffix = path.suffix.lower()
             if is_listed:
-                key = suffixes.index(path.suffix.lower()), path.name
-            elif path in others or ("." in path.name and not path.is_dir()):
+                is_clip = suffix in suffixes
+            else:
+                is_clip = path not in others and ("." not in path.name or path.is_dir())
+            if not is_clip or path.name in SYSTEM_FOLDERS:
                 continue
-            key = key[0], clip_id_in(key[1])
+            key = suffixes.index(suffix) if is_listed else 0, clip_id_in(path.name)
             if key in files:
                 raise ValueError(f"{files[key]} and {path} have the same name; expected each once.")
             files[key] = path if is_listed else path / name
@@ -344,18 +344,15 @@ def list_files(root: Path, patterns: Collection[str]) -> dict[str, Path]:
 def _sounds_of_vpo(table: Path, sounds: Mapping[str, Path]) -> dict[str, Path]:
     """Find what VPO's clips, <COCO image>_<annotation>, sound of: the VGGSound clips that a CSV names."""
     found = {}
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            for line in csv.DictReader(file):
-                objects = re.findall(r"\d+", line["ann_Ids"])
-                heard = re.findall(r"[\w-]{11}_\d{6}", line["vgg_file"])
-                heard = heard * len(objects) if len(heard) == 1 else heard
-                for one, clip_id in zip(objects, heard, strict=True):
-                    if clip_id in sounds:
-                        found[f"{int(line['img_Id']):012d}_{int(one)}"] = sounds[clip_id]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        words = "expected columns img_Id and ann_Ids of numbers, and vgg_file of <YouTube id>_<6 digits>"
-        raise BrokenFileError(table, f"{words} ({error!r})") from error
+    form = "expected columns img_Id and ann_Ids of numbers, and vgg_file of <YouTube id>_<6 digits>"
+    with decoding(table, form), table.open(encoding="utf-8-sig", newline="") as file:
+        for line in csv.DictReader(file):
+            objects = re.findall(r"\d+", line["ann_Ids"])
+            heard = re.findall(r"[\w-]{11}_\d{6}", line["vgg_file"])
+            heard = heard * len(objects) if len(heard) == 1 else heard
+            for one, clip_id in zip(objects, heard, strict=True):
+                if clip_id in sounds:
+                    found[f"{int(line['img_Id']):012d}_{int(one)}"] = sounds[clip_id]
     return found
 
 

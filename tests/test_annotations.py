@@ -148,12 +148,6 @@ def test_broken_and_hostile_xml_is_named(tmp_path, read, content, reason):
     assert reason in caught.value.reason
 
 
-@pytest.mark.parametrize("read", [read_vgg_ss_xml, read_flickr_xml, read_vgg_ss_json, read_pixel_json])
-def test_absent_files_are_named(tmp_path, read):
-    with pytest.raises(BrokenFileError, match=r"absent\.xml cannot be read"):
-        read(tmp_path / "absent.xml")
-
-
 def test_vgg_ss_json(tmp_path):
     slip = [0.634375, 0.253125, -2.8823037615171176e16, 0.74375]  # as published
     lists = {"a": [BOX, [0, 0, 1, 1]], "b": [], "c": [slip, BOX], "d": [slip]}
@@ -242,11 +236,8 @@ OBJECT[1:3, 2:6] = True
 OBJECT[4, 0] = True
 
 
-def palette_picture():
-    """Index 0 is white and 1 is black: what counts is the colour."""
-    picture = Image.fromarray(np.where(OBJECT, 0, 1).astype(np.uint8))
-    picture.putpalette([255, 255, 255, 0, 0, 0])
-    return picture
+PALETTE = Image.fromarray((~OBJECT).astype(np.uint8))
+PALETTE.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white and 1 is black: what counts is the colour
 
 
 def one_channel(channel, mode="RGB"):
@@ -264,7 +255,7 @@ def one_channel(channel, mode="RGB"):
         Image.fromarray(OBJECT.astype(np.uint8)),
         Image.fromarray(255 * OBJECT.astype(np.uint8)),
         Image.fromarray(300 * OBJECT.astype(np.uint16)),
-        palette_picture(),
+        PALETTE,
         one_channel(0),
         one_channel(2),
         one_channel(1, "RGBA"),
@@ -279,6 +270,12 @@ def test_all_that_is_not_black_is_the_object(picture, tmp_path):
     np.testing.assert_array_equal(found, OBJECT)
 
 
+def test_absent_files_are_named(tmp_path):
+    for read in (read_vgg_ss_xml, read_flickr_xml, read_vgg_ss_json, read_pixel_json, read_mask):
+        with pytest.raises(BrokenFileError, match=r"absent\.xml cannot be read"):
+            read(tmp_path / "absent.xml")
+
+
 def test_broken_masks_are_named(tmp_path):
     path = tmp_path / "mask.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
@@ -290,14 +287,9 @@ def test_broken_masks_are_named(tmp_path):
 
 def nearest(mask, height, width):
     """The slow way: the pixel below the centre of each new one."""
-    rows, columns = mask.shape
-    return np.array(
-        [
-            [mask[int((y + 0.5) * rows / height), int((x + 0.5) * columns / width)]
-             for x in range(width)]
-            for y in range(height)
-        ]
-    )  # fmt: skip
+    rows = [int((y + 0.5) * mask.shape[0] / height) for y in range(height)]
+    columns = [int((x + 0.5) * mask.shape[1] / width) for x in range(width)]
+    return mask[rows][:, columns]
 
 
 @pytest.mark.parametrize("map_size", [8, 16, 48])

@@ -310,6 +310,7 @@ def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
     clips, classes = run.shown_clips(), run.context.classes or {}
     places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
+    owners = {clip.sound: clip.clip_id for clip in run.clip_set.clips}
     table = result.headline.reset_index(drop=True)
     galleries = []
     for title, rows in reporting.choose_clips(table[table["has_object"]], count).items():
@@ -325,7 +326,7 @@ def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count
             own = classes.get(row.clip_id, "")
             note = f"heard: {own}" if own else ""
             if run.context.audio != "own":
-                other = Path(run.clips[places[row.clip_id]].sound).stem
+                other = owners[run.clips[places[row.clip_id]].sound]
                 note = f"heard: {classes.get(other, '')} ({other})" + f"; its own: {own}" * bool(own)
             cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3, note))
         galleries.append(pages.Gallery(cards, title))

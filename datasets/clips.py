@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from datasets.annotations import consensus_map, mask_map
 from datasets.audio import AudioWindow, load_waveform
 from datasets.frames import FrameGeometry, read_frame, to_tensor
-from datasets.hdf5 import HDF5Row, Source
+from datasets.hdf5 import Source
 from utils.files import BrokenFileError, decoding
 
 Content = Literal["both", "frames", "sounds", "truth"]  # truth: its boxes or its mask alone
@@ -36,15 +36,12 @@ class Clip:
     @property
     def scene(self) -> str:
         """What clips whose frames show the same have in common: the pair, or the picture."""
-        # In HDF5 files each clip has rows of its own; its id is <frame>+<sound>, or the name of both.
-        is_row = isinstance(self.frame_source, HDF5Row)
-        return self.pair_key or (self.clip_id.partition("+")[0] if is_row else str(self.frame_source))
+        return self.pair_key or str(self.frame_source)
 
     @property
     def sound(self) -> str:
         """What clips that sound the same have in common: the file."""
-        is_row = isinstance(self.audio_source, HDF5Row)
-        return (self.clip_id.partition("+")[2] or self.clip_id) if is_row else str(self.audio_source)
+        return str(self.audio_source)
 
 
 class Mixture(NamedTuple):

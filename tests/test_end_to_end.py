@@ -68,7 +68,8 @@ def test_train_resume_test_report(tiny_data, tmp_path):
     control = tmp_path / "control"
     assert localisation(tiny_data, whole / "last.pth", control, "--audio", "shuffled").returncode == 0
     assert json.loads((control / "summary.json").read_text())["audio"] == "shuffled"
-    assert "CONTROL" in (control / "report.html").read_text()
+    page = (control / "report.html").read_text()
+    assert "CONTROL" in page and "heard:  (test_" in page
     assert (control / "per_clip.csv").read_text() != (results / "per_clip.csv").read_text()
 
     other = tmp_path / "batch_of_one"

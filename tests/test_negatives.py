@@ -16,8 +16,6 @@ from result_inputs import make_context
 
 from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.clips import Clip, with_wrong_sounds
-from datasets.hdf5 import FRAMES, HDF5Row
-from datasets.hdf5 import SOUNDS as SOUND_ROWS
 from models import SCORED
 from models.released import build_localiser
 from scripts.ablate import read_scores
@@ -113,17 +111,14 @@ SOUNDS_OF_PICTURES = {
     "img1+dog3": "dog", "img1+guitar7": "guitar", "img2+dog3": "dog", "img3+guitar8": "guitar",
     "img4+cat1": "cat", "a_dog+owl2": "owl",
 }  # fmt: skip
-"""Ids as VPO has them, <picture>+<sound>, and their classes."""
+"""Ids, here <picture>+<sound>, and their classes."""
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_sounds_of_a_picture_are_off_screen_for_none_of_its_clips(packed):
+def test_the_sounds_of_a_picture_are_off_screen_for_none_of_its_clips():
     clips = []
-    for row, clip_id in enumerate(SOUNDS_OF_PICTURES):
+    for clip_id in SOUNDS_OF_PICTURES:
         frame, sound = clip_id.split("+")
-        files = (Path(f"a_cat/{frame}.jpg"), Path(f"{sound}.wav"))
-        rows = (HDF5Row(Path("vpo.h5"), key, row) for key in (FRAMES, SOUND_ROWS))
-        clips.append(Clip(clip_id, *(rows if packed else files)))
+        clips.append(Clip(clip_id, Path(f"a_cat/{frame}.jpg"), Path(f"{sound}.wav")))
     scenes = scenes_of(clips, SOUNDS_OF_PICTURES, "other_class")
     assert [set(scene.on_screen) for scene in scenes.values()] == [
         {"dog", "guitar"}, {"dog", "guitar"}, {"dog"}, {"guitar"}, {"cat"}, {"owl"}

@@ -68,23 +68,12 @@ class ClipLoader(DataLoader[Any]):
 
     _running: Any = None
 
-    def __init__(
-        self,
-        clips: AudioVisualClips,
-        *,
-        batch_size: int = 1,
-        batch_sampler: SeededBatches | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
+    def __init__(self, clips: AudioVisualClips, *, workers: int = 0, **settings: Any) -> None:  # noqa: ANN401
         """Take clips in order by `batch_size`, or as a `batch_sampler` says; `pin_memory` is for a GPU."""
-        dataset: Any = clips
         super().__init__(
-            dataset,
-            batch_size=batch_size,
-            batch_sampler=batch_sampler,
+            clips,
+            **settings,
             num_workers=workers,
-            pin_memory=pin_memory,
             persistent_workers=workers > 0,
             collate_fn=collate,
             worker_init_fn=_prepare_worker,

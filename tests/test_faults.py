@@ -17,6 +17,7 @@ import pytest
 import torch
 from command_line import ROOT, run, scoring, training, validation
 from distributed_workers import narrow_encoder
+from test_end_to_end import assert_same_weights
 from torch.utils.data import get_worker_info
 
 import main
@@ -53,14 +54,8 @@ def stamp(path):
 
 
 def assert_same_state(first, second):
-    one, two = read(first / "last.pth"), read(second / "last.pth")
-    assert one.state_dict.keys() == two.state_dict.keys()
-    for name, tensor in one.state_dict.items():
-        assert torch.equal(tensor, two.state_dict[name]), name
-    for number, entry in one.optimizer["state"].items():
-        for name, tensor in entry.items():
-            assert torch.equal(tensor, two.optimizer["state"][number][name]), (number, name)
-    assert one.progress == two.progress
+    assert_same_weights(first / "last.pth", second / "last.pth")
+    assert read(first / "last.pth").progress == read(second / "last.pth").progress
     assert (first / "history.csv").read_text() == (second / "history.csv").read_text()
 
 
@@ -370,23 +365,17 @@ class DecoderError(Exception):
         super().__init__(lambda: path)
 
 
-def in_a_decoder():
-    opened = frames.Image.open
-
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whatever_a_decoder_raises_is_a_broken_clip(
+    tiny_data, checkpoint, tmp_path, workers, monkeypatch, caplog
+):
     def strange(path, *given):
         if path.stem == "test_3":
             raise DecoderError(path)
         return opened(path, *given)
 
-    frames.Image.open = strange
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_whatever_a_decoder_raises_is_a_broken_clip(
-    tiny_data, checkpoint, tmp_path, workers, monkeypatch, caplog
-):
-    monkeypatch.setattr(frames.Image, "open", frames.Image.open)
-    in_a_decoder()
+    opened = frames.Image.open
+    monkeypatch.setattr(frames.Image, "open", strange)
     words = scoring(tiny_data, checkpoint, tmp_path, "--workers", workers, "--allow-missing")
     assert test_program.main(words) == 0
     assert "test_3.jpg cannot be read: DecoderError" in caplog.text and "Traceback" not in caplog.text
@@ -451,29 +440,25 @@ def test_too_little_memory_names_the_options_that_need_less(error, caplog):
     assert "More lines" not in caplog.text
 
 
-@pytest.fixture
-def deadly(monkeypatch):
-    """Clip id, signal -> decoding this clip kills, in workers only."""
+def make_deadly(monkeypatch, clip_id, number):
+    """Decoding this clip kills, in workers only."""
 
-    def make_deadly(clip_id, number):
-        def getitem(clips, request):
-            if get_worker_info() and clips.clips[request].clip_id == clip_id:
-                os.kill(os.getpid(), number)
-            return getitem_really(clips, request)
-
-        monkeypatch.setattr(AudioVisualClips, "__getitem__", getitem)
+    def getitem(clips, request):
+        if get_worker_info() and clips.clips[request].clip_id == clip_id:
+            os.kill(os.getpid(), number)
+        return getitem_really(clips, request)
 
     getitem_really = AudioVisualClips.__getitem__
-    return make_deadly
+    monkeypatch.setattr(AudioVisualClips, "__getitem__", getitem)
 
 
 @pytest.mark.usefixtures("narrow")
-def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, caplog, capfd):
+def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, monkeypatch, caplog, capfd):
     output = tmp_path / "run"
     words = ("--workers", 2, "--batch-size", 2)
     assert train(tiny_data, output, *words, "--epochs", 1) == 0
     before = stamp(output / "last.pth")
-    deadly("train_3", signal.SIGKILL)
+    make_deadly(monkeypatch, "train_3", signal.SIGKILL)
     assert train(tiny_data, output, *words, "--epochs", 9, "--resume") == 2
     for part in ("A decoding process died", "killed by signal: Killed", "--workers"):
         assert part in caplog.text
@@ -483,10 +468,10 @@ def test_a_dead_worker_in_training_is_reported(tiny_data, tmp_path, deadly, capl
     assert not multiprocessing.active_children()
 
 
-def test_a_dead_worker_in_test_is_reported(tiny_data, checkpoint, tmp_path, deadly, caplog, testing_program):
-    deadly("test_4", signal.SIGSEGV)
+def test_a_dead_worker_in_test_is_reported(tiny_data, checkpoint, tmp_path, monkeypatch, caplog):
+    make_deadly(monkeypatch, "test_4", signal.SIGSEGV)
     words = ("--batch-size", 2, "--workers", 2)
-    assert testing_program.main(scoring(tiny_data, checkpoint, tmp_path / "results", *words)) == 2
+    assert test_program.main(scoring(tiny_data, checkpoint, tmp_path / "results", *words)) == 2
     assert "A decoding process died" in caplog.text and "Segmentation fault" in caplog.text
     assert not (tmp_path / "results" / "summary.json").exists()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -31,36 +32,20 @@ from utils.evaluation.protocols import PROTOCOLS
 ROOT = Path(__file__).resolve().parents[1]
 # Copies of the published lists that a developer may keep beside the repository.
 PUBLISHED = ROOT.parent / "shared" / "metadata"
-PREFIXES = {
-    "jinxiang-liu/SSL-TIE": "ssl_tie_",
-    "hche11/Localizing-Visual-Sounds-the-Hard-Way": "lvs_",
-    "zjsong/SSPL": "sspl_",
-    "stoneMo/EZ-VSL": "ezvsl_",
-    "stoneMo/SLAVC": "slavc_",
-}
-COPIES = {
-    "acl_avsbench_ms3": "acl_avs1_ms3_test.csv",
-    "acl_avsbench_s4": "acl_avs1_s4_test.csv",
-    "ez_vsl_openset_train": "ezvsl_vggss_heard_train.txt",
-    "fnac_vggsound_10k": "fnac_vggss_10k.txt",
-    "htf_flickr_1666": "htf_flickr_test_expanded_1666.csv",
-    "htf_flickr_178": "htf_flickr_test_trimmed_178.csv",
-    "htf_vgg_ss_4670": "htf_vggss_test_trimmed_4670.csv",
-    "ssl_align_vgg_ss_4655": "sslalignment_ours_vggss_4655.txt",
-}
 TOY = b"first_000001\nsecond_000002\nthird_000003\n"
 THE_250 = ["3908875350", "3908875357"]
 
 
+@cache
+def copies():
+    """Contents of the copies, by sha256."""
+    contents = [path.read_bytes() for path in PUBLISHED.glob("*.*")]
+    contents += [gzip.decompress(content) for content in contents if content.startswith(b"\x1f\x8b")]
+    return {hashlib.sha256(content).hexdigest(): content for content in contents}
+
+
 def published_bytes(name):
-    row = LISTS[name]
-    copy = PUBLISHED / COPIES.get(name, PREFIXES.get(row.repository, "") + Path(row.path).name)
-    packed = copy.with_name(copy.name + ".gz")
-    if packed.is_file():
-        return gzip.decompress(packed.read_bytes())
-    if not copy.is_file():
-        pytest.skip(f"no copy of the published list at {copy}")
-    return copy.read_bytes()
+    return copies().get(LISTS[name].sha256) or pytest.skip(f"no copy of {name} in {PUBLISHED}")
 
 
 def published_ids(name, folder):
@@ -103,13 +88,6 @@ class Truncating(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_arguments):
         pass
-
-
-@pytest.fixture
-def mirror(tmp_path):
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    return folder
 
 
 def publish(folder, row, content):
@@ -157,65 +135,12 @@ def test_accepted_forms(tmp_path, file_name, content, expected):
     assert clip_list.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
-    ids = [f"clip_{number}" for number in range(9)]
-    path = write(tmp_path, "twice.txt", "\n".join([*ids, *ids[:6], "videos/clip_6.mp4"]))
-    with pytest.raises(ValueError, match="7 of 9 ids occur more than once") as caught:
-        read_clip_list(path)
-    assert "clip_4" in str(caught.value) and "clip_5" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-NO_LIST = [
-    ("blank.txt", "\n \n", "names no clips"),
-    ("header.csv", "id,label\n", "names no clips"),
-    ("empty.json", "[]", "names no clips"),
-    ("hole.csv", "a,1\n,2\n", "entry 2 has no clip id"),
-    ("binary.txt", b"\xff\xfe\x00a", "UTF-8"),
-    ("quote.csv", 'a,"dog\n', "unexpected end of data"),
-    ("broken.json", '[{"file": ', "is no list of clips"),
-    ("number.json", "3", "is no list of clips"),
-    ("object.json", '{"file": "a"}', "is no list of clips .*clips"),
-    ("keys.json", '[{"file": "a"}, {"name": "b"}]', "an entry has .None"),
-    ("type.json", '[{"file": 3}]', r"an entry has \[3, ''\] instead of text"),
-]
-
-
-@pytest.mark.parametrize(
-    ("file_name", "content", "message"),
-    [*NO_LIST, ("silent.csv", "video,audio,label\na,a,x\nb,c,x\n", "1 of 2 lines pair a frame")],
-)
-def test_refused_lists(tmp_path, file_name, content, message):
-    path = write(tmp_path, file_name, content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_clip_list(path)
-    assert str(path) in str(caught.value)
-
-
 def test_negatives_are_read(tmp_path):
     content = "\ufeffvideo,audio,label\r\na.mp4,b.wav,non-sounding\r\n\r\na,a,non-sounding\r\n"
     path = write(tmp_path, "mine.csv", content)
     read = read_clip_list(path, pairs=True)
     assert (read.name, read.clip_ids) == ("mine", ("a+b", "a+a"))
     assert [split_pair(clip_id) for clip_id in read.clip_ids] == [("a", "b"), ("a", "a")]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "a line holds an id alone"),
-        (b"a\nb\n", "a line holds a"),
-        (b"video,audio,label\n", "names no clips"),
-        (b"video,audio,label\na,b,sounding\n", "a,b,sounding"),
-        (b"video,audio,label\na,b\n", "a,b"),
-        (b"video,audio,label\n,b,non-sounding\n", ",b,non-sounding"),
-        (b"video,audio,label\na,b,non-sounding\na,b,non-sounding\n", "more than once"),
-        (b"\xff\xfe", "UTF-8"),
-    ],
-)
-def test_negatives_of_another_form_are_refused(tmp_path, content, words):
-    with pytest.raises(ValueError, match=words):
-        read_clip_list(write(tmp_path, "mine.csv", content), pairs=True)
 
 
 # ---------------------------------------------------------------------------------------- classes
@@ -243,35 +168,82 @@ def test_every_published_form_gives_the_same_classes(name, content, tmp_path):
         read_classes(path, ["a_000001", "c", "d"])
 
 
+# -------------------------------------------------------------------------------------- refusals
+
+NO_LIST = [
+    ("blank.txt", "\n \n", "names no clips"),
+    ("header.csv", "id,label\n", "names no clips"),
+    ("empty.json", "[]", "names no clips"),
+    ("hole.csv", "a,1\n,2\n", "entry 2 has no clip id"),
+    ("binary.txt", b"\xff\xfe\x00a", "UTF-8"),
+    ("quote.csv", 'a,"dog\n', "unexpected end of data"),
+    ("broken.json", '[{"file": ', "is no list of clips"),
+    ("number.json", "3", "is no list of clips"),
+    ("object.json", '{"file": "a"}', "is no list of clips .*clips"),
+    ("type.json", '[{"file": 3}]', r"an entry has \[3, ''\] instead of text"),
+]
+NO_CLIPS = [
+    ("keys.json", '[{"file": "a"}, {"name": "b"}]', "an entry has .None"),
+    ("silent.csv", "video,audio,label\na,a,x\nb,c,x\n", "1 of 2 lines pair a frame"),
+]
+NO_NEGATIVES = [
+    ("n.csv", "", "a line holds an id alone"),
+    ("n.csv", "a\nb\n", "a line holds a"),
+    ("n.csv", "video,audio,label\n", "names no clips"),
+    ("n.csv", "video,audio,label\na,b,sounding\n", "a,b,sounding"),
+    ("n.csv", "video,audio,label\na,b\n", "a,b"),
+    ("n.csv", "video,audio,label\n,b,non-sounding\n", ",b,non-sounding"),
+    ("n.csv", "video,audio,label\na,b,non-sounding\na,b,non-sounding\n", "more than once"),
+    ("n.csv", b"\xff\xfe", "UTF-8"),
+]
+NO_CLASSES = [
+    ("l.csv", "a\nb\n", "expected an id and a class, got a. .*id,class"),
+    ("l.csv", "a,dog\nb,speech, woman\n", "got b, speech, woman.*double quotes"),
+    ("l.csv", "a,first,dog,test\n", "got a, first, dog, test"),
+    ("l.csv", "a,dog\nb,\n", "got b, "),
+    ("l.csv", "a,dog\nb,cat\na,cat\n", "more than once, first: a"),
+    ("l.json", '[{"file": "a", "bbox": []}]', "expected an id and a class, got a"),
+    ("l.json", '{"clips": {"a": {"class": 3}}}', "an entry has "),
+    ("l.json", '{"clips": {"a": "dog"}}', "is no list of clips"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("read", "file_name", "content", "message"),
     [
-        *(row for row in NO_LIST if row[0] != "keys.json"),
-        ("l.csv", "a\nb\n", "expected an id and a class, got a. .*id,class"),
-        ("l.csv", "a,dog\nb,speech, woman\n", "got b, speech, woman.*double quotes"),
-        ("l.csv", "a,first,dog,test\n", "got a, first, dog, test"),
-        ("l.csv", "a,dog\nb,\n", "got b, "),
-        ("l.csv", "a,dog\nb,cat\na,cat\n", "more than once, first: a"),
-        ("l.json", '[{"file": "a", "bbox": []}]', "expected an id and a class, got a"),
-        ("l.json", '{"clips": {"a": {"class": 3}}}', "an entry has "),
-        ("l.json", '{"clips": {"a": "dog"}}', "is no list of clips"),
+        *((read_clip_list, *row) for row in NO_LIST + NO_CLIPS),
+        *((partial(read_clip_list, pairs=True), *row) for row in NO_NEGATIVES),
+        *((partial(read_classes, clip_ids=["a"]), *row) for row in NO_LIST + NO_CLASSES),
     ],
 )
-def test_what_has_no_classes_is_refused_in_words(name, content, words, tmp_path):
-    with pytest.raises(ValueError, match=words):
-        read_classes(write(tmp_path, name, content), ["a"])
-    with pytest.raises(FileNotFoundError, match=r"No labels at .*stamps\.json"):
+def test_what_is_no_list_is_refused_in_words(tmp_path, read, file_name, content, message):
+    path = write(tmp_path, file_name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_labels_must_be_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No labels at .*none\.csv.*stamps\.json"):
         read_classes(tmp_path / "none.csv", ["a"])
+
+
+def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
+    ids = [f"clip_{number}" for number in range(9)]
+    path = write(tmp_path, "twice.txt", "\n".join([*ids, *ids[:6], "videos/clip_6.mp4"]))
+    with pytest.raises(ValueError, match="7 of 9 ids occur more than once") as caught:
+        read_clip_list(path)
+    assert "clip_4" in str(caught.value) and "clip_5" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------- fetching
 
 
-def test_fetch_from_a_mirror_then_from_disk(toy, mirror, splits):
+def test_fetch_from_a_mirror_then_from_disk(toy, splits, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"bash scripts/get_splits\.sh toy$"):
         find_list("toy")
-    publish(mirror, toy, TOY)
-    path = fetch_list("toy", splits / "new", mirror.as_uri() + "/")
+    publish(tmp_path, toy, TOY)
+    path = fetch_list("toy", splits / "new", tmp_path.as_uri() + "/")
     assert path.read_bytes() == TOY
     assert [entry.name for entry in path.parent.iterdir()] == ["toy.txt"]
     assert fetch_list("toy", splits / "new", "http://127.0.0.1:9") == path
@@ -288,15 +260,15 @@ def test_a_file_of_an_official_name_wins(toy, splits, monkeypatch):
     assert lists.default_folder() == ROOT / "metadata"
 
 
-def test_wrong_bytes_are_refused_and_nothing_is_left_or_overwritten(toy, mirror, splits):
-    publish(mirror, toy, TOY + b"extra_000004\n")
-    with pytest.raises(ValueError, match="has sha256") as caught:
-        fetch_list("toy", splits / "new", mirror.as_uri())
-    assert toy.sha256 in str(caught.value)
-    assert hashlib.sha256(TOY + b"extra_000004\n").hexdigest() in str(caught.value)
+def test_wrong_bytes_are_refused_and_nothing_is_left_or_overwritten(toy, splits, tmp_path):
+    other = TOY + b"extra_000004\n"
+    publish(tmp_path, toy, other)
+    sums = f"has sha256 {hashlib.sha256(other).hexdigest()}, expected {toy.sha256}"
+    with pytest.raises(ValueError, match=sums):
+        fetch_list("toy", splits / "new", tmp_path.as_uri())
     assert not (splits / "new").exists()
     path = write(splits, "toy.txt", "mine_000001\n")
-    for use in (lambda: fetch_list("toy", splits, mirror.as_uri()), lambda: find_list("toy")):
+    for use in (partial(fetch_list, "toy", splits, tmp_path.as_uri()), partial(find_list, "toy")):
         with pytest.raises(ValueError, match=r"toy\.txt is there but has sha256 .* Move it away"):
             use()
     assert path.read_bytes() == b"mine_000001\n"
@@ -390,32 +362,29 @@ def test_a_cut_is_known_by_its_ids(cuts, benchmark, clip_ids, more, words):
     assert name_cut(benchmark, "T", clip_ids, *more) == words
 
 
-def test_the_clips_of_published_numbers_are_known_again(cuts):
-    whole = published_list("mine", "Me", "vgg_ss", "bca")
-    assert (whole["cut"], whole["name"], whole["is_scored"]) == ("the first", "l1", True)
-    assert whole["words"] == "Me published results on this very clip list (the first)"
-    part = published_list("mine", "Me", "vgg_ss", "ab")
-    assert (part["cut"], part["name"], part["is_scored"]) == ("the second", "l2", True)
-    other = published_list("mine", "Me", "vgg_ss", "abd")
-    assert other["cut"] == "the first" and not other["is_scored"]
-    assert other["words"].startswith("Me published results on another clip list (")
-    for protocol, benchmark in (("theirs", "vgg_ss"), ("mine", "is3")):
-        unknown = published_list(protocol, "Me", benchmark, "abc")
-        assert not unknown["is_scored"] and unknown["cut"] is None and unknown["sha256"] is None
-        assert unknown["words"] == "Me published no result on this clip list"
+NEGATIVES = "slavc_vgg_ss_negatives"
+VERY, OTHER = (f"published results on {which} clip list" for which in ("this very", "another"))
+NONE = "published no result on this clip list"
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "negatives", "is_scored"),
+    ("protocol", "benchmark", "clip_ids", "negatives", "expected"),
     [
-        ("vgg_ss", [], True), ("vgg_ss", ["x+y"], False), ("vgg_ss_extended", ["x+y"], True),
-        ("vgg_ss_extended", [], False), ("vgg_ss_extended", ["y+x"], False),
+        ("mine", "vgg_ss", "bca", (), ("the first", "l1", True, f"{VERY} (the first)")),
+        ("mine", "vgg_ss", "ab", (), ("the second", "l2", True, f"{VERY} (the second, not the first)")),
+        ("mine", "vgg_ss", "abd", (), ("the first", "l1", False, f"{OTHER} (the first): not comparable")),
+        ("mine", "vgg_ss", "abc", ["x+y"], ("the first", "l1", False, OTHER)),
+        ("mine", "vgg_ss_extended", "abc", ["x+y"], ("the first", NEGATIVES, True, VERY)),
+        ("mine", "vgg_ss_extended", "abc", (), ("the first", NEGATIVES, False, OTHER)),
+        ("mine", "vgg_ss_extended", "abc", ["y+x"], ("the first", NEGATIVES, False, OTHER)),
+        ("theirs", "vgg_ss", "abc", (), (None, None, False, NONE)),
+        ("mine", "is3", "abc", (), (None, None, False, NONE)),
     ],
-)  # fmt: skip
-def test_negatives_belong_to_the_list(cuts, benchmark, negatives, is_scored):
-    checked = published_list("mine", "Me", benchmark, "abc", negatives)
-    assert checked["is_scored"] == is_scored
-    assert checked["name"] == ("slavc_vgg_ss_negatives" if "extended" in benchmark else "l1")
+)
+def test_published_numbers_belong_to_clips(cuts, protocol, benchmark, clip_ids, negatives, expected):
+    found = published_list(protocol, "Me", benchmark, clip_ids, negatives)
+    assert (found["cut"], found["name"], found["is_scored"]) == expected[:3]
+    assert found["words"].startswith(f"Me {expected[3]}")
 
 
 def test_rows_are_whole_and_name_protocols_and_benchmarks_that_there_are():
@@ -427,6 +396,8 @@ def test_rows_are_whole_and_name_protocols_and_benchmarks_that_there_are():
         assert row.name or row.cut
     counts = [row.clips for row in ROWS if "vgg_ss" in row.benchmarks]
     assert sorted(counts) == [2425, 2463, 2564, 2575, 4655, 4670, 4692, 4911, 5158]
+    # Of the copies none is passed over below because its row has another sha256.
+    assert not copies() or sum(row.sha256 in copies() for row in LISTS.values()) >= 28
 
 
 def test_classes_heard_in_training_are_a_list_of_those_who_published_on_it(splits):
@@ -470,8 +441,8 @@ def test_clips_in_both_lists_are_counted_and_named():
     leak = find_leak(training, scored, purpose="validation")
     assert leak["checked"] and leak["num_clips"] == 6
     assert leak["first"] == ["clip_2", "clip_3", "clip_4", "clip_5", "clip_7"]
-    assert "LEAK: 6 of 8 validation clips" in leak["message"]
-    assert "first: clip_2, clip_3, clip_4, clip_5, clip_7." in leak["message"]
+    words = f"LEAK: 6 of 8 validation clips are in the training list, first: {', '.join(leak['first'])}."
+    assert leak["message"].startswith(words)
     clean = {"checked": True, "num_clips": 0, "first": [], "message": "No test clip was trained on."}
     assert find_leak(["a", "b"], ["c", "d"], purpose="test") == find_leak([], ["a"], purpose="test") == clean
     unknown = find_leak(None, ["a"], purpose="test")

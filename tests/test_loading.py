@@ -180,24 +180,12 @@ def make_views(augmentation, **geometric):
     ).augment
 
 
-@pytest.fixture
-def batch(train_clips):
-    return collate([train_clips[i] for i in range(4)])
-
-
-@pytest.fixture
-def whole_batch(train_clips):
-    """Of squares: no crop is to come."""
-    whole = AudioVisualClips(train_clips.clips, geometry=FrameGeometry(64), audio=AUDIO)
-    return collate([whole[i] for i in range(4)])
-
-
-MASKED = AugmentationConfig(time_mask=10, frequency_mask=8)
 DRAWN = ("frames", "log_mel_spectrogram", "transformed_frames")
 
 
-def test_processes_share_out_what_is_drawn_for_the_whole_batch_by_the_seed(batch):
-    views = make_views(MASKED, max_rotation=90)
+def test_processes_share_out_what_is_drawn_for_the_whole_batch_by_the_seed(train_clips):
+    batch = collate([train_clips[i] for i in range(4)])
+    views = make_views(AugmentationConfig(time_mask=10, frequency_mask=8), max_rotation=90)
     whole, again, other = views(batch, 5), views(batch, 5), views(batch, 2)
     for name in DRAWN:
         assert torch.equal(whole[name], again[name])
@@ -216,9 +204,10 @@ def test_processes_share_out_what_is_drawn_for_the_whole_batch_by_the_seed(batch
         views(batch, 5, first=2, global_size=4)
 
 
-def test_views_without_augmentation_are_the_test_views_and_the_transform_is_that_of_the_frames(whole_batch):
-    inputs = make_views(NOTHING)(whole_batch, 3)
-    frames, log_mel = SSLTIE(SSLTIEConfig(), audio=AUDIO).prepare(whole_batch.frames, whole_batch.waveforms)
+def test_views_without_augmentation_are_the_test_views_and_the_transform_is_that_of_the_frames(test_clips):
+    batch = collate([test_clips[i] for i in range(4)])
+    inputs = make_views(NOTHING)(batch, 3)
+    frames, log_mel = SSLTIE(SSLTIEConfig(), audio=AUDIO).prepare(batch.frames, batch.waveforms)
     assert torch.equal(inputs["frames"], frames)
     assert torch.equal(inputs["log_mel_spectrogram"], log_mel)
     assert inputs["negative_sounds"] is None
@@ -226,7 +215,7 @@ def test_views_without_augmentation_are_the_test_views_and_the_transform_is_that
     assert torch.equal(inputs["transformed_frames"], expected.warp_frames(frames))
     maps = torch.rand(4, 4, 4)
     assert torch.equal(inputs["transform"](maps)[0], expected.warp_maps(maps)[0])
-    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(whole_batch, 0)
+    inputs = make_views(NOTHING, rotation=False, scaling=False, geometric_flip=False)(batch, 0)
     torch.testing.assert_close(inputs["transformed_frames"], frames, atol=1e-4, rtol=0)
 
 

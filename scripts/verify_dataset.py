@@ -4,11 +4,11 @@ bash scripts/verify_dataset.sh vggsound data/prepared
 bash scripts/verify_dataset.sh vgg_ss data/prepared --clip-list ssl_tie_vgg_ss_4911
 """
 
+import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,7 @@ from datasets.benchmarks import DATA_SETS, build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip
 from datasets.frames import FrameGeometry
 from utils.files import write_atomically
-from utils.options import (
-    CRASHED,
-    NUM_CORES,
-    Options,
-    Parser,
-    add_group,
-    build,
-    configure_logging,
-    option,
-    run_command,
-    run_in_processes,
-)
+from utils.options import CRASHED, NUM_CORES, Parser, configure_logging, run_command, run_in_processes
 
 PROBLEMS = {
     "missing": "a file is not there or empty, or the boxes cannot be read",
@@ -43,22 +32,6 @@ PROBLEMS = {
 }
 """What makes the exit status 1."""
 NUM_EXAMPLES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions(Options):
-    """Which clips are looked at."""
-
-    clip_list: str | None = None
-    """the clips to expect: a file or an official list; none: every clip of which anything is there"""
-    negatives: str | None = None
-    """of the extended benchmarks, a file or an official list; none: SLAVC's"""
-    annotations: Path | None = None
-    """JSON of all boxes, or folder of <id>.xml, instead of what lies in its place"""
-    workers: int = option(NUM_CORES, at_least=1)
-    """processes"""
-    output: Path | None = None
-    """write the whole report as JSON"""
 
 
 def look_at(clip: Clip) -> dict[str, Any]:
@@ -91,17 +64,12 @@ def find_problems(clips: Sequence[Clip], rows: Sequence[dict[str, Any]]) -> dict
     return problems
 
 
-def verify(dataset: str, root: Path, options: VerifyOptions) -> int:
+def verify(options: argparse.Namespace) -> int:
     """Look at all clips and report; return the exit status."""
-    clip_set = build_clips(
-        dataset,
-        root,
-        clip_list=options.clip_list,
-        annotations=options.annotations,
-        negatives=options.negatives,
-        allow_missing=True,
-        keep_incomplete=True,
-    )
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    chosen = {name: getattr(options, name) for name in ("clip_list", "annotations", "negatives")}
+    clip_set = build_clips(options.dataset, options.root, **chosen, allow_missing=True, keep_incomplete=True)
     work = run_in_processes(look_at, clip_set.clips, num_workers=options.workers)
     results = {}
     for clip, row, has_crashed in tqdm(work, "decoding", len(clip_set.clips), unit="clip", leave=False):
@@ -111,14 +79,14 @@ def verify(dataset: str, root: Path, options: VerifyOptions) -> int:
         clip_id, _, problems["missing"][clip_id] = line.partition(": ")
     bad = {clip_id for of_clips in problems.values() for clip_id in of_clips}
     report = {
-        "dataset": dataset,
+        "dataset": options.dataset,
         "clip_list": clip_set.list_name,
         "num_clips": clip_set.num_listed,
         "num_without_problem": clip_set.num_listed - len(bad),
         "problems": problems,
     }
     say = sys.stdout.write
-    say(f"{dataset} ({clip_set.list_name}): {clip_set.num_listed} clips, ")
+    say(f"{options.dataset} ({clip_set.list_name}): {clip_set.num_listed} clips, ")
     say(f"{report['num_without_problem']} without a problem\n")
     for name, of_clips in problems.items():
         say(f"  {name}: {len(of_clips)}\n")
@@ -138,12 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").splitlines()[0],
         epilog=f"Exit status: 0, nothing is wrong; 1, there are problems ({problems}); 2, bad input.",
     )
-    parser.add_argument("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=", ".join(DATA_SETS))
-    parser.add_argument("root", type=Path, metavar="ROOT", help="its folder, the --data-root of main.py")
-    add_group(parser, VerifyOptions)
-    values = vars(parser.parse_args(arguments))
+    add = parser.add_argument
+    add("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=", ".join(DATA_SETS))
+    add("root", type=Path, metavar="ROOT", help="its folder, the --data-root of main.py")
+    add("--clip-list", metavar="LIST", help="a file or an official list; none: every clip with any file")
+    add("--negatives", metavar="LIST", help="of the extended benchmarks, the same; none: SLAVC's")
+    add("--annotations", type=Path, metavar="PATH", help="JSON or CSV of boxes, or folder of <id>.xml")
+    add("--workers", type=int, metavar="N", default=NUM_CORES, help="processes (default: %(default)s)")
+    add("--output", type=Path, metavar="JSON", help="write the whole report there")
     configure_logging()
-    return run_command(lambda: verify(values["dataset"], values["root"], build(VerifyOptions, values)))
+    options = parser.parse_args(arguments)
+    return run_command(lambda: verify(options))
 
 
 if __name__ == "__main__":

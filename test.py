@@ -310,7 +310,8 @@ def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
     clips, classes = run.shown_clips(), run.context.classes or {}
     places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
-    owners = {clip.sound: clip.clip_id for clip in run.clip_set.clips}
+    # Of clips that share a sound the first, which has a class: negatives come last.
+    owners = {clip.sound: clip.clip_id for clip in reversed(run.clip_set.clips)}
     table = result.headline.reset_index(drop=True)
     galleries = []
     for title, rows in reporting.choose_clips(table[table["has_object"]], count).items():

@@ -452,7 +452,8 @@ def build_clips(
     row = DATA_SETS[dataset]
     pairs = _find_negatives(dataset, clip_list, negatives)
     listed = None if clip_list is None else find_list(clip_list)
-    files, expected, ids_known = find_files(dataset, data_root, listed and listed.clip_ids, annotations)
+    listed_ids = None if listed is None else listed.clip_ids
+    files, expected, ids_known = find_files(dataset, data_root, listed_ids, annotations)
     # Beside masks lie frames of training too, and beside VPO's pictures all sounds of VGGSound.
     of_kinds = ("annotation",) if row.has_masks or row.sound_lists else KINDS
     found = {clip_id for kind in of_kinds for clip_id in files.get(kind, ())}

@@ -1,7 +1,7 @@
 """Clips and the one Dataset that decodes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -132,36 +132,19 @@ def with_wrong_sounds(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     return wrong
 
 
+@dataclass(eq=False, repr=False)
 class AudioVisualClips(Dataset[Sample | BrokenClip]):
     """Decodes clips: frames as squares, or as they are stored for a random crop on the device."""
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        *,
-        geometry: FrameGeometry,
-        audio: AudioWindow,
-        excerpt_seconds: float | None = None,
-        random_crop: bool = False,
-        keep_shape: bool = False,
-        map_size: int = 224,
-        content: Content = "both",
-    ) -> None:
-        """Keep what is needed to decode.
-
-        Args:
-            clips: what to decode, in order.
-            geometry: from the frame on disk to the square.
-            audio: which part of each sound.
-            excerpt_seconds: use only the first seconds of each sound; None: the window.
-            random_crop: leave frames as they are stored, and the crop to the device.
-            keep_shape: only make their short side that of the square, and leave the crop to the device.
-            map_size: side of the ground-truth map, pixels.
-            content: which half of a clip is read; the other one is empty, and may be broken.
-        """
-        self.clips, self.geometry, self.audio, self.excerpt_seconds = clips, geometry, audio, excerpt_seconds
-        self.random_crop, self.keep_shape = random_crop, keep_shape
-        self.map_size, self.content = map_size, content
+    clips: Sequence[Clip]  # what to decode, in order
+    _: KW_ONLY
+    geometry: FrameGeometry  # from the frame on disk to the square
+    audio: AudioWindow  # which part of each sound
+    excerpt_seconds: float | None = None  # use only the first seconds of each sound; None: the window
+    random_crop: bool = False  # leave frames as they are stored, and the crop to the device
+    keep_shape: bool = False  # only make their short side that of the square; the device crops
+    map_size: int = 224  # side of the ground-truth map, pixels
+    content: Content = "both"  # which half of a clip is read; the other one is empty, and may be broken
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -40,7 +40,6 @@ from datasets.benchmarks import (
 )
 from datasets.lists import LISTS
 from scripts.pack_hdf5 import main as pack
-from utils.evaluation.negatives import draw_off_screen, scenes_of
 from utils.evaluation.protocols import PROTOCOLS
 from utils.files import BrokenFileError
 
@@ -175,8 +174,9 @@ def extended(tiny_data, tmp_path):
     return tiny_data.root / "VGGSound_test", build
 
 
-def test_negatives_borrow_frames_and_sounds(extended, tiny_data):
-    _, build = extended
+def test_negatives_borrow_frames_and_sounds_but_no_boxes(extended, tiny_data):
+    folder, build = extended
+    (folder / "anno" / "neg_0.xml").write_text(vgg_ss_xml("neg_0", (0, 0, 1, 1)))
     clip_set = build()
     assert clip_set.clip_ids == [*tiny_data.test_ids[:4], "neg_0+neg_1", "neg_1+test_0", "neg_0+neg_0"]
     assert (clip_set.num_listed, clip_set.list_name) == (7, "positives and negatives")
@@ -238,24 +238,6 @@ def test_the_lists_of_extended_sets_must_be_there(extended, tmp_path, monkeypatc
         build_clips("vgg_ss", folder, **build.keywords)
 
 
-def test_extended_flickr_takes_votes_and_knows_negatives_that_are_annotated(tmp_path):
-    box = "<bbox><n>1</n><v>0</v><v>0</v><v>128</v><v>256</v></bbox>"
-    for number in (10, 20):
-        write_frame(tmp_path / "frame" / f"{number}.jpg", number)
-        write_sound(tmp_path / "audio" / f"{number}.wav", number)
-        (tmp_path / "anno").mkdir(exist_ok=True)
-        (tmp_path / "anno" / f"{number}.xml").write_text(f"<a><b>{box}</b></a>")
-    (tmp_path / "positives.txt").write_text("10\n")
-    (tmp_path / "negatives.csv").write_text("video,audio,label\n20,10,non-sounding\n")
-    lists = {"clip_list": str(tmp_path / "positives.txt"), "negatives": str(tmp_path / "negatives.csv")}
-    clip_set = build_clips("flickr_soundnet_extended", tmp_path, **lists)
-    assert clip_set.clip_ids == ["10", "20+10"]
-    batch = batch_of(clip_set, map_size=32)
-    assert [len(boxes) for boxes in batch.bounding_boxes] == [1, 0]
-    assert np.unique(batch.ground_truth_maps[0]).tolist() == [0, 0.5]
-    assert not batch.ground_truth_maps[1].any()
-
-
 # --------------------------------------------------------------------------------- IS3 and VPO
 
 
@@ -314,17 +296,11 @@ def test_vpo_takes_several_boxes_of_a_sound_and_knows_whose_picture_it_is(tmp_pa
         write_sound(tmp_path / "audio_wav" / f"{clip_id}.wav", number)
     entries = [sounded_entry(*entry) for entry in boxes.items()]
     (tmp_path / f"{dataset}_bbox.json").write_text(json.dumps(entries))
-    clip_set = build_clips(dataset, tmp_path, clip_list=None)
-    batch = batch_of(clip_set, map_size=8)
+    batch = batch_of(build_clips(dataset, tmp_path, clip_list=None), map_size=8)
     assert batch.clip_ids == tuple(boxes)
     assert batch.pair_keys == ("000000000540", "000000000540", "000000029299")
     quarters = np.kron(np.eye(2), np.ones((4, 4)))
     np.testing.assert_array_equal(batch.ground_truth_maps[0], quarters)
-    # No sound of a picture is off-screen in it, whatever it is a sound of.
-    for classes in (None, dict(zip(boxes, ("dog", "cat", "owl"), strict=True))):
-        scenes = scenes_of(clip_set.clips, classes, "other_class" if classes else "any")
-        drawn = [draw_off_screen(clip_set.clip_ids, scenes, seed)[:2].tolist() for seed in range(9)]
-        assert drawn == [[2, 2]] * 9
 
 
 # ------------------------------------------------------------------------------------ AVSBench

@@ -15,7 +15,6 @@ import gzip
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -24,9 +23,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import IO, Any, Literal, NamedTuple, TextIO, cast
 
 import numpy as np
 import soundfile
@@ -64,11 +63,6 @@ SAMPLE_RATE = 16_000  # Hz
 MIN_SOUND_SECONDS = 1.0  # a shorter sound would be repeated ten times and more
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 DAMAGED = "damaged_archive"
-# Entries of their own before that of a file, for a name that is too long for it.
-NAME_ENTRIES = {
-    tarfile.GNUTYPE_LONGNAME: re.compile(rb"([^\0]*)"),
-    tarfile.XHDTYPE: re.compile(rb"(?:.*\n)?\d+ path=([^\n]*)", re.DOTALL),
-}
 FORMAT_VERSION = 2  # goes up whenever the same settings give other files
 RECORD, FAILURES = "prepared.jsonl", "failed.csv"
 DROPPED = {
@@ -214,85 +208,51 @@ def _read_clip(task: Task) -> tuple[dict[int, bytes], dict[int, np.ndarray]]:
     return pictures, sounds
 
 
-def find_videos(sources: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Find the videos of each clip id, and the archives, sub-folders included, hidden files not.
+def find_videos(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Find videos and archives, those in sub-folders and behind links too, hidden ones not.
 
     Raises:
         FileNotFoundError: a source is not there, or there is nothing in them.
     """
-    videos: dict[str, list[Path]] = {}
+    videos: list[Path] = []
     archives: list[Path] = []
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"No folder of videos and no archive at {source}.")
-        inside, seen = [], set()
-        for folder, below, names in os.walk(source, followlinks=True):
-            real = os.path.realpath(folder)
-            # By a link, a folder may be in one that is in it.
-            below[:] = [name for name in below if real not in seen and name not in SYSTEM_FOLDERS]
-            inside += [Path(folder, name) for name in names if real not in seen]
-            seen.add(real)
-        for path in sorted(inside) or [source]:
-            relative = path.relative_to(source if inside else source.parent)
-            if any(part.startswith(".") for part in relative.parts):
+        folders = os.walk(source, followlinks=True)
+        inside = sorted(Path(folder, name) for folder, _, names in folders for name in names)
+        for path in inside or [source]:
+            if _is_hidden(path.relative_to(source)):
                 continue
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 archives.append(path)
             elif path.suffix.lower() in VIDEO_SUFFIXES:
-                videos.setdefault(path.stem, []).append(path)
+                videos.append(path)
     if not videos and not archives:
         expected = " ".join([*ARCHIVE_SUFFIXES, *sorted(VIDEO_SUFFIXES)])
         raise FileNotFoundError(f"No video in {', '.join(map(str, sources))}. Expected {expected}.")
     return videos, archives
 
 
-class Archive:
-    """A .tar or .tar.gz file that is read once, up to its end or to where its bytes are damaged."""
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.parts)
 
-    def __init__(self, file: io.BufferedReader) -> None:
-        is_gzip = file.peek(2)[:2] == b"\x1f\x8b"  # whatever its name says
-        self.file: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
-        self.damage = ""
-        self.num_left = 0  # bytes up to the next entry
 
-    def read(self, size: int) -> bytes:
-        """Read as many bytes; fewer at the end only."""
-        data = bytearray()
-        try:
-            while len(data) < size and (piece := self.file.read1(size - len(data))):
-                data += piece
-        except (OSError, EOFError, zlib.error) as error:
-            self.damage = str(error)
-        self.num_left -= len(data)
-        return bytes(data)
+def videos_in(file: io.BufferedReader) -> Iterator[tuple[PurePath, int, IO[bytes] | None]]:
+    """Yield path, bytes and content, None of links, of the videos in a .tar or .tar.gz file, read on the way.
 
-    def members(self) -> Iterator[tuple[PurePath, tarfile.TarInfo | None]]:
-        """Yield each file's path and entry, None if that is damaged; its content is read before the next."""
-        long_name, is_whole, was_end = "", True, False
-        while len(block := self.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE:
-            was_end = not any(block)
-            if was_end:
-                continue  # another archive may have been joined to this one
-            try:
-                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
-                if is_whole:  # what follows is its content, up to the next whole entry
-                    name = block[:100].split(b"\0")[0].decode(errors="replace")
-                    yield PurePath(long_name or name), None
-                is_whole, long_name = False, ""
-                continue
-            size = 0 if member.islnk() or member.issym() else member.size
-            self.num_left, is_whole = size + -size % tarfile.BLOCKSIZE, True
-            if member.type in NAME_ENTRIES:
-                found = NAME_ENTRIES[member.type].match(self.read(size))
-                long_name = found[1].decode("utf-8", "surrogateescape") if found else long_name
-            else:
-                yield PurePath(long_name or member.name), member
-                long_name = ""
-            while self.num_left > 0 and self.read(min(self.num_left, 2**20)):
-                pass
-        if not was_end:
-            self.damage = self.damage or "the mark of its end is missing"
+    Where it is damaged or cut off, whatever tarfile, gzip and zlib raise.
+    """
+    is_gzip = file.peek(2)[:2] == b"\x1f\x8b"  # whatever its name says
+    stream: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            path = PurePath(member.name)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not _is_hidden(path) and not member.isdir():
+                yield path, member.size, archive.extractfile(member) if member.isreg() else None
+        end = cast(Any, archive).fileobj.read(2**20)  # zeros, and behind them the check sum of gzip
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError("what follows is neither a file nor its end")
 
 
 @dataclass
@@ -324,32 +284,32 @@ class Run:
 
     def meet(self, clip_id: str, size: int, video: Path) -> bool:
         """Count a video; tell whether its clip has to be made."""
-        is_first, is_wanted = clip_id not in self.met, self.is_wanted(clip_id)
-        if is_wanted and self.met.setdefault(clip_id, size) != size:
-            self.fail(clip_id, "several_videos", "one of another size was met before, and used", video)
-        is_due = is_first and is_wanted and not self.is_finished(clip_id, size)
-        self.num_before += is_first and is_wanted and not is_due
-        return is_due
+        if not self.is_wanted(clip_id):
+            return False
+        if clip_id in self.met:
+            if self.met[clip_id] != size:
+                self.fail(clip_id, "several_videos", "one of another size was met before, and used", video)
+            return False
+        self.met[clip_id] = size
+        is_finished = self.is_finished(clip_id, size)
+        self.num_before += is_finished
+        return not is_finished
 
-    def fail(self, clip_id: str, reason: str, detail: str, video: Path) -> None:
-        """Note a failure of a clip, where it is wanted, or of an archive."""
-        if self.is_wanted(clip_id) or clip_id == video.name:
-            self.failures.append(Failure(clip_id, reason, detail, str(video)))
+    def fail(self, clip_id: str, reason: str, detail: str, video: Path | str = "") -> None:
+        """Add a line to the failures."""
+        self.failures.append(Failure(clip_id, reason, detail, str(video)))
 
     def note(self, entry: dict[str, Any]) -> None:
         """Add a line to the record."""
         self.record.write(json.dumps(entry) + "\n")
         self.record.flush()
 
-    def tasks(self, videos: dict[str, list[Path]], archives: Sequence[Path]) -> Iterator[Task]:
+    def tasks(self, videos: Sequence[Path], archives: Sequence[Path]) -> Iterator[Task]:
         """Yield the clips to make; archives are read on the way, and those without damage noted."""
-        for clip_id, paths in videos.items():
-            size = paths[0].stat().st_size if paths[0].exists() else -1
-            if len(paths) > 1 and self.is_wanted(clip_id):
-                self.met[clip_id] = size
-                self.failures.append(Failure(clip_id, "several_videos", ", ".join(map(str, paths))))
-            elif self.meet(clip_id, size, paths[0]):
-                yield Task(clip_id, paths[0], self.destination, self.options)
+        for video in videos:
+            size = video.stat().st_size if video.exists() else -1  # a link to nowhere
+            if self.meet(video.stem, size, video):
+                yield Task(video.stem, video, self.destination, self.options)
         for archive in archives:
             known = self.archives.get(archive.name, {"archive_bytes": -1, "videos": {}})
             is_done = all(self.is_finished(*v) for v in known["videos"].items() if self.is_wanted(v[0]))
@@ -360,41 +320,38 @@ class Run:
                 yield from self.read_archive(archive)
 
     def read_archive(self, path: Path) -> Iterator[Task]:
-        """Yield the clips to make of an archive; what it has lost becomes failures."""
-        num_bytes, num_failures, last = path.stat().st_size, len(self.failures), "its beginning"
+        """Yield the clips to make of an archive, up to its end or to where it is damaged."""
         sizes: dict[str, int] = {}
-        gaps: list[str] = []
+        last, unread, damage = "none", "", ""
         with path.open("rb") as file:
-            archive = Archive(file)
-            for name, member in archive.members():
-                clip_id = name.stem
-                if member is None and _is_video(name):
-                    self.fail(clip_id, DAMAGED, f"its entry in {path.name} is damaged, behind {last}", path)
-                elif member is None:
-                    gaps.append(f"what lies behind {last} is no entry, and left out")
-                if member is None or not _is_video(name) or member.isdir():
-                    continue
-                last, sizes[clip_id] = clip_id, member.size
-                if not self.meet(clip_id, member.size, path / name):
-                    continue
-                if not member.isreg():
-                    words = "it is a link in an archive: unpack that, and give the folder"
-                    self.fail(clip_id, "unreadable", words, path / name)
-                elif len(content := archive.read(member.size)) == member.size:
-                    yield Task(clip_id, path / name, self.destination, self.options, content)
-                else:
-                    del self.met[clip_id]
-                    self.fail(clip_id, DAMAGED, f"{path.name} is damaged or cut off within it", path)
-            rest = num_bytes - file.tell()
-        if damages := [*gaps, *filter(None, [archive.damage])]:
-            words = f"it is damaged or was cut off ({'; '.join(damages)}): "
-            words += f"{len(sizes)} videos were met, the last is {last}"
-            if rest:
-                num_lost = round(len(sizes) * rest / (num_bytes - rest))
-                words += f"; {rest / 1e6:.1f} MB behind that, about {num_lost} videos, are lost"
-            self.fail(path.name, DAMAGED, f"{words}. Fetch it again, or a repaired copy", path)
-        if not any(failure.reason == DAMAGED for failure in self.failures[num_failures:]):
-            self.note({"archive": path.name, "archive_bytes": num_bytes, "videos": sizes})
+            try:
+                for name, size, content in videos_in(file):
+                    last = clip_id = name.stem
+                    sizes[clip_id] = size
+                    if not self.meet(clip_id, size, path / name):
+                        continue
+                    if content is None:
+                        words = "it is a link in an archive: unpack that, and give the folder"
+                        self.fail(clip_id, "unreadable", words, path / name)
+                        continue
+                    unread = clip_id
+                    video = content.read()
+                    if len(video) < size:
+                        raise EOFError("it ends too early")
+                    unread = ""
+                    yield Task(clip_id, path / name, self.destination, self.options, video)
+            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                damage = str(error)
+            num_lost = path.stat().st_size - file.tell()
+        if unread:
+            del self.met[unread]
+            self.fail(unread, DAMAGED, f"{path.name} is damaged or cut off within it", path)
+        if damage:
+            words = f"it is damaged or cut off ({damage}): {len(sizes)} videos were met, the last is {last}, "
+            words += f"and {num_lost / 1e6:.1f} MB are lost. Fetch it again, or a repaired copy"
+            self.fail(path.name, DAMAGED, words, path)
+        else:
+            self.note({"archive": path.name, "archive_bytes": path.stat().st_size, "videos": sizes})
 
     def read_record(self) -> None:
         """Read what earlier runs noted; begin the record of a new folder.
@@ -407,17 +364,15 @@ class Run:
         if lines and not lines[-1].endswith("\n"):  # as a power cut leaves it
             self.record.truncate(sum(len(line.encode()) for line in lines[:-1]))
             lines.pop()
-        settings = {**asdict(self.options), "layouts": self.options.layouts, "format": FORMAT_VERSION}
-        for name in ("layout", "clip_list", "workers"):
-            del settings[name]
+        names = ("layouts", "frames", "frame_number", "frame_size", "keep_silent")
+        settings = {name: getattr(self.options, name) for name in names} | {"format": FORMAT_VERSION}
         if not lines:
             self.note({"settings": settings})
             return
         before, *entries = map(json.loads, lines)
         old = before["settings"]
-        differing = [f"{name} {old.get(name)} instead of {new}" for name, new in settings.items()
-                     if old.get(name) != new]  # fmt: skip
-        if differing:
+        changed = (name for name in settings if old.get(name) != settings[name])
+        if differing := [f"{name} {old.get(name)} instead of {settings[name]}" for name in changed]:
             words = f"{self.destination} was filled with other settings ({', '.join(differing)})."
             raise ValueError(f"{words} Give the same ones, or another folder.")
         self.finished = {entry["clip_id"]: entry["video_bytes"] for entry in entries if "clip_id" in entry}
@@ -430,7 +385,7 @@ class Run:
         with closing(work), bar:  # the processes end before the folder is left
             for task, failure, has_crashed in work:
                 if has_crashed:
-                    self.failures.append(Failure(task.clip_id, "crashed", CRASHED, str(task.video)))
+                    self.fail(task.clip_id, "crashed", CRASHED, task.video)
                 elif failure is not None:
                     self.failures.append(failure)
                 else:
@@ -442,9 +397,9 @@ class Run:
         # A video that one archive has lost may have been in another one.
         self.failures = [f for f in self.failures if f.reason != DAMAGED or f.clip_id not in self.met]
         named = {failure.clip_id for failure in self.failures} | self.met.keys()
-        absent = [clip_id for clip_id in self.wanted or () if clip_id not in named]
-        words = "listed, but no video of this name"
-        self.failures += [Failure(clip_id, "no_video", words) for clip_id in absent]
+        for clip_id in self.wanted or ():
+            if clip_id not in named:
+                self.fail(clip_id, "no_video", "listed, but no video of this name")
         return num_made
 
     def write_failures(self) -> None:
@@ -453,11 +408,6 @@ class Run:
         csv.writer(text, lineterminator="\n").writerows([Failure._fields, *sorted(self.failures)])
         # What a file name has in another encoding is escaped.
         write_atomically(self.destination / FAILURES, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def _is_video(path: PurePath) -> bool:
-    hidden = any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.parts)
-    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden
 
 
 def prepare(sources: Sequence[Path], destination: Path, options: PrepareOptions) -> int:
@@ -506,21 +456,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("destination", type=Path, metavar="OUT", help="folder to fill, later the --data-root")
     add_group(parser, PrepareOptions)
     configure_logging()
-    for stream in (sys.stdout, sys.stderr):  # file names may be in another encoding than the screen
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # As Ctrl-C: the failures are written, the processes are ended.
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # File names may be in another encoding than the screen.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def command() -> int:
         refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
         values = vars(parser.parse_args(arguments))
         return prepare(values["sources"], values["destination"], build(PrepareOptions, values))
 
-    try:
-        return run_command(command)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(command)
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: the failures are written, the processes are ended.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -14,9 +14,10 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import chain, dropwhile, takewhile
+from itertools import chain, dropwhile, groupby, islice, takewhile
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import av
 import av.error
@@ -28,7 +29,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from utils.files import CUT_OFF_SECONDS, DAMAGE_SECONDS, MP3_INDEX, BrokenFileError, is_cut_off, is_whole_ogg
+from utils.files import CUT_OFF_SECONDS, DAMAGE_SECONDS, MP3_INDEX, BrokenFileError, is_cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,6 @@ FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
 # Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
 # within one temporal layer only; the other codecs have no such mark.
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-MP3_KBITS = (
-    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2
-    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1
-)
 BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
 
@@ -76,16 +73,10 @@ class Video:
 
     path: Path
     container: InputContainer
-    begin: Fraction
-    """second of the file's own time scale at which the clip begins"""
-    content: bytes | None = None
-    """the file's bytes, where they are not read from `path`"""
-    end: float = 0.0
-    """where what has been read so far ends, seconds"""
-    num_damaged: int = 0
-    """pieces of the sound that cannot be decoded"""
-    last_packet: bytes = b""
-    """of the sound, as far as decoded"""
+    begin: Fraction  # second of the file's own time scale at which the clip begins
+    content: bytes | None = None  # of the file, where it is not read from `path`
+    end: float = 0.0  # where what has been read so far ends, seconds
+    num_damaged: int = 0  # pieces of the sound that cannot be decoded
 
     @cached_property
     def pictures(self) -> VideoStream:
@@ -369,94 +360,90 @@ def read_sound(
 def _check_end(video: Video) -> None:
     """Refuse a sound that has been decoded to its end and was cut off, as far as its file tells."""
     stream, kind = video.sound, video.container.format.name
-    content = (video.content or video.path.read_bytes()) if kind in SOUND_FILES else b""
     stamp = (stream.start_time or 0) + (stream.duration or 0)  # announced; or of the beginning
     announced = float(stamp * (stream.time_base or 0) - video.begin)
-    words = f"it is cut off: {announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
     if kind in ("aac", "amr"):  # FFmpeg only guesses
         announced = 0.0
-    elif kind == "mp3":
-        index = MP3_INDEX.search(content[: 2**22])
+    elif kind == "mp3":  # so it does without an index
+        index = MP3_INDEX.search(video.path.read_bytes()[: 2**22])
         samples = int.from_bytes(index[1]) * (1152 if stream.rate >= 32_000 else 576) if index else 0
         announced = min(announced, samples / stream.rate)
-        if not samples and _lacks_bytes(video.last_packet, stream.rate):
-            announced, words = math.inf, f"it is cut off: it ends within a frame, at {video.end:.2f} s"
-    elif kind == "ogg" and not is_whole_ogg(content):
-        announced, words = math.inf, f"it is cut off: its last page is missing, it ends at {video.end:.2f} s"
     if is_cut_off(announced, video.end):
+        words = f"it is cut off: {announced:.2f} s of sound are announced, it ends at {video.end:.2f} s"
         raise UnusableVideoError(video.path, words, "truncated")
-
-
-def _lacks_bytes(frame: bytes, rate: int) -> bool:
-    """Tell whether a frame of an MP3 (layer III) is shorter than its header says."""
-    if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2 or frame[2] >> 4 == 15:
-        return False
-    is_first_version = frame[1] >> 3 & 1
-    kbits = MP3_KBITS[is_first_version][frame[2] >> 4]
-    return len(frame) < (72 + 72 * is_first_version) * kbits * 1000 // rate
-
-
-def _sound_frames(video: Video, *, refuse_damage: bool) -> Iterator[av.AudioFrame]:
-    if video.container.format.name == "flac":  # its checksums are only looked at when asked for
-        video.sound.codec_context.options = {"err_detect": "crccheck+explode"}
-    for packet in video.container.demux(video.sound):
-        try:
-            for frame in packet.decode():
-                video.last_packet = bytes(packet) if packet.size else video.last_packet
-                yield frame
-        except av.error.FFmpegError:
-            # In an MP3, whatever is between frames is skipped by all players.
-            if refuse_damage and video.container.format.name != "mp3":
-                raise
-            video.num_damaged += 1
 
 
 def _sound_pieces(
     video: Video, sample_rate: int, layout: str | None = None, *, refuse_damage: bool = False
 ) -> Iterator[NDArray[np.float32]]:
     """Decode the sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence."""
-    batch: list[NDArray[Any]] = []  # what is decoded and not yet resampled
-    resampler, form, stamp, late = None, None, None, 0.0
-    counts_samples = video.container.format.name in SOUND_FILES and not video.moving
-    is_flac = video.container.format.name == "flac"  # at whose joints checksums are wrong
+    for part, frames in groupby(_sound_parts(video, refuse_damage=refuse_damage), itemgetter(0)):
+        if part.silence:
+            num_samples = round(part.silence * sample_rate)
+            yield np.zeros((2 if layout == "stereo" else 1, num_samples), np.float32)
+        resampler = av.AudioResampler("fltp", layout, sample_rate)
+        samples = (samples for _, samples in frames)
+        while batch := list(islice(samples, FRAMES_AT_ONCE)):
+            together = av.AudioFrame.from_ndarray(np.concatenate(batch, axis=1), part.format, part.layout)
+            together.sample_rate = part.rate  # without stamps, which are rounded
+            yield from _arrays(resampler.resample(together))
+        yield from _arrays(resampler.resample(None))
+
+
+class _Part(NamedTuple):
+    """Sound without holes and of one form; recordings that were joined may change from stereo to mono."""
+
+    begin: float  # seconds
+    silence: float  # before it, seconds
+    format: str
+    layout: str
+    rate: int
+
+
+def _sound_parts(video: Video, *, refuse_damage: bool) -> Iterator[tuple[_Part, NDArray[Any]]]:
+    """Decode the sound frame by frame, (C, l) or (1, l C), with the part that each belongs to."""
+    kind = video.container.format.name
+    counts_samples = kind in SOUND_FILES and not video.moving
     hole = DAMAGE_SECONDS if counts_samples else HOLE_SECONDS
     step_back = hole if counts_samples else LONGEST_STEP_BACK
-    for frame in chain(_sound_frames(video, refuse_damage=refuse_damage), [None]):
-        due: list[NDArray[np.float32]] = []
-        new_form, gap = None, 0.0  # seconds from what has been read so far to the frame
-        if frame is not None:
-            # Recordings that were joined may change from stereo to mono on the way.
-            new_form = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if frame.time is not None and frame.time != stamp:  # some stamps only repeat
-                stamp = frame.time
-                gap = stamp - float(video.begin) + late - video.end
-            if form and refuse_damage and ((gap >= hole and counts_samples) or (gap <= -hole and is_flac)):
-                words = f"it is damaged: its sound jumps by {gap:.2f} s at {video.end:.2f} s"
-                raise UnusableVideoError(video.path, words)
-            if form and not -step_back < gap < LONGEST_HOLE_SECONDS:
-                late, gap = late - gap, 0.0
-            elif form and abs(gap) < hole:
-                gap = 0.0
-        is_break = gap > 0 or new_form != form
-        if batch and form and (is_break or len(batch) == FRAMES_AT_ONCE):
-            together = av.AudioFrame.from_ndarray(np.concatenate(batch, axis=1), *form[:2])
-            together.sample_rate, batch = form[2], []  # without stamps, which are rounded
-            resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
-            due += _arrays(resampler.resample(together))
-        if resampler is not None and is_break:
-            due += _arrays(resampler.resample(None))
-            resampler = None
-        if gap > 0:
-            silence = round(gap * sample_rate)
-            due.append(np.zeros((2 if layout == "stereo" else 1, silence), np.float32))
-            video.end += gap
-        if frame is not None:
-            form, samples = new_form, frame.to_ndarray()  # (C, l), or (1, l C)
-            left_out = min(frame.samples, max(0, round(-gap * frame.sample_rate)))
-            video.end += (frame.samples - left_out) / frame.sample_rate
-            if left_out < frame.samples:
-                batch.append(samples[:, left_out * (samples.shape[1] // frame.samples) :])
-        yield from due
+    part, stamp, late = None, None, 0.0
+    for frame in _sound_frames(video, refuse_damage=refuse_damage):
+        gap = 0.0  # seconds from what has been read so far to the frame
+        if frame.time is not None and frame.time != stamp:  # some stamps only repeat
+            stamp = frame.time
+            gap = stamp - float(video.begin) + late - video.end
+        # Where FLAC files were joined, samples are lost.
+        is_damaged = (counts_samples and gap >= hole) or (kind == "flac" and gap <= -hole)
+        if part and refuse_damage and is_damaged:
+            words = f"it is damaged: its sound jumps by {gap:.2f} s at {video.end:.2f} s"
+            raise UnusableVideoError(video.path, words)
+        if part and not -step_back < gap < LONGEST_HOLE_SECONDS:
+            late, gap = late - gap, 0.0
+        elif part and abs(gap) < hole:
+            gap = 0.0
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if part is None or gap > 0 or part[2:] != form:
+            part = _Part(video.end, max(gap, 0.0), *form)
+        video.end += max(gap, 0.0)
+        left_out = min(frame.samples, max(0, round(-gap * frame.sample_rate)))
+        video.end += (frame.samples - left_out) / frame.sample_rate
+        if left_out < frame.samples:
+            samples = frame.to_ndarray()
+            yield part, samples[:, left_out * (samples.shape[1] // frame.samples) :]
+
+
+def _sound_frames(video: Video, *, refuse_damage: bool) -> Iterator[av.AudioFrame]:
+    kind = video.container.format.name
+    if kind == "flac":  # its checksums are only looked at when asked for
+        video.sound.codec_context.options = {"err_detect": "crccheck+explode"}
+    for packet in video.container.demux(video.sound):
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            # In an MP3, whatever is between frames is skipped by all players.
+            if refuse_damage and kind != "mp3":
+                raise
+            video.num_damaged += 1
 
 
 def _arrays(frames: Sequence[av.AudioFrame | None]) -> list[NDArray[np.float32]]:

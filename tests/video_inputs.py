@@ -8,13 +8,14 @@ from av.stream import Disposition
 
 WIDTH, HEIGHT = 64, 48
 AUDIO_RATE = 48_000
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # by number of channels
 
 
-def numbered_picture(number, width=WIDTH, height=HEIGHT):
+def numbered_picture(number):
     """Eight cells, black or white, are the bits of the number; noise makes each picture costly."""
     bits = np.array([number >> bit & 1 for bit in range(8)], np.uint8).reshape(2, 4)
-    cells = np.kron(bits, np.ones((height // 2, width // 4), np.uint8))
-    noise = np.random.default_rng(number).integers(0, 40, (height, width, 3))
+    cells = np.kron(bits, np.ones((HEIGHT // 2, WIDTH // 4), np.uint8))
+    noise = np.random.default_rng(number).integers(0, 40, (HEIGHT, WIDTH, 3))
     return (30 + 155 * cells[:, :, None] + noise).astype(np.uint8)
 
 
@@ -40,19 +41,6 @@ def _add_picture_stream(container, codec, rate, options, size):
     return stream
 
 
-def _mux_sound(container, stream, samples, start, rate):
-    layout = stream.layout.name
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
-    frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
-    frame.pts = round(start * rate)
-    resampler = av.AudioResampler(
-        stream.format.name, layout, rate, frame_size=stream.codec_context.frame_size or 1024
-    )
-    for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-        container.mux(stream.encode(piece))
-    container.mux(stream.encode(None))
-
-
 def make_video(
     path,
     *,
@@ -65,25 +53,21 @@ def make_video(
     pictures=None,
     sounds=None,
     sound_codec="aac",
-    layout="stereo",
     sound_start=0.0,
-    sound_rate=AUDIO_RATE,
     start=0.0,
     container_options=None,
-    aspect=None,
     default_sound=0,
 ):
-    """Writes a video; `sounds` are (channels, L) arrays at sound_rate, by default one tone."""
+    """Writes a video; `sounds` are (channels, L) arrays at AUDIO_RATE, by default one tone."""
     times = [index / rate for index in range(round(seconds * rate))] if times is None else times
     sounds = [tone(seconds)] if sounds is None else sounds
     with av.open(str(path), "w", options=container_options or {}) as container:
         size = (WIDTH, HEIGHT) if pictures is None else pictures[0].shape[1::-1]
         video = _add_picture_stream(container, codec, rate, options, size) if times else None
-        if aspect:
-            video.codec_context.sample_aspect_ratio = aspect
         if rotation:
             video.set_display_rotation(rotation)
-        streams = [container.add_stream(sound_codec, sound_rate, layout=layout) for _ in sounds]
+        layouts = [LAYOUTS[len(samples)] for samples in sounds]
+        streams = [container.add_stream(sound_codec, AUDIO_RATE, layout=layout) for layout in layouts]
         if default_sound:
             streams[default_sound].disposition = Disposition.default
         packets = []
@@ -95,5 +79,8 @@ def make_video(
             packets += video.encode(frame)
         container.mux(packets + (video.encode(None) if video else []))
         for stream, samples in zip(streams, sounds, strict=True):
-            _mux_sound(container, stream, samples, start + sound_start, sound_rate)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", stream.layout.name)
+            frame.sample_rate, frame.time_base = AUDIO_RATE, Fraction(1, AUDIO_RATE)
+            frame.pts = round((start + sound_start) * AUDIO_RATE)
+            container.mux(stream.encode(frame) + stream.encode(None))
     return path

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datasets.hdf5 import HDF5Row, Source, read_row
@@ -59,8 +59,8 @@ class FrameGeometry:
 
     def to_short_side(self, frame: Image.Image) -> Tensor:
         """RGB picture of any size -> uint8 (3, H, W) of its shape, the short side of frame_size, bicubic."""
-        sides = self._crop(*frame.size)[0].tolist()
-        return to_tensor(frame.resize(sides, Image.Resampling.BICUBIC))
+        width, height, _, _ = self._crop(*frame.size)
+        return to_tensor(frame.resize((width, height), Image.Resampling.BICUBIC))
 
     def apply_to_frame(self, frame: Image.Image) -> Image.Image:
         """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
@@ -73,21 +73,23 @@ class FrameGeometry:
     def _square(self, picture: Image.Image, interpolation: Image.Resampling) -> Image.Image:
         if self.mode != "centre_crop":
             return picture.resize((self.frame_size, self.frame_size), interpolation)
-        (width, height), (left, top) = (pair.tolist() for pair in self._crop(*picture.size))
+        width, height, left, top = self._crop(*picture.size)
         corners = (left, top, left + self.frame_size, top + self.frame_size)
         return picture.resize((width, height), interpolation).crop(corners)
 
-    def _crop(self, width: int, height: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Width and height to which centre_crop resizes a frame, and where it cuts; pixels."""
-        resized = np.array([int(self.frame_size * side / min(width, height)) for side in (width, height)])
-        return resized, np.array([round((side - self.frame_size) / 2) for side in resized])
+    def _crop(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Width and height to which centre_crop resizes a frame, and left and top of its cut; pixels."""
+        short = min(width, height)
+        width, height = int(self.frame_size * width / short), int(self.frame_size * height / short)
+        return width, height, round((width - self.frame_size) / 2), round((height - self.frame_size) / 2)
 
     def square_in(self, width: int, height: int) -> tuple[float, ...]:
         """Return where the square lies in a frame: left, top, right, bottom as fractions of its sides."""
         if self.mode != "centre_crop":
             return 0.0, 0.0, 1.0, 1.0
-        resized, offset = self._crop(width, height)
-        return tuple(np.concatenate([offset, offset + self.frame_size]) / np.tile(resized, 2))
+        width, height, left, top = self._crop(width, height)
+        right, bottom = left + self.frame_size, top + self.frame_size
+        return left / width, top / height, right / width, bottom / height
 
     def apply_to_boxes(self, boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
         """Boxes of the frame on disk, whose sides are given in pixels -> boxes of the square.
@@ -96,8 +98,8 @@ class FrameGeometry:
         """
         if self.mode != "centre_crop" or width == height:
             return boxes
-        resized, offset = self._crop(width, height)
-        return (boxes * np.tile(resized, 2) - np.tile(offset, 2)) / self.frame_size
+        width, height, left, top = self._crop(width, height)
+        return (boxes * (width, height, width, height) - (left, top, left, top)) / self.frame_size
 
 
 def read_frame(source: Source) -> Image.Image:
@@ -123,10 +125,7 @@ def read_frame(source: Source) -> Image.Image:
             content = source
         with Image.open(content) as picture:
             picture.load()
-            if picture.mode == "F" or picture.mode.startswith("I"):
-                upright = ImageOps.exif_transpose(_in_8_bits(picture))
-            else:
-                upright = ImageOps.exif_transpose(picture)
+            upright = ImageOps.exif_transpose(_in_8_bits(picture))
             if upright.has_transparency_data:
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, upright.convert("RGBA"))
@@ -134,28 +133,14 @@ def read_frame(source: Source) -> Image.Image:
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
-    """Turn grey of 16 bits (modes I;16…, and I), or of floats, into mode L, from black to white."""
-    values = np.asarray(picture)  # (H, W)
-    whites = (1, 255, 65_535) if picture.mode == "F" else (65_535,)
-    white = next((white for white in whites if values.max() <= white), None)  # none for NaN
-    if white is None or values.min() < 0:
-        raise ValueError(f"its grey values, {values.min()} to {values.max()}, go beyond 0 to 65535")
-    grey = Image.fromarray((values / white * 255).round().astype(np.uint8))
+    """Turn grey of 16 bits into mode L, from black to white; other pictures stay."""
+    if picture.mode in ("I", "F"):
+        raise ValueError("its grey has 32 bits, of which white is not known; save it with 8 or 16")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    grey = Image.fromarray((np.asarray(picture) / 65_535 * 255).round().astype(np.uint8))
     grey.info |= {name: value for name, value in picture.info.items() if name == "exif"}
     return grey
-
-
-def read_frame_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header, without decoding.
-
-    Raises:
-        BrokenFileError: the header cannot be read.
-    """
-    with decoding(path), Image.open(path) as picture:
-        width, height = picture.size
-        exif = picture.getexif() if "exif" in picture.info else {}  # without, PNG is decoded to look for it
-        is_turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
-        return (height, width) if is_turned else (width, height)
 
 
 def to_picture(frame: Tensor) -> NDArray[np.uint8]:

@@ -19,13 +19,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from datasets.audio import AUDIO_SUFFIXES
-from datasets.frames import FRAME_SUFFIXES, read_frame_size
+from datasets.frames import FRAME_SUFFIXES
 from datasets.video import VIDEO_SUFFIXES
 from models.localiser import HeatMap, Localiser, VideoMaps, load_localiser, localise_frames
 from models.released import describe_file, find_checkpoints
 from scripts.stamps.compose import write_examples
-from utils.files import BrokenFileError
+from utils.files import BrokenFileError, decoding
 from utils.options import Options, configure_logging, option, parse_group, run_command
 from utils.reports.visualisation import WEAK, is_weak, similarity_range
 from utils.training import use_full_float32
@@ -61,10 +63,9 @@ HOUR = 3600  # seconds after which uploads and results are removed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Nothing is reported, fetched or shared, whatever the user's own settings of the libraries are.
 SETTINGS = {
-    "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "GRADIO_ALLOWED_PATHS": "",
-    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ALLOWED_PATHS": "", "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
 }  # fmt: skip
-CLOSED = ("share", "inbrowser", "enable_monitoring", "run_history", "mcp_server", "ssr_mode", "pwa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
     def localise_picture(names, box, picture, sound):  # noqa: ANN001, ANN202
         def find(model: Localiser) -> tuple[HeatMap, Sequence[Any]]:
-            if math.prod(read_frame_size(Path(picture))) > MAX_PIXELS:
+            with decoding(Path(picture)), Image.open(picture) as opened:  # its header only
+                num_pixels = math.prod(opened.size)
+            if num_pixels > MAX_PIXELS:
                 raise refusal(f"The picture is too large: {MAX_PIXELS // 10**6} million pixels at most.")
             return (heat := model(picture, sound)), [heat.map]
 
@@ -243,7 +246,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     for place in (video, picture, sound):
         accept_uploads_only(place)
     picture.preprocess = lambda data: data and data.path  # what cannot be read is then said in words
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(HOUR // 6, HOUR)) as page:
+    with gr.Blocks(title=TITLE, delete_cache=(HOUR // 6, HOUR)) as page:
         gr.Markdown(f"# {TITLE}\n{ABOUT}")
         update, lines = show_models()
         settings = {"label": "Model, or two to compare", "multiselect": True, "max_choices": 2}
@@ -258,9 +261,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page, page.launch(
         server_name=options.host, server_port=options.port, max_file_size=options.max_mb * 10**6, css=CSS,
-        allowed_paths=[], blocked_paths=[str(ROOT)], prevent_thread_lock=True, quiet=True, footer_links=[],
+        blocked_paths=[str(ROOT)], prevent_thread_lock=True, quiet=True, footer_links=[], share=False,
+        enable_monitoring=False, run_history=False, mcp_server=False, ssr_mode=False,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        **dict.fromkeys(CLOSED, False),
     )[1]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import urllib.parse
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -311,16 +310,6 @@ def test_nothing_is_fetched_on_a_visitor_s_behalf(server):
         assert event == "error" and "not its address" in data["error"]
         other.shutdown()
     assert asked == []
-
-
-def test_visitors_queue(server):
-    upload = server.upload("clip.mp4", server.video.read_bytes())
-    names = [ONE, TWO, ONE, TWO]
-    with ThreadPoolExecutor(4) as visitors:
-        answers = visitors.map(lambda name: server.ask("localise_video", [name], False, upload), names)
-    assert [(event, data[0].split(":")[0]) for event, data in answers] == [
-        ("complete", f"**{n}**") for n in names
-    ]
 
 
 def test_only_this_computer_can_open_the_page(server):

@@ -417,7 +417,7 @@ def _sound_parts(video: Video, *, refuse_damage: bool) -> Iterator[tuple[_Part, 
         if part and refuse_damage and is_damaged:
             words = f"it is damaged: its sound jumps by {gap:.2f} s at {video.end:.2f} s"
             raise UnusableVideoError(video.path, words)
-        if part and not -step_back < gap < LONGEST_HOLE_SECONDS:
+        if part and not -step_back < gap < LONGEST_HOLE_SECONDS:  # the clock jumped
             late, gap = late - gap, 0.0
         elif part and abs(gap) < hole:
             gap = 0.0

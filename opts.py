@@ -451,6 +451,8 @@ def read_config(path: Path, method: str) -> list[str]:
     words = []
     for key, content in document.items():
         for name, value in (content if isinstance(content, dict) else {key: content}).items():
+            if name == "audio_encodings":  # in options.json of earlier versions; it changed no result
+                continue
             if (isinstance(content, dict) and key not in groups) or name not in known:
                 wrong = name if key in groups else key
                 refuse_dropped(DROPPED, [flag(name)])

@@ -163,8 +163,7 @@ class Localiser:
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
         sound, frames = torch.from_numpy(read_sound(path, rate, until)), read_frames(path, max_seconds)
-        # Of the last batch, by moment: encoded sound, is it silent.
-        rows: dict[float, tuple[Tensor, bool]] = {}
+        rows: dict[float, tuple[Tensor, bool]] = {}  # of the last batch, by moment: encoded sound, is silent
         mean, last = None, 0.0
         while batch := list(islice(frames, batch_size)):
             moments = [audio_step * round(s / audio_step) if audio_step else s for s, _ in batch]
@@ -219,10 +218,6 @@ Progress = Callable[[int, int | None], object]
 """Called with the number of pictures done, and of all as far as known; what it raises stops the work."""
 
 
-def no_progress(done: int, expected: int | None) -> None:
-    """Show nothing."""
-
-
 @dataclass(frozen=True)
 class VideoMaps:
     """The map of each picture of a video: known before the first is drawn, so that one scale fits all."""
@@ -238,7 +233,7 @@ class VideoMaps:
         *,
         scale: Scale | Literal["video", "frame"] = "video",
         threshold: float | None = None,
-        on_progress: Progress = no_progress,
+        on_progress: Progress = lambda *_: None,
         **look: Any,  # noqa: ANN401 - opacity and box of draw_localisation
     ) -> VideoResult:
         """Write the video with heat, its contact sheet and its peaks: all of them, or after an error none.
@@ -256,10 +251,10 @@ class VideoMaps:
             frame_seconds = float(1 / video.rate)
         ends = similarity_range(self.maps) if scale == "video" else None if scale == "frame" else scale
         lines = [",".join(["time_seconds", *format_peak(None, threshold)])]
-        sheet, end, num_weak = ContactSheet(), 0.0, 0
+        sheet, end = ContactSheet(), 0.0
 
         def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
-            nonlocal end, num_weak
+            nonlocal end
             # The maps first: where they end no further picture is read, so nothing is warned of twice.
             frames = zip(self.maps, read_frames(self.source, self.max_seconds), strict=False)
             for similarity_map, (seconds, picture) in frames:
@@ -267,7 +262,7 @@ class VideoMaps:
                 drawing = heat.overlay(scale=ends, threshold=threshold, **look)
                 sheet.add(drawing, seconds)
                 lines.append(",".join([f"{seconds:.6f}", *format_peak(heat.peak, threshold).values()]))
-                end, num_weak = seconds + frame_seconds, num_weak + is_weak(similarity_map, threshold)
+                end = seconds + frame_seconds
                 on_progress(len(lines) - 1, len(self.maps))
                 yield seconds, drawing
 
@@ -280,6 +275,7 @@ class VideoMaps:
             sheet_file.write_bytes(encode_png(sheet.draw()))
             peaks_file.write_text("\n".join(lines) + "\n")
         num_silent = sum(one is None for one in self.maps)
+        num_weak = sum(is_weak(one, threshold) for one in self.maps)
         return VideoResult(len(lines) - 1, end, num_silent, num_weak, output, sheet_path, peaks_path)
 
 
@@ -287,7 +283,7 @@ def localise_frames(
     localiser: Localiser,
     source: Path,
     *,
-    on_progress: Progress = no_progress,
+    on_progress: Progress = lambda *_: None,
     **options: Any,  # noqa: ANN401 - those of Localiser.video
 ) -> VideoMaps:
     """Localise the sound of a video in each of its pictures and keep the maps: 1 kB each, no pictures."""
@@ -347,7 +343,9 @@ def load_localiser(
             start = (clip_seconds - audio.excerpt_seconds) / 2
             audio = replace(audio, window_seconds=clip_seconds, excerpt_start=start)
         frame = FrameConfig(**checkpoint.frame_config)
-        model = build_localiser(method, checkpoint.method_config, audio, frame)
+        config = dict(checkpoint.method_config)
+        config.pop("audio_encodings", None)  # of earlier versions; it changed no result
+        model = build_localiser(method, config, audio, frame)
         model.load_state_dict(checkpoint.state_dict)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error

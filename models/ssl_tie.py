@@ -11,7 +11,7 @@ Deliberate differences from the authors' program, all without effect on its publ
 contrast: models/contrast.py):
 
 1. The sound is encoded once in a step, not twice: loss and gradients are the same, the audio batch norms take
-   both updates at once (`audio_encodings = 2` encodes twice).
+   both updates at once.
 2. The head runs in float32 whatever the precision of the encoders.
 3. Layers that never reach the loss (the other modality's stems, fc, vision_fc1, conv3, norm3) are not built.
 4. `--equivariance-target masked` mends the blurred, mostly blank target of the authors' transform.
@@ -64,8 +64,6 @@ class SSLTIEConfig(TriMapConfig):
     """lambda: weight of the equivariance loss"""
     equivariance_gradient: bool = True
     """let the equivariance loss also move the map of the plain frames"""
-    audio_encodings: int = option(1, at_least=1, at_most=2, hidden=True)
-    """times the sound is encoded in a step: 2 as the authors do, 1 for the same at less cost"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,9 +106,8 @@ class SSLTIE(Method):
         self.random_crop = self.augmentation.crop
         self.excerpt_seconds = self.augmentation.audio_excerpt_seconds
         self.uses_transform = config.transformed_contrastive_weight > 0 or config.equivariance_weight > 0
-        passes = 2 if self.uses_transform and config.audio_encodings == 1 else 1
         self.imgnet = ResNet18Encoder(3)
-        self.audnet = ResNet18Encoder(1, batch_norm_passes=passes)
+        self.audnet = ResNet18Encoder(1, batch_norm_passes=2 if self.uses_transform else 1)
 
     # ------------------------------------------------------------------------------------ training views
 
@@ -177,12 +174,9 @@ class SSLTIE(Method):
         """
         config = self.config
         sounds, own_offset = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
-        again, num_sounds = sounds, len(sounds)
-        if self.uses_transform and config.audio_encodings == 2:
-            again, _ = gather_rows(self.sound_features(log_mel_spectrogram))  # (A, D)
+        num_sounds = len(sounds)
         if negative_sounds is not None:
-            negatives = self.encode_negative_sounds(negative_sounds)  # (K, D)
-            sounds, again = torch.cat([sounds, negatives]), torch.cat([again, negatives])  # (A + K, D)
+            sounds = torch.cat([sounds, self.encode_negative_sounds(negative_sounds)])  # (A + K, D)
 
         visual = self.visual_features(frames)  # (B, D, h, w)
         logits, plain_map = trimap_contrast(visual, sounds, config, own_offset)  # (B, K'), (B, h, w)
@@ -194,7 +188,7 @@ class SSLTIE(Method):
 
         if self.uses_transform:
             visual = self.visual_features(transformed_frames)  # (B, D, h', w')
-            logits, transformed_map = trimap_contrast(visual, again, config, own_offset)
+            logits, transformed_map = trimap_contrast(visual, sounds, config, own_offset)
             target, coverage = transform(plain_map if config.equivariance_gradient else plain_map.detach())
             terms["contrastive_transformed"] = contrastive_loss(logits)
             terms["equivariance"] = equivariance_loss(transformed_map, target, coverage)
@@ -275,11 +269,6 @@ def equivariance_loss(similarity_map: Tensor, target: Tensor, coverage: Tensor) 
     Among several processes it is divided by their mean coverage, so that the mean of their losses is that of
     all maps together; 0 when no cell is covered.
     """
-    if not similarity_map.shape == target.shape == coverage.shape:
-        raise ValueError(
-            "similarity_map, target and coverage must have one shape, got "
-            f"{tuple(similarity_map.shape)}, {tuple(target.shape)}, {tuple(coverage.shape)}"
-        )
     squared = coverage * (similarity_map - target).square()  # (B, h, w)
     covered = average(coverage.sum())
     return squared.sum() / covered.clamp_min(torch.finfo(coverage.dtype).tiny)

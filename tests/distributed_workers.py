@@ -215,11 +215,7 @@ def sspl(rank, world_size):
 
 
 ANGLES = (5, -30, 0, 20)
-SSL_TIE_VARIANTS = {
-    "narrow": {},
-    "sound encoded twice": {"audio_encodings": 2},
-    "no hard negatives": {"hard_negatives": False},
-}
+SSL_TIE_VARIANTS = {"narrow": {}, "negative sounds": {}, "no hard negatives": {"hard_negatives": False}}
 """Options by name."""
 
 
@@ -242,16 +238,18 @@ def build_ssl_tie(variant):
         return SSLTIE(config).double().train()
 
 
-def ssl_tie_inputs(rank, world_size):
+def ssl_tie_inputs(variant, rank, world_size):
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
     sounds = torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64)
     own = own_share({"frames": frames, "log_mel_spectrogram": -40 + 20 * sounds}, rank, world_size)
     angles = distributed.shard(ANGLES, rank, world_size)
     transform = GeometricTransform(angles, 1.0, True, 64, "masked")
+    negatives = torch.randn(2, 1, 33, 48, generator=generator, dtype=torch.float64)
     return own | {
         "transformed_frames": transform.warp_frames(own["frames"]),
         "transform": transform.warp_maps,
+        "negative_sounds": negatives if variant == "negative sounds" else None,
     }
 
 
@@ -260,7 +258,7 @@ def ssl_tie(rank, world_size):
     for name in SSL_TIE_VARIANTS:
         model = build_ssl_tie(name)
         synchronise_batch_norms(model)
-        found[name] = take_step(model, ssl_tie_inputs(rank, world_size), world_size)
+        found[name] = take_step(model, ssl_tie_inputs(name, rank, world_size), world_size)
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_inputs import arrays, frames, official_state_dict, records, spectrograms
+from golden_inputs import arrays, frames, official_state_dict, spectrograms
 
 from datasets.geometry import GeometricTransform
 from models.contrast import contrastive_loss, trimap_contrast
@@ -27,16 +27,6 @@ def build(official):
         return model
 
     return _build
-
-
-def test_formula_fills_the_official_tensors_as_recorded(official):
-    assert len(official) == 257
-    for name, shape, dtype, total, absolute in records("state_dict_keys"):
-        tensor = official[name]
-        assert str(tuple(tensor.shape)) == shape
-        assert str(tensor.dtype) == dtype
-        assert tensor.double().sum().item() == pytest.approx(total, rel=1e-8, abs=1e-6)
-        assert tensor.double().abs().sum().item() == pytest.approx(absolute, rel=1e-8)
 
 
 def forward_head(model, inputs, dtype):
@@ -63,7 +53,8 @@ def assert_logits(logits, golden):
 def test_forward(build, mode, dtype):
     golden_name = f"{mode}_f{32 if dtype == torch.float32 else 64}"
     golden = {k.split("/", 1)[1]: v for k, v in arrays("model").items() if k.startswith(golden_name + "/")}
-    model = build(audio_encodings=2).to(dtype).train(mode == "train")
+    model = build(transformed_contrastive_weight=0, equivariance_weight=0)  # as of a single encoding
+    model = model.to(dtype).train(mode == "train")
     (logits, maps), embedding, peaks = forward_head(model, frames(), dtype)
     np.testing.assert_allclose(maps, golden["A"][:, 0], atol=2e-6)
     np.testing.assert_allclose(peaks, golden["A0_ref"], atol=2e-6)
@@ -119,13 +110,9 @@ LOSS_TOLERANCE = [2e-6, 3e-4, 1e-3]
 NORM_TOLERANCE = [5e-3, 5e-3, 2e-2]
 
 
-@pytest.mark.parametrize(
-    "encodings",
-    [pytest.param(2, marks=pytest.mark.slow, id="audio encoded twice"), pytest.param(1, id="once")],
-)
-def test_three_adam_steps(build, encodings):
+def test_three_adam_steps(build):
     golden = arrays("transform_and_steps")
-    model = build(audio_encodings=encodings).train()
+    model = build().train()
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)
     for step, (scale, flip) in enumerate(STEPS):

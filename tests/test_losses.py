@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,16 +97,6 @@ def test_the_own_sound_is_masked_whatever_its_similarity():
     assert contrastive_loss(logits[1:2]).item() < 40
 
 
-@pytest.mark.parametrize("hard_negatives", [False, True])
-def test_gradient_of_the_contrast(hard_negatives):
-    config = TriMapConfig(hard_negatives=hard_negatives, sharpness=0.1)
-
-    def loss(maps):
-        return contrastive_loss(trimap_logits(maps, config))
-
-    assert torch.autograd.gradcheck(loss, random_maps(2, size=2).requires_grad_())
-
-
 @pytest.mark.parametrize("similarity", [-1.0, 0.0, 0.4, 0.65, 0.95, 1.0])
 @pytest.mark.parametrize("hard_negatives", [False, True])
 @pytest.mark.parametrize("sharpness", [0.03, 0.003])  # the second makes whole regions underflow
@@ -127,22 +118,12 @@ def test_one_saturated_clip_spoils_neither_itself_nor_the_others():
     torch.testing.assert_close(torch.tensor(without_own_column(logits)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (2, 4, 4), (1, 2, 2, 4, 4)])
-def test_maps_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"must be \(B, A, h, w\) .* got \("):
-        trimap_logits(torch.zeros(shape), PAPER)
-
-
 def test_similarity_of_every_frame_with_every_sound():
     features, embeddings = unit_vectors(3, 8, 2, 4), unit_vectors(5, 8)
     logits, own = trimap_contrast(features, embeddings, PAPER, own_offset=2)
     maps = torch.empty(3, 5, 2, 4, dtype=torch.float64)
-    for frame in range(3):
-        for sound in range(5):
-            for row in range(2):
-                for column in range(4):
-                    products = features[frame, :, row, column] * embeddings[sound]
-                    maps[frame, sound, row, column] = sum(products.tolist())
+    for frame, sound, row, column in np.ndindex(*maps.shape):
+        maps[frame, sound, row, column] = features[frame, :, row, column] @ embeddings[sound]
     torch.testing.assert_close(logits, trimap_logits(maps, PAPER, own_offset=2))
     torch.testing.assert_close(own, maps[range(3), range(2, 5)])
 
@@ -164,19 +145,3 @@ def test_equivariance_loss_is_the_mean_square_over_covered_cells():
     weights = torch.tensor([[[1.0, 0.25]]])
     weighted = equivariance_loss(torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 1, 2), weights)
     assert weighted.item() == pytest.approx((1 + 0.25 * 4) / 1.25)
-
-
-def test_gradient_of_the_equivariance_loss_reaches_both_maps():
-    ours, target = torch.rand(2, 2, 3, 3, dtype=torch.float64).unbind()
-    coverage = torch.tensor([[1.0, 1, 0], [1, 0.5, 1], [1, 1, 1]], dtype=torch.float64).expand(2, 3, 3)
-    inputs = (ours.clone().requires_grad_(), target.clone().requires_grad_(), coverage)
-    assert torch.autograd.gradcheck(equivariance_loss, inputs)
-    ours_gradient, target_gradient = torch.autograd.grad(equivariance_loss(*inputs), inputs[:2])
-    torch.testing.assert_close(ours_gradient, -target_gradient)
-    assert (ours_gradient[coverage > 0] != 0).all()
-
-
-def test_maps_of_different_shapes_are_refused():
-    maps = [torch.zeros(2, 7, 7), torch.zeros(2, 7, 7), torch.zeros(2, 14, 14)]
-    with pytest.raises(ValueError, match=r"one shape, got .*\(2, 14, 14\)"):
-        equivariance_loss(*maps)

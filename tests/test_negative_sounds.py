@@ -1,39 +1,29 @@
 """Silence and noise as negatives: against slow loops, in all the ways that a step can be taken."""
 
 import csv
-import datetime
-import math
 
+import distributed_workers
 import pytest
 import torch
-import torch.distributed as dist
 from command_line import SMALL
-from distributed_workers import narrow_encoder
 from test_end_to_end import train
+from test_losses import naive_logits, naive_loss
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import opts
 from datasets.audio import AudioConfig
-from datasets.geometry import GeometricTransform
+from models.encoders import similarity_maps
 from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig
-from utils.distributed import synchronise_batch_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 AUDIO = AudioConfig(window_seconds=1, mel_bins=32, hop_length=400)
-CLIPS, NEGATIVES = 4, 3
-TIME_LIMIT = datetime.timedelta(seconds=60)
+CLIPS = distributed_workers.CLIPS
 
 
-def build(**options):
+def build():
     """Narrow networks in float64 whose running statistics are not those of a new network."""
-    with torch.device("meta"):
-        model = SSLTIE(SSLTIEConfig(**options))
-    torch.manual_seed(0)
-    model.imgnet = narrow_encoder(3)
-    model.audnet = narrow_encoder(1, batch_norm_passes=model.audnet.bn1.passes)
-    model = model.double().train()
+    model = distributed_workers.build_ssl_tie("negative sounds")
     generator = torch.Generator().manual_seed(5)
     for layer in model.audnet.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -42,41 +32,17 @@ def build(**options):
     return model
 
 
-def make_inputs(own=slice(None)):
-    generator = torch.Generator().manual_seed(1)
-    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
-    sounds, negatives = (
-        torch.randn(number, 1, 33, 48, generator=generator, dtype=torch.float64)
-        for number in (CLIPS, NEGATIVES)
-    )
-    transform = GeometricTransform((5, -30, 0, 20)[own], 1.0, True, 64, "masked")
-    return {
-        "frames": frames[own],
-        "log_mel_spectrogram": sounds[own],
-        "transformed_frames": transform.warp_frames(frames[own]),
-        "transform": transform.warp_maps,
-        "negative_sounds": negatives,
-    }
-
-
 @pytest.fixture
 def inputs():
-    return make_inputs()
-
-
-def step(model, inputs):
-    """Losses by name, and gradients."""
-    output = model(**inputs)
-    output.loss.backward()
-    return output.terms, {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    return distributed_workers.ssl_tie_inputs("negative sounds", 0, 1)
 
 
 def drawn(kinds, seed):
-    model = SSLTIE(SSLTIEConfig(), audio=AUDIO, negatives=NegativeSoundConfig(negative_sounds=kinds))
+    with torch.device("meta"):
+        model = SSLTIE(SSLTIEConfig(), audio=AUDIO, negatives=NegativeSoundConfig(negative_sounds=kinds))
     return model.draw_negative_sounds(seed, CPU)
 
 
-@pytest.mark.slow
 def test_silence_is_the_floor_and_noise_has_its_level(monkeypatch):
     heard = drawn("silence,noise", 3)
     assert heard.shape == (2, 1, AUDIO.mel_bins, AUDIO.num_frames)
@@ -99,27 +65,6 @@ def test_negatives_of_no_contrast_are_refused():
         opts.parse_train_options([*words, *SMALL, *off])
 
 
-def slow_contrast(model, features, sounds, num_own):
-    """Cross-entropy by loops over frames, sounds and positions."""
-    config = model.config
-
-    def mean_in_region(values, threshold, sign):
-        weights = [1 / (1 + math.exp(-sign * (v - threshold) / config.sharpness)) for v in values]
-        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-    losses, negative = [], []
-    for frame in range(num_own):
-        maps = [[float(features[frame, :, y, x] @ s) for y in range(4) for x in range(4)] for s in sounds]
-        means = [mean_in_region(values, config.positive_threshold, 1) for values in maps]
-        hard = mean_in_region(maps[frame], config.negative_threshold, -1)
-        others = [mean for place, mean in enumerate(means) if place != frame]
-        scores = [means[frame], *others, hard]
-        exponentials = [math.exp(score / config.temperature) for score in scores]
-        losses.append(-math.log(exponentials[0] / sum(exponentials)))
-        negative += means[num_own:]
-    return sum(losses) / num_own, sum(negative) / len(negative)
-
-
 def test_each_negative_sound_is_one_more_column(inputs):
     model = build()
     output = model(**inputs)
@@ -127,15 +72,16 @@ def test_each_negative_sound_is_one_more_column(inputs):
     features = reference.visual_features(inputs["frames"])
     clips = reference.sound_features(inputs["log_mel_spectrogram"])
     negatives = [  # each alone: they do not depend on one another
-        reference.eval().sound_features(inputs["negative_sounds"][place : place + 1])
-        for place in range(NEGATIVES)
+        reference.eval().sound_features(negative[None]) for negative in inputs["negative_sounds"]
     ]
     # What the negatives are normalised by has seen this step's clips, as sound_features moves it.
-    sounds = torch.cat([clips, *negatives]).detach()
-    loss, similarity = slow_contrast(model, features.detach(), sounds, CLIPS)
-    assert output.terms["contrastive"].item() == pytest.approx(loss, rel=1e-9)
+    sounds = torch.cat([clips, *negatives])  # (A + K, D)
+    rows = naive_logits(similarity_maps(features, sounds), model.config)
+    assert output.terms["contrastive"].item() == pytest.approx(naive_loss(rows), rel=1e-9)
+    of_negatives = torch.tensor(rows, dtype=torch.float64)[:, -1 - len(negatives) : -1]
+    similarity = model.config.temperature * of_negatives.mean().item()
     assert output.terms["negative_similarity"].item() == pytest.approx(similarity, rel=1e-9)
-    without = build()(**{n: v for n, v in inputs.items() if n != "negative_sounds"})
+    without = build()(**inputs | {"negative_sounds": None})
     assert "negative_similarity" not in without.terms
     assert output.terms["contrastive"] > without.terms["contrastive"] + 1e-3
     assert output.terms["contrastive_transformed"] > without.terms["contrastive_transformed"]
@@ -150,64 +96,6 @@ def test_statistics_stay_and_are_those_of_test_time(inputs):
     assert all(layer.training for layer in model.modules())
     expected = model.eval().sound_features(inputs["negative_sounds"])
     torch.testing.assert_close(embedding, expected)
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=TIME_LIMIT
-    )
-    model = build()
-    synchronise_batch_norms(model)
-    wrapped = DistributedDataParallel(model)  # alive until backward, which averages
-    terms, _ = step(wrapped, make_inputs(slice(2 * rank, 2 * rank + 2)))
-    torch.save((terms, {n: weight.grad for n, weight in model.named_parameters()}), folder / f"{rank}.pt")
-    del wrapped  # freed after the group, it can hang: gloo's threads want the GIL
-    dist.destroy_process_group()
-
-
-def test_two_processes_take_the_step_of_one(tmp_path, inputs):
-    torch.multiprocessing.start_processes(work, (tmp_path,), 2, start_method="spawn")
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    terms, expected = step(build(), inputs)
-    for name, term in terms.items():
-        mean = (found[0][0][name] + found[1][0][name]) / 2
-        assert mean.item() == pytest.approx(term.item(), rel=1e-9), name
-    for _, gradients in found:
-        for name, gradient in expected.items():
-            torch.testing.assert_close(gradients[name], gradient, rtol=1e-7, atol=1e-10)
-
-
-def similarity_with_silence(*, with_negatives):
-    """Of each frame's best position, after a short training on colours and pitches."""
-    generator = torch.Generator().manual_seed(2)
-    silence = drawn("silence", 0).double()
-    model = build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
-    sounds = -40 + 20 * torch.randn(CLIPS, 1, 32, 41, generator=generator, dtype=torch.float64)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(
-            frames=frames,
-            log_mel_spectrogram=sounds,
-            transformed_frames=frames,
-            transform=lambda maps: (maps, torch.ones_like(maps)),
-            negative_sounds=silence if with_negatives else None,
-        ).loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        maps = model.eval().localise(frames, silence.expand(CLIPS, -1, -1, -1))
-        own = model.localise(frames, sounds)
-    return maps.amax(dim=(1, 2)).mean().item(), own.amax(dim=(1, 2)).mean().item()
-
-
-def test_training_with_silence_makes_frames_unlike_silence():
-    (silent, own), (silent_without, _) = (
-        similarity_with_silence(with_negatives=chosen) for chosen in (True, False)
-    )
-    assert silent < silent_without - 0.2
-    assert own > silent + 0.2
 
 
 def test_a_run_from_the_command_line(tiny_data, tmp_path):

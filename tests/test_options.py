@@ -109,7 +109,7 @@ def test_a_config_is_a_run_s_or_flat_and_the_command_line_wins(tmp_path):
     given = [*MINIMAL, "--no-crop", "--epochs", "7", "--learning-rate", "3e-4", "--clip-list", "a b"]
     options = opts.as_plain(opts.parse_train_options([*given, "--resume"]))
     flat = {name: value for group in options.values() if group != "ssl_tie" for name, value in group.items()}
-    for content in (options, flat):
+    for content in (options, flat | {"audio_encodings": 1}):  # of earlier versions
         status, output, errors = config(tmp_path, content)
         assert status == 0, errors
         again = json.loads(output)

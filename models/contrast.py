@@ -67,11 +67,6 @@ def trimap_logits(maps: Tensor, config: TriMapConfig, own_offset: int = 0) -> Te
         (B, 1 + A [+ 1]): own sound in its positive region | every sound in its own positive region, the
         clip's own masked by -inf | own sound in the hard-negative region, with hard negatives.
     """
-    if maps.ndim != 4 or not 0 <= own_offset <= maps.shape[1] - maps.shape[0]:
-        raise ValueError(
-            "similarity maps must be (B, A, h, w) with the own sounds of all B frames, from "
-            f"{own_offset} on, among the A sounds; got {tuple(maps.shape)}"
-        )
     log_positive = F.logsigmoid((maps - config.positive_threshold) / config.sharpness)  # (B, A, h, w)
     similarity = region_mean(maps, log_positive)  # (B, A)
     sound = torch.arange(maps.shape[1], device=maps.device)

@@ -1,7 +1,7 @@
 """The networks that methods are built of, and what comes right behind them: pooling, cosines."""
 
 from functools import partial
-from typing import Literal, Self, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,22 +75,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class FrozenEncoder(nn.Module):
-    """A network that is never trained: no gradients, always in eval mode."""
-
-    def freeze(self) -> None:
-        """Take gradients away; call it at the end of __init__."""
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever is asked for."""
-        del mode
-        return super().train(False)
-
-
-class VGG16Encoder(FrozenEncoder):
-    """VGG-16 without its last ReLU: (B, 3, H, W) -> (B, 512, H/16, W/16), of either sign.
+class VGG16Encoder(nn.Module):
+    """VGG-16 without its last ReLU, frozen: (B, 3, H, W) -> (B, 512, H/16, W/16), of either sign.
 
     Parameter names are torchvision's; SSPL's own files say `feat_extractor` for `features`.
     """
@@ -105,7 +91,7 @@ class VGG16Encoder(FrozenEncoder):
         # Not vgg16(): its classifier would draw 124 million weights to throw them away.
         self.features = make_layers(cfgs["D"], batch_norm=False)[:29]
         self.features.apply(_initialise)  # as torchvision does
-        self.freeze()
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
@@ -113,8 +99,8 @@ class VGG16Encoder(FrozenEncoder):
         return self.features(frames)
 
 
-class VGGishEncoder(FrozenEncoder):
-    """VGGish without PCA and quantisation: (B, S, 1, 96, 64) -> (B, S, 128), never negative.
+class VGGishEncoder(nn.Module):
+    """VGGish without PCA and quantisation, frozen: (B, S, 1, 96, 64) -> (B, S, 128), never negative.
 
     Hershey et al., "CNN Architectures for Large-Scale Audio Classification", ICASSP 2017. Parameter names are
     those of the released PyTorch weights.
@@ -140,7 +126,7 @@ class VGGishEncoder(FrozenEncoder):
             nn.Linear(4096, self.embedding_size),
             nn.ReLU(inplace=True),
         )
-        self.freeze()
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, log_mel_segments: Tensor) -> Tensor:
@@ -172,9 +158,7 @@ def pool_positions(visual_feature_map: Tensor, pooling: ImagePooling) -> Tensor:
         return F.normalize(global_max_pool(features), dim=-1)
     if pooling == "mean":
         return F.normalize(features.mean(dim=(2, 3)), dim=-1)
-    if pooling == "positions":
-        return F.normalize(features.flatten(2).movedim(1, 2), dim=-1)
-    raise ValueError(f"pooling must be one of {', '.join(get_args(ImagePooling))}, got {pooling!r}")
+    return F.normalize(features.flatten(2).movedim(1, 2), dim=-1)
 
 
 def similarity_map(visual_feature_map: Tensor, audio_embedding: Tensor) -> Tensor:

@@ -69,7 +69,6 @@ class FNAC(EZVSL):
 
     def before_step(self, epoch: int, step: int) -> None:
         """Leave the regularising terms out of the first epochs."""
-        del step
         self.is_warm = epoch >= self.config.warm_up_epochs
 
     def training_sounds(self, waveforms: Tensor, numbers: Tensor) -> Tensor:

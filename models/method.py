@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from datasets.clips import AudioVisualClips, Batch, Clip
 from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise
-from models.encoders import ResNet18Encoder
 from utils.options import Options, option
 
 logger = logging.getLogger(__name__)
@@ -129,26 +128,18 @@ class Method(nn.Module):
         """Return the networks that start from published weights, by kind, each with its file if one is named.
 
         The kinds are those of PRETRAINED (models/released.py), which also says where files are looked for.
+        A ResNet-18 named `imgnet`, for frames, starts from ImageNet's.
         """
-        if options.start.start != "imagenet":
-            return {}
-        encoder = getattr(self, "imgnet", None)
-        if not isinstance(encoder, ResNet18Encoder):
-            raise ValueError(
-                f"--start imagenet gives a ResNet-18 its weights; {options.method} has none for its frames."
-            )
-        return {"resnet18": (encoder, None)}
+        return {"resnet18": (self.get_submodule("imgnet"), None)} if options.start.start == "imagenet" else {}
 
     def load_start(self, options: Any) -> None:  # noqa: ANN401
         """Load what a new run starts from, as `--start` says; not called when a run is resumed."""
-        if (start := options.start.start) not in ("scratch", "imagenet"):
-            from models import released  # noqa: PLC0415 - it imports the methods
+        from models import released  # noqa: PLC0415 - it imports the methods
 
+        if (start := options.start.start) not in ("scratch", "imagenet"):
             released.load_start(self, Path(start), options.method)
             logger.info("Weights of %s", start)
         elif networks := self.pretrained(options):
-            from models import released  # noqa: PLC0415 - as above
-
             for kind, path in released.load_pretrained(networks).items():
                 logger.info("Weights of %s: %s", kind, path)
 
@@ -183,12 +174,9 @@ class Method(nn.Module):
 
     def curriculum(self, options: Any, clips: AudioVisualClips) -> Any:  # noqa: ANN401
         """Return what changes the training batches from epoch to epoch: see datasets/mixing.py."""
-        del options, clips
 
     def diagnose(self, terms: Mapping[str, float]) -> str | None:
         """Say what the logged terms, means of some steps, warn of; None while all is well."""
-        del terms
-        return None
 
     @torch.no_grad()
     def prepare(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,7 @@ Deliberate differences from the authors' programs:
 Kept: training cuts squares out of frames of their own shape, a test squashes frames. Of square ones both are
 the authors' own.
 
-Maps equal those of the authors' programs with the same weights (tests/goldens/peers.npz), and training steps
-those of their training code (tests/test_methods.py); no released file could be had. Files are read by
-models/released.py; more in docs/peers.md.
+Files are read by models/released.py; how all this was checked stands in docs/peers.md.
 """
 
 from collections.abc import Iterable
@@ -119,7 +117,6 @@ class PeerLocaliser(Method):
 
     def training_sounds(self, waveforms: Tensor, numbers: Tensor) -> Tensor:
         """Turn windows (B, L), each with its numbers in [0, 1), into what training hears: (B, 1, F, T)."""
-        del numbers
         return self.front_end(waveforms)
 
     # ----------------------------------------------------------------------- localisation and retrieval

@@ -70,12 +70,6 @@ class PredictiveCodingModule(nn.Module):
 
         h and w are 2 more than a multiple of 4, such as 14 of frames of 224 pixels.
         """
-        height, width = visual_feature_map.shape[-2:]
-        if height % 4 != 2 or width % 4 != 2:
-            raise ValueError(
-                "The predictive coding module needs maps whose sides are 2 more than a multiple of 4, such "
-                f"as 14 x 14; got {height} x {width}. Leave the module out (--no-pcm) or take other frames."
-            )
         guess_2 = self._predict(self.predict_level_2, visual_feature_map)  # (B, D, h/2, w/2)
         guess_2 = F.gelu(self.initial_prediction_norms[1](guess_2))
         guess_1 = self._predict(self.predict_level_1, guess_2)  # (B, D, h/4, w/4)

@@ -22,7 +22,7 @@ Deliberate differences from the authors' program:
    networks inside the wrapper, so that gradients are never averaged over processes.
 2. VGGish takes all segments of all clips in one call, and no graph is kept for frozen networks.
 3. The flags for training VGG-16 are left out: they never reach the optimiser.
-4. A batch of one clip can be localised; theirs fails on it. In training it is refused in words.
+4. A batch of one clip can be localised; theirs fails on it.
 5. The similarity map of one view is enough to localise; theirs computes two equal ones and a loss.
 6. The attention and the loss are computed in float32 whatever the precision of the networks.
 7. Terms that show a collapse are reported beside the loss, which does not show it.
@@ -190,13 +190,6 @@ class SSPL(Method):
         log_mel_segments: Tensor,  # (B, S, 1, 96, 64), natural logarithm
     ) -> TrainingOutput:
         """Compute a training step's loss, terms that show a collapse, and the similarity maps of view 1."""
-        if not len(frames_view_1) == len(frames_view_2) == len(log_mel_segments):
-            raise ValueError("Both views and the sounds must be of the same clips.")
-        if self.training and len(log_mel_segments) < 2:
-            raise ValueError(
-                "SSPL cannot train on a batch of one clip: its batch norms need at least two. Set "
-                "--batch-size to 2 or more and drop a last batch of one."
-            )
         # One view after the other: together they would take twice the memory and no less time.
         first_map, second_map = self.frame_encoder(frames_view_1), self.frame_encoder(frames_view_2)
         segment_embeddings = self.audio_encoder(log_mel_segments)  # (B, S, 128)
@@ -306,8 +299,15 @@ class SSPL(Method):
         return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
 
     def diagnose(self, terms: Mapping[str, float]) -> str | None:
-        """Say what the logged terms tell about a collapse: see `collapse_warning`."""
-        return collapse_warning(terms)
+        """Say which of `collapse_terms`, means of some steps, tell of a collapse; None while all is well."""
+        low = {name: words for name, (bound, words) in COLLAPSE.items() if terms[name] < bound}
+        findings = [f"{words} ({name} {terms[name]:.2g})" for name, words in low.items()]
+        if not findings:
+            return None
+        return (
+            f"The model is collapsing, whatever the loss says: {'; '.join(findings)}. Lower the learning "
+            "rates, or check that the frozen encoders have their weights."
+        )
 
 
 # ------------------------------------------------------------------------------------------- SimSiam's heads
@@ -326,17 +326,16 @@ def projection_head(in_features: int) -> nn.Sequential:
 
     Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3.
     """
-    first, second = _hidden(in_features, PROJECTION_SIZE), _hidden(PROJECTION_SIZE, PROJECTION_SIZE)
-    last = nn.Sequential(
-        nn.Linear(PROJECTION_SIZE, PROJECTION_SIZE, bias=False), nn.BatchNorm1d(PROJECTION_SIZE, affine=False)
-    )
+    size = PROJECTION_SIZE
+    first, second = _hidden(in_features, size), _hidden(size, size)
+    last = nn.Sequential(nn.Linear(size, size, bias=False), nn.BatchNorm1d(size, affine=False))
     return nn.Sequential(OrderedDict(layer1=first, layer2=second, layer3=last))
 
 
-def prediction_head(hidden_features: int = 512) -> nn.Sequential:
+def prediction_head() -> nn.Sequential:
     """Projection z of one view -> prediction p of the other view's, both (B, 2048)."""
-    hidden = _hidden(PROJECTION_SIZE, hidden_features)
-    return nn.Sequential(OrderedDict(layer1=hidden, layer2=nn.Linear(hidden_features, PROJECTION_SIZE)))
+    hidden, last = _hidden(PROJECTION_SIZE, 512), nn.Linear(512, PROJECTION_SIZE)
+    return nn.Sequential(OrderedDict(layer1=hidden, layer2=last))
 
 
 # ---------------------------------------------------------------------------------------- attention and loss
@@ -396,15 +395,3 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     centred = embeddings.float() - embeddings.float().mean(dim=0)
     gram = centred @ centred.T  # (B, B): the same traces at less cost
     return gram.trace() ** 2 / gram.square().sum().clamp_min(1e-30)
-
-
-def collapse_warning(terms: Mapping[str, float]) -> str | None:
-    """Say what the means over some steps of `collapse_terms` warn of; None while all is well."""
-    low = {name: words for name, (bound, words) in COLLAPSE.items() if terms[name] < bound}
-    findings = [f"{words} ({name} {terms[name]:.2g})" for name, words in low.items()]
-    if not findings:
-        return None
-    return (
-        f"The model is collapsing, whatever the loss says: {'; '.join(findings)}. Lower the learning rates, "
-        "or check that the frozen encoders have their weights."
-    )

@@ -1,33 +1,25 @@
 """Goldens of the training code of LVS, EZ-VSL, FNAC and SLAVC: numbers, and inputs and weights from seeds."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from golden_inputs import GOLDENS
+from golden_inputs import arrays, formula_weight
 from peer_inputs import SHAPES, official_file
 from torch import nn
 
+from datasets.clips import Batch
 from models.released import build_localiser, convert_release
 
-FULL = Path(__file__).parents[2] / "shared" / "method_goldens"
-EXCERPT = GOLDENS / "methods.npz"
 BASE, DIM = 300_000, 512  # added to every seed; features
 TYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-@cache
-def _arrays(path):
-    with np.load(path) as archive:
-        return {key: archive[key] for key in archive.files}
-
-
 def golden(method, case):
-    """Arrays whose keys begin with a case, by the rest: from the whole set where it is at hand."""
-    path = FULL / f"{method}.npz"
-    prefix, arrays = (case, _arrays(path)) if path.exists() else (f"{method}/{case}", _arrays(EXCERPT))
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    """Arrays whose keys begin with a case of a method, by the rest."""
+    prefix = f"{method}/{case}"
+    found = {key: value for key, value in arrays("methods").items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in found.items()}
 
 
 def random(offset):
@@ -121,7 +113,7 @@ def golden_model(method, config):
     names = sorted(name for name in SHAPES[release] if not name.startswith(("conv3", "norm3", "vision_fc1")))
     base = {"lvs": 10_000, "ez_vsl": 20_000, "fnac": 30_000, "slavc": 40_000}[method]
     official = {
-        name: torch.tensor(golden_weight(name, SHAPES[release][name], random(base + place)))
+        name: torch.tensor(formula_weight(name, SHAPES[release][name], random(base + place)))
         for place, name in enumerate(names)
     }
     model = build_localiser(method, config)
@@ -129,18 +121,11 @@ def golden_model(method, config):
     return model
 
 
-def golden_weight(name, shape, r):
-    if name.endswith("num_batches_tracked"):
-        return np.int64(7)
-    if name.endswith("running_mean"):
-        value = 0.2 * r.randn(*shape)
-    elif name.endswith("running_var"):
-        value = 0.5 + r.rand(*shape)
-    elif name.endswith("bias"):
-        value = 0.05 * r.randn(*shape)
-    elif len(shape) == 1:
-        value = 1 + 0.1 * r.randn(*shape)
-    else:
-        fan = np.prod(shape[1:]) / 2 if len(shape) == 4 else shape[1]
-        value = r.randn(*shape) * np.sqrt(1 / fan)
-    return value.astype(np.float32)
+def batch_of(model, sizes):
+    """A decoded batch of noise, a picture (height, width) each."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    pictures = torch.randint(0, 256, (len(sizes), 3, height, width), generator=generator, dtype=torch.uint8)
+    sounds = torch.rand(len(sizes), model.audio.num_samples, generator=generator) - 0.5
+    names = tuple(map(str, range(len(sizes))))
+    return Batch(names, pictures, sounds, (None,) * len(sizes), None, (), tuple(sizes))

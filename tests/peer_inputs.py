@@ -6,7 +6,6 @@ from functools import cache
 import numpy as np
 import torch
 from golden_inputs import fill_by_formula, released_shapes
-from torchvision.models import resnet18
 
 SLAVC = released_shapes("slavc")
 SHAPES = {
@@ -42,20 +41,6 @@ def filled(shapes):
     """Weights by the goldens' formula, without the momentum copies, which stay stretched."""
     own = {name: shape for name, shape in shapes.items() if not name.startswith("momentum_")}
     return stretched(shapes) | fill_by_formula(own)
-
-
-def torchvision_features(tensors, network, *, last_stride, stem="conv1"):
-    """torchvision's own ResNet-18 up to its last features, with the official weights of a part."""
-    reference, prefix = resnet18(), f"{network}."
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    own["conv1.weight"] = own[f"{stem}.weight"]
-    in_channels = own["conv1.weight"].shape[1]
-    reference.conv1 = torch.nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    if last_stride == 1:
-        reference.layer4[0].conv1.stride = reference.layer4[0].downsample[0].stride = (1, 1)
-    wanted = [name for name in reference.state_dict() if not name.startswith("fc.")]
-    reference.load_state_dict({name: own[name] for name in wanted}, strict=False)
-    return torch.nn.Sequential(*list(reference.children())[:-2]).eval()
 
 
 # ------------------------------------- inputs of goldens/peers.npz, exact on every machine, by formulas

@@ -6,12 +6,12 @@ are real, so that what is drawn there is drawn as ever.
 
 import pytest
 import torch
+from method_inputs import batch_of
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import opts
-from datasets.clips import Batch
 from models import METHODS
 from utils.evaluation import protocols
 from utils.evaluation.protocols import PROTOCOLS, predict
@@ -75,16 +75,7 @@ def sample_by_shape(pictures, grid, **_):
 def test_training_step_waits_for_nothing_and_leaves_nothing_on_the_cpu(options, cuda):
     model = METHODS[options.method].model.from_options(options).train().to(CUDA)
     size = model.training_frame_size + 32 * model.random_crop
-    samples = model.audio.num_samples
-    batch = Batch(
-        clip_ids=tuple("abcd"),
-        frames=torch.empty(4, 3, size, size, dtype=torch.uint8, device=CUDA),
-        waveforms=torch.empty(4, samples, device=CUDA),
-        bounding_boxes=(None,) * 4,
-        ground_truth_maps=None,
-        broken=(),
-        picture_sizes=((size, size),) * 4,
-    )
+    batch = batch_of(model, [(size, size)] * 4).to(CUDA)
     cuda.waits.clear()
 
     output = model(**model.augment(batch, seed=1))

@@ -350,7 +350,6 @@ HEALTHY = {
     "embedding_std": 0.5, "audio_std": 0.3, "prediction_std": 0.5, "projection_rank": 20.0,
     "similarity_std": 0.05, "attention_entropy": 0.9,
 }  # fmt: skip
-diagnose = partial(SSPL.diagnose, None)
 
 
 @pytest.mark.parametrize(
@@ -364,8 +363,8 @@ diagnose = partial(SSPL.diagnose, None)
     ],
 )
 def test_a_collapse_is_named(change, word):
-    assert diagnose(HEALTHY) is None
-    assert word in diagnose(HEALTHY | change)
+    assert SSPL.diagnose(None, HEALTHY) is None
+    assert word in SSPL.diagnose(None, HEALTHY | change)
 
 
 def test_spread_rank_and_entropy():
@@ -409,7 +408,7 @@ def test_a_model_to_which_all_clips_are_the_same_is_warned_of(pcm):
 def test_a_run_warns_once_an_epoch_and_logs_the_terms(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("utils.training.LOG_EVERY", 1)
     with TrainingRun(tmp_path / "run", resume=False) as run:
-        run.start({}, missing=(), steps_per_epoch=4, diagnose=diagnose,
+        run.start({}, missing=(), steps_per_epoch=4, diagnose=partial(SSPL.diagnose, None),
                   optimizer=torch.optim.SGD([torch.zeros(1)]))  # fmt: skip
         run.begin_epoch()
         terms = {name: torch.tensor(value) for name, value in (HEALTHY | {"prediction_std": 1e-4}).items()}

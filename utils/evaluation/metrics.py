@@ -6,7 +6,7 @@ detection for SLAVC's extended sets, pairs for IS3, masks for AVSBench.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ Values = NDArray[np.float64]
 SUCCESS_THRESHOLDS = tuple(0.05 * i for i in range(21))
 """Consensus-IoU thresholds of the success curve. The products are the field's: 0.05 * 3 is above
 0.15 in floating point, so a clip with exactly 0.15 fails its own threshold."""
+
+
+@cache
+def success_areas() -> Values:
+    """Areas (22,) under the success curves of one clip, which reaches the first 0, 1, ... 21 thresholds."""
+    from sklearn.metrics import auc  # noqa: PLC0415 - takes a second, and to localise needs no scores
+
+    num_thresholds = len(SUCCESS_THRESHOLDS)
+    curves = np.tri(num_thresholds + 1, num_thresholds, -1)
+    return np.array([auc(SUCCESS_THRESHOLDS, curve) for curve in curves])
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ def evaluate_retrieval(
         the queries of which a tie decided who is among the first k.
     """
     import pandas as pd  # noqa: PLC0415 - only where results are written
+    from sklearn.metrics import average_precision_score  # noqa: PLC0415 - takes a second
 
     clip_ids, num_clips = np.array(embeddings.clip_ids), len(embeddings.clip_ids)
     classes = None if labels is None else np.unique(np.asarray(labels, np.str_), return_inverse=True)[1]
@@ -232,7 +233,13 @@ def evaluate_retrieval(
                 block["with_own"] = np.take_along_axis(similarities, order[:, : ks[-1] + 1], axis=1)
                 block["own_rank"] = left_out.argmax(axis=1) + 1
                 if classes is not None:
-                    block["mAP"] = average_precisions(cosines, classes[others] == classes[own])
+                    relevant = classes[others] == classes[own]  # (R, W - 1)
+                    block["mAP"] = np.array(
+                        [
+                            average_precision_score(found, scored) if found.any() else 0.0
+                            for found, scored in zip(relevant, cosines, strict=True)
+                        ]
+                    )
                 blocks.append(block)
                 bar.update(len(order))
         found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -275,17 +282,6 @@ def evaluate_retrieval(
 def num_tied(cosines: NDArray[np.float64], k: int) -> int:
     """Count the queries whose k-th and next neighbour score the same; (Q, K), the best first."""
     return int((cosines[:, k - 1 : k] == cosines[:, k : k + 1]).sum())
-
-
-def average_precisions(scores: NDArray[np.float64], relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the AP (R,) of rankings (R, M), the best first; equal scores count at once; 0 without a hit."""
-    places = np.arange(scores.shape[1])
-    last = np.full(scores.shape, places[-1])  # (R, M) place of the last that scores the same
-    last[:, :-1] = np.where(scores[:, :-1] > scores[:, 1:], places[:-1], places[-1])
-    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    num_found = relevant.cumsum(axis=1)
-    precisions = np.take_along_axis(num_found, last, axis=1) / (last + 1)
-    return (precisions * relevant).sum(axis=1) / np.maximum(num_found[:, -1], 1)
 
 
 def chance_accuracy(partners: NDArray[np.int64], num_others: int, k: int) -> float:

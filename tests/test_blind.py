@@ -21,7 +21,6 @@ from utils.evaluation.statistics import clip_values
 METADATA = Path(__file__).parents[2] / "shared" / "metadata"
 LISTS = {4911: "ssl_tie_test_vggss_4911.txt", 4692: "sspl_vggss_test_4692.csv"}
 MEDIAN, FIXED, ADAPTIVE = (PROTOCOLS[name] for name in ("ssl_tie", "sspl", "ssl_align_adaptive"))
-EVERY = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
 DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"
 
 
@@ -139,30 +138,11 @@ def test_disc_holds_the_pixels_nearest_to_the_centre():
     assert disc.sum() + ring.sum() > 25_087
 
 
-def test_square_and_whole_frame():
+def test_square_holds_half_of_the_frame():
     square = blind.centre_square(224).numpy()
     rows, columns = np.nonzero(square)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (33, 190, 33, 190)
     assert square.sum() == 158**2
-    assert blind.whole_frame(224).all() and blind.whole_frame(224).shape == (224, 224)
-
-
-def test_gaussian_has_a_deviation_of_four_cells():
-    rows, columns = np.mgrid[:14, :14] - 6.5
-    (grid,) = blind.centre_gaussian().numpy()
-    np.testing.assert_allclose(grid, np.exp(-(rows**2 + columns**2) / 32), rtol=1e-6)
-
-
-@EVERY
-def test_gaussian_is_predicted_in_the_middle_under_every_rule(protocol):
-    (found,) = predict(blind.centre_gaussian(), [protocol], torch.tensor([8_000]))
-    (heat,), (mask,) = found.localisation_maps.numpy(), found.masks.numpy()
-    assert heat[111, 111] == pytest.approx(heat.max(), abs=1e-6)
-    for turned in (heat[::-1], heat[:, ::-1], heat.T):
-        np.testing.assert_allclose(turned, heat, atol=1e-6)
-    assert mask[96:128, 96:128].all()
-    sizes = {"sspl": 16_340, "ssl_align_adaptive": pytest.approx(8_000, abs=9)}
-    assert mask.sum() == sizes.get(protocol.name, mask.sum())
 
 
 # --------------------------------------------------------------------------------------- ceiling
@@ -200,12 +180,6 @@ def test_ceiling_is_the_best_of_all_masks(protocol, comparison):
     assert len(set(best)) > 1
 
 
-def test_ceiling_of_the_median_rule_on_a_map_with_an_odd_number_of_pixels():
-    protocol = replace(MEDIAN, map_size=3)
-    mask = masks_by(protocol, np.arange(9, dtype=np.float32).reshape(1, 3, 3))
-    assert oracle_cious(mask.astype(np.float32), protocol)[0] == 1
-
-
 def test_ceiling_of_the_fixed_rule_is_reached_by_the_truth():
     truths = tiny_truths()
     truths = truths[(truths > 0).any(axis=(1, 2)) & (truths == 0).any(axis=(1, 2))]
@@ -214,25 +188,7 @@ def test_ceiling_of_the_fixed_rule_is_reached_by_the_truth():
     masks = masks_by(protocol, (truths > 0).astype(np.float32))
     np.testing.assert_array_equal(consensus_iou(masks, truths), 1)
     np.testing.assert_array_equal(oracle_cious(truths, protocol), 1)
-
-
-@EVERY
-def test_no_map_without_ties_beats_the_ceiling_and_nothing_is_found_where_nothing_is(protocol):
-    rng = np.random.default_rng(2)
-    truths = np.stack(
-        [
-            consensus_map(rng.random((3, 2)).repeat(2, axis=1) + spread, annotators_needed=needed)
-            for needed in (1, 2)
-            for spread in (np.array([-w, -w, w, w]) for w in (0.05, 0.2, 0.4, 0.7))
-        ]
-    )
-    best = oracle_cious(truths, protocol)
-    # Noise, the truth itself with noise, and what lies beside it.
-    for weight in (0, 0.5, 3, -1):
-        maps = rng.random(truths.shape, dtype=np.float32) + np.float32(weight) * truths
-        masks = masks_by(protocol, maps, np.count_nonzero(truths, axis=(1, 2)))
-        assert (consensus_iou(masks, truths) <= best).all()
-    assert oracle_cious(np.zeros((1, 224, 224), np.float32), protocol).tolist() == [0]
+    assert oracle_cious(np.zeros_like(truths), protocol).tolist() == [0] * len(truths)
 
 
 @pytest.mark.parametrize(

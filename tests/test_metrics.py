@@ -197,19 +197,26 @@ def test_detection_equals_slow_loops(num_clips, ties):
     assert found == pytest.approx(slow_detection(clips), abs=1e-12)
 
 
-def test_detection_of_a_toy_of_six_clips():
-    clips = [(0.9, 0.8, True), (0.8, 0.0, False), (0.7, 0.2, True),
-             (0.6, 0.6, True), (0.4, 0.0, False), (0.3, 0.9, True)]  # fmt: skip
-    # Downwards: precision 1, 1/2, 1/3, 2/4, 2/5, 3/6; recall 1/4, 1/4, 1/3, 2/3, 2/3, 1.
-    # Without the largest confidence: the first recall, 1/4, earns nothing.
-    found = metrics.detection_scores(*zip(*clips, strict=True))
-    assert found == pytest.approx((3 / 4 * 1 / 2, 2 / 3, 3 / 4))
+TOY = [
+    (0.9, 0.8, True), (0.8, 0.0, False), (0.7, 0.2, True),
+    (0.6, 0.6, True), (0.4, 0.0, False), (0.3, 0.9, True),
+]  # fmt: skip
+"""Downwards: precision 1, 1/2, 1/3, 2/4, 2/5, 3/6; recall 1/4, 1/4, 1/3, 2/3, 2/3, 1. Without the largest
+confidence: the first recall, 1/4, earns nothing."""
+# Equal confidences say nothing about who sounds.
+EQUAL = [(1.0, 0.9, index % 4 == 0) for index in range(40)]
 
 
-def test_equal_confidences_say_nothing_about_who_sounds():
-    clips = [(1.0, 0.9, index % 4 == 0) for index in range(40)]
-    average_precision, _, accuracy = metrics.detection_scores(*zip(*clips, strict=True))
-    assert (average_precision, accuracy) == (0, 1)
+@pytest.mark.parametrize(
+    ("clips", "expected"),
+    [
+        (TOY, (3 / 4 * 1 / 2, 2 / 3, 3 / 4)),
+        (EQUAL, (0, 0.4, 1)),
+        ([(0.5, 0, False), (0.6, 0, False)], (0, 0, 1)),
+    ],
+)
+def test_detection_by_hand(clips, expected):
+    assert metrics.detection_scores(*zip(*clips, strict=True)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("confidence", [NAN, -math.inf])
@@ -220,27 +227,12 @@ def test_a_clip_without_a_confidence_comes_last_and_without_a_ciou_is_missed(con
     assert found[0] == found[1]
 
 
-def test_detection_without_any_object_finds_nothing():
-    assert metrics.detection_scores([0.5, 0.6], [0, 0], [False, False]) == (0, 0, 1)
-
-
 # ------------------------------------------------------------------- pairs: several sounds of a frame
 
 
-def slow_pairs(cious, keys):
-    found = {}
-    for ciou, key in zip(cious, keys, strict=True):
-        found.setdefault(key, []).append(ciou)
-    return [NAN if any(map(math.isnan, group)) else min(group) for group in found.values()]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_pair_is_as_good_as_its_worse_clip(seed):
-    rng = np.random.default_rng(seed)
-    cious = np.where(rng.random(400) < 0.1, NAN, 0.05 * rng.integers(21, size=400))
-    keys = [f"frame {number}" for number in rng.integers(180, size=400)]
-    expected = slow_pairs(cious.tolist(), keys)
-    np.testing.assert_array_equal(metrics.pair_cious(cious, keys), expected)
+def test_a_pair_is_as_good_as_its_worse_clip():
+    found = metrics.pair_cious([0.6, 0.9, NAN, 0.4, 0.7, 0.5, 0.8], list("baccbda"))
+    np.testing.assert_array_equal(found, [0.6, 0.8, NAN, 0.5])  # in the order of the clips
 
 
 # ------------------------------------------------------------------------ masks: outlined objects
@@ -303,10 +295,8 @@ def test_masks_and_f_curves_are_those_of_slow_loops():
     torch.testing.assert_close(torch.cat(parts), curves, equal_nan=True)
 
 
-def test_thresholds_of_f_are_numpy_s_and_are_reached_by_what_equals_them():
+def test_thresholds_of_f_are_reached_by_what_equals_them():
     thresholds = metrics.f_thresholds()
-    expected = np.linspace(0, 1 - 1e-10, 255).astype(np.float32)
-    np.testing.assert_allclose(thresholds.numpy(), expected, rtol=0, atol=6e-8)
     assert (thresholds[0], thresholds[-1]) == (0, 1)
     maps = thresholds[torch.tensor([[[0, 10], [254, 10]]])]
     (curve,) = metrics.f_curves(maps, torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])).tolist()

@@ -38,7 +38,6 @@ from utils.evaluation.protocols import (
     confidences,
     oracle_cious,
     predict,
-    whole_frame,
 )
 from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, bootstrap_statistics, clip_values
 from utils.files import decoding, write_atomically
@@ -129,7 +128,8 @@ def evaluate_localisation(
     size = protocols[0].map_size
     blind = {DISC: centre_disc(size)}
     if localise is None:
-        more = {"whole frame (blind)": whole_frame(size), "centre square (blind)": centre_square(size)}
+        whole_frame = torch.ones(size, size, dtype=torch.bool)
+        more = {"whole frame (blind)": whole_frame, "centre square (blind)": centre_square(size)}
         blind = more | blind
     found: dict[tuple[str, str, str], list[Columns]] = {}  # (protocol, predictor, kind) -> of each batch
     maps: list[Tensor] = []

@@ -94,12 +94,12 @@ PRECISION_STEPS, F1_STEPS = 200, 10  # about so many thresholds lie under SLAVC'
 
 
 def detection_scores(
-    confidences: ArrayLike, cious: ArrayLike, has_object: ArrayLike, *, iou: float = 0.5
+    confidences: ArrayLike, cious: ArrayLike, has_object: ArrayLike
 ) -> tuple[float, float, float]:
     """AP, largest F1 and localisation accuracy of sets with frames whose sound has no source.
 
     At a confidence threshold t a clip with an object is a true positive if it reaches t and its
-    consensus IoU reaches `iou`, a false positive if it only reaches t, and a false negative below
+    consensus IoU reaches 0.5, a false positive if it only reaches t, and a false negative below
     t; a clip without an object is a false positive if it reaches t. A clip that was localised badly
     is thus never a false negative, so recall always ends at 1. After SLAVC (Mo and Morgado, NeurIPS
     2022), whose program takes every (M // 200)-th threshold without the largest for AP, in which
@@ -110,15 +110,14 @@ def detection_scores(
         confidences: (M,); NaN stands below every number.
         cious: (M,) consensus IoU in [0, 1], NaN a miss; of clips without an object not read.
         has_object: (M,) whether anything in the frame sounds.
-        iou: that makes a hit.
 
     Returns:
         each in [0, 1]; the accuracy is 1 where no clip has an object, as in a resample.
     """
-    known = np.nan_to_num(np.asarray(confidences, np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    known = np.nan_to_num(np.asarray(confidences, np.float64), nan=-np.inf)
     order = np.argsort(known, kind="stable")
     ascending, positive = known[order], np.asarray(has_object, bool)[order]
-    hits = positive & (np.asarray(cious, np.float64)[order] >= iou)
+    hits = positive & (np.asarray(cious, np.float64)[order] >= 0.5)
     num_clips, num_positive = len(order), int(positive.sum())
     # Of the clips at a place or above it, for places 0 to M.
     hits_above = np.append(np.cumsum(hits[::-1])[::-1], 0)
@@ -136,9 +135,13 @@ def detection_scores(
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     average_precision = float(envelope[:-1] @ np.diff(recall))
     precision, recall = rates(np.arange(0, num_clips, max(1, num_clips // F1_STEPS)))
-    both = precision + recall
-    f1 = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
-    return average_precision, float(f1.max()), float(hits_above[0] / num_positive) if num_positive else 1.0
+    f1 = harmonic_mean(precision, recall).max()
+    return average_precision, float(f1), float(hits_above[0] / num_positive) if num_positive else 1.0
+
+
+def harmonic_mean(first: Values, second: Values) -> Values:
+    """Return 2 a b / (a + b) of numbers from 0; 0 where both are 0."""
+    return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
 
 
 # ---------------------------------------------------------------- IS3: several sounds of one frame
@@ -154,7 +157,7 @@ def pair_cious(cious: ArrayLike, keys: Sequence[str]) -> Values:
     import pandas as pd  # noqa: PLC0415 - programs that only score by consensus IoU start sooner
 
     groups = pd.Series(np.asarray(cious, np.float64)).groupby(np.asarray(keys, str), sort=False)
-    return groups.agg(lambda scores: scores.min(skipna=False)).to_numpy()
+    return groups.min(skipna=False).to_numpy()
 
 
 # -------------------------------------------------------------------- AVSBench: the truth is a mask

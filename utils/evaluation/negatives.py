@@ -32,6 +32,7 @@ from utils.evaluation.metrics import (
     SUCCESS_THRESHOLDS,
     TruthMaps,
     consensus_iou,
+    harmonic_mean,
     pointing_hits,
     success_areas,
 )
@@ -180,8 +181,9 @@ def evaluate_negatives(
         if batch.clip_ids:
             heard += batch.clip_ids
             encoded.append(model.sound_features(model.prepare(batch.frames, batch.waveforms)[1]).cpu())
-    heard, encoded, unreadable = map(gather_objects, (heard, encoded, unreadable))
+    heard, encoded = gather_objects(heard), gather_objects(encoded)
     if not heard:
+        unreadable = gather_objects(unreadable)
         first = f", first: {unreadable[0][1]}" if unreadable else ""
         raise ValueError(f"No clip could be scored ({len(unreadable)} unreadable{first}).")
     sounds, place_of = torch.cat(encoded), {clip_id: place for place, clip_id in enumerate(heard)}  # (N, ...)
@@ -190,9 +192,8 @@ def evaluate_negatives(
     clip_ids: list[str] = []
     truths: list[bytes] = []
     parts: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    broken_later: list[tuple[str, str]] = []
     for batch in read("frames", place_of):
-        broken_later += [(broken.clip_id, broken.reason) for broken in batch.broken]
+        unreadable += [(broken.clip_id, broken.reason) for broken in batch.broken]
         if not batch.clip_ids:
             continue
         zeros = torch.zeros(len(batch.clip_ids), num_samples, device=device)
@@ -222,8 +223,7 @@ def evaluate_negatives(
     shown = (shown + 1) / 2 if model.half_cosine else shown
     scored = tuple(gather_objects(clip_ids))
     donor_ids = np.array(heard)[donors[:, [place_of[clip_id] for clip_id in scored]]]
-    broken = (*unreadable, *gather_objects(broken_later))
-    return NegativeResult(scored, scores, threshold, donor_ids, shown, broken)
+    return NegativeResult(scored, scores, threshold, donor_ids, shown, tuple(gather_objects(unreadable)))
 
 
 def score_maps(
@@ -314,11 +314,6 @@ def quiet_areas(areas: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
     # The curve rises where that of success falls: the same areas, as the thresholds are evenly spaced.
     return success_areas()[(areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
-
-
-def harmonic_mean(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 2 a b / (a + b) of numbers from 0; 0 where both are 0."""
-    return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
 
 
 Means = Mapping[str, NDArray[np.float64]]  # over clips, of NegativeResult.scores: (R,) or (1,)

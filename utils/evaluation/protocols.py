@@ -23,12 +23,6 @@ UPSAMPLING_WORDS: dict[Upsampling, str] = {
     "bicubic": "bicubic, half-pixel centres",
     "bicubic_align_corners": "bicubic, corners aligned",
 }
-NORMALISATION_WORDS = {
-    "min_max": "min-max normalised",
-    "min_max_or_unchanged": "min-max normalised",
-    "inverted_min_max": "min-max normalised",
-    "half_cosine": "as (cosine + 1) / 2",
-}
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,10 @@ class LocalisationProtocol:
             "fixed": f"{self.value}",
             "adaptive": "the value that leaves as many pixels as the truth has",
         }
+        scale = "as (cosine + 1) / 2" if self.normalisation == "half_cosine" else "min-max normalised"
         return (
-            f"maps up-sampled to {self.map_size} x {self.map_size} "
-            f"({UPSAMPLING_WORDS[self.upsampling]}), {NORMALISATION_WORDS[self.normalisation]}, "
-            f"predicted where {self.comparison} {at[self.threshold]}"
+            f"maps up-sampled to {self.map_size} x {self.map_size} ({UPSAMPLING_WORDS[self.upsampling]}), "
+            f"{scale}, predicted where {self.comparison} {at[self.threshold]}"
         )
 
 
@@ -161,8 +155,7 @@ def predict(
         objects: of the same clips, to be mixed in; None: the maps alone.
 
     Returns:
-        one for each rule, on the device of the maps. A map that is not a finite number everywhere
-        predicts nothing.
+        one for each rule, on the device of the maps; maps with NaN or infinity predict nothing.
     """
     alike: dict[object, list[LocalisationProtocol]] = {}
     for rule in protocols:
@@ -272,8 +265,7 @@ def threshold_ranks(protocol: LocalisationProtocol, num_pixels: int, num_annotat
     half = num_pixels // 2
     if protocol.threshold == "median":
         return torch.tensor([half])
-    if num_annotated is None:
-        raise ValueError(f"{protocol.name} predicts as many pixels as the truth has: it needs it.")
+    assert num_annotated is not None, "the adaptive rule needs the truth"
     return num_pixels - torch.where(num_annotated == 0, half, num_annotated)
 
 
@@ -319,18 +311,10 @@ def _rescale(values: Tensor, value_range: tuple[Tensor, Tensor], normalisation: 
 GAUSSIAN_GRID, GAUSSIAN_SIGMA = 14, 4.0  # side of the map with the centred Gaussian, its deviation: cells
 
 
-def whole_frame(map_size: int) -> Tensor:
-    """Every pixel (M, M)."""
-    return torch.ones(map_size, map_size, dtype=torch.bool)
-
-
 def centre_square(map_size: int) -> Tensor:
     """A centred square (M, M) of half of the map: 158 x 158 of 224 x 224."""
-    side = round(map_size * 0.5**0.5)
-    start = (map_size - side) // 2
-    square = torch.zeros(map_size, map_size, dtype=torch.bool)
-    square[start : start + side, start : start + side] = True
-    return square
+    inside = _centred(map_size).abs() < round(map_size * 0.5**0.5) / 2
+    return inside[:, None] & inside
 
 
 def centre_disc(map_size: int) -> Tensor:
@@ -348,8 +332,7 @@ def centre_gaussian() -> Tensor:
 def oracle_cious(truth: TruthMaps, protocol: LocalisationProtocol) -> Tensor:
     """The best consensus IoU (B,) that a map without ties can reach under a rule; 0 where the truth is empty.
 
-    The median rule always predicts half of the frame, the adaptive rule as many pixels as the truth
-    has (one less when they compare by >), so the best that they can do is to take the pixels with
+    The number of pixels is given under the median and the adaptive rule, so the best is to take those with
     the highest truth first. Under a fixed threshold the truth itself can be predicted.
     """
     if protocol.threshold == "fixed":
@@ -374,7 +357,12 @@ def _largest_sum(values: Tensor, counts: Tensor) -> Tensor:
     return (values - least).clamp_(min=0).sum(1) + counts * least[:, 0]
 
 
+def _centred(map_size: int) -> Tensor:
+    """(M,) float64, offsets from the centre, pixels."""
+    return torch.arange(map_size, dtype=torch.float64) - (map_size - 1) / 2
+
+
 def _squared_distance(map_size: int) -> Tensor:
     """(M, M) float64, squared distance to the centre, pixels."""
-    offsets = torch.arange(map_size, dtype=torch.float64) - (map_size - 1) / 2
-    return offsets[:, None] ** 2 + offsets[None, :] ** 2
+    squared = _centred(map_size) ** 2
+    return squared[:, None] + squared

@@ -20,8 +20,6 @@ CONFIDENCE = 0.95  # share of intervals that hold the true value, in the long ru
 SEED = 0
 CHUNK = 1 << 21  # draws that are held at once; does not change the result
 
-Interval = tuple[float, float]  # lower and upper end
-
 
 def clip_values(cious: ArrayLike, pointing: ArrayLike | None = None) -> NDArray[np.float64]:
     """Values (N, 4) that each clip adds to each of SCORE_KEYS: their means over clips are these numbers.
@@ -81,7 +79,7 @@ def _percentiles(values: NDArray[np.float64], differ: NDArray[np.bool_]) -> NDAr
     return np.where(differ, np.quantile(values, [outside, 1 - outside], axis=0), np.nan).T
 
 
-def plain_interval(ends: ArrayLike) -> Interval | None:
+def plain_interval(ends: ArrayLike) -> tuple[float, float] | None:
     """Two ends as plain numbers, for JSON; None where they are NaN."""
     lower, upper = np.asarray(ends, dtype=np.float64).tolist()
     return None if np.isnan(lower) or np.isnan(upper) else (lower, upper)

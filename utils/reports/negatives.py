@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.evaluation.metrics import harmonic_mean
 from utils.evaluation.negatives import (
     DEAF,
     DISC,
@@ -14,7 +15,6 @@ from utils.evaluation.negatives import (
     NEGATIVES,
     OWN,
     NegativeResult,
-    harmonic_mean,
     score_table,
 )
 from utils.evaluation.statistics import plain_interval

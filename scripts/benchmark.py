@@ -77,14 +77,14 @@ class BenchmarkOptions(Options):
     """made-up clips, and at least a batch"""
     repeats: int = option(5, at_least=1)
     """rounds"""
-    variants: str = "all"
-    """of `train`, commas between them; plain always runs"""
+    variants: str = ",".join(VARIANTS)
+    """of `train`; plain always runs"""
     batch_sizes: str | None = None
     """of `train`, commas between them; `largest` at the end: twice as many as long as a GPU has the memory"""
-    tflops: float = option(790, above=0)
-    """TFLOP/s of the GPU whose limit on `train` is computed; the defaults are of an H200 in bf16"""
-    bandwidth: float = option(4.8, above=0)
-    """TB/s of its memory"""
+    tflops: float | None = option(None, above=0)
+    """TFLOP/s of the GPU whose limit on `train` is computed; none: 790, an H200's in bf16"""
+    bandwidth: float | None = option(None, above=0)
+    """TB/s of its memory; none: an H200's 4.8. Without both, there is a limit on an H200 only"""
     worker_counts: str = "0,2"
     """of `loader`: numbers of decoding processes, commas between them"""
 
@@ -99,7 +99,8 @@ class Roofline(TorchDispatchMode):
     def __init__(self, options: BenchmarkOptions) -> None:
         """Take the GPU's speed from the options."""
         super().__init__()
-        self.flops_per_s, self.bytes_per_s = 1e12 * options.tflops, 1e12 * options.bandwidth
+        self.flops_per_s = 1e12 * (options.tflops or 790)
+        self.bytes_per_s = 1e12 * (options.bandwidth or 4.8)
         self.flops, self.bytes, self.seconds, self.compiled_seconds = 0, 0, 0.0, 0.0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - as torch
@@ -136,8 +137,6 @@ class Benchmark:
     def train(self) -> None:
         """Time main.py's training step on ready views: plain, and with one option at a time."""
         chosen = list(dict.fromkeys(["plain", *self.options.variants.split(",")]))
-        if chosen == ["plain", "all"]:
-            chosen = list(VARIANTS)
         if unknown := set(chosen) - VARIANTS.keys():
             raise ValueError(f"--variants takes {', '.join(VARIANTS)}; not {', '.join(sorted(unknown))}.")
         decoded = zip(range(NUM_BATCHES), self.load(), strict=False)
@@ -165,9 +164,11 @@ class Benchmark:
         facts = {
             "gflop_per_sample": counted.flops / samples / 1e9,
             "megabytes_per_sample": counted.bytes / samples / 1e6,
-            "limit_samples_per_s": samples / counted.seconds,
-            "compiled_limit_samples_per_s": samples / counted.compiled_seconds,
         }
+        is_h200 = "H200" in environment_report(self.device)["device"]
+        if is_h200 or self.options.tflops or self.options.bandwidth:
+            facts["limit_samples_per_s"] = samples / counted.seconds
+            facts["compiled_limit_samples_per_s"] = samples / counted.compiled_seconds
         line = self.measure("train", ways, samples=samples, **facts)
         if self.options.output is not None:
             write_atomically(self.options.output / "summary.json", json.dumps(line).encode())
@@ -244,16 +245,13 @@ class Benchmark:
         return lines[0]
 
 
-def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int | None]:
-    """Yields the clips a step to measure; with `largest` without end. None: as the other options say."""
-    if options.batch_sizes is None:
-        yield None
-        return
-    listed = options.batch_sizes.split(",")
+def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int]:
+    """Yields the clips a step to measure; with `largest` without end."""
+    training = opts.parse_train_options(words)
+    listed = (options.batch_sizes or str(training.optimisation.batch_size)).split(",")
     endless = listed[-1] == "largest"
     sizes = [int(size) for size in listed[: len(listed) - endless]]
-    device = pick_device(opts.parse_train_options(words).run.device)
-    if endless and not (sizes and device.type == "cuda"):
+    if endless and not (sizes and pick_device(training.run.device).type == "cuda"):
         raise ValueError("--batch-sizes: `largest` follows a number, and is for GPUs.")
     yield from sizes
     while endless:
@@ -295,11 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             places = ["--train-set", "vggsound", "--data-root", folder, "--output", folder]
             words = [options.method, *places, *others]
             for size in batch_sizes(options, words):
-                sized = [*words, *([] if size is None else ["--batch-size", str(size)])]
+                sized = [*words, "--batch-size", str(size)]
                 try:
                     getattr(Benchmark(options, sized, Path(folder)), values.case)()
                 except torch.OutOfMemoryError:
-                    if size is None:
+                    if options.batch_sizes is None:
                         raise
                     logger.warning("A batch of %d clips does not fit into the GPU's memory.", size)
                     break

@@ -60,6 +60,8 @@ for line in lines:
     if line["case"] == "train":
         name, fastest = f"training step, batch {line['batch_size']}", max(fastest, speed)
         for limit, kind in (("limit_samples_per_s", "computed limit"), ("compiled_limit_samples_per_s", "compiled")):
+            if limit not in line:
+                continue  # the speed of this device is not known
             text += f", {speed / line[limit]:.1%} of {line[limit]:,.0f} ({kind})"
         text += f", {line['peak_mib']:,.0f} MiB"
     elif line["case"] == "loader":

@@ -37,6 +37,7 @@ def test_each_way_has_a_line(capsys, monkeypatch, arguments, variants):
         assert line["case"] == arguments[0]
         assert line["samples_per_s"] > 0
         assert line["device"].startswith("CPU, 1 threads")
+        assert "limit_samples_per_s" not in line
     assert lines[variants[0]]["ratio_to_plain"] == 1
     # Products are counted in a round of their own. Then ways take turns, backwards in the first round.
     expected = ["fp32", "fp32", "bf16", "bf16", "fp32", "fp32", "fp32", "fp32", "bf16", "bf16"]
@@ -45,11 +46,14 @@ def test_each_way_has_a_line(capsys, monkeypatch, arguments, variants):
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_cost_of_a_step_goes_into_a_file(capsys, tmp_path):
-    lines = lines_of(capsys, "train", "--variants", "plain", "--output", str(tmp_path))
+    lines = lines_of(capsys, "train", "--variants", "plain", "--output", str(tmp_path), "--tflops", "790")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == lines["plain"] and summary["method"] == "ssl_tie"
     # Counted as the 93.2 of docs/performance.md, which are of the paper's sizes.
     assert summary["gflop_per_sample"] == pytest.approx(1.133537388) and summary["peak_mib"] > 100
+    # Compiled, a step is no longer than without, and no product is left out.
+    assert summary["limit_samples_per_s"] < summary["compiled_limit_samples_per_s"]
+    assert summary["compiled_limit_samples_per_s"] < 790e3 / summary["gflop_per_sample"]
 
 
 @pytest.mark.parametrize(

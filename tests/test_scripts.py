@@ -289,9 +289,6 @@ def test_check_gpu_takes_its_whole_path_on_a_cpu(tmp_path):
         ("train", 4),
     ]
     assert {line["case"] for line in report["speed"]} == {"train", "loader", "evaluate"}
-    for line in report["speed"][:2]:  # compiled, a step is no longer than without, and no product is left out
-        assert line["limit_samples_per_s"] < line["compiled_limit_samples_per_s"]
-        assert line["compiled_limit_samples_per_s"] < 790e3 / line["gflop_per_sample"]
     for name in ("training step, batch 4", "loader, workers_1", "evaluate, batches_all_rules", "learning"):
         assert re.search(rf"^{name} +\S", finished.stdout, re.M), name
     again = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))

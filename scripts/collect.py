@@ -261,9 +261,8 @@ def rules_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def values_of(clips: pd.DataFrame, rule: str) -> np.ndarray:
     """Values (N, 4) of `clip_values`, without pointing; clips without an object are left out."""
     located = clips[clips[f"{rule}:success"].notna()]
-    misses = located[f"{rule}:success"] == 0
-    # What was rounded up to a hit in the file is none.
-    return clip_values(located[f"{rule}:ciou"].where(~misses, np.minimum(located[f"{rule}:ciou"], 0.4999999)))
+    cious, misses = located[f"{rule}:ciou"], located[f"{rule}:success"] == 0
+    return clip_values(cious.mask(misses, cious.clip(upper=0.4999999)))  # rounded up to 0.5 in the file
 
 
 def difference(pair: Mapping[str, Any], first_name: str) -> dict[str, Any]:
@@ -273,8 +272,7 @@ def difference(pair: Mapping[str, Any], first_name: str) -> dict[str, Any]:
     flat |= {"p": f"{pair['p_value']:.2g}", "note": words}
     for key in SCORE_KEYS[:3]:
         low, high = pair["intervals"][key] or (np.nan, np.nan)
-        ends = {f"delta_{key}_low": low, f"delta_{key}_high": high}
-        flat |= {f"delta_{key}": pair["differences"][key], **ends}
+        flat |= {f"delta_{key}": pair["differences"][key], f"delta_{key}_low": low, f"delta_{key}_high": high}
     return flat
 
 
@@ -356,11 +354,9 @@ def compare_models(given: Sequence[str]) -> int:
             f"{MAPS} beside its results."
         )
     check_results_folder(own.output, {"task": "comparison"})
-    parsed: Any = None
-    if options:
-        first, *_ = map(str, models.values())
-        words = ["localisation", *options, "--checkpoint", first, "--output", str(own.output)]
-        parsed = opts.parse_test_options(words)
+    first, *_ = map(str, models.values())
+    words = ["localisation", *options, "--checkpoint", first, "--output", str(own.output)]
+    parsed: Any = opts.parse_test_options(words) if options else None
     folders = {}
     for place, (name, path) in enumerate(models.items(), start=1):
         logger.info("%d of %d: %s", place, len(models), path)

@@ -143,26 +143,6 @@ def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.slow
-def test_a_real_run_ends_in_a_table(tiny_data, tmp_path):
-    data = ["--data-root", tiny_data.root, "--workers", 0, "--device", "cpu"]
-    small = (
-        "--epochs 1 --batch-size 4 --frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 "
-        "--time-mask 2 --frequency-mask 2"
-    ).split()
-    finished = run(
-        ROOT / "scripts" / "ablate.sh",
-        *("ssl_tie", "--output", tmp_path / "out", "--variants", "no_tri_map"),
-        *("--", "--train-set", "vggsound", *data, *small),
-        *("--", "localisation", "--benchmark", "vgg_ss", *data, "--gallery", 0),
-        *("--", *"retrieval --dataset vgg_ss --gallery 0 --ks 1 --directions audio_to_image".split(), *data),
-        *("--", "benchmark", "--clips", 8, "--repeats", 1),
-    )
-    assert finished.returncode == 0, finished.stderr
-    for words in ("no_tri_map", "## audio_to_image", "| chance ", "R@1", "## training step", "gflop_per_"):
-        assert words in finished.stdout, words
-
-
 COMPARE = ROOT / "scripts" / "compare_methods.sh"
 
 

@@ -316,7 +316,7 @@ def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> lis
         described = "; ".join(f"{name}: {text}" for name, text in extra["words"].items())
         hint = f"{words}; in percent, with 95 % intervals. {described}."
         shown = {name: name for name in extra["shown"]}
-        tables.append(ScoreTable(scores, shown, names, "Metrics of this benchmark", hint, fold=True))
+        tables.append(ScoreTable(scores, shown, names, "Metrics of this benchmark", hint))
     return tables
 
 
@@ -336,7 +336,7 @@ def _group_table(grouping: str, rows: "pd.DataFrame", words: str) -> list[ScoreT
         rows = rows.sort_values(SCORE_KEYS[0], ascending=False, kind="stable")
     title, names = f"By {grouping.replace('_', ' ')}", {"name": "Group"}
     hint = GROUPS_HINT.format(words)
-    return [ScoreTable(rows, GROUP_HEADINGS, names, title, hint, bar=SCORE_KEYS[0], fold=True)]
+    return [ScoreTable(rows, GROUP_HEADINGS, names, title, hint, bar=SCORE_KEYS[0])]
 
 
 def score_tiles(scores: "pd.DataFrame", clips: str, protocol: str, published: str = "") -> list[Tile]:

@@ -66,9 +66,8 @@ def negatives_report(
         other = "file, class not known"
         words = "Off-screen sounds are those of any other clip: some may be of the same class, and right."
         warnings.insert(0, words)
-    entries = context.entries(result.clip_ids, result.unreadable)
-    entries["intervals"]["method"] = "percentile bootstrap over clips, the threshold as given"
-    rows = scores.set_index("key").to_dict("index")
+    keyed = scores.set_index("key")
+    rows = keyed.to_dict("index")
     summary = {
         "identity": dict(identity),
         "benchmark": context.benchmark,
@@ -86,13 +85,10 @@ def negatives_report(
             }
             for key, row in rows.items()
         },
-        "without_ears": {
-            name: scores.set_index("key")[column].dropna().to_dict()
-            for name, column in ((DEAF, "deaf"), (DISC, "disc"))
-        },
+        "without_ears": {DEAF: keyed["deaf"].dropna().to_dict(), DISC: keyed["disc"].dropna().to_dict()},
         "off_screen": identity["off_screen"],
         "num_seeds": num_seeds,
-        **entries,
+        **context.entries(result.clip_ids, result.unreadable, "over clips, the threshold as given"),
         "warnings": warnings,
     }
     threshold = f"{result.threshold:.6g} on {similarity}, {source}"

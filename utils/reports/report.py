@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("report")
 
-LATEX_CHARACTERS = {
+LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
     "±": r"$\pm$", "Δ": r"$\Delta$",
-}  # fmt: skip
+})  # fmt: skip
+MARKDOWN = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>|"})
 
 Note = tuple[str, str]  # name and words
 
@@ -67,7 +69,9 @@ class EvaluationContext:
         words += "" if self.audio == "own" else ", wrong sound"
         return " ".join(f"{words} ({self.note})".split()) if self.note else words
 
-    def entries(self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def entries(
+        self, clip_ids: Sequence[str], unreadable: Sequence[tuple[str, str]], resampled: str = "over clips"
+    ) -> dict[str, Any]:
         """Entries of summary.json that all tasks have; unreadable: (clip id, reason)."""
         ids = "\n".join(sorted(clip_ids))
         named_alike = (
@@ -82,7 +86,7 @@ class EvaluationContext:
             "num_unreadable": len(unreadable),
             "unreadable": [f"{clip_id}: {reason}" for clip_id, reason in unreadable],
             "intervals": {
-                "method": "percentile bootstrap over clips",
+                "method": f"percentile bootstrap {resampled}",
                 "confidence": CONFIDENCE,
                 "resamples": RESAMPLES,
                 "seed": SEED,
@@ -224,12 +228,11 @@ class ScoreTable:
     scores: "pd.DataFrame"
     headings: dict[str, str]  # column -> heading, in order
     names: dict[str, str] = field(default_factory=lambda: {"protocol": "protocol", "predictor": "predictor"})
-    title: str = ""
-    hint: str = ""
+    title: str = ""  # by which the page opens and closes it; without, it is always open
+    hint: str = ""  # below the title
     bar: str | None = None  # column that the page also shows as a bar
     latex: Sequence[str] = ()  # its columns in LaTeX, the best of each in bold; none: all, and none in bold
     scored_on: str = ""  # the set, above the columns in LaTeX
-    fold: bool = False  # the page opens and closes it by its title
 
     def text(self, style: str, escape: Callable[[str], str] = str) -> str:
         """Set the table by tabulate: 58.50 [51.20, 65.30], and a dash where there is no score."""
@@ -402,18 +405,15 @@ def screen_table(caption: str, tables: Sequence[ScoreTable], rules: Sequence[str
 
 def escape_markdown(text: str) -> str:
     """Text for Markdown, in one line."""
-    return " ".join("".join(f"\\{c}" if c in r"\`*_[]<>|" else c for c in text).split())
+    return " ".join(text.translate(MARKDOWN).split())
 
 
 def escape_latex(text: str) -> str:
     """Text for LaTeX, in one line."""
-    return " ".join("".join(LATEX_CHARACTERS.get(c, c) for c in text).split())
+    return " ".join(text.translate(LATEX).split())
 
 
 # --------------------------------------------------------------------------------------- the page
-
-
-PAGE_WEIGHT = "@page weight@"  # replaced once the page is there
 
 
 def render_page(report: Report, folder: Path | None = None) -> str:
@@ -422,7 +422,6 @@ def render_page(report: Report, folder: Path | None = None) -> str:
     In its folder it links to what lies there and to pages in folders beside and below.
     """
     import jinja2  # noqa: PLC0415
-    from markupsafe import Markup  # noqa: PLC0415
 
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -433,29 +432,24 @@ def render_page(report: Report, folder: Path | None = None) -> str:
     )
     templates.filters |= {
         "base64": lambda content: base64.b64encode(content).decode(),
-        "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
-        "rows": lambda table: table.scores.to_dict("records"),
-        "svg": lambda plot: Markup(plot.svg),
+        "sha256": lambda text: hashlib.sha256(text.encode()).digest(),
         "known": lambda value: isinstance(value, float) and not np.isnan(value),
-        "kind_of": lambda item: type(item).__name__,
     }
     files = [report.clips_file, "table.csv", "table.md", "table.tex", "summary.json"]
     if folder is not None and (folder / "overlays").is_dir():
         files.append("overlays")
-    page = templates.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         report=report,
-        bytes=bytes,
-        weight=PAGE_WEIGHT,
         files=files,
         neighbours=[] if folder is None else find_neighbours(folder),
         texts={"LaTeX": render_table(report, "tex"), "Markdown": markdown_tables(report)},
     )
-    return page.replace(PAGE_WEIGHT, f"{len(page.encode()) / 1e6:.1f} MB")
 
 
 def find_neighbours(folder: Path) -> list[tuple[str, str]]:
     """Find the pages in folders below and beside a page's own: name and relative address of each."""
     folder = folder.resolve()
-    places = {path.parent: path.parent.name for path in sorted(folder.glob("*/report.html"))}
-    places |= {path.parent: f"../{path.parent.name}" for path in sorted(folder.parent.glob("*/report.html"))}
-    return [(path.name, f"{quote(place)}/report.html") for path, place in places.items() if path != folder]
+    pages = [*sorted(folder.glob("*/report.html")), *sorted(folder.parent.glob("*/report.html"))]
+    return [
+        (page.parent.name, quote(os.path.relpath(page, folder))) for page in pages if page.parent != folder
+    ]

@@ -58,8 +58,7 @@ def retrieval_report(
     The page shows `num_shown` best, median and worst queries, of each and for each direction.
     """
     frames, clip_ids = POOLING_WORDS[identity["image_pooling"]], queries["clip_id"].unique().tolist()
-    entries = context.entries(clip_ids, unreadable)
-    entries["intervals"]["method"] = "percentile bootstrap over queries, the gallery as given"
+    entries = context.entries(clip_ids, unreadable, "over queries, the gallery as given")
     caption = f"Retrieval: {context.title(len(clip_ids))}"
     if context.labels is not None:
         entries["labels"] = {**context.labels, "num_classes": queries["label"].nunique()}

@@ -19,6 +19,7 @@ from datasets.clips import Clip, with_wrong_sounds
 from models import SCORED
 from models.released import build_localiser
 from scripts.ablate import read_scores
+from utils.evaluation.metrics import quiet_areas
 from utils.evaluation.negatives import (
     KINDS,
     MEDIAN_RULE,
@@ -27,7 +28,6 @@ from utils.evaluation.negatives import (
     compare_masks,
     draw_off_screen,
     evaluate_negatives,
-    quiet_areas,
     scenes_of,
     score_table,
     universal_threshold,

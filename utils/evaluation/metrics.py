@@ -20,9 +20,20 @@ SUCCESS_THRESHOLDS = tuple(0.05 * i for i in range(21))
 0.15 in floating point, so a clip with exactly 0.15 fails its own threshold."""
 
 
+def success_areas(cious: Values) -> Values:
+    """Return what clips (...) add to AUC, whose mean is AUC: the area under the success curve of each."""
+    return _step_areas()[(cious[..., None] >= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
+
+
+def quiet_areas(areas: Values) -> Values:
+    """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
+    # The curve rises where that of success falls: the same areas, as the thresholds are evenly spaced.
+    return _step_areas()[(areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
+
+
 @cache
-def success_areas() -> Values:
-    """Areas (22,) under the success curves of one clip, which reaches the first 0, 1, ... 21 thresholds."""
+def _step_areas() -> Values:
+    """(22,) area under a curve that is 1 at the first 0, 1, ... 21 thresholds, then 0."""
     from sklearn.metrics import auc  # noqa: PLC0415 - takes a second, and to localise needs no scores
 
     num_thresholds = len(SUCCESS_THRESHOLDS)

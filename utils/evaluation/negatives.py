@@ -28,14 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.distributed import gather_objects
-from utils.evaluation.metrics import (
-    SUCCESS_THRESHOLDS,
-    TruthMaps,
-    consensus_iou,
-    harmonic_mean,
-    pointing_hits,
-    success_areas,
-)
+from utils.evaluation.metrics import TruthMaps, consensus_iou, harmonic_mean, pointing_hits, quiet_areas
 from utils.evaluation.protocols import PROTOCOLS, centre_disc, predict, upsample
 from utils.evaluation.statistics import bootstrap_statistics, clip_values
 
@@ -308,12 +301,6 @@ def compare_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         iou = shared[:, first, second] / union.clamp_min(1)
         found[f"iou:{one}~{other}"] = torch.where(union == 0, 1.0, iou)
     return found
-
-
-def quiet_areas(areas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
-    # The curve rises where that of success falls: the same areas, as the thresholds are evenly spaced.
-    return success_areas()[(areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
 
 
 Means = Mapping[str, NDArray[np.float64]]  # over clips, of NegativeResult.scores: (R,) or (1,)

@@ -233,13 +233,9 @@ def evaluate_retrieval(
                 block["with_own"] = np.take_along_axis(similarities, order[:, : ks[-1] + 1], axis=1)
                 block["own_rank"] = left_out.argmax(axis=1) + 1
                 if classes is not None:
-                    relevant = classes[others] == classes[own]  # (R, W - 1)
-                    block["mAP"] = np.array(
-                        [
-                            average_precision_score(found, scored) if found.any() else 0.0
-                            for found, scored in zip(relevant, cosines, strict=True)
-                        ]
-                    )
+                    pairs = zip(classes[others] == classes[own], cosines, strict=True)  # R of (W - 1,) each
+                    precisions = [average_precision_score(*pair) if pair[0].any() else 0.0 for pair in pairs]
+                    block["mAP"] = np.array(precisions)
                 blocks.append(block)
                 bar.update(len(order))
         found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.evaluation.metrics import SUCCESS_THRESHOLDS, success_areas
+from utils.evaluation.metrics import success_areas
 
 SCORE_KEYS = ("ciou_at_0.5", "auc", "mean_ciou", "pointing_accuracy")  # columns of `clip_values`
 RESAMPLES = 2000  # of the clips, behind each interval
@@ -30,8 +30,7 @@ def clip_values(cious: ArrayLike, pointing: ArrayLike | None = None) -> NDArray[
     """
     scores = np.asarray(cious, dtype=np.float64)
     hits = np.full(len(scores), np.nan) if pointing is None else np.asarray(pointing, dtype=np.float64)
-    areas = success_areas()[(scores[:, None] >= SUCCESS_THRESHOLDS).sum(axis=1)]
-    return np.stack([scores >= 0.5, areas, np.nan_to_num(scores), hits], axis=1)
+    return np.stack([scores >= 0.5, success_areas(scores), np.nan_to_num(scores), hits], axis=1)
 
 
 def bootstrap_intervals(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -96,13 +96,6 @@ class Evaluation:
         trained_on: Sequence[str] | None = checkpoint.training_clips
         if options.training_list is not None:
             trained_on = [*(trained_on or ()), *find_list(options.training_list).clip_ids]
-        leak = find_leak(trained_on, clip_set.source_ids or (), purpose="test")
-        if clip_set.source_ids is None:
-            message = (
-                f"The clips of {clip_set.dataset} are not called as in lists for training, so an overlap "
-                "with the training list could not be looked for."
-            )
-            leak = {"checked": False, "num_clips": None, "first": [], "message": message}
         model = name_model(checkpoint, options.checkpoint)
         if options.object_prior is not None:
             model += f" + object prior (alpha {options.object_prior:g})"
@@ -127,7 +120,7 @@ class Evaluation:
                 "start": (checkpoint.options.get("start") or {}).get("start"),
                 "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
             },
-            leak=leak,
+            leak=find_leak(trained_on, clip_set.source_ids, purpose="test"),
             num_chosen_on=len({*checkpoint.selection.get("clips", ())} & {*clip_set.clip_ids}),
             object_prior=options.object_prior,
             environment=environment_report(self.device),

@@ -331,14 +331,19 @@ def published_list(
 
 
 def find_leak(
-    training_clips: Collection[str] | None, scored_clips: Collection[str], *, purpose: str
+    training_clips: Collection[str] | None, scored_clips: Collection[str] | None, *, purpose: str
 ) -> dict[str, Any]:
     """Look for scored clips, whose list is for `purpose`, among the training clips; None: not known."""
-    if training_clips is None:
+    if training_clips is None or scored_clips is None:
         message = (
             "The checkpoint does not say which clips it was trained on, so the overlap with the "
             f"{purpose} list could not be checked; name its list with --training-list."
         )
+        if scored_clips is None:
+            message = (
+                f"The {purpose} clips are not called as in lists for training, so an overlap with the "
+                "training list could not be looked for."
+            )
         return {"checked": False, "num_clips": None, "first": [], "message": message}
     shared = sorted(set(training_clips) & set(scored_clips))
     message = f"No {purpose} clip was trained on."

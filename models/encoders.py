@@ -158,7 +158,9 @@ def pool_positions(visual_feature_map: Tensor, pooling: ImagePooling) -> Tensor:
         return F.normalize(global_max_pool(features), dim=-1)
     if pooling == "mean":
         return F.normalize(features.mean(dim=(2, 3)), dim=-1)
-    return F.normalize(features.flatten(2).movedim(1, 2), dim=-1)
+    if pooling == "positions":
+        return F.normalize(features.flatten(2).movedim(1, 2), dim=-1)
+    raise ValueError(f"pooling must be one of max, mean, positions, got {pooling!r}")
 
 
 def similarity_map(visual_feature_map: Tensor, audio_embedding: Tensor) -> Tensor:

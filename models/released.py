@@ -12,7 +12,6 @@ import logging
 import re
 import socket
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -53,7 +52,7 @@ def build_localiser(
 
 
 def convert_strictly(
-    content: Any,  # noqa: ANN401 - whatever a file holds
+    content: Mapping[str, Any],
     source: Path,
     title: str,
     build: Callable[[], nn.Module],
@@ -71,8 +70,6 @@ def convert_strictly(
     Raises:
         ValueError: a tensor is missing, unknown, of another shape, or none.
     """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{source} holds a {type(content).__name__}, not a state dict.")
     tensors = {WRAPPERS.sub("", str(name)): value for name, value in content.items()}
     if len(tensors) != len(content):
         raise ValueError(f"{source} holds tensors twice, with and without `module.` or `_orig_mod.`.")
@@ -400,9 +397,7 @@ def find_pretrained(kind: str, named: Path | None, folders: tuple[Path, ...] = F
 def read_pretrained(kind: str, path: Path) -> dict[str, Tensor]:
     """Verify a file of published weights and return the state dict that the encoder loads strictly."""
     verify(kind, path)
-    # Files in the format before PyTorch 1.6 cannot be mapped into memory.
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    row = PRETRAINED[kind]
+    row, content = PRETRAINED[kind], read_checkpoint_file(path)
     return convert_strictly(content, path, row.title.split(",")[0], row.build, ignored=row.ignored)
 
 

@@ -48,7 +48,6 @@ from utils.evaluation.protocols import OTHER_NAMES, PROTOCOLS, ObjectMaps, predi
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOURCE = Path("release.pth")
-EVERY_PEER = pytest.mark.parametrize("name", SHAPES)
 
 
 # -------------------------------------------------------------------------------------------- sound
@@ -63,7 +62,7 @@ PUBLISHED = {
 }
 
 
-@EVERY_PEER
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_peer_hears_scipy_s_log_spectrogram(name):
     config = SCORED[name].groups["audio"]()
     num_samples, centred, num_frames, part, overlap = PUBLISHED[name]

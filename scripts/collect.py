@@ -104,12 +104,13 @@ def score_rows(summary: Mapping[str, Any], name: str) -> pd.DataFrame:
     rows = []
     for rule in summary["protocols"]:
         for row in rule["rows"]:
-            flat = {"protocol": rule["name"], "predictor": row["name"], "kind": row["kind"]}
+            predictor = name if row["kind"] == "model" else row["name"]
+            flat = {"protocol": rule["name"], "predictor": predictor, "kind": row["kind"]}
             ends = {**row["intervals"], **row.get("extra_intervals", {})}
             for key, score in {**{key: row[key] for key in SCORE_KEYS}, **row.get("extra", {})}.items():
                 low, high = ends.get(key) or (np.nan, np.nan)
                 flat |= {key: np.nan if score is None else score, f"{key}_low": low, f"{key}_high": high}
-            rows.append(flat | ({"predictor": name} if row["kind"] == "model" else {}))
+            rows.append(flat)
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,6 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -391,12 +390,9 @@ def test_pictures_and_sounds_lie_in_the_page():
     reader = PageReader(render_page(made_up_page()))
     images = reader.all("img")
     assert [image["alt"] for image in images] == ["abc_000001", "abc_000001", "query_1", "def_000002"]
-    for image in images:
-        header, content = image["src"].split(",")
-        assert header == "data:image/jpeg;base64"
-        buffer = np.frombuffer(base64.b64decode(content, validate=True), np.uint8)
-        picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
-        assert np.abs(picture.astype(int) - (200, 60, 20)).max() < 8
+    assert {image["src"] for image in images} == {
+        f"data:image/jpeg;base64,{base64.b64encode(PICTURE).decode()}"
+    }
     assert [a["src"] for a in reader.all("audio")] == ["data:audio/mpeg;base64,TVAz"] * 2
     styles = [item.get("class") for item in reader.all("li") if "candidate" in (item.get("class") or "")]
     assert styles == ["candidate query", "candidate hit"]

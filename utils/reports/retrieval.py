@@ -133,8 +133,7 @@ def _galleries(
     labels = dict(zip(queries["clip_id"], queries["label"], strict=True))
     measure = f"Prec@{largest_k}"
     by_class = measure in queries
-    inverse_ranks = (1 / queries["own_rank"].astype("Int64")).to_numpy(float, na_value=0)
-    quality = queries[measure] if by_class else inverse_ranks
+    quality = queries[measure] if by_class else 1 / queries["own_rank"]
 
     def card(clip_id: str, kind: str, words: str, style: str) -> Card:
         found = card_of(clip_id)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from golden_inputs import arrays, records
+from golden_inputs import arrays
 from pandas.testing import assert_frame_equal
 from result_inputs import Replay, batches_of, evaluate, make_batch
 
-from datasets.annotations import consensus_map, read_flickr_xml, read_vgg_ss_xml
+from datasets.annotations import consensus_map
 from datasets.clips import BrokenClip
 from utils.evaluation.localisation import (
     FEW_CLIPS,
@@ -38,9 +38,6 @@ from utils.evaluation.statistics import SCORE_KEYS, bootstrap_intervals, clip_va
 MEDIAN = PROTOCOLS["ssl_tie"]
 EVERY_RULE = list(PROTOCOLS.values())
 EVERY = pytest.mark.parametrize("protocol", EVERY_RULE, ids=list(PROTOCOLS))
-FORMATS = {"vggss": (read_vgg_ss_xml, 1), "flickr": (read_flickr_xml, 2)}
-WRAPPED = {"vggss": {"smooth_21", "smooth_23"}, "flickr": {"smooth_23"}}
-"""Boxes with negative coordinates: the authors' slices wrap round, ours are cut to the frame."""
 
 
 def row_of(result, kind, protocol=None):
@@ -53,29 +50,14 @@ def row_of(result, kind, protocol=None):
 # ------------------------------------------------------------------------------ golden data sets
 
 
-def golden_bits(name):
-    return np.unpackbits(arrays("evaluation")[name], axis=1).reshape(-1, 224, 224)
-
-
 @pytest.fixture(scope="module")
-def golden_truths(tmp_path_factory):
-    """Ground truth of the 60 clips from their XML; the authors' own where their slices wrap."""
-    folder = tmp_path_factory.mktemp("anno")
-    names = arrays("evaluation")["names"].tolist()
-    truths = {}
-    for benchmark, (read, annotators_needed) in FORMATS.items():
-        full = golden_bits(f"{benchmark}/gt_x2")
-        authors = full + 0.5 * (golden_bits(f"{benchmark}/gt_any") - full)
-        truths[benchmark] = authors.astype(np.float32)
-        for index, name in enumerate(names):
-            path = folder / f"{benchmark}_{name}.xml"
-            path.write_text(records("evaluation")["xml"][benchmark][name])
-            ours = consensus_map(read(path), annotators_needed=annotators_needed)
-            if name in WRAPPED[benchmark]:
-                assert (ours != authors[index]).any()
-            else:
-                truths[benchmark][index] = ours
-    return truths
+def golden_truths():
+    """The authors' ground truth of the 60 clips, which test_annotations.py compares with ours."""
+
+    def bits(name):
+        return np.unpackbits(arrays("evaluation")[name], axis=1).reshape(-1, 224, 224).astype(np.float32)
+
+    return {name: (bits(f"{name}/gt_x2") + bits(f"{name}/gt_any")) / 2 for name in ("vggss", "flickr")}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
 from utils.options import NUM_CORES, Options, Parser, build, did_you_mean, flag, option, refuse_dropped
-from utils.reports.visualisation import HEAT_OPACITY
 from utils.training import Precision
 
 WORKERS = max(1, min(8, NUM_CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
@@ -56,6 +55,7 @@ DROPPED = {
     "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
     "--peer": "It went with --as-published.",
     "--max-megapixels": "Pillow's own limit holds, 179 million pixels.",
+    "--opacity": "The hottest heat has the opacity of the reports, 0.8.",
     "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
 }
 """Options of earlier versions -> why they are gone, or what to use instead."""
@@ -156,7 +156,6 @@ class DrawingOptions(TestTask):
     """how pictures that are not square become so for the model"""
     box: bool = False
     """draw the box around the region of the peak that is at least half-way up the scale, and glows"""
-    opacity: float = option(HEAT_OPACITY, at_least=0, at_most=1)  # of the hottest heat
     scale: str = "frame"
     """similarities between which heat runs: frame, from the map's smallest to its largest; or LOW,HIGH"""
     threshold: float | None = option(None, at_least=-1, at_most=1)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import opts
 from datasets.audio import AudioConfig, load_waveform
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
-from datasets.clips import AudioVisualClips, Batch, BrokenClip, Content, with_wrong_sounds
+from datasets.clips import AudioVisualClips, Batch, Content, Sample, with_wrong_sounds
 from datasets.frames import FrameGeometry, as_float, normalise, read_frame, to_picture
 from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
 from datasets.loaders import ClipLoader
@@ -148,25 +148,27 @@ class Evaluation:
         }
         pages.check_results_folder(self.options.output, self.identity)
 
-    def shown_clips(self) -> AudioVisualClips:
-        """Read clips again to be shown on a page, in a size that people can see, whatever the model saw."""
+    def read_again(self, clip_ids: Collection[str]) -> dict[str, Sample]:
+        """Read clips as a page shows them, in a size that people can see; what breaks now is left out."""
+        chosen = [clip for clip in self.clips if clip.clip_id in clip_ids]
         geometry = replace(self.geometry, frame_size=drawing.GALLERY_SIDE)
-        return AudioVisualClips(self.clips, geometry=geometry, audio=self.audio)
+        clips = AudioVisualClips(chosen, geometry=geometry, audio=self.audio)
+        samples = (clips[place] for place in range(len(clips)))
+        return {sample.clip_id: sample for sample in samples if isinstance(sample, Sample)}
+
+    def encode_sound(self, sample: Sample) -> bytes:
+        """MP3 of what the model hears."""
+        return drawing.encode_mp3(sample.waveform.numpy(), self.audio.sample_rate)
 
     def batches(
-        self,
-        title: str,
-        chosen: Collection[str] | None = None,
-        map_size: int = 224,
-        content: Content = "both",
+        self, title: str, chosen: Collection[str] | None = None, content: Content = "both"
     ) -> Iterator[Batch]:
         """Decode this process's part of the clips, of those that are chosen, behind a progress bar."""
         own = shard(self.clips, rank(), world_size())
         own = [clip for clip in own if chosen is None or clip.clip_id in chosen]
         size, workers = self.options.batch_size, self.options.workers
         pinned = self.device.type == "cuda"
-        geometry, audio = self.geometry, self.audio
-        clips = AudioVisualClips(own, geometry=geometry, audio=audio, map_size=map_size, content=content)
+        clips = AudioVisualClips(own, geometry=self.geometry, audio=self.audio, content=content)
         loader = ClipLoader(clips, batch_size=size, workers=workers, pin_memory=pinned)
         hidden = not is_main_process()
         with loader, tqdm(total=len(own), desc=title, unit="clip", disable=hidden) as bar:
@@ -182,8 +184,7 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
     """Score a checkpoint, or maps that it left."""
     localise, objects, unreadable = (from_saved_maps if options.from_maps else from_model)(run, options)
     benchmark, alpha = DATA_SETS[options.benchmark], run.context.object_prior
-    protocols = options.protocols
-    names = [protocol.name for protocol in protocols]
+    names = [protocol.name for protocol in options.protocols]
     run.claim("localisation", {"protocol": names, "audio": run.context.audio, "object prior": alpha})
     overlays_left = options.max_overlays / world_size()
 
@@ -201,7 +202,7 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
     result = localising.evaluate_localisation(
         localise,
         run.batches(options.benchmark, content="truth" if options.from_maps else "both"),
-        protocols,
+        options.protocols,
         objects=objects,
         model_name=run.context.model,
         negatives=benchmark.negatives is not None,
@@ -301,27 +302,23 @@ def draw_clip(
 
 def draw_galleries(run: Evaluation, result: localising.LocalisationResult, count: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips: their maps are kept, pictures and sounds are read again."""
-    clips, classes = run.shown_clips(), run.context.classes or {}
-    places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
+    classes, clips = run.context.classes or {}, {clip.clip_id: clip for clip in run.clips}
     # Of clips that share a sound the first, which has a class: negatives come last.
     owners = {clip.sound: clip.clip_id for clip in reversed(run.clip_set.clips)}
     table = result.headline.reset_index(drop=True)
     galleries = []
     for title, rows in reporting.choose_clips(table[table["has_object"]], count).items():
-        cards = []
-        for row in rows.itertuples():
-            sample = clips[places[row.clip_id]]
-            if isinstance(sample, BrokenClip):
-                continue  # broken between its two readings: left out of the pictures
+        cards, samples = [], run.read_again([*rows["clip_id"]])
+        for row in rows[rows["clip_id"].isin([*samples])].itertuples():
+            sample, own = samples[row.clip_id], classes.get(row.clip_id, "")
             heat = localising.headline_map(result, row.Index)
             pictures = draw_clip(sample.frame, heat, sample.bounding_boxes)
-            mp3 = drawing.encode_mp3(sample.waveform.numpy(), clips.audio.sample_rate)
             jpegs = [drawing.encode_jpeg(one) for one in pictures]
-            own = classes.get(row.clip_id, "")
             note = f"heard: {own}" if own else ""
             if run.context.audio != "own":
-                other = owners[run.clips[places[row.clip_id]].sound]
+                other = owners[clips[row.clip_id].sound]
                 note = f"heard: {classes.get(other, '')} ({other})" + f"; its own: {own}" * bool(own)
+            mp3 = run.encode_sound(sample)
             cards.append(pages.Card(row.clip_id, f"cIoU {row.ciou:.2f}", jpegs, mp3, note))
         galleries.append(pages.Gallery(cards, title))
     return galleries
@@ -338,16 +335,9 @@ def baselines(options: opts.BaselineOptions, command: str) -> None:
     """Score blind predictors and ceilings on a benchmark's boxes."""
     truth = read_ground_truth(options.benchmark, options.annotations, options.clip_list)
     benchmark = DATA_SETS[options.benchmark]
-    protocols = options.protocols
-    clips = AudioVisualClips(
-        truth.clips,
-        geometry=FrameGeometry(1),
-        audio=AudioConfig(),
-        map_size=protocols[0].map_size,
-        content="truth",
-    )
-    loader = ClipLoader(clips, batch_size=32)
-    result = localising.evaluate_localisation(None, tqdm(loader, options.benchmark, unit="batch"), protocols)
+    clips = AudioVisualClips(truth.clips, geometry=FrameGeometry(1), audio=AudioConfig(), content="truth")
+    batches = tqdm(ClipLoader(clips, batch_size=32), options.benchmark, unit="batch")
+    result = localising.evaluate_localisation(None, batches, options.protocols)
     scores = localising.score_table(result.clips, benchmark.metrics)
     extra, published = reporting.describe_extra_metrics(benchmark), published_lists(result, options.benchmark)
     rules = reporting.plain_protocols(result.protocols, scores, extra, published)
@@ -438,8 +428,7 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
     negative_sounds.draw_off_screen(run.clip_set.clip_ids, scenes, 0)
 
     def read(content: Content, clip_ids: Collection[str] | None) -> Iterator[Batch]:
-        title, map_size = "frames" if content == "frames" else "sounds", negative_sounds.MEDIAN_RULE.map_size
-        return run.batches(title, clip_ids, map_size=map_size, content=content)
+        return run.batches("frames" if content == "frames" else "sounds", clip_ids, content)
 
     result = negative_sounds.evaluate_negatives(
         run.model,
@@ -460,20 +449,17 @@ def negatives(run: Evaluation, options: opts.NegativeOptions) -> Unreadable:
 
 def draw_negatives(result: negative_sounds.NegativeResult, run: Evaluation, num: int) -> list[pages.Gallery]:
     """Draw the best, median and worst clips, a row each: the frame, then its heat with each kind of sound."""
-    clips, classes = run.shown_clips(), run.context.classes or {}
-    places = {clip.clip_id: place for place, clip in enumerate(run.clips)}
-    scale = (result.threshold, result.maps.max().item())
+    classes, scale = run.context.classes or {}, (result.threshold, result.maps.max().item())
     galleries = []
     for title, rows in shown_clips(result, num).items():
-        for number, (place, row) in enumerate(rows.to_dict("index").items()):
-            sample, donor = (clips[places[row[name]]] for name in ("clip_id", "donor"))
-            if isinstance(sample, BrokenClip) or isinstance(donor, BrokenClip):
-                continue  # broken between two readings: left out of the pictures
-            maps = [*result.maps[place].numpy()]
-            frame, boxes = to_picture(sample.frame), sample.bounding_boxes
-            pictures = drawing.draw_row(frame, boxes, maps, scale, result.threshold)
-            mp3 = [drawing.encode_mp3(one.waveform.numpy(), run.audio.sample_rate) for one in (sample, donor)]
-            names, sounds = (sample.clip_id, "", "", "", donor.clip_id), (None, mp3[0], None, None, mp3[1])
+        samples = run.read_again({*rows["clip_id"], *rows["donor"]})
+        whole = rows[rows["clip_id"].isin([*samples]) & rows["donor"].isin([*samples])]
+        for number, (place, row) in enumerate(whole.to_dict("index").items()):
+            sample, donor = samples[row["clip_id"]], samples[row["donor"]]
+            frame, maps = to_picture(sample.frame), [*result.maps[place].numpy()]
+            pictures = drawing.draw_row(frame, sample.bounding_boxes, maps, scale, result.threshold)
+            names = (sample.clip_id, "", "", "", donor.clip_id)
+            sounds = (None, run.encode_sound(sample), None, None, run.encode_sound(donor))
             columns = zip(names, clip_words(row), pictures, sounds, ("query", *[""] * 4), strict=True)
             cards = [
                 pages.Card(clip_id, words, [picture], sound, classes.get(clip_id, ""), style)
@@ -509,7 +495,6 @@ def video(options: opts.VideoOptions, _: str) -> None:
             output,
             scale=options.parse_scale(),
             threshold=localiser.cosine(options.threshold),
-            opacity=options.opacity,
             box=options.box,
             on_progress=count,
         )
@@ -546,7 +531,7 @@ def image(options: opts.ImageOptions, _: str) -> None:
     heat = localiser(options.image, options.sound)
     threshold, scale = localiser.cosine(options.threshold), options.parse_scale()
     scale = None if scale == "frame" else scale
-    overlay = heat.overlay(scale=scale, threshold=threshold, opacity=options.opacity, box=options.box)
+    overlay = heat.overlay(scale=scale, threshold=threshold, box=options.box)
     peak = drawing.format_peak(heat.peak, threshold)
     with moved_when_whole(peak_file) as first, moved_when_whole(output) as second:
         first.write_text(f"{','.join(peak)}\n{','.join(peak.values())}\n")

@@ -233,8 +233,8 @@ class VideoMaps:
         *,
         scale: Scale | Literal["video", "frame"] = "video",
         threshold: float | None = None,
+        box: bool = False,
         on_progress: Progress = lambda *_: None,
-        **look: Any,  # noqa: ANN401 - opacity and box of draw_localisation
     ) -> VideoResult:
         """Write the video with heat, its contact sheet and its peaks: all of them, or after an error none.
 
@@ -251,7 +251,7 @@ class VideoMaps:
             frame_seconds = float(1 / video.rate)
         ends = similarity_range(self.maps) if scale == "video" else None if scale == "frame" else scale
         lines = [",".join(["time_seconds", *format_peak(None, threshold)])]
-        sheet, end = ContactSheet(), 0.0
+        sheet, end = ContactSheet(len(self.maps)), 0.0
 
         def drawn() -> Iterator[tuple[float, NDArray[np.uint8]]]:
             nonlocal end
@@ -259,7 +259,7 @@ class VideoMaps:
             frames = zip(self.maps, read_frames(self.source, self.max_seconds), strict=False)
             for similarity_map, (seconds, picture) in frames:
                 heat = self.localiser.heat_map(picture, similarity_map)
-                drawing = heat.overlay(scale=ends, threshold=threshold, **look)
+                drawing = heat.overlay(scale=ends, threshold=threshold, box=box)
                 sheet.add(drawing, seconds)
                 lines.append(",".join([f"{seconds:.6f}", *format_peak(heat.peak, threshold).values()]))
                 end = seconds + frame_seconds

@@ -13,6 +13,7 @@ from datasets.clips import AudioVisualClips, Clip
 from datasets.frames import FrameGeometry
 from datasets.loaders import ClipLoader
 from utils.checkpoint import save_checkpoint
+from utils.reports.visualisation import BOX_COLOUR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,15 +60,14 @@ def test_the_map_is_that_of_the_benchmark_s_loader(tmp_path, localise, geometry,
     with torch.inference_mode():
         model = small_ssl_tie().model
         (expected,) = model.localise(*model.prepare(batch.frames, batch.waveforms))
-    assert (status, f"Peak: x {row['x']}, y {row['y']}" in words) == (0, True)
+    assert status == 0 and f"Peak: x {row['x']}, y {row['y']}" in words
     assert float(row["similarity"]) == pytest.approx(float(expected.max()), abs=1e-5)
     y, x = divmod(int(expected.argmax()), 4)
     left, width = (0, 130) if geometry == "squash" else (20, 90)
     assert float(row["x"]) == pytest.approx(left + (x + 0.5) / 4 * width, abs=1)
     assert float(row["y"]) == pytest.approx((y + 0.5) / 4 * 90, abs=0.1)
     drawn = np.asarray(Image.open(output))
-    assert drawn.shape == (90, 130, 3)
-    assert (drawn == (0, 235, 255)).all(axis=2).any()
+    assert drawn.shape == (90, 130, 3) and (drawn == BOX_COLOUR).all(axis=2).any()
 
 
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path, localise):
@@ -118,11 +118,10 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path, localise, caplog):
         ((image, heard, output), "out_peak.csv is what is read"),
         ((image, sound, folder), "is a folder; name another"),
         ((image, sound, sound / "out.png"), "a.wav is a file. Name a folder"),
-        ((image, sound, output, "--opacity", "1.5"), "--opacity"),
+        ((image, sound, output, "--threshold", "1.5"), "--threshold"),
     ):
         caplog.clear()
         assert localise(*arguments)[0] == 2
         assert words in caplog.text
-    assert not output.exists()
-    assert not (tmp_path / "folder_peak.csv").exists()
+    assert not output.exists() and not (tmp_path / "folder_peak.csv").exists()
     assert heard.read_bytes() == sound.read_bytes()

@@ -141,7 +141,7 @@ def test_rotated_videos_come_out_upright_and_the_peak_is_the_lamp(tmp_path, rota
 def test_colours_stay(tmp_path):
     red = np.full((64, 64, 3), (220, 0, 0), np.uint8)
     source = make_video(tmp_path / "clip.mp4", seconds=0.2, rate=10, pictures=[red] * 2)
-    output = localise(source, tmp_path / "out.mp4", drawing={"opacity": 0.0}).output
+    output = localise(source, tmp_path / "out.mp4", drawing={"scale": (5.0, 6.0)}).output
     with av.open(str(output)) as container:
         assert next(container.decode(video=0)).colorspace == 1  # BT.709, as of HD videos
     before, after = (streams(path)[0][0][1][:16, :16].astype(int) for path in (source, output))
@@ -405,7 +405,7 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
     assert not list(folder.iterdir())
 
 
-NONSENSE = ["--audio-step -1", "--smoothing inf", "--opacity 1.5", "--max-seconds 0", "--threshold 2"]
+NONSENSE = ["--audio-step -1", "--smoothing inf", "--opacity 1", "--max-seconds 0", "--threshold 2"]
 NONSENSE += [f"--scale {ends}" for ends in ("clip", "0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")]
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import scipy
 import soundfile
 from numpy.typing import NDArray
 
@@ -26,7 +25,6 @@ SMALLEST_WITH_BAR = 160  # shorter side of a frame, pixels
 WEAK = "weak: the sound may not be in the picture"
 THUMBNAIL_SIDE, GUTTER = 320, 4  # of a contact sheet: longer side of a picture, and what lies between two
 GALLERY_SIDE = 360  # of frames in a report, pixels: sharp at half of it on a dense display
-MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz
 
 Picture = NDArray[np.uint8]
 SimilarityMap = NDArray[np.float32]
@@ -83,16 +81,13 @@ def is_weak(similarity_map: SimilarityMap | None, threshold: float | None) -> bo
 
 
 def format_peak(peak: Peak | None, threshold: float | None) -> dict[str, str]:
-    """Write a peak as a CSV file's columns x, y, similarity, with a threshold also weak (1 or 0).
-
-    They are empty where there is no peak.
-    """
-    columns = ["x", "y", "similarity"] + ["weak"] * (threshold is not None)
-    if peak is None:
-        return dict.fromkeys(columns, "")
-    weak = f"{threshold is not None and peak.similarity <= threshold:d}"
-    values = (f"{peak.x:.1f}", f"{peak.y:.1f}", f"{peak.similarity:.6f}", weak)
-    return dict(zip(columns, values, strict=False))
+    """Write a peak as a CSV file's columns, weak (1 or 0) with a threshold; empty where there is no peak."""
+    columns = {"x": "", "y": "", "similarity": ""} | ({} if threshold is None else {"weak": ""})
+    if peak is not None:
+        columns |= {"x": f"{peak.x:.1f}", "y": f"{peak.y:.1f}", "similarity": f"{peak.similarity:.6f}"}
+        if threshold is not None:
+            columns["weak"] = f"{peak.similarity <= threshold:d}"
+    return columns
 
 
 def peak_box(
@@ -121,8 +116,6 @@ def overlay_localisation_map(
     localisation_map: NDArray[np.floating],
     bounding_boxes: NDArray[np.floating],
     caption: str = "",
-    *,
-    opacity: float = HEAT_OPACITY,
 ) -> Picture:
     """Draw a localisation map (H, W) in [0, 1], bounding boxes and a caption over a copy of a frame.
 
@@ -136,7 +129,7 @@ def overlay_localisation_map(
     levels = (64 + 191 * ramp).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     # The square root makes the rim of a source visible while the heat is still dark there.
-    weight = np.float32(opacity) * np.sqrt(ramp)
+    weight = np.float32(HEAT_OPACITY) * np.sqrt(ramp)
     picture = np.asarray(cv2.blendLinear(np.ascontiguousarray(frame), heat, 1 - weight, weight), np.uint8)
     draw_boxes(picture, bounding_boxes)
     return draw_caption(picture, caption) if caption else picture
@@ -179,7 +172,6 @@ def draw_localisation(
     *,
     scale: Scale | None = None,
     threshold: float | None = None,
-    opacity: float = HEAT_OPACITY,
     box: bool = False,
 ) -> Picture:
     """Draw heat and the peak's box, and the heat's colour bar beside the picture: (H, W or more, 3).
@@ -192,18 +184,15 @@ def draw_localisation(
         scale: similarities between which heat runs; None: the map's smallest and largest.
         threshold: similarity at which heat begins; a map that is nowhere above it is marked as weak. None: it
             begins at HEAT_FLOOR of the scale.
-        opacity: of the hottest heat, 0 to 1.
         box: draw the peak's box.
     """
-    height, width = frame.shape[:2]
-    peak = None if similarity_map is None else find_peak(similarity_map, square, width, height)
-    if peak is not None:
-        scale = scale or similarity_range([similarity_map])
+    picture, (height, width) = frame.copy(), frame.shape[:2]
+    scale = scale or similarity_range([similarity_map])
     if similarity_map is None:
-        picture = draw_caption(frame.copy(), "silent")
+        draw_caption(picture, "silent")
     elif is_weak(similarity_map, threshold):
-        picture = draw_caption(frame.copy(), WEAK)
-    elif peak is not None and scale is not None:
+        draw_caption(picture, WEAK)
+    elif scale is not None and find_peak(similarity_map, square, width, height) is not None:
         left, right = round(square.left * width), round(square.right * width)
         top, bottom = round(square.top * height), round(square.bottom * height)
         strength = np.asarray(_heat_strength(similarity_map, scale, threshold), np.float32)
@@ -213,12 +202,10 @@ def draw_localisation(
         heat[top:bottom, left:right] = enlarged.clip(strength.min(), strength.max())
         low, high = scale if threshold is None else (max(scale[0], 2 * threshold - scale[1]), scale[1])
         boxes = peak_box(similarity_map, square, (low, high)) if box else NO_BOXES  # no lower than the heat
-        picture = overlay_localisation_map(frame, heat, boxes, opacity=opacity)
-    else:
-        picture = frame.copy()
+        picture = overlay_localisation_map(frame, heat, boxes)
     if min(height, width) < SMALLEST_WITH_BAR:
         return picture
-    return np.hstack([picture, _colour_bar(height, max(height, width), scale, threshold, opacity)])
+    return np.hstack([picture, _colour_bar(height, max(height, width), scale, threshold)])
 
 
 def _heat_strength(similarity: NDArray[Any], scale: Scale, threshold: float | None) -> NDArray[np.floating]:
@@ -229,9 +216,7 @@ def _heat_strength(similarity: NDArray[Any], scale: Scale, threshold: float | No
     return 1 - (1 - HEAT_FLOOR) * (high - similarity) / max(high - begin, 1e-9)
 
 
-def _colour_bar(
-    height: int, side: int, scale: Scale | None, threshold: float | None, opacity: float
-) -> Picture:
+def _colour_bar(height: int, side: int, scale: Scale | None, threshold: float | None) -> Picture:
     """Strip (height, w, 3) that shows the heat of a scale, sized by the picture's longer `side`."""
     letters, pen = max(0.4, side / 700), max(1, round(side / 640))
     (text_width, text_height), _ = cv2.getTextSize("-0.00", FONT, letters, pen)
@@ -244,8 +229,7 @@ def _colour_bar(
     ground = np.full((bar_height, bar_width, 3), BAR_GROUND, np.uint8)
     ramp = _heat_strength(np.linspace(*scale[::-1], bar_height), scale, threshold)
     ramp = ramp[:, None].repeat(bar_width, axis=1)
-    bar = overlay_localisation_map(ground, ramp, NO_BOXES, opacity=opacity)
-    strip[top : top + bar_height, left : left + bar_width] = bar
+    strip[top : top + bar_height, left : left + bar_width] = overlay_localisation_map(ground, ramp, NO_BOXES)
     for value, baseline in zip(scale, (top + bar_height + margin + text_height, top - margin), strict=True):
         text = f"{value:.2f}"
         place = (strip.shape[1] - cv2.getTextSize(text, FONT, letters, pen)[0][0]) // 2
@@ -254,33 +238,29 @@ def _colour_bar(
 
 
 class ContactSheet:
-    """Twelve pictures of a video at most, evenly spaced, whose length need not be known before its end."""
+    """Twelve frames of a video at most, evenly spaced, with the time when each is shown."""
 
-    def __init__(self) -> None:
-        self._num_seen, self._stride = 0, 1
-        self._kept: list[tuple[Picture, float]] = []
+    def __init__(self, num_frames: int) -> None:
+        self._chosen = {*np.linspace(0, num_frames - 1, 12).round().astype(int).tolist()}
+        self._num_seen = 0
+        self._tiles: list[Picture] = []
 
     def add(self, picture: Picture, seconds: float) -> None:
-        """Look at the next picture of the video, all of one size, and when it is shown."""
-        if self._num_seen % self._stride == 0:
+        """Look at the next frame; all are of one size."""
+        if self._num_seen in self._chosen:
             scale = min(1.0, THUMBNAIL_SIDE / max(picture.shape[:2]))
             size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
-            thumbnail = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-            self._kept.append((thumbnail, seconds))
+            small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+            self._tiles.append(draw_caption(small, f"{seconds:.2f} s", below=True))
         self._num_seen += 1
-        if len(self._kept) == 96:  # every other is dropped: memory is bounded
-            self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     def draw(self) -> Picture:
-        """Draw the sheet, of at least one picture; time runs along the rows of four."""
-        places = np.unique(np.linspace(0, len(self._kept) - 1, 12).round().astype(int)).tolist()
-        chosen = [self._kept[place] for place in places]
-        tiles = [draw_caption(tile, f"{seconds:.2f} s", below=True) for tile, seconds in chosen]
-        columns = min(4, len(tiles))
-        tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-        around = ((0, GUTTER), (0, GUTTER), (0, 0))
-        padded = [np.pad(tile, around, constant_values=255) for tile in tiles]
-        rows = [np.hstack(padded[first : first + columns]) for first in range(0, len(padded), columns)]
+        """Draw the sheet, of at least one frame; time runs along the rows of four."""
+        columns = min(4, len(self._tiles))
+        tiles = self._tiles + [np.full_like(self._tiles[0], 255)] * (-len(self._tiles) % columns)
+        around = ((0, 0), (0, GUTTER), (0, GUTTER), (0, 0))
+        padded = np.pad(tiles, around, constant_values=255)  # (N, h, w, 3)
+        rows = [np.hstack([*padded[first : first + columns]]) for first in range(0, len(padded), columns)]
         return np.vstack(rows)[:-GUTTER, :-GUTTER]
 
 
@@ -321,13 +301,7 @@ def encode_png(picture: Picture) -> bytes:
 
 
 def encode_mp3(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
-    """Encode a sound (L,) as MP3, which every browser plays: some 30 kB for 10 s at 16 kHz.
-
-    Samples outside [-1, 1] are cut; a rate that MP3 does not know is brought to 16,000 Hz.
-    """
-    if sample_rate not in MP3_RATES:
-        # Not imported by name: scipy.signal takes a second, and few programs come here.
-        waveform, sample_rate = scipy.signal.resample_poly(waveform, 16_000, sample_rate), 16_000
+    """Encode a sound (L,), cut to [-1, 1], as MP3, which every browser plays: 30 kB for 10 s at 16 kHz."""
     file = io.BytesIO()
     options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
     soundfile.write(file, np.clip(waveform, -1, 1), sample_rate, compression_level=0.6, **options)

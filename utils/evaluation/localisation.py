@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 MODEL, BASELINE, CEILING = "model", "baseline", "ceiling"
 DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"
-AREA_SIDE = 224  # of the frame in whose pixels areas are given, whatever the size of a rule's map
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}  # SLAVC's: the area is below, else huge
 MOST_BOXES = 3  # clips with so many boxes or more are one group
 FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: marked
@@ -157,7 +156,14 @@ def evaluate_localisation(
             if on_batch is not None:
                 on_batch(batch, predictions[0].localisation_maps, scores[0]["ciou"])
         scored |= _score_references(truth, protocols, blind)
-        description = _describe(batch, truth, negatives=negatives)
+        counts = [np.nan if boxes is None else len(boxes) for boxes in batch.bounding_boxes]
+        description: Columns = {
+            "clip_id": list(batch.clip_ids),
+            "area": truth.total_votes.tolist(),
+            "num_boxes": counts,
+            "pair_key": list(batch.pair_keys),
+            "has_object": [count > 0 or not negatives for count in counts],
+        }
         for place, protocol in enumerate(protocols):
             for (predictor, kind), of_rules in scored.items():
                 name = f"ceiling of {protocol.name} (maps without ties)" if kind == CEILING else predictor
@@ -218,17 +224,6 @@ def _score_references(
     scored[GAUSSIAN, BASELINE] = [_score(prediction, truth) for prediction in gaussian]
     scored[CEILING, CEILING] = [{"ciou": oracle_cious(truth, rule).tolist()} for rule in rules]
     return scored
-
-
-def _describe(batch: Any, truth: TruthMaps, *, negatives: bool) -> Columns:  # noqa: ANN401
-    counts = [np.nan if boxes is None else len(boxes) for boxes in batch.bounding_boxes]
-    return {
-        "clip_id": list(batch.clip_ids),
-        "area": (truth.total_votes * (AREA_SIDE**2 / truth.maps[0].numel())).tolist(),
-        "num_boxes": counts,
-        "pair_key": list(batch.pair_keys),
-        "has_object": [count > 0 or not negatives for count in counts],
-    }
 
 
 def headline_map(result: LocalisationResult, place: int) -> Tensor:
@@ -355,8 +350,7 @@ def clip_groups(clips: "pd.DataFrame") -> dict[str, tuple[str, "pd.Series"]]:
     groups = {"box_size": (f"annotated pixels of 224 x 224: {limits}, otherwise huge", sizes)}
     if clips["num_boxes"].notna().all():
         counts = [str(count) for count in range(MOST_BOXES)] + [f"{MOST_BOXES} or more"]
-        codes = clips["num_boxes"].clip(upper=MOST_BOXES).astype(int)
-        boxes = pd.Series(pd.Categorical.from_codes(codes, counts), clips.index)
+        boxes = pd.cut(clips["num_boxes"], [*range(MOST_BOXES + 1), np.inf], right=False, labels=counts)
         groups["number_of_boxes"] = ("number of boxes, those of all annotators", boxes)
     if "class" in clips:
         groups["class"] = ("class", clips["class"].astype("category"))
@@ -377,15 +371,15 @@ def group_tables(clips: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
     models = clips[clips["kind"] == MODEL]
     tables = {}
     for grouping, (_, groups) in clip_groups(clips).items():
-        by = [clips["protocol"], groups, clips["kind"], clips["predictor"]]
+        by = [clips["protocol"], groups.rename("name"), clips["kind"], clips["predictor"]]
         rates = 100 * (clips["ciou"] >= 0.5).groupby(by, observed=True).mean()
-        best = rates.groupby(level=[0, 1, 2], observed=True).max().unstack()  # (protocol, group) x kind
-        rows = []
-        for name, inside in models.groupby(groups[models.index], observed=True):
-            table = score_table(inside).drop(columns=["predictor", "kind"])
-            table = table.assign(name=name, num_clips=inside["clip_id"].nunique())
-            others = best.loc[[(protocol, name) for protocol in table["protocol"]]].reset_index()
-            rows.append(table.assign(best_blind=others[BASELINE], ceiling=others[CEILING]))
-        tables[grouping] = pd.concat(rows, ignore_index=True)
-        tables[grouping]["few_clips"] = tables[grouping]["num_clips"] < FEW_CLIPS
+        best = rates.groupby(level=[0, 1, 2], observed=True).max().unstack()  # (protocol, name) x kind
+        best = best[[BASELINE, CEILING]].rename(columns={BASELINE: "best_blind", CEILING: "ceiling"})
+        rows = [
+            score_table(inside).assign(name=name, num_clips=inside["clip_id"].nunique())
+            for name, inside in models.groupby(groups[models.index], observed=True)
+        ]
+        table = pd.concat(rows, ignore_index=True).drop(columns=["predictor", "kind"])
+        table = table.join(best, on=["protocol", "name"])
+        tables[grouping] = table.assign(few_clips=table["num_clips"] < FEW_CLIPS)
     return tables

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORE_HEADINGS = dict(zip(SCORE_KEYS, ("cIoU@0.5", "AUC", "mean cIoU", "pointing"), strict=True))
-PAGE_HEADINGS = SCORE_HEADINGS | {"pointing_accuracy": "Pointing"}
 GROUP_HEADINGS = {
     "num_clips": "Clips",
     "ciou_at_0.5": "cIoU@0.5",
@@ -47,7 +46,7 @@ GROUP_HEADINGS = {
     "ceiling": "Ceiling",
     "auc": "AUC",
     "mean_ciou": "mean cIoU",
-    "pointing_accuracy": "Pointing",
+    "pointing_accuracy": "pointing",
 }
 REFERENCES = {"disc": DISC, "gaussian": GAUSSIAN}
 """columns of per_clip.csv, after those of the model"""
@@ -309,7 +308,7 @@ def clip_table(result: LocalisationResult, metrics: str | None) -> "pd.DataFrame
 
 def _page_tables(scores: "pd.DataFrame", extra: Mapping[str, Any] | None) -> list[ScoreTable]:
     names = {"predictor": "Name"}
-    tables = [ScoreTable(scores, PAGE_HEADINGS, names, bar=SCORE_KEYS[0])]
+    tables = [ScoreTable(scores, SCORE_HEADINGS, names, bar=SCORE_KEYS[0])]
     if extra is not None:
         rule = extra["published_under"]
         words = f"Published under the rule {rule}" if rule else "Published numbers are of other maps"

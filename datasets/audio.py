@@ -7,6 +7,7 @@ linear log-spectrogram of LVS, EZ-VSL, SLAVC, FNAC and SSL-Align.
 import math
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from datasets import SILENCE
 from datasets.hdf5 import HDF5Row, Source, read_stored_sound
-from utils.files import DAMAGE_SECONDS, MP3_INDEX, BrokenFileError, decoding, is_cut_off, is_whole_ogg
+from utils.files import DAMAGE_SECONDS, MP3_INDEX, decoding, is_cut_off, is_whole_ogg
 from utils.options import Options, option
 
 AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -34,26 +35,18 @@ FFMPEG_FORMATS = ("FLAC", "MP3")  # which FFmpeg decodes where their length is n
 BEGINNINGS = {"OGG": b"OggS\0\2", "FLAC": b"fLaC\0\0\0"}  # of a sound, of which a file has one
 MAX_TAIL = 4096  # bytes of no known kind that may follow a sound; more is sound
 MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its middle
-BLOCK = 2**20  # samples of each channel that are decoded at once
 
 
 # ---------------------------------------------------------------------------------------- files to waveforms
 
 
-def load_waveform(
-    source: Source,
-    window: "AudioWindow",
-    *,
-    excerpt_seconds: float | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Tensor:
+def load_waveform(source: Source, window: "AudioWindow", *, excerpt_seconds: float | None = None) -> Tensor:
     """Read the window of a sound that a method hears: (L,) float32 mono, nominally in [-1, 1].
 
     Args:
         source: a sound file, or a row of an HDF5 file.
         window: the method's audio configuration: rate, length, beginning or middle of the sound.
         excerpt_seconds: use only the first seconds of the sound; None: all of it.
-        max_seconds: refuse a longer sound where all of it would be decoded to find its middle.
 
     Raises:
         BrokenFileError: the sound cannot be decoded, holds no sample, or is too long.
@@ -62,44 +55,37 @@ def load_waveform(
     if not window.centred:
         # A little more than the window, so that its last samples are resampled as those of the whole sound.
         seconds = min(seconds, window.num_samples / rate + 0.01)
-    limits = {"seconds": seconds, "max_seconds": max_seconds}
-    return fit_window(read_sound(source, rate, **limits, left_channel=window.left_channel), window)
+    return fit_window(read_sound(source, rate, seconds=seconds, left_channel=window.left_channel), window)
 
 
 def read_sound(
-    source: Source,
-    sample_rate: int,
-    *,
-    seconds: float = math.inf,
-    max_seconds: float = MAX_SECONDS,
-    left_channel: bool = False,
+    source: Source, sample_rate: int, *, seconds: float = math.inf, left_channel: bool = False
 ) -> Tensor:
     """Read the first seconds of a sound at one rate: (L,) float32, the mean of its channels, L at least 1.
 
     `left_channel` takes the first one instead.
 
     Raises:
-        BrokenFileError: it cannot be decoded or resampled, holds no sample, or more than `max_seconds` of it
+        BrokenFileError: it cannot be decoded or resampled, holds no sample, or more than MAX_SECONDS of it
             would have to be decoded.
     """
     with decoding(source):
         if isinstance(source, HDF5Row):
             samples, rate = read_stored_sound(source)
         else:
-            samples, rate = _decode(source, min(seconds, max_seconds), sample_rate, left_channel)
-    first = samples if seconds == math.inf else samples[: math.ceil(seconds * rate)]
-    reason = None
-    if seconds > max_seconds and len(samples) > math.ceil(max_seconds * rate):
-        reason = f"it is longer than {max_seconds:g} s and would be decoded whole to find its middle"
-    elif len(samples) == 0:
-        reason = "it holds no audio sample"
-    elif rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
-        reason = f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable "
-        reason += "memory; convert the file to a usual rate"
-    elif not np.isfinite(first).all():
-        reason = "it holds samples that are not finite numbers"
-    if reason:
-        raise BrokenFileError(source, reason)
+            samples, rate = _decode(source, min(seconds, MAX_SECONDS), sample_rate, left_channel)
+        first = samples if seconds == math.inf else samples[: math.ceil(seconds * rate)]
+        if seconds > MAX_SECONDS and len(samples) > math.ceil(MAX_SECONDS * rate):
+            raise ValueError(f"it is longer than {MAX_SECONDS:g} s and would be decoded to find its middle")
+        if len(samples) == 0:
+            raise ValueError("it holds no audio sample")
+        if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
+            raise ValueError(
+                f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable "
+                "memory; convert the file to a usual rate"
+            )
+        if not np.isfinite(first).all():
+            raise ValueError("it holds samples that are not finite numbers")
     return resample(torch.from_numpy(first), rate, sample_rate)
 
 
@@ -111,36 +97,25 @@ def _decode(
     libsndfile stops where the header says that the sound ends; where more may follow, FFmpeg decodes it. What
     libsndfile cannot open, such as M4A, FFmpeg resamples to `fallback_rate`.
     """
-    rate, failed, opened = fallback_rate, "", False
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, opened = file.samplerate, True
-            if rate > HIGHEST_RATE:
-                raise BrokenFileError(path, f"{rate} Hz is no sample rate; at most {HIGHEST_RATE} are read")
-            content = path.read_bytes() if file.format in ("OGG", *FFMPEG_FORMATS) else b""
-            if file.format == "OGG" and not is_whole_ogg(content):
-                raise BrokenFileError(path, "it is cut off: its last page is missing")
-            if not _is_longer(file, path, content):
-                samples = _read_samples(file, path, seconds, left_channel)
-                is_whole = len(samples) == file.frames or len(samples) > seconds * rate
-                if is_whole or file.format not in FFMPEG_FORMATS:
-                    return samples, rate
-    except BrokenFileError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a decoder raises for a damaged file
-        failed = "" if opened else str(error) or type(error).__name__
+    rate = fallback_rate
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        if rate > HIGHEST_RATE:
+            raise ValueError(f"{rate} Hz is no sample rate; at most {HIGHEST_RATE} are read")
+        content = path.read_bytes() if file.format in ("OGG", *FFMPEG_FORMATS) else b""
+        if file.format == "OGG" and not is_whole_ogg(content):
+            raise ValueError("it is cut off: its last page is missing")
+        if not _is_longer(file, content):
+            samples = _read_samples(file, seconds, left_channel)
+            is_whole = len(samples) == file.frames or len(samples) > seconds * rate
+            if is_whole or file.format not in FFMPEG_FORMATS:
+                return samples, rate
     from datasets import video  # noqa: PLC0415 - takes a tenth of a second, which WAV files need not
 
-    try:
-        decoded = video.read_sound(path, rate, seconds + 1, refuse_cut_off=True, left_channel=left_channel)
-    except video.UnusableVideoError as error:
-        if failed and "not recognised" not in failed:
-            raise BrokenFileError(path, failed) from error
-        raise
-    return decoded, rate
+    return video.read_sound(path, rate, seconds + 1, refuse_cut_off=True, left_channel=left_channel), rate
 
 
-def _is_longer(file: soundfile.SoundFile, path: Path, content: bytes) -> bool:
+def _is_longer(file: soundfile.SoundFile, content: bytes) -> bool:
     """Tell whether more sound may lie behind its announced end, as of a recorder that was switched off."""
     if file.format == "MP3":
         indices = MP3_INDEX.findall(content)
@@ -149,13 +124,11 @@ def _is_longer(file: soundfile.SoundFile, path: Path, content: bytes) -> bool:
     elif file.format in BEGINNINGS and content.count(BEGINNINGS[file.format]) > 1:
         return True
     behind = re.search(r"(?:Unknown chunk|Have 0) marker .*at position (\d+)", file.extra_info)
-    tail = path.read_bytes()[int(behind[1]) :].rstrip(b"\0") if behind else b""
+    tail = Path(file.name).read_bytes()[int(behind[1]) :].rstrip(b"\0") if behind else b""
     return file.frames == 0 or len(tail) > MAX_TAIL
 
 
-def _read_samples(
-    file: soundfile.SoundFile, path: Path, seconds: float, left_channel: bool
-) -> NDArray[np.float32]:
+def _read_samples(file: soundfile.SoundFile, seconds: float, left_channel: bool) -> NDArray[np.float32]:
     """Read (L,), a sample beyond `seconds` at most; refuse what was cut off or is damaged."""
     # libsndfile reads what was cut off up to its end without a word, but notes it.
     noted = re.search(r"^ *(?!RIFF|FORM)\w.*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -163,20 +136,14 @@ def _read_samples(
     length = file.frames / file.samplerate  # seconds
     # What is written into a pipe announces 2 or 4 GiB.
     if announced < 0x7FFF0000 and is_cut_off(announced / max(1, existing) * length, length):
-        raise BrokenFileError(path, f"it is cut off: {announced - existing} bytes of its sound are missing")
+        raise ValueError(f"it is cut off: {announced - existing} bytes of its sound are missing")
     wanted = min(math.ceil(seconds * file.samplerate) + 1, file.frames)
-    blocks, asked = [np.zeros(0, np.float32)], 0
-    while asked == len(blocks[-1]) and wanted > 0:  # behind damage, libsndfile is elsewhere than it says
-        asked = min(BLOCK, wanted)
-        block = file.read(asked, "float32", always_2d=True)
-        # (l, C), through torch, whose mean of float32 is the one that earlier versions took.
-        channels = torch.from_numpy(block)
-        one = left_channel or channels.shape[1] == 1
-        blocks.append((channels[:, 0] if one else channels.mean(dim=1)).numpy())
-        wanted -= len(block)
-    if (missing := wanted / file.samplerate) > DAMAGE_SECONDS and file.format not in FFMPEG_FORMATS:
-        raise BrokenFileError(path, f"it is damaged: {missing:.2f} s of its sound cannot be decoded")
-    return np.concatenate(blocks)
+    samples = torch.from_numpy(file.read(wanted, "float32", always_2d=True))  # (L, C)
+    missing = (wanted - len(samples)) / file.samplerate  # seconds
+    if missing > DAMAGE_SECONDS and file.format not in FFMPEG_FORMATS:
+        raise ValueError(f"it is damaged: {missing:.2f} s of its sound cannot be decoded")
+    # By torch, whose mean of float32 is the one that earlier versions took.
+    return (samples[:, 0] if left_channel or file.channels == 1 else samples.mean(dim=1)).numpy()
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
@@ -364,14 +331,11 @@ class VGGishLogMel(nn.Module):
     cast at the end, as the authors' program does.
     """
 
-    window: Tensor
-    filters: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         window = torch.hann_window(VGGISH_WINDOW, periodic=True, dtype=torch.float64)
-        self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", mel_matrix(), persistent=False)
+        self.window = nn.Buffer(window, persistent=False)
+        self.filters = nn.Buffer(mel_matrix(), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) at 16 kHz, levelled (see level_waveform) -> (B, S, 1, 96, 64) float32, at least ln 0.01.
@@ -401,7 +365,7 @@ TUKEY_SHAPE, POWER_OFFSET, LOG_SCALE = 0.25, 1e-7, 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrogramConfig:
+class SpectrogramConfig(Options):
     """How sound becomes LVS's input: the first 10 s; stored in the checkpoint."""
 
     sample_rate: int = option(16_000, hidden=True)  # Hz; other files are resampled
@@ -456,8 +420,6 @@ class LogSpectrogram(nn.Module):
     3. LVS's program fails on stereo, which is mixed down here.
     """
 
-    window: Tensor
-
     def __init__(self, config: SpectrogramConfig) -> None:
         super().__init__()
         rate = config.sample_rate
@@ -468,7 +430,7 @@ class LogSpectrogram(nn.Module):
         window = torch.from_numpy(scipy.signal.get_window(("tukey", TUKEY_SHAPE), PEER_FFT))
         # Density: power per Hz. The root goes into the window, which enters squared.
         density = window / (rate * window.square().sum()).sqrt()
-        self.register_buffer("window", density, persistent=False)
+        self.window = nn.Buffer(density, persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, 1, 257, T)."""

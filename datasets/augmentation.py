@@ -209,7 +209,6 @@ def spec_augment(power: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     """
     if not config.spec_augment:
         return power
-    config.check_fits(*power.shape[1:])
     masked = numbers[:, 0] < MASK_SHARE
 
     def inside(axis: int, longest: int, length: Tensor, start: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +33,7 @@ Split = Literal["train", "test"]
 AUTHORS_NAME = re.compile(r"h5py_(train|test)_(frames|audios|spects)(.*?)(?:_(\d+))?\.h5")
 """Split, kind, size (_10k, _144k) and number of the shard."""
 AUTHORS_SAMPLE_RATE = 16_000  # Hz
+NOT_WHOLE = "not a whole HDF5 file; copy or make it again"
 LEVEL_MARGIN = 1e-3  # which the authors add to a sound's range before they divide by it
 
 
@@ -52,8 +52,7 @@ Source = Path | HDF5Row
 """Where a clip's frame or sound is: a file of its own, or a row of an HDF5 file."""
 
 
-@dataclass(frozen=True)
-class StoredClips:
+class StoredClips(NamedTuple):
     """The clips of a set of HDF5 files."""
 
     frames: dict[str, HDF5Row]  # by clip id
@@ -80,27 +79,22 @@ os.register_at_fork(before=close_files)  # HDF5 handles must not be used on both
 def read_row(source: HDF5Row) -> NDArray[Any]:
     """Read the authors' array; or of packed files the bytes of a picture, (n,), or 16-bit samples, (L,).
 
-    Raises:
-        BrokenFileError: the file or the row cannot be read.
+    It raises whatever h5py does: see `decoding`.
     """
-    with decoding(source):
-        return _open(source.path)[1][source.key][source.row]
+    return _open(source.path)[1][source.key][source.row]
 
 
 def read_stored_sound(source: HDF5Row) -> tuple[NDArray[np.float32], int]:
     """Read the samples of a sound, (L,), nominally in [-1, 1], and their rate in Hz.
 
     Of the authors' files, it is the sound before they levelled it, less its mean: see undo_levelling.
-
-    Raises:
-        BrokenFileError: the row cannot be read or is no sound.
+    It raises whatever h5py does, and ValueError for what is no sound.
     """
-    with decoding(source):
-        content = read_row(source)
-        if source.key != SOUNDS:
-            return undo_levelling(content), AUTHORS_SAMPLE_RATE
-        rate = int(_open(source.path)[0].attrs["sample_rate"])
-        return content.astype(np.float32) / np.float32(32_768), rate  # from 16-bit PCM
+    content = read_row(source)
+    if source.key != SOUNDS:
+        return undo_levelling(content), AUTHORS_SAMPLE_RATE
+    rate = int(_open(source.path)[0].attrs["sample_rate"])
+    return content.astype(np.float32) / np.float32(32_768), rate  # from 16-bit PCM
 
 
 def undo_levelling(levelled: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -133,7 +127,8 @@ def read_packed(path: Path, dataset: str) -> StoredClips:
         ValueError: it is damaged, of another data set or of another format.
     """
     close_files()  # what lies there now counts
-    file, arrays = _open_whole(path)
+    with decoding(path, NOT_WHOLE):
+        file, arrays = _open(path)
     found = file.attrs.get("format")
     if found != FORMAT:
         raise BrokenFileError(path, f"its format is {found!r}, expected '{FORMAT}'; pack it again")
@@ -148,13 +143,6 @@ def read_packed(path: Path, dataset: str) -> StoredClips:
             dict(zip(clip_ids, boxes, strict=True)) if boxes else None,
             bool(file.attrs["ids_known"]),
         )
-
-
-def _open_whole(path: Path) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
-    try:
-        return _open(path)
-    except OSError as error:
-        raise BrokenFileError(path, f"not a whole HDF5 file ({error}); copy or make it again") from error
 
 
 def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | None) -> StoredClips:
@@ -176,38 +164,37 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
         if match := AUTHORS_NAME.fullmatch(path.name):
             files[match[2]][match[3], int(match[4] or 0)] = path
     shards = sorted(files["frames"])
-    size = shards[0][0] if shards else ""
-    numbered = [(size, number + 1) for number in range(len(shards))]
-    is_one_set = bool(shards) and shards in ([(size, 0)], numbered)
+    sizes, numbers = {size for size, _ in shards}, [number for _, number in shards]
+    is_one_set = len(sizes) == 1 and numbers in ([0], [*range(1, len(shards) + 1)])
     if not is_one_set or files["audios"].keys() != files["frames"].keys():
         raise ValueError(
             f"{folder} must hold one set, h5py_{split}_frames….h5 and h5py_{split}_audios….h5 of the same "
             "names, whose shards are numbered from 1 on without a gap. It holds "
             f"{', '.join(path.name for path in paths)}."
         )
-    rows: dict[str, list[HDF5Row]] = {"frames": [], "audios": []}
+    frames: list[HDF5Row] = []
+    sounds: list[HDF5Row] = []
     for shard in shards:
-        counts = {}
-        for kind, stored in rows.items():
-            path = files[kind][shard]
-            counts[path.name] = _num_rows(path, f"{split}_{kind}")
-            stored += [HDF5Row(path, f"{split}_{kind}", row) for row in range(counts[path.name])]
-        if len(set(counts.values())) > 1:
-            words = " and ".join(f"{name} {count}" for name, count in counts.items())
+        of_frames, of_sounds = (_rows(files[kind][shard], f"{split}_{kind}") for kind in ("frames", "audios"))
+        if len(of_frames) != len(of_sounds):
+            words = " and ".join(f"{rows[0].path.name} {len(rows)}" for rows in (of_frames, of_sounds))
             raise ValueError(f"{folder}: {words} clips. Row i of each file must be the same clip.")
-    ids = clip_ids or [f"row_{row:06d}" for row in range(len(rows["frames"]))]
-    if len(ids) != len(rows["frames"]):
+        frames += of_frames
+        sounds += of_sounds
+    ids = clip_ids or [f"row_{row:06d}" for row in range(len(frames))]
+    if len(ids) != len(frames):
         raise ValueError(
             f"--clip-list names {len(ids)} clips, but the h5py_{split}_frames files in {folder} "
-            f"hold {len(rows['frames'])} rows. They hold no ids: line i of the list must be row i."
+            f"hold {len(frames)} rows. They hold no ids: line i of the list must be row i."
         )
-    frames, sounds = (dict(zip(ids, stored, strict=True)) for stored in rows.values())
-    return StoredClips(frames, sounds, ids_known=clip_ids is not None)
+    by_id = (dict(zip(ids, rows, strict=True)) for rows in (frames, sounds))
+    return StoredClips(*by_id, ids_known=clip_ids is not None)
 
 
-def _num_rows(path: Path, key: str) -> int:
-    """Return the number of clips, after a look at the data set's form."""
-    file, arrays = _open_whole(path)
+def _rows(path: Path, key: str) -> list[HDF5Row]:
+    """List a file's rows, after a look at the data set's form."""
+    with decoding(path, NOT_WHOLE):
+        file, arrays = _open(path)
     if key not in arrays:
         raise BrokenFileError(path, f"it has no data set '{key}', it has: {', '.join(file)}")
     shape, dtype = arrays[key].shape, arrays[key].dtype
@@ -216,4 +203,4 @@ def _num_rows(path: Path, key: str) -> int:
     fits = len(shape) == 4 and shape[3] == 3 if is_frames else len(shape) == 2
     if not fits or 0 in shape or dtype.name not in form:
         raise BrokenFileError(path, f"'{key}' is {shape} {dtype}, expected {form}")
-    return int(shape[0])
+    return [HDF5Row(path, key, row) for row in range(shape[0])]

@@ -10,7 +10,6 @@ import io
 import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.audio import MIN_COMMON_RATE, read_sound
+from datasets.audio import read_sound
 from datasets.benchmarks import DATA_SETS, build_clips
 from datasets.clips import Clip
 from datasets.frames import read_frame
@@ -31,14 +30,18 @@ from utils.options import Parser, configure_logging, refuse_dropped, run_command
 logger = logging.getLogger("pack_hdf5")
 
 _WHOLE = "Clips are packed whole, in one file; readers cut and scale them."
-DROPPED = dict.fromkeys(("--seconds", "--frame-size", "--clips-per-file"), _WHOLE)
+DROPPED = {
+    **dict.fromkeys(("--seconds", "--frame-size", "--clips-per-file"), _WHOLE),
+    "--sample-rate": "Sounds are packed at 16 kHz, the rate that all methods hear.",
+}
+SAMPLE_RATE = 16_000  # Hz
 
 
-def encode_clip(clip: Clip, rate: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]] | BrokenFileError:
+def encode_clip(clip: Clip) -> tuple[NDArray[np.uint8], NDArray[np.int16]] | BrokenFileError:
     """Return the bytes of a clip's picture and the samples of its sound, (L,), or why it has none."""
     try:
         picture = read_frame(clip.frame_source)  # also where the bytes stay: broken ones are found here
-        samples = read_sound(clip.audio_source, rate).numpy() * 32_768  # (L,)
+        samples = read_sound(clip.audio_source, SAMPLE_RATE).numpy() * 32_768  # (L,)
     except BrokenFileError as error:
         return error
     encoded = io.BytesIO()
@@ -57,8 +60,6 @@ def pack(options: argparse.Namespace) -> int:
         ValueError, FileExistsError: options without sense, or a clip cannot be decoded and --allow-missing is
             not given.
     """
-    if options.sample_rate < MIN_COMMON_RATE:
-        raise ValueError(f"--sample-rate must be at least {MIN_COMMON_RATE} Hz, got {options.sample_rate}")
     if why_not := DATA_SETS[options.dataset].why_not_packed:
         raise ValueError(f"{options.dataset} cannot be packed: {why_not}.")
     if options.output.exists():
@@ -72,14 +73,13 @@ def pack(options: argparse.Namespace) -> int:
     row = 0
     with moved_when_whole(options.output) as unfinished, h5py.File(unfinished, "w", libver="latest") as file:
         file.attrs.update(format=FORMAT, dataset=clip_set.dataset, list_name=clip_set.list_name)
-        file.attrs.update(ids_known=clip_set.ids_known, sample_rate=options.sample_rate)
+        file.attrs.update(ids_known=clip_set.ids_known, sample_rate=SAMPLE_RATE)
         for key, dtype in types.items():
             file.create_dataset(key, len(clip_set.clips), dtype, maxshape=(None,))
         # Clip by clip, in order, decoded by worker processes a few ahead of what is written.
         loader: DataLoader[Any] = DataLoader(
             clip_set.clips,  # type: ignore[arg-type]
-            batch_size=None, collate_fn=partial(encode_clip, rate=options.sample_rate),
-            num_workers=options.workers,
+            batch_size=None, collate_fn=encode_clip, num_workers=options.workers,
         )  # fmt: skip
         for clip, encoded in zip(clip_set.clips, tqdm(loader, options.output.name, unit="clip"), strict=True):
             if isinstance(encoded, BrokenFileError):
@@ -110,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--clip-list", help="file of clip ids or name of an official list; none: every clip")
     add("--annotations", type=Path, metavar="JSON", help="boxes to use and to store")
     add("--workers", type=int, default=4, metavar="N", help="decoding processes; 0: in this one")
-    add("--sample-rate", type=int, default=16_000, metavar="HZ", help="of the sounds")
     add("--allow-missing", action="store_true", help="leave out clips that cannot be read")
     configure_logging()
 

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from command_line import run, training
 from test_end_to_end import assert_same_weights
+from test_faults import signal_at, train
 
 import main
 import opts
@@ -43,25 +44,17 @@ def positions_of(requests):
 # ---------------------------------------------------------------------------------- the schedule
 
 
-def test_the_schedule_grows_by_epoch_and_is_capped():
-    curriculum = build_curriculum(mixing_start_epoch=3)
-    assert [curriculum.needs_search(epoch) for epoch in range(4)] == [False, False, True, True]
-    assert curriculum.mixing_for_epoch(1) is None
-    for epoch in range(2, 150):  # counted from 0: n = 1 in epoch 3
-        n, mixing = epoch - 1, curriculum.mixing_for_epoch(epoch)
-        assert mixing.probability == pytest.approx(min(1, 0.1 + 0.01 * n))
-        assert mixing.strength == pytest.approx(min(0.5, 0.01 * n))
-
-
 def test_the_schedule_is_that_of_the_authors_program_but_for_the_cap():
     """Epochs of their program, with its probability and strength; a probability beyond 1 is 1."""
     authors = {2: (0.11, 0.01), 3: (0.12, 0.02), 51: (0.6, 0.5), 52: (0.61, 0.51), 100: (1.09, 0.99)}
-    curriculum = build_curriculum()
-    assert curriculum.mixing_for_epoch(0) is None and not curriculum.needs_search(0)
-    for epoch, (probability, strength) in authors.items():
-        mixing = curriculum.mixing_for_epoch(epoch - 1)
-        assert mixing.probability == pytest.approx(min(1, probability))
-        assert mixing.strength == pytest.approx(min(0.5, strength))
+    for start in (2, 3):
+        curriculum = build_curriculum(mixing_start_epoch=start)
+        assert [curriculum.needs_search(epoch) for epoch in range(4)] == [n + 1 >= start for n in range(4)]
+        assert curriculum.mixing_for_epoch(start - 2) is None
+        for epoch, (probability, strength) in authors.items():
+            mixing = curriculum.mixing_for_epoch(epoch + start - 3)  # counted from 0
+            assert mixing.probability == pytest.approx(min(1, probability))
+            assert mixing.strength == pytest.approx(min(0.5, strength))
 
 
 def test_settings_of_a_mixing_that_is_off_are_refused():
@@ -204,10 +197,6 @@ def test_sounds_alone_are_decoded_without_frames(clips):
 # --------------------------------------------------------------------------------------- the runs
 
 
-def train(tiny_data, output, *words):
-    return main.main(training(tiny_data, output, *words))
-
-
 @pytest.fixture
 def much(monkeypatch):
     """More clips and more of the other sound than the first epochs have."""
@@ -215,19 +204,6 @@ def much(monkeypatch):
     monkeypatch.setattr(
         MixingCurriculum, "mixing_for_epoch", lambda c, epoch: really(c, epoch) and really(c, epoch + 40)
     )
-
-
-class StopAfter(main.Interruption):
-    """The signal comes before the n-th time it is looked for."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def agreed(self):
-        self.left -= 1
-        if self.left == 0:
-            self.signal_number = signal.SIGTERM
-        return super().agreed()
 
 
 @pytest.mark.usefixtures("narrow", "much")
@@ -242,8 +218,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(tiny_data,
     # An epoch is looked at twice in its search, and after 2 steps.
     for number, where in ((1, (0, 0)), (2, (0, 0)), (3, (0, 1)), (7, (1, 1)), (8, (1, 2)), (9, (2, 0))):
         stopped = tmp_path / f"stopped_{number}"
-        with monkeypatch.context() as patched:
-            patched.setattr(main, "Interruption", lambda number=number: StopAfter(number))
+        with signal_at(monkeypatch, main.Interruption, "agreed", number, signal.SIGTERM):
             assert train(tiny_data, stopped, *words) == 128 + signal.SIGTERM
         content = torch.load(stopped / "last.pth", weights_only=True)
         assert (content["epoch"], content["step"]) == where

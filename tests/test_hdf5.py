@@ -21,8 +21,6 @@ from utils.files import BrokenFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUM_CLIPS = 5
-
 
 def pictures(count, seed=0, side=24):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
@@ -32,10 +30,7 @@ def pictures(count, seed=0, side=24):
 def training_files(tmp_path):
     """A folder of five clips, and what was put into it."""
     folder = tmp_path / "10k_unlabeled"
-    sounds = real_sounds(NUM_CLIPS)
-    return folder, sounds, write_authors_files(
-        folder, "train", pictures(NUM_CLIPS), sounds, "_10k"
-    )  # fmt: skip
+    return folder, write_authors_files(folder, "train", pictures(5), real_sounds(5), "_10k")
 
 
 # ------------------------------------------------------------------------------------- levelling
@@ -52,7 +47,7 @@ def test_levelling_is_undone_up_to_a_constant():
 
 
 def test_the_stored_spectrograms_are_never_needed(training_files):
-    folder, _, stored = training_files
+    folder, stored = training_files
     clips = build_clips("flickr", folder, clip_list=None).clips
     window = SegmentConfig()
     waveforms = torch.stack([load_waveform(clip.audio_source, window) for clip in clips])
@@ -75,7 +70,7 @@ def test_what_the_formula_cannot_give_is_refused(samples):
 
 @pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan])
 def test_numbers_that_are_no_pixels(training_files, value):
-    folder, _, _ = training_files
+    folder, _ = training_files
     with h5py.File(folder / "h5py_train_frames_10k.h5", "r+") as file:
         file["train_frames"][3, 1, 1, 1] = value
     clips = build_clips("flickr", folder, clip_list=None).clips
@@ -89,7 +84,7 @@ WINDOWS = [(AudioConfig(window_seconds=1.0), None), (AudioConfig(), 1.3), (Segme
 
 @pytest.mark.parametrize(("window", "excerpt_seconds"), WINDOWS)
 def test_a_stored_sound_is_heard_like_a_file(training_files, tmp_path, window, excerpt_seconds):
-    folder, _, stored = training_files
+    folder, stored = training_files
     clip = build_clips("flickr", folder, clip_list=None).clips[1]
     path = tmp_path / "same.wav"
     soundfile.write(path, undo_levelling(stored["audios"][1]), 16_000, subtype="FLOAT")
@@ -115,7 +110,7 @@ def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_list_of_as_many_lines_names_the_rows(training_files, tmp_path):
-    folder, _, stored = training_files
+    folder, stored = training_files
     path = tmp_path / "mine.csv"
     path.write_text("".join(f"{name},{n}\n" for n, name in enumerate("edcba")))
     clip_set = build_clips("flickr", folder, clip_list=str(path))
@@ -164,7 +159,7 @@ def test_sspl_s_vgg_ss_tree(tmp_path, tiny_data):
 
 
 def test_folders_and_hdf5_together_are_refused(training_files, tmp_path):
-    folder, _, _ = training_files
+    folder, _ = training_files
     for name in ("frames", "wav"):
         (folder / name).mkdir()
     with pytest.raises(ValueError, match=r"several ways.*frames/.*h5py_train_") as refusal:
@@ -226,7 +221,7 @@ def as_clips(clip_set):
 
 
 def test_damage_found_while_training_is_named_and_never_replaced(training_files):
-    folder, _, _ = training_files
+    folder, _ = training_files
     clips = as_clips(build_clips("flickr", folder, clip_list=None))
     path = folder / "h5py_train_audios_10k.h5"
     close_files()
@@ -243,7 +238,7 @@ def test_damage_found_while_training_is_named_and_never_replaced(training_files)
 
 def test_workers_read_what_this_process_reads(training_files):
     clips = as_clips(build_clips("flickr", training_files[0], clip_list=None))
-    expected = [clips[i] for i in range(NUM_CLIPS)]  # the files are open now
+    expected = [clips[i] for i in range(5)]  # the files are open now
     loader = ClipLoader(clips, batch_size=2, workers=2)
     frames = torch.cat([batch.frames for batch in loader])
     assert torch.equal(frames, torch.stack([sample.frame for sample in expected]))

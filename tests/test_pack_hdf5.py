@@ -104,7 +104,7 @@ def test_the_authors_files_can_be_packed(tmp_path):
     ("arguments", "words"),
     [
         ("vgg_ss {data}/nowhere {out}/clips.h5", "does not exist"),
-        ("vgg_ss {data} {out}/clips.h5 --sample-rate 8", "--sample-rate"),
+        ("vgg_ss {data} {out}/clips.h5 --sample-rate 8000", "packed at 16 kHz"),
         ("vgg_ss {data} {out}/clips.h5 --clip-list nowhere", "nowhere"),
         ("vgg_ss {data} {data}/VGGSound_test/frame/test_0.jpg/clips.h5", ""),
     ],

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import logging
 import shutil
 import struct
 import subprocess
@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
-from command_line import ROOT, assert_refused
+from command_line import ROOT
 from PIL import Image
 
 from scripts.stamps.__main__ import main
@@ -33,14 +33,10 @@ PARTS = {(True, True): "seen", (True, False): "held_out_recording",
          (False, True): "held_out_photo", (False, False): "both_held_out"}  # fmt: skip
 
 
-def run_stamps(folder, *options, path=None, source="procedural"):
+def words(folder, *options, source="procedural"):
+    """Arguments of make_stamps.sh."""
     recipe = ["--train", NUM_TRAIN, "--test", NUM_TEST, "--classes", 4, "--frame-size", FRAME_SIZE]
-    words = [folder, "--source", source, *recipe, *options]
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.stamps", *map(str, words)],
-        cwd=ROOT, env={**os.environ, "PATH": str(path)} if path else None,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return list(map(str, [folder, "--source", source, *recipe, *options]))
 
 
 def read_files(folder):
@@ -51,7 +47,10 @@ def read_files(folder):
 @pytest.fixture(scope="module")
 def stamps_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stamps") / "set"
-    process = run_stamps(folder, "--workers", 2)
+    process = subprocess.run(
+        [sys.executable, "-m", "scripts.stamps", *words(folder, "--workers", 2)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout == f"{folder}\n"
     return folder
@@ -102,18 +101,20 @@ def assert_boxes_keep_their_bounds(clips):
             assert overlap_share(np.array(clip["box"]), np.array(other["box"])) <= MAX_OVERLAP + 1e-4
 
 
-def test_same_recipe_gives_the_same_files_or_is_left_alone_and_another_is_refused(stamps_set, tmp_path):
+def test_same_recipe_gives_the_same_files_or_is_left_alone_and_another_is_refused(
+    stamps_set, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
     folder = tmp_path / "other name"
     folder.mkdir()  # an empty folder is as good as none
-    process = run_stamps(folder, "--workers", 1)
-    assert process.returncode == 0, process.stderr
+    assert main(words(folder, "--workers", 1)) == 0
     assert read_files(folder) == read_files(stamps_set)
     before = {path: path.stat().st_mtime_ns for path in stamps_set.rglob("*")}
     for source in ("procedural", "auto"):
-        process = run_stamps(stamps_set, source=source)
-        assert process.returncode == 0, process.stderr
-        assert "nothing to do" in process.stderr
-    assert_refused(run_stamps(stamps_set, "--seed", 1), "seed 0 instead of 1", "another folder")
+        assert main(words(stamps_set, source=source)) == 0
+    assert caplog.text.count("nothing to do") == 2
+    assert main(words(stamps_set, "--seed", 1)) == 2
+    assert "seed 0 instead of 1" in caplog.text and "another folder" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in stamps_set.rglob("*")} == before
 
 
@@ -132,29 +133,27 @@ def test_bad_numbers_are_refused(tmp_path, caplog, option):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_apt_get_auto_falls_back_and_real_refuses(tmp_path):
-    options = ["--cache", tmp_path / "cache"]
-    bare = tmp_path / "bin"
-    bare.mkdir()
-    process = run_stamps(tmp_path / "real", *options, path=bare, source="real")
-    assert_refused(process, "apt-get is not on PATH")
+def test_without_apt_get_auto_falls_back_and_real_refuses(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = ("--cache", tmp_path / "cache", "--workers", 1)
+    assert main(words(tmp_path / "real", *options, source="real")) == 2
+    assert "apt-get is not on PATH" in caplog.text
     assert not (tmp_path / "real").exists()
-    process = run_stamps(tmp_path / "auto", *options, path=bare, source="auto")
-    assert process.returncode == 0, process.stderr
-    assert "WARNING No real material: apt-get is not on PATH" in process.stderr
+    assert main(words(tmp_path / "auto", *options, source="auto")) == 0
+    assert "No real material: apt-get is not on PATH" in caplog.text
     manifest = manifest_of(tmp_path / "auto")
     assert manifest["source"] == manifest["recipe"]["source"] == "procedural"
 
 
 @pytest.mark.parametrize(
-    ("cached", "script", "source", "words"),
+    ("cached", "script", "source", "parts"),
     [
         (True, "exit 1", "auto", ("sha256", "delete it")),
         (False, "echo no > tuxpaint-stamps-default_2022.06.04-1_all.deb", "auto", ("sha256", "refused")),
         (False, "echo 'E: Not found' >&2; exit 100", "real", ("2022.06.04-1", "Not found")),
     ],
 )
-def test_another_package_is_refused(tmp_path, cached, script, source, words):
+def test_another_package_is_refused(tmp_path, monkeypatch, caplog, cached, script, source, parts):
     apt_get, cache = tmp_path / "bin" / "apt-get", tmp_path / "cache"
     for folder in (apt_get.parent, cache):
         folder.mkdir()
@@ -163,8 +162,10 @@ def test_another_package_is_refused(tmp_path, cached, script, source, words):
     if cached:
         (cache / "tuxpaint-stamps-default_2022.06.04-1_all.deb").write_bytes(b"not the package")
     before = read_files(cache)
-    process = run_stamps(tmp_path / "set", "--cache", cache, path=apt_get.parent, source=source)
-    assert_refused(process, *words, *map(str, cache.iterdir()))
+    monkeypatch.setenv("PATH", str(apt_get.parent))
+    assert main(words(tmp_path / "set", "--cache", cache, source=source)) == 2
+    for part in (*parts, *map(str, cache.iterdir())):
+        assert part in caplog.text
     assert read_files(cache) == before
     assert not (tmp_path / "set").exists()
 
@@ -242,14 +243,14 @@ def test_catalogue_files_belong_to_one_class_only():
 
 
 @pytest.mark.slow
-def test_real_material(tmp_path):
+def test_real_material(tmp_path, caplog):
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not on PATH, so the real packages cannot be fetched")
-    process = run_stamps(tmp_path / "set", "--classes", 50, "--train", 50, source="real")
-    if "cannot be had" in process.stderr:
-        pytest.skip(process.stderr.splitlines()[-1])
-    assert process.returncode == 0, process.stderr
+    status = main(words(tmp_path / "set", "--classes", 50, "--train", 50, source="real"))
+    if "cannot be had" in caplog.text:
+        pytest.skip(caplog.messages[-1])
+    assert status == 0, caplog.text
     manifest = manifest_of(tmp_path / "set")
     assert (manifest["source"], len(manifest["classes"]), len(manifest["packages"])) == ("real", 50, 2)
     assert_boxes_keep_their_bounds(manifest["clips"].values())

@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -144,8 +143,8 @@ def write_set(folder: Path, recipe: dict[str, Any], material: Material, num_work
     counts = zip(SPLITS, (recipe["num_train"], recipe["num_test"]), strict=True)
     tasks = [(split, index) for split, count in counts for index in range(count)]
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
     try:
         kept = partial, recipe, material
         with ProcessPoolExecutor(num_workers, initializer=_set_up_worker, initargs=kept) as pool:
@@ -172,7 +171,6 @@ def write_set(folder: Path, recipe: dict[str, Any], material: Material, num_work
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (partial / MANIFEST).write_text(text, encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp's is for the owner only
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,6 @@ things too slender to fill the share of a frame that `compose` asks for.
 """
 
 import csv
-import hashlib
 import logging
 import os
 import shutil
@@ -24,6 +23,8 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 from scipy.signal import resample_poly
+
+from utils.files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -106,24 +107,22 @@ def load_real_material(num_classes: int, frame_size: int, cache: Path) -> Materi
     check_num_classes(num_classes, len(names), "real")
     roots = {short: fetch_package(short, cache) / ROOTS[short] for short in PACKAGES}
 
-    def read_class(name: str) -> SoundingClass:
-        photos, sounds = [], []
-        for row in (row for row in rows if row["class"] == name):
-            package, file = row["file"].split(":")
-            key, path, held_out = row["file"], f"{roots[package]}/{file}", row["held_out"] == "yes"
-            if row["kind"] == "photo":
-                photos.append(Photo(key, read_photo(f"{path}.png", frame_size), held_out))
-            else:
-                sounds.append(Sound(key, read_recording(f"{path}.ogg"), held_out))
-        return SoundingClass(name, photos, sounds)
-
+    silent = SoundingClass("", [], [])
+    classes = [SoundingClass(name, [], []) for name in names[:num_classes]]
+    by_name = {chosen.name: chosen for chosen in (silent, *classes)}
+    for row in (row for row in rows if row["class"] in by_name):
+        package, file = row["file"].split(":")
+        key, path, held_out = row["file"], f"{roots[package]}/{file}", row["held_out"] == "yes"
+        if row["kind"] == "photo":
+            by_name[row["class"]].photos.append(Photo(key, read_photo(f"{path}.png", frame_size), held_out))
+        else:
+            by_name[row["class"]].sounds.append(Sound(key, read_recording(f"{path}.ogg"), held_out))
     root = roots["gcompris"]
     scenes = sorted(scene for folder in SCENERY for scene in (root / folder).rglob("*.webp"))
     keys = [f"gcompris:{scene.relative_to(root).with_suffix('')}" for scene in scenes]
     backgrounds = [Photo(key, read_scene(scene, frame_size)) for key, scene in zip(keys, scenes, strict=True)]
-    classes, silent = [read_class(name) for name in names[:num_classes]], read_class("").photos
-    packages = list(PACKAGES.values())
-    return Material("real", classes, silent, split_backgrounds(backgrounds), LICENCE, packages)
+    parts, packages = split_backgrounds(backgrounds), list(PACKAGES.values())
+    return Material("real", classes, silent.photos, parts, LICENCE, packages)
 
 
 def check_num_classes(wanted: int, available: int, source: str) -> None:
@@ -199,8 +198,7 @@ def fetch_package(short: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
         deb = next(cache.glob(f"{label}_*.deb"), None) or download(package, Path(folder))
-        with deb.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(deb)
         if sha256 != package["sha256"]:
             raise ValueError(
                 f"{deb} has sha256 {sha256}, expected {package['sha256']}: refused. "

@@ -131,14 +131,27 @@ def test_resampling_keeps_pitch_and_length(tmp_path, rate):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "tolerance"), [(".wav", 1e-4), (".flac", 1e-4), (".ogg", 0.03), (".mp3", 0.03)]
+    ("suffix", "options", "tolerance"),
+    [
+        (".flac", {}, 1e-4),
+        (".ogg", {}, 0.03),
+        (".mp3", {}, 0.03),
+        (".wav", {"subtype": "PCM_16"}, 1e-4),
+        (".wav", {"subtype": "PCM_24"}, 1e-4),
+        (".wav", {"subtype": "FLOAT"}, 1e-4),
+        (".wav", {"subtype": "IMA_ADPCM"}, 0.03),
+        (".wav", {"format": "WAVEX"}, 1e-4),
+        (".wav", {"format": "RF64"}, 1e-4),
+    ],
 )
-def test_every_format_is_read(tmp_path, suffix, tolerance):
-    samples = sine(440, 1) * np.linspace(1, 0.2, 16_000, dtype=np.float32)  # no period to hide in
-    path = write(tmp_path / f"tone{suffix}", samples)
+def test_every_format_is_read(tmp_path, suffix, options, tolerance):
+    samples = (sine(440, 1) * np.linspace(1, 0.2, 16_000, dtype=np.float32))[:15_999]  # no period to hide in
+    path = write(tmp_path / f"tone{suffix}", samples, **options)
+    if suffix == ".wav":
+        path.write_bytes(path.read_bytes() + b"LIST\x04\0\0\0INFO")  # a chunk behind the sound
     waveform = load_waveform(path, SHORT)
     assert waveform.shape == (16_000,)
-    np.testing.assert_allclose(waveform, samples, atol=tolerance)
+    np.testing.assert_allclose(waveform[200:15_999], samples[200:], atol=tolerance)
 
 
 def test_what_libsndfile_cannot_decode_is_left_to_ffmpeg(tmp_path):
@@ -156,7 +169,7 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "text.wav").write_text("HTTP 404: the sound you want is not here\n" * 20)
     write(tmp_path / "no_samples.wav", np.zeros(0, np.float32))
     write(tmp_path / "odd.wav", np.zeros(100), 47_999)
-    reasons = {"text.wav": "", "absent.wav": "no such file", "no_samples.wav": "no audio sample"}
+    reasons = {"absent.wav": "no such file", "no_samples.wav": "no audio sample", "text.wav": "cannot"}
     reasons |= {"odd.wav": "47999 Hz", "nan.wav": "not finite", "-inf.wav": "not finite"}
     for value in (math.nan, -math.inf):
         samples = sine(440, 0.5)
@@ -167,7 +180,7 @@ def test_broken_files_are_named(tmp_path):
         for content in (b"", np.random.default_rng(0).bytes(3000)):
             name = f"{len(content)}{suffix}"
             (tmp_path / name).write_bytes(content)
-            reasons[name] = ""
+            reasons[name] = "cannot be read"
     for name, reason in reasons.items():
         with pytest.raises(BrokenFileError, match=reason) as caught:
             load_waveform(tmp_path / name, SHORT)
@@ -237,7 +250,8 @@ def test_downloads_that_broke_off_are_named(tmp_path, name):
         # The number of samples, 36 bits: 0 is not known.
         content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
         path.write_bytes(content)
-    assert heard(path) == (pytest.approx(8, abs=0.2), pytest.approx(0.5, abs=0.1))
+    seconds, loudest = heard(path)
+    assert seconds == pytest.approx(8, abs=0.2) and loudest > 0.3
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 5])
     with pytest.raises(BrokenFileError, match=r"cut off"):
         load_waveform(path, AudioConfig())
@@ -255,17 +269,6 @@ def test_damage_within_a_sound_is_named_and_what_lies_around_an_mp3_is_skipped(t
     path = write(tmp_path / "x.mp3", noise)
     path.write_bytes(path.read_bytes() + b"TAG" + bytes(125) + b"junk" * 500)
     assert heard(path)[0] == pytest.approx(8, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("format_name", "subtype"),
-    [("WAV", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_16"), ("RF64", "PCM_16")],
-)
-def test_every_kind_of_wav_is_whole(tmp_path, format_name, subtype):
-    path = write(tmp_path / "x.wav", sine(440, 1)[:15_999], format=format_name, subtype=subtype)
-    with path.open("ab") as file:  # chunks behind the sound
-        file.write(b"LIST\x04\x00\x00\x00INFO")
-    assert load_waveform(path, SHORT).shape == (16_000,)
 
 
 # --------------------------------------------------------------------------- the spectrogram

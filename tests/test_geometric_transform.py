@@ -115,13 +115,6 @@ def test_each_switch_acts_alone(switches, effect):
     assert draw_many(**switches) == [dataclasses.replace(drawn, **effect) for drawn in plain]
 
 
-def test_angles_are_drawn_for_each_frame_within_the_limit():
-    drawn = [angle for each in draw_many(max_rotation=4) for angle in each.angles]
-    assert set(drawn) == set(range(-4, 5))
-    assert any(len(set(each.angles)) == 3 for each in draw_many(max_rotation=4))
-    assert {each.angles for each in draw_many(max_rotation=0)} == {(0, 0, 0)}
-
-
 def test_flip_mirrors_and_angles_turn_anticlockwise():
     right_of_centre = torch.zeros(1, 1, 128, 128)
     right_of_centre[..., 60:68, 100:108] = 1

@@ -101,9 +101,7 @@ def assert_boxes_keep_their_bounds(clips):
             assert overlap_share(np.array(clip["box"]), np.array(other["box"])) <= MAX_OVERLAP + 1e-4
 
 
-def test_same_recipe_gives_the_same_files_or_is_left_alone_and_another_is_refused(
-    stamps_set, tmp_path, caplog
-):
+def test_the_same_recipe_gives_the_same_files_and_another_is_refused(stamps_set, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "other name"
     folder.mkdir()  # an empty folder is as good as none

@@ -187,8 +187,8 @@ def read_authors(paths: Sequence[Path], split: Split, clip_ids: Sequence[str] | 
             f"--clip-list names {len(ids)} clips, but the h5py_{split}_frames files in {folder} "
             f"hold {len(frames)} rows. They hold no ids: line i of the list must be row i."
         )
-    by_id = (dict(zip(ids, rows, strict=True)) for rows in (frames, sounds))
-    return StoredClips(*by_id, ids_known=clip_ids is not None)
+    frames_by_id, sounds_by_id = (dict(zip(ids, rows, strict=True)) for rows in (frames, sounds))
+    return StoredClips(frames_by_id, sounds_by_id, ids_known=clip_ids is not None)
 
 
 def _rows(path: Path, key: str) -> list[HDF5Row]:

@@ -79,7 +79,8 @@ def pack(options: argparse.Namespace) -> int:
         # Clip by clip, in order, decoded by worker processes a few ahead of what is written.
         loader: DataLoader[Any] = DataLoader(
             clip_set.clips,  # type: ignore[arg-type]
-            batch_size=None, collate_fn=encode_clip, num_workers=options.workers,
+            batch_size=None, collate_fn=encode_clip,  # type: ignore[arg-type]
+            num_workers=options.workers,
         )  # fmt: skip
         for clip, encoded in zip(clip_set.clips, tqdm(loader, options.output.name, unit="clip"), strict=True):
             if isinstance(encoded, BrokenFileError):

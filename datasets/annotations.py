@@ -223,5 +223,5 @@ def mask_map(
     """
     mask = Image.fromarray(read_mask(path).astype(np.uint8))
     nearest = Image.Resampling.NEAREST
-    square = geometry.apply_to_mask(mask.resize(frame_size, nearest))
+    square = geometry.apply_to_frame(mask.resize(frame_size, nearest), nearest)
     return np.asarray(square.resize((size, size), nearest), dtype=np.float32)

@@ -62,15 +62,10 @@ class FrameGeometry:
         width, height, _, _ = self._crop(*frame.size)
         return to_tensor(frame.resize((width, height), Image.Resampling.BICUBIC))
 
-    def apply_to_frame(self, frame: Image.Image) -> Image.Image:
-        """RGB picture of any size -> square of frame_size, bicubic with antialiasing."""
-        return self._square(frame, Image.Resampling.BICUBIC)
-
-    def apply_to_mask(self, mask: Image.Image) -> Image.Image:
-        """Mask of the frame on disk -> mask of the square, each pixel that of the nearest one."""
-        return self._square(mask, Image.Resampling.NEAREST)
-
-    def _square(self, picture: Image.Image, interpolation: Image.Resampling) -> Image.Image:
+    def apply_to_frame(
+        self, picture: Image.Image, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> Image.Image:
+        """Picture, or mask (nearest), of any size -> square of frame_size; bicubic is with antialiasing."""
         if self.mode != "centre_crop":
             return picture.resize((self.frame_size, self.frame_size), interpolation)
         width, height, left, top = self._crop(*picture.size)

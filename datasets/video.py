@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import chain, dropwhile, groupby, islice, takewhile
+from itertools import chain, dropwhile, groupby, islice, pairwise, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -47,7 +47,6 @@ FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
 # Codecs in which a picture marked as no reference is never needed to decode another one. HEVC's mark holds
 # within one temporal layer only; the other codecs have no such mark.
 SKIPPING_CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers
 CLOCK, SOUND_RATE = 90_000, 48_000  # ticks and samples a second in the videos that are written
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
@@ -258,7 +257,7 @@ def numbered_frames(
     with nullcontext(opened) if is_indexed else open_video(opened.path, opened.content) as video:
         stream, container = video.pictures, video.container
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # many videos, a core each
-        frames = video.shown_frames(container.demux(stream))
+        frames: Iterator[Any] = video.shown_frames(container.demux(stream))
         if is_indexed:
             limit, place = (due + video.begin) / video.tick, int((due + video.begin) * av.time_base)
             container.seek(place)
@@ -274,19 +273,17 @@ def numbered_frames(
             else:
                 container.seek(container.start_time or 0)
         # The frame that is shown just before each moment; the first stands in for what precedes it.
-        shown, end = None, Fraction(0)
-        for moment, frame in chain(frames, [(None, None)]):
-            while shown and due <= (end if moment is None else moment):
-                if shown.is_corrupt:
+        end = None
+        for (moment, frame), following in pairwise(chain(frames, [None])):
+            end = following[0] if following else moment + (frame.duration * video.tick or 1 / video.rate)
+            while due <= end:
+                if frame.is_corrupt:
                     raise UnusableVideoError(video.path, "a picture that is needed is damaged")
-                yield number, shown
-                if (following := next(waiting, None)) is None:
+                yield number, frame
+                if (later := next(waiting, None)) is None:
                     return
-                number, due = following
-            if frame is None or moment is None:
-                break
-            shown, end = frame, moment + (frame.duration * video.tick or 1 / video.rate)
-    if shown is None:
+                number, due = later
+    if end is None:
         raise UnusableVideoError(video.path, "no picture came out of the decoder")
     if number <= needed:
         at = float(moments[needed])
@@ -482,11 +479,10 @@ def write_video(
     options = {"movflags": "+faststart"}
     with closing(stereo()) as sound, av.open(str(path), "w", format="mp4", options=options) as out:
         # Without pictures between later ones (bf 0), no player has to start before time 0.
-        shown = out.add_stream("libx264", rate, options={"preset": "veryfast", "crf": "20", "bf": "0"})
-        shown.pix_fmt, context = "yuv420p", shown.codec_context
-        context.time_base = Fraction(1, CLOCK)
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED_RANGE
+        bt709 = dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "bt709")
+        look = {"preset": "veryfast", "crf": "20", "bf": "0", "color_range": "tv", **bt709}
+        shown = out.add_stream("libx264", rate, options=look)
+        shown.pix_fmt, shown.codec_context.time_base = "yuv420p", Fraction(1, CLOCK)
         heard = out.add_stream("aac", SOUND_RATE, layout="stereo")
 
         def write_sound(until: float) -> None:
@@ -500,7 +496,7 @@ def write_video(
 
         for seconds, picture in frames:
             even = np.pad(picture, [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)], "edge")
-            if not context.is_open:
+            if not shown.codec_context.is_open:
                 shown.height, shown.width = even.shape[:2]
             frame = av.VideoFrame.from_ndarray(even, "rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")

@@ -118,9 +118,8 @@ def test_pictures_of_a_variable_rate_keep_their_times(tmp_path, times):
 
 @pytest.mark.parametrize("size", [(33, 47), (1, 1), (700, 18)])
 def test_odd_sizes_grow_by_one_line(tmp_path, size):
-    source = make_video(
-        tmp_path / "clip.mkv", seconds=0.3, rate=10, codec="libvpx-vp9", pictures=[lamp(size=size)] * 3
-    )
+    pictures = [lamp(size=size)] * 3
+    source = make_video(tmp_path / "clip.mkv", seconds=0.3, rate=10, codec="libvpx-vp9", pictures=pictures)
     pictures, _ = streams(localise(source, tmp_path / "out.mp4", drawing={"box": True}).output)
     assert pictures[0][1].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     assert [seconds for seconds, _ in pictures] == pytest.approx([0, 0.1, 0.2])
@@ -167,17 +166,14 @@ def test_maps_are_those_of_localise_one_by_one(tmp_path, step):
     localiser = small_ssl_tie()
     sound = np.random.default_rng(1).uniform(-0.3, 0.3, (1, 3 * AUDIO_RATE)).astype(np.float32)
     sound *= np.linspace(0.01, 1, sound.shape[1], dtype=np.float32)
-    source = make_video(
-        tmp_path / "clip.mkv", seconds=3, rate=5, codec="mpeg4", sounds=[sound],
-        sound_codec="pcm_s16le",
-    )  # fmt: skip
+    source = tmp_path / "clip.mkv"
+    make_video(source, seconds=3, rate=5, codec="mpeg4", sounds=[sound], sound_codec="pcm_s16le")
     rows = read_peaks(localise(source, tmp_path / "out.mp4", localiser, audio_step=step, batch_size=4))
     samples, front_end = torch.from_numpy(read_sound(source, 16_000)), AUDIO.build_front_end()
     with av.open(str(source)) as container, torch.inference_mode():
         for frame, row in zip(container.decode(video=0), rows, strict=True):
             moment = step * round(frame.time / step) if step else frame.time
-            begin = min(max(0, round(moment * 16_000) - 8_000), len(samples) - 16_000)
-            window = samples[begin : begin + 16_000]
+            window = sound_around(samples, moment, AUDIO)
             square = to_tensor(FrameGeometry(64).apply_to_frame(frame.to_image()))
             (found,) = localiser.model.localise(normalise(as_float(square[None])), front_end(window[None]))
             assert float(row["similarity"]) == pytest.approx(float(found.max()), abs=1e-4)

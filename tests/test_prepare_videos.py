@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from command_line import ENVIRONMENT, ROOT
 from PIL import Image
 from video_inputs import make_video, number_on, tone
 
@@ -21,7 +21,6 @@ from datasets.benchmarks import build_clips
 from scripts.prepare_videos import LAYOUTS, PrepareOptions, Task, find_videos, main, prepare_clip
 from utils.options import run_in_processes
 
-ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--workers", "1", "--frame-size", "48"]
 
 
@@ -245,15 +244,6 @@ def test_bad_folders_are_refused_in_words(videos, tmp_path, caplog):
     assert "frame_size 48 instead of 64" in caplog.text
 
 
-def start_run(videos, folder):
-    command = [sys.executable, "-m", "scripts.prepare_videos", videos, folder, "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [str(part) for part in command], env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
@@ -263,7 +253,9 @@ def test_a_stopped_run_leaves_whole_clips_and_goes_on(tmp_path, number, status):
     make_video(folder / "clip_0.mp4", seconds=6)
     for index in range(1, 60):
         os.link(folder / "clip_0.mp4", folder / f"clip_{index}.mp4")
-    run = start_run(folder, prepared)
+    command = [sys.executable, "-m", "scripts.prepare_videos", folder, prepared, "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, text=True, start_new_session=True, **pipes)
     record = prepared / "prepared.jsonl"
     while run.poll() is None and (not record.exists() or record.read_text().count("\n") < 5):
         time.sleep(0.01)

@@ -262,14 +262,12 @@ class Run:
     destination: Path
     record: TextIO
     options: PrepareOptions
-    wanted: dict[str, None] | None
-    """ids of --clip-list; None: every video is wanted"""
+    wanted: dict[str, None] | None  # ids of --clip-list; None: every video is wanted
+    # Bytes of the videos of which clips were made, and of those that were met now, by clip id.
     finished: dict[str, int] = field(default_factory=dict)
-    """bytes of the videos of which clips were made"""
-    archives: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """by name: the bytes of an archive that was read to its end, and of each video in it"""
     met: dict[str, int] = field(default_factory=dict)
-    """bytes of the videos that were met now"""
+    # By name: the bytes of an archive that was read to its end, and of each video in it.
+    archives: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     num_before: int = 0
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
 import signal
 import sys
 import time
@@ -381,23 +382,9 @@ def test_whatever_a_decoder_raises_is_a_broken_clip(
     assert "test_3.jpg cannot be read: DecoderError" in caplog.text and "Traceback" not in caplog.text
 
 
-FAULTY = """
-import os, runpy, sys
-import test_faults
-
-fault, program = sys.argv[1:3]
-sys.argv = sys.argv[2:]
-if os.environ.get("RANK", "1") == "1":
-    getattr(test_faults, fault)()
-runpy.run_path(program, run_name="__main__")
-"""
-
-
-def run_faulty(tmp_path, fault, program, *words, processes=1):
-    """A program with a fault, in the second of two processes, or in the only one."""
-    faulty = tmp_path / "faulty.py"
-    faulty.write_text(FAULTY)
-    return run(faulty, fault, ROOT / program, *words, processes=processes, timeout=DEADLINE)
+def run_faulty(fault, program, *words, processes=1):
+    """A program with a fault, in the second of two processes, or in the only one: see the last lines."""
+    return run(__file__, fault, ROOT / program, *words, processes=processes, timeout=DEADLINE)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +399,7 @@ def test_a_bug_ends_scoring_and_other_processes(tiny_data, checkpoint, tmp_path,
     words = training(tiny_data, tmp_path / "run", "--workers", 1)
     if program == "test.py":
         words = scoring(tiny_data, checkpoint, tmp_path / "results", "--batch-size", 2, "--workers", 2)
-    finished = run_faulty(tmp_path, bug, program, *words, processes=processes)
+    finished = run_faulty(bug, program, *words, processes=processes)
     assert finished.returncode == 1
     assert "ZeroDivisionError: a bug" in finished.stderr
     assert not (tmp_path / "run" / "last.pth").exists()
@@ -507,7 +494,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tiny_data, tmp_path, caplog):
 
 def test_a_disk_so_full_that_no_log_can_be_written(tiny_data, tmp_path):
     output, fault = tmp_path / "run", "with_a_full_disk_in_the_second_epoch"
-    finished = run_faulty(tmp_path, fault, "main.py", *training(tiny_data, output, "--epochs", 500))
+    finished = run_faulty(fault, "main.py", *training(tiny_data, output, "--epochs", 500))
     assert finished.returncode == 2, finished.stderr
     assert "File too large" in finished.stderr  # found by TensorBoard or by history.csv
     assert "Traceback" not in finished.stderr and "Logging error" not in finished.stderr, finished.stderr
@@ -523,3 +510,11 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tiny_data, tmp_path
     assert train(tiny_data, tmp_path / "file" / "below") == 2
     assert f"{tmp_path / 'file'} is a file" in caplog.text
     assert "checking files" not in caplog.text
+
+
+if __name__ == "__main__":
+    fault, program = sys.argv[1:3]
+    sys.argv = sys.argv[2:]
+    if os.environ.get("RANK", "1") == "1":
+        globals()[fault]()
+    runpy.run_path(program, run_name="__main__")

@@ -28,36 +28,30 @@ from utils.training import Precision
 WORKERS = max(1, min(8, NUM_CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 """A core decodes some 675 clips a second, eight what a GPU can train on; one core is left for the training"""
 
-_MEMORY = "Lower --batch-size, or use more GPUs."
-_NOISE = "A step has one noise, its level drawn between 0.01 and 1 of full scale."
-_MIXING = "Sounds are mixed as the authors' curriculum says: docs/method_ssl_tie.md."
-DROPPED = {
-    "--micro-batches": _MEMORY,
-    "--recompute-audio": _MEMORY,
-    "--head-megabytes": _MEMORY,
-    "--view-pool": "SSPL draws any of the 1,058 views of a frame each time, as its authors do.",
-    "--feature-cache": "SSPL's frozen encoders see new views in every step, so there is nothing to keep.",
-    "--tf32": "Use --precision tf32.",
-    "--channels-last": "It is chosen by itself: on CPUs, and for half precision on GPUs.",
-    "--log-every": "TensorBoard gets an entry every 20 steps.",
-    "--pictures": "TensorBoard gets 4 overlays after each epoch.",
-    "--sample-rate": "Sounds are heard at 16 kHz, as by the authors.",
-    "--max-rotation": "The largest angle is the authors' 30 degrees; --no-rotation takes rotation out.",
-    "--sharpness": "It is the authors' 0.03.",
-    "--audio-encodings": "The sound is encoded once in a step, with the same results as the authors' twice.",
-    **dict.fromkeys(("--noise-sounds", "--noise-quietest", "--noise-loudest"), _NOISE),
-    **{
-        f"--mixing-{name}{ending}": _MIXING
-        for name in ("probability", "strength")
-        for ending in ("", "-growth", "-limit")
-    },
-    **dict.fromkeys(("--mixing-candidates", "--mixing-refresh"), _MIXING),
-    "--as-published": "The authors' errors are not repeated; --threshold takes their thresholds.",
-    "--peer": "It went with --as-published.",
-    "--max-megapixels": "Pillow's own limit holds, 179 million pixels.",
-    "--opacity": "The hottest heat has the opacity of the reports, 0.8.",
-    "--threshold-from": "Give the number itself: --threshold takes another result's threshold.value.",
-}
+_DROPPED = {
+    "Lower --batch-size, or use more GPUs.": "--micro-batches --recompute-audio --head-megabytes",
+    "SSPL draws any of the 1,058 views of a frame each time, as its authors do.": "--view-pool",
+    "SSPL's frozen encoders see new views in every step, so there is nothing to keep.": "--feature-cache",
+    "Use --precision tf32.": "--tf32",
+    "It is chosen by itself: on CPUs, and for half precision on GPUs.": "--channels-last",
+    "TensorBoard gets an entry every 20 steps.": "--log-every",
+    "TensorBoard gets 4 overlays after each epoch.": "--pictures",
+    "Sounds are heard at 16 kHz, as by the authors.": "--sample-rate",
+    "The largest angle is the authors' 30 degrees; --no-rotation takes rotation out.": "--max-rotation",
+    "It is the authors' 0.03.": "--sharpness",
+    "The sound is encoded once in a step, with the same results as the authors' twice.": "--audio-encodings",
+    "A step has one noise, its level drawn between 0.01 and 1 of full scale.":
+        "--noise-sounds --noise-quietest --noise-loudest",
+    "Sounds are mixed as the authors' curriculum says: docs/method_ssl_tie.md.":
+        "--mixing-probability --mixing-probability-growth --mixing-probability-limit --mixing-strength "
+        "--mixing-strength-growth --mixing-strength-limit --mixing-candidates --mixing-refresh",
+    "The authors' errors are not repeated; --threshold takes their thresholds.": "--as-published",
+    "It went with --as-published.": "--peer",
+    "Pillow's own limit holds, 179 million pixels.": "--max-megapixels",
+    "The hottest heat has the opacity of the reports, 0.8.": "--opacity",
+    "Give the number itself: --threshold takes another result's threshold.value.": "--threshold-from",
+}  # fmt: skip
+DROPPED = {name: reason for reason, names in _DROPPED.items() for name in names.split()}
 """Options of earlier versions -> why they are gone, or what to use instead."""
 
 
@@ -90,7 +84,6 @@ class ValidationOptions:
     """scoring rule, see docs/evaluation.md; none: that of the method's authors"""
 
     def __post_init__(self) -> None:
-        """Refuse half a benchmark."""
         benchmark, root = self.validation_benchmark, self.validation_root
         if (benchmark is None) != (root is None) or (self.validation_list is not None and benchmark is None):
             raise ValueError(
@@ -164,7 +157,6 @@ class DrawingOptions(TestTask):
     scale_words: ClassVar[tuple[str, ...]] = ("frame",)
 
     def __post_init__(self) -> None:
-        """Refuse other scales."""
         super().__post_init__()
         self.parse_scale()
 
@@ -222,7 +214,6 @@ class RuleOptions(TestTask):
     ssl_tie,sspl, after the rule under which metrics of the benchmark's own are published"""
 
     def __post_init__(self) -> None:
-        """Refuse unknown rules."""
         super().__post_init__()
         try:
             find_protocols(self.protocol or "all")
@@ -300,7 +291,6 @@ class LocalisationOptions(RuleOptions, ScoringOptions):
     gallery: int = option(8, at_least=0)  # best, median and worst clips shown in report.html, of each
 
     def __post_init__(self) -> None:
-        """Refuse values without meaning, and options that saved maps would leave unread."""
         super().__post_init__()
         if self.save_overlays != "all" and not self.save_overlays.isdecimal():
             raise ValueError(f"--save-overlays takes a number or 'all', got {self.save_overlays!r}")
@@ -356,7 +346,6 @@ class RetrievalOptions(ModelOptions):
     """best, median and worst queries shown in report.html, of each and for each direction"""
 
     def __post_init__(self) -> None:
-        """Refuse values without meaning."""
         super().__post_init__()
         parse_directions(self.directions)
         parse_ks(self.ks)
@@ -382,7 +371,6 @@ class NegativeOptions(ModelOptions):
     gallery: int = option(2, at_least=0)  # best, median and worst clips shown in report.html, of each
 
     def __post_init__(self) -> None:
-        """Refuse to look for other classes where none are known, before anything is read."""
         super().__post_init__()
         ids_tell = DATA_SETS[self.benchmark].ids_tell_class
         if self.off_screen == "other_class" and self.labels is None and not ids_tell:
@@ -447,23 +435,22 @@ def read_config(path: Path, method: str) -> list[str]:
         raise ValueError(f"--config {path} has options of the method {theirs!r}; this is {method}.")
     groups = train_groups(method)
     known = {described.name: described for group in groups.values() for described in fields(group)}
-    words = []
+    flat: dict[str, Any] = {}
     for key, content in document.items():
-        for name, value in (content if isinstance(content, dict) else {key: content}).items():
-            if name == "audio_encodings":  # in options.json of earlier versions; it changed no result
-                continue
-            if (isinstance(content, dict) and key not in groups) or name not in known:
-                wrong = name if key in groups else key
-                refuse_dropped(DROPPED, [flag(name)])
-                hint = did_you_mean(wrong, [*known, *groups])
-                raise ValueError(f"--config {path}: unknown key {wrong!r}.{hint}")
-            is_default = known[name].metadata.get("hidden") and value == known[name].default
-            if name in OF_ONE_CALL or value is None or is_default:
-                continue
-            if isinstance(value, bool):
-                words.append(flag(name if value else f"no_{name}"))
-            else:
-                words.append(f"{flag(name)}={value}")
+        flat |= content if key in groups and isinstance(content, dict) else {key: content}
+    flat.pop("audio_encodings", None)  # in options.json of earlier versions; it changed no result
+    words = []
+    for name, value in flat.items():
+        if name not in known:
+            refuse_dropped(DROPPED, [flag(name)])
+            raise ValueError(f"--config {path}: unknown key {name!r}.{did_you_mean(name, [*known, *groups])}")
+        is_default = known[name].metadata.get("hidden") and value == known[name].default
+        if name in OF_ONE_CALL or value is None or is_default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        else:
+            words.append(f"{flag(name)}={value}")
     return words
 
 

@@ -53,11 +53,30 @@ def tone(index, seconds=1.0):
     return 0.5 * np.sin(2 * np.pi * PITCHES[index % 4] * time)
 
 
-def vgg_ss_xml(clip_id, box):
-    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-    box_element = f"<bbox><box>{inner}</box></bbox>"
-    return f"<annotation><filename>{clip_id}.jpg</filename>{box_element}</annotation>"
+def vgg_ss_xml(clip_id, *boxes):
+    tags = ("xmin", "ymin", "xmax", "ymax")
+    inner = ("".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, box, strict=True)) for box in boxes)
+    boxes_element = f"<bbox>{''.join(f'<box>{i}</box>' for i in inner)}</bbox>"
+    return f"<annotation><filename>{clip_id}.jpg</filename>{boxes_element}</annotation>"
+
+
+def write_training_clip(root, clip_id, picture, sound, quality=75):
+    """Of VGGSound."""
+    frames, sounds = (root / "VGGSound" / part for part in ("total_video_frames", "total_video_3s_audio"))
+    (frames / clip_id).mkdir(parents=True)
+    sounds.mkdir(exist_ok=True)
+    picture.save(frames / clip_id / "125.jpg", quality=quality)
+    soundfile.write(sounds / f"{clip_id}.wav", sound, RATE)
+
+
+def write_test_clip(root, clip_id, picture, sound, *boxes, quality=75):
+    """Of VGG-SS."""
+    frames, sounds, annotations = (root / "VGGSound_test" / part for part in ("frame", "audio", "anno"))
+    for folder in (frames, sounds, annotations):
+        folder.mkdir(parents=True, exist_ok=True)
+    picture.save(frames / f"{clip_id}.jpg", quality=quality)
+    soundfile.write(sounds / f"{clip_id}.wav", sound, RATE)
+    (annotations / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, *boxes))
 
 
 @pytest.fixture
@@ -69,26 +88,15 @@ def start(tmp_path_factory):
 @pytest.fixture
 def tiny_data(tmp_path):
     """VGGSound training clips and VGG-SS test clips in tmp_path/data."""
-    root = tmp_path / "data"
-    frames = root / "VGGSound" / "total_video_frames"
-    sounds = root / "VGGSound" / "total_video_3s_audio"
-    test = root / "VGGSound_test"
-    for folder in (frames, sounds, test / "frame", test / "audio", test / "anno"):
-        folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    boxes = {}
+    root, rng, boxes = tmp_path / "data", np.random.default_rng(0), {}
     train_ids = tuple(f"train_{index}" for index in range(8))
     test_ids = tuple(f"test_{index}" for index in range(6))
     for index, clip_id in enumerate(train_ids):
         picture, boxes[clip_id] = draw_frame(index, rng)
-        (frames / clip_id).mkdir()
-        picture.save(frames / clip_id / "125.jpg")
-        soundfile.write(sounds / f"{clip_id}.wav", tone(index), RATE)
+        write_training_clip(root, clip_id, picture, tone(index))
     for index, clip_id in enumerate(test_ids):
         picture, boxes[clip_id] = draw_frame(index, rng)
-        picture.save(test / "frame" / f"{clip_id}.jpg")
-        soundfile.write(test / "audio" / f"{clip_id}.wav", tone(index), RATE)
-        (test / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, boxes[clip_id]))
+        write_test_clip(root, clip_id, picture, tone(index), boxes[clip_id])
     return TinyData(root, train_ids, test_ids, boxes)
 
 

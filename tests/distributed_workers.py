@@ -195,22 +195,19 @@ def build_sspl(*, pcm):
     return model.double().train()
 
 
-def sspl_inputs():
+def sspl(rank, world_size):
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(2, CLIPS, 3, 96, 96, generator=generator, dtype=torch.float64)
-    return {
+    views = {
         "frames_view_1": frames[0],
         "frames_view_2": frames[0] + 0.5 * frames[1],
         "log_mel_segments": torch.randn(CLIPS, 3, 1, 96, 64, generator=generator, dtype=torch.float64),
     }
-
-
-def sspl(rank, world_size):
     found = {}
     for pcm in (True, False):
         model = build_sspl(pcm=pcm)
         synchronise_batch_norms(model)
-        found[pcm] = take_step(model, own_share(sspl_inputs(), rank, world_size), world_size)
+        found[pcm] = take_step(model, own_share(views, rank, world_size), world_size)
     return found
 
 
@@ -231,46 +228,37 @@ def narrow_encoder(in_channels, batch_norm_passes=1, last_stride=1):
     )
 
 
-def build_ssl_tie(variant):
-    config = SSLTIEConfig(**SSL_TIE_VARIANTS[variant])
-    torch.manual_seed(0)
-    with mock.patch("models.ssl_tie.ResNet18Encoder", narrow_encoder):
-        return SSLTIE(config).double().train()
+narrow_encoder.embedding_size = WIDTH  # type: ignore[attr-defined]
 
 
-def ssl_tie_inputs(variant, rank, world_size):
+def frames_and_sounds():
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
-    sounds = torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64)
-    own = own_share({"frames": frames, "log_mel_spectrogram": -40 + 20 * sounds}, rank, world_size)
-    angles = distributed.shard(ANGLES, rank, world_size)
-    transform = GeometricTransform(angles, 1.0, True, 64, "masked")
-    negatives = torch.randn(2, 1, 33, 48, generator=generator, dtype=torch.float64)
-    return own | {
-        "transformed_frames": transform.warp_frames(own["frames"]),
-        "transform": transform.warp_maps,
-        "negative_sounds": negatives if variant == "negative sounds" else None,
-    }
+    return frames, torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64), generator
 
 
 def ssl_tie(rank, world_size):
+    frames, sounds, generator = frames_and_sounds()
+    negatives = torch.randn(2, 1, 33, 48, generator=generator, dtype=torch.float64)
+    views = own_share({"frames": frames, "log_mel_spectrogram": -40 + 20 * sounds}, rank, world_size)
+    transform = GeometricTransform(distributed.shard(ANGLES, rank, world_size), 1.0, True, 64, "masked")
+    views |= {"transformed_frames": transform.warp_frames(views["frames"]), "transform": transform.warp_maps}
     found = {}
-    for name in SSL_TIE_VARIANTS:
-        model = build_ssl_tie(name)
+    for name, options in SSL_TIE_VARIANTS.items():
+        torch.manual_seed(0)
+        with mock.patch("models.ssl_tie.ResNet18Encoder", narrow_encoder):
+            model = SSLTIE(SSLTIEConfig(**options)).double().train()
         synchronise_batch_norms(model)
-        found[name] = take_step(model, ssl_tie_inputs(name, rank, world_size), world_size)
+        views["negative_sounds"] = negatives if name == "negative sounds" else None
+        found[name] = take_step(model, views, world_size)
     return found
 
 
-narrow_encoder.embedding_size = WIDTH  # type: ignore[attr-defined]
 PEERS = ("lvs", "ez_vsl", "slavc", "fnac")
 
 
 def peers(rank, world_size):
-    found = {}
-    generator = torch.Generator().manual_seed(1)
-    frames = torch.randn(CLIPS, 3, 64, 64, generator=generator, dtype=torch.float64)
-    sounds = torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64)
+    found, (frames, sounds, generator) = {}, frames_and_sounds()
     kept = 10.0 * (torch.rand(CLIPS, 2, WIDTH, 4, 4, generator=generator, dtype=torch.float64) < 0.5)
     for name in PEERS:
         torch.manual_seed(0)

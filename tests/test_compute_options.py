@@ -1,11 +1,12 @@
 """Each option of --precision and its neighbours does what it says, and leaves the results alone."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from command_line import run, training
-from distributed_workers import narrow_encoder
+from distributed_workers import largest_distance, narrow_encoder
 from torch import nn
 
 import main
@@ -49,14 +50,6 @@ def loss_and_state(model, inputs, precision="fp32"):
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return loss.detach(), gradients, dict(model.named_buffers())
-
-
-def largest_distance(ours, expected):
-    assert ours.keys() == expected.keys() and expected
-    return max(
-        ((ours[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-6)).item()
-        for name, value in expected.items()
-    )
 
 
 def options_of(*arguments):
@@ -115,22 +108,13 @@ def test_fp16_trains_and_resumes_from_the_command_line(tiny_data, tmp_path):
     assert content["progress"]["scaler"]["scale"] <= 2.0**10
 
 
-@pytest.fixture
-def tf32_switches():
-    """Both of them, put back at the end."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    yield switches
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
-
-
 @pytest.mark.parametrize("tf32", [True, False])
-def test_tf32_sets_and_unsets_the_switches(monkeypatch, tf32_switches, tf32):
-    for switch in tf32_switches:
+def test_tf32_sets_and_unsets_the_switches(monkeypatch, request, tf32):
+    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    for switch in switches:
+        request.addfinalizer(partial(setattr, switch, "allow_tf32", switch.allow_tf32))
         switch.allow_tf32 = not tf32
-    seen = []
-    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in tf32_switches) or 0)
+    monkeypatch.setattr(main, "train_on", lambda *_: seen.extend(s.allow_tf32 for s in switches) or 0)
     assert main.train(options_of("--precision", "tf32" if tf32 else "bf16")) == 0
     assert seen == [tf32, tf32]
 

@@ -1,51 +1,31 @@
-"""torchrun with gloo: several processes train and score as one does."""
+"""torchrun with gloo: several processes train as one does."""
 
-import csv
-import json
 import os
 import signal
 import subprocess
 import time
 
+import pandas as pd
 import pytest
 import torch
 from command_line import ENVIRONMENT, run, torchrun, training, validation
 
 
-def losses(output):
-    names = ("loss", "contrastive", "contrastive_transformed", "equivariance")
-    return [[float(row[name]) for name in names] for row in csv.DictReader((output / "history.csv").open())]
-
-
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(tiny_data, tmp_path):
+def test_two_processes_train_and_validate_as_one(tiny_data, tmp_path):
+    rows = []
     for processes in (1, 2):
-        words = training(tiny_data, tmp_path / str(processes), "--epochs", 1, *validation(tiny_data))
+        output = tmp_path / str(processes)
+        words = training(tiny_data, output, "--epochs", 1, *validation(tiny_data))
         finished = run("main.py", *words, processes=processes)
         assert finished.returncode == 0, finished.stderr
         assert finished.stderr.count("Finished epoch") == 1  # one process talks
+        rows.append(pd.read_csv(output / "history.csv").iloc[0])
     # The second step sees weights after Adam's first, which turns rounding into whole steps of the
     # learning rate where a gradient is all but 0.
-    assert losses(tmp_path / "2")[0] == pytest.approx(losses(tmp_path / "1")[0], rel=2e-3)
-    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in "12")
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-
-    # The same checkpoint, scored by one process and by two.
-    summaries, tables = [], []
-    for processes in (1, 2):
-        output = tmp_path / f"results_{processes}"
-        finished = run(
-            "test.py", "localisation", "--checkpoint", tmp_path / "2" / "last.pth",
-            "--benchmark", "vgg_ss", "--data-root", tiny_data.root, "--output", output,
-            "--workers", 0, "--device", "cpu", "--save-overlays", "all", processes=processes,
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
-        assert len(list((output / "overlays").glob("*.jpg"))) == 6
-        summaries.append(json.loads((output / "summary.json").read_text()))
-        tables.append((output / "per_clip.csv").read_text())
-    for name in ("cIoU@0.5", "AUC", "mean_cIoU", "num_clips", "scored_clips_sha256", "protocols"):
-        assert summaries[0][name] == summaries[1][name]
-    assert tables[0] == tables[1]
+    losses = ["loss", "contrastive", "contrastive_transformed", "equivariance"]
+    assert rows[1][losses].tolist() == pytest.approx(rows[0][losses].tolist(), rel=2e-3)
+    assert rows[1]["validation_clips"] == rows[0]["validation_clips"] == 6
 
 
 @pytest.mark.slow

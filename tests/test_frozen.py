@@ -6,7 +6,7 @@ itself: coloured squares on grey noise with a tone for each colour, 40 test clip
 
 The numbers are in goldens/frozen.json, recorded with commit 5c69c26 by
 
-    OMP_NUM_THREADS=1 python tests/test_frozen.py
+    OMP_NUM_THREADS=1 PYTHONPATH=. python tests/test_frozen.py
 
 What random draws can decide is kept out: all augmentation that has an option is off; SSPL's frames
 have one colour, so that its shifts and mirrorings change nothing; an epoch is one batch of all clips,
@@ -15,22 +15,17 @@ so that their order changes nothing; scores are those of weights that NumPy draw
 
 import csv
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from command_line import ENVIRONMENT, ROOT, torchrun
+from command_line import run
+from conftest import COLOURS, PITCHES, RATE, SIDE, write_test_clip, write_training_clip
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "goldens" / "frozen.json"
-COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
-PITCHES = (300.0, 700.0, 1500.0, 3200.0)
-SIDE, RATE = 96, 16_000
 NUM_TRAIN, NUM_TEST = 8, 40
 STEPS = 20
 
@@ -48,18 +43,15 @@ def write_data(root):
     """Training clips with squares and of one colour, and test clips: boxes and classes are known."""
     rng = np.random.default_rng(0)
     for index in range(NUM_TRAIN):
-        write_training_clip(root / "squares", f"train_{index}", draw_frame(index, rng)[0], index)
         level = np.full((SIDE, SIDE, 3), COLOURS[index % 4], np.uint8) // (1 + index // 4)
-        write_training_clip(root / "plain", f"train_{index}", level, index)
-    test = root / "VGGSound_test"
-    for part in ("frame", "audio", "anno"):
-        (test / part).mkdir(parents=True)
+        for folder, frame in (("squares", draw_frame(index, rng)[0]), ("plain", level)):
+            picture = Image.fromarray(frame)
+            write_training_clip(root / folder, f"train_{index}", picture, chord(index), quality=95)
     classes = []
     for index in range(NUM_TEST):
         frame, boxes = draw_frame(index, rng)
-        Image.fromarray(frame).save(test / "frame" / f"clip_{index:02}.jpg", quality=95)
-        soundfile.write(test / "audio" / f"clip_{index:02}.wav", tone(index), RATE)
-        (test / "anno" / f"clip_{index:02}.xml").write_text(box_xml(boxes))
+        picture = Image.fromarray(frame)
+        write_test_clip(root, f"clip_{index:02}", picture, chord(index), *boxes, quality=95)
         classes.append(f"clip_{index:02},tone_{index % 4}\n")
     (root / "classes.csv").write_text("".join(classes))
     (root / "test.txt").write_text("".join(line.split(",")[0] + "\n" for line in classes))
@@ -81,25 +73,11 @@ def draw_frame(index, rng):
     return canvas, np.array(boxes) / SIDE
 
 
-def tone(index):
+def chord(index):
     """A second of a chord whose lowest note tells the class; every clip has another highest one."""
     seconds = np.arange(RATE) / RATE
     pitch = PITCHES[index % 4]
     return 0.4 * np.sin(2 * np.pi * pitch * seconds) + 0.1 * np.sin(2 * np.pi * (4000 + 60 * index) * seconds)
-
-
-def write_training_clip(root, clip_id, frame, index):
-    frames, sounds = (root / "VGGSound" / part for part in ("total_video_frames", "total_video_3s_audio"))
-    (frames / clip_id).mkdir(parents=True)
-    sounds.mkdir(exist_ok=True)
-    Image.fromarray(frame).save(frames / clip_id / "125.jpg", quality=95)
-    soundfile.write(sounds / f"{clip_id}.wav", tone(index), RATE)
-
-
-def box_xml(boxes):
-    tags = ("xmin", "ymin", "xmax", "ymax")
-    inner = ("".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, box, strict=True)) for box in boxes)
-    return f"<annotation><bbox>{''.join(f'<box>{i}</box>' for i in inner)}</bbox></annotation>"
 
 
 def write_checkpoint(path, shapes):
@@ -138,12 +116,12 @@ def write_checkpoint(path, shapes):
 def train(method, root, output, *, epochs, processes=1, options=()):
     """Trains, a step an epoch; returns losses and terms of all steps, keys and shapes of the weights."""
     data = root / ("squares" if method == "ssl_tie" else "plain")
-    program = [sys.executable, ROOT / "main.py"] if processes == 1 else torchrun(processes, "main.py")
-    call([
-        *program, method, "--train-set", "vggsound", "--data-root", data, "--output", output,
+    finished = run(
+        "main.py", method, "--train-set", "vggsound", "--data-root", data, "--output", output,
         "--epochs", epochs, "--batch-size", NUM_TRAIN, "--workers", 0, "--device", "cpu",
-        *TRAIN[method].split(), *options,
-    ])  # fmt: skip
+        *TRAIN[method].split(), *options, processes=processes, timeout=850,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
     history = read_columns(output / "history.csv")
     assert history.pop("epoch") == list(range(1, epochs + 1))
     history.pop("broken_clips")
@@ -154,21 +132,13 @@ def train(method, root, output, *, epochs, processes=1, options=()):
 def score(task, root, checkpoint, output, *arguments):
     """Runs a task of test.py; returns its summary and the columns of its table of clips or queries."""
     name = "--dataset" if task == "retrieval" else "--benchmark"
-    call([
-        sys.executable, ROOT / "test.py", task, "--checkpoint", checkpoint, name, "stamps",
-        "--data-root", root, "--labels", root / "classes.csv", "--output", output,
-        "--workers", 0, "--device", "cpu", *arguments,
-    ])  # fmt: skip
+    finished = run(
+        "test.py", task, "--checkpoint", checkpoint, name, "stamps", "--data-root", root,
+        "--labels", root / "classes.csv", "--output", output, "--workers", 0, "--device", "cpu", *arguments,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
     table = "per_query.csv" if task == "retrieval" else "per_clip.csv"
     return json.loads((output / "summary.json").read_text()), read_columns(output / table)
-
-
-def call(command):
-    words = list(map(str, command))
-    finished = subprocess.run(
-        words, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=850
-    )
-    assert finished.returncode == 0, finished.stderr
 
 
 def read_columns(path):
@@ -326,20 +296,18 @@ def compare(numbers, expected, where=""):
 def compare_intervals(intervals, expected):
     """Ends within .5 points, or one clip of 40 where scores are of hits and misses; draws may change."""
     if isinstance(expected, dict):
-        assert intervals.keys() >= expected.keys()
-        pairs = [(intervals[name], expected[name]) for name in expected]
-    else:
-        pairs = zip(intervals, expected, strict=True)
-    for interval, other in pairs:
-        if isinstance(other, dict) or (other and isinstance(other[0], list)):
+        for name in expected:
+            compare_intervals(intervals[name], expected[name])
+    elif expected is None:
+        assert intervals is None
+    elif isinstance(expected[0], list) or expected[0] is None:
+        for interval, other in zip(intervals, expected, strict=True):
             compare_intervals(interval, other)
-        elif other is None:
-            assert interval is None
-        elif interval is None:  # all clips are alike
-            assert max(other) - min(other) < 1e-6
-        else:
-            hits = all(abs(40 * end / 100 - round(40 * end / 100)) < 1e-6 for end in other)
-            assert interval == pytest.approx(other, abs=2.51 if hits else 0.5)
+    elif intervals is None:  # all clips are alike
+        assert max(expected) - min(expected) < 1e-6
+    else:
+        hits = all(abs(40 * end / 100 - round(40 * end / 100)) < 1e-6 for end in expected)
+        assert intervals == pytest.approx(expected, abs=2.51 if hits else 0.5)
 
 
 def record():

@@ -74,20 +74,14 @@ def test_defaults_are_the_published_recipe():
     assert (options.frame.frame_size, options.augmentation) == (224, AugmentationConfig())
 
 
-@pytest.mark.parametrize("words", [[*MINIMAL_SSPL, "--temperature", "1"], [*MINIMAL, "--pcm"], ["ssl_tie"]])
-def test_options_of_the_other_method_and_missing_ones_exit_with_2(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        opts.parse_train_options(words)
-    assert stop.value.code == 2
-    assert "usage:" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("program", "arguments", "usage", "words"),
     [
         ("main", "ssl_tie --epochz 3", "main.py ssl_tie --train-set {", "--epochz. Did you mean --epochs?"),
         ("main", "ssl_tie stray", "main.py ssl_tie --train-set {", "required"),
         ("main", " ".join([*MINIMAL, "stray"]), "main.py ssl_tie --train-set {", "arguments: stray"),
+        ("main", "sspl --temperature 1", "main.py sspl --train-set {", "arguments: --temperature"),
+        ("main", "ssl_tie --pcm", "main.py ssl_tie --train-set {", "arguments: --pcm"),
         ("main", "ssl_tei", "main.py {ssl_tie,sspl", "Did you mean ssl_tie?"),
         ("test", "localization", "test.py {localisation,", "Did you mean localisation?"),
         ("test", "video --outptu x", "test.py video --checkpoint PATH", "Did you mean --output?"),

@@ -1,7 +1,6 @@
 """Saved similarity maps: scored again with the boxes as they were from the model."""
 
 import json
-import re
 import resource
 import shutil
 from dataclasses import asdict
@@ -111,13 +110,14 @@ def test_a_second_scoring_needs_neither_model_nor_frames(tiny_data, checkpoint, 
 @pytest.mark.slow
 def test_several_processes_write_and_score_one_file(tiny_data, checkpoint, tmp_path):
     alone, both, again, maps = (tmp_path / name for name in ("alone", "both", "again", "maps.npz"))
-    model = ("--checkpoint", checkpoint, "--gallery", 1)
+    model = ("--checkpoint", checkpoint, "--gallery", 1, "--save-overlays", "all")
     assert run("test.py", *asked(tiny_data, alone, *model)).returncode == 0
     for arguments in (
         asked(tiny_data, both, *model, "--save-maps", maps), asked(tiny_data, again, "--from-maps", maps)
     ):  # fmt: skip
         finished = run("test.py", *arguments, processes=2)
         assert finished.returncode == 0, finished.stderr
+    assert len(list((both / "overlays").glob("*.jpg"))) == 6
     for folder in (both, again):
         assert (folder / "per_clip.csv").read_bytes() == (alone / "per_clip.csv").read_bytes()
 
@@ -162,8 +162,7 @@ def test_4911_clips_under_every_rule_take_less_than_two_minutes_of_processor_tim
     for clip_id in clip_ids:
         (data / "frame" / f"{clip_id}.jpg").write_bytes(b"a frame")
         (data / "audio" / f"{clip_id}.wav").write_bytes(b"a sound")
-        inner = "".join(re.sub("</?annotation>", "", vgg_ss_xml(clip_id, box)) for box in boxes[clip_id])
-        (data / "anno" / f"{clip_id}.xml").write_text(f"<annotation>{inner}</annotation>")
+        (data / "anno" / f"{clip_id}.xml").write_text(vgg_ss_xml(clip_id, *boxes[clip_id]))
     coarse = torch.randn(len(clip_ids), 1, 4, 4, generator=torch.Generator().manual_seed(0))
     maps = torch.nn.functional.interpolate(coarse, (14, 14), mode="bicubic")[:, 0] / 3
     found = LocalisationResult((), pd.DataFrame({"clip_id": clip_ids}), maps=maps)

@@ -26,6 +26,15 @@ need_root() {
   exit 2
 }
 
+# find_encoders: what SSPL's frozen encoders lack; status 0 where both are there. Needs `scripts`.
+find_encoders() {
+  local answer
+  answer=$(bash "$scripts/run.sh" -c "from models.released import find_pretrained as find
+find('vgg16', None), find('vggish', None)" 2>&1) && return
+  echo "${answer##*Error: }"
+  return 1
+}
+
 # released FILE LIST "$@": sets `checkpoint`, options that name CHECKPOINT or else a released file. That one
 # does not hold what it was trained on, as one's own checkpoints do: the list goes with its name alone.
 released() {

@@ -10,24 +10,22 @@ scripts=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$scripts")
 data=${COMPARE_DATA:-$root/data/stamps-small}
 
-own=()
+own=(--seeds 4,5)
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   own+=("$1")
   shift
 done
 methods=ssl_tie,lvs,ez_vsl,slavc,fnac
-find_encoders="from models.released import find_pretrained as find
-find('vgg16', None), find('vggish', None)"
-if missing=$(bash "$scripts/run.sh" -c "$find_encoders" 2>&1); then
+if missing=$(find_encoders); then
   methods+=,sspl
 else
-  echo "compare_methods: SSPL is left out. ${missing##*Error: }" >&2
+  echo "compare_methods: SSPL is left out. $missing" >&2
 fi
 if [[ " ${own[*]} " != *" --dry-run "* ]] && [ ! -f "$data/stamps.json" ]; then
   bash "$scripts/make_stamps.sh" "$data" --seed 0 --classes 12 --train 2000 --test 200
 fi
 scored=(--data-root "$data" --clip-list "$data/test.txt" --labels "$data/stamps.json")
-exec bash "$scripts/ablate.sh" methods --output "$root/runs/compare-methods" --seeds 4,5 --variants "$methods" \
+exec bash "$scripts/ablate.sh" methods --output "$root/runs/compare-methods" --variants "$methods" \
   "${own[@]}" -- --train-set vggsound --data-root "$data" --clip-list "$data/train.txt" "${@:2}" \
   -- localisation --benchmark stamps "${scored[@]}" --protocol ssl_tie,sspl --gallery 0 \
   -- retrieval --dataset stamps "${scored[@]}" --gallery 0 \

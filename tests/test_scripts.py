@@ -252,13 +252,17 @@ def test_quickstart_from_nothing_to_a_report(tmp_path):
         assert finished.returncode == 0, finished.stderr
         assert ("nothing to do" in finished.stderr) == (attempt == 1)
     report = tmp_path / "run" / "results" / "test" / "report.html"
-    summary = finished.stdout.split("\n\n")[-1].splitlines()
-    learned = r"SSL-TIE run, 1 epoch, 16 clips of \d+ classes \(procedural set\); 12 others"
-    assert re.match(learned, summary[0])
-    for line, name in zip(summary[2:5], ("this model", "  with a wrong sound", "blind guess"), strict=True):
-        assert line.startswith(name) and len(re.findall(r" \d+\.\d\d\b", line)) == 3
-    assert summary[5:7] == [f"Report: {report}", "Next:"]
-    image = " ".join(summary[8:10]).replace("\\", "").split()
+    caption, scores = finished.stdout.split("\n\n")[-2:]
+    assert caption.startswith(
+        "Sound localisation: SSL-TIE run, 1 epoch, on stamps: test, 12 clips (procedural"
+    )
+    lines = scores.splitlines()
+    for line, name in zip(
+        lines[2:7], ("SSL-TIE", "centre disc", "centre Gaussian", "With", "SSL-TIE"), strict=True
+    ):
+        assert re.match(rf"(\| ssl\\_tie +\| )?{name}", line)
+    assert lines[7:9] == [f"Report: {report}", "Next:"]
+    image = " ".join(lines[10:12]).replace("\\", "").split()
     finished = run(ROOT / image[1], *image[2:-1], str(tmp_path / "heat.png"))
     assert finished.returncode == 0, finished.stderr
     page = report.read_text()
@@ -282,14 +286,11 @@ def test_check_gpu_takes_its_whole_path_on_a_cpu(tmp_path):
     output = tmp_path / "check"
     finished = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))
     assert finished.returncode == 0, finished.stderr
-    report = json.loads((output / "check_gpu.json").read_text())
-    assert report["passed"] and "1 passed" in report["tests"]
-    assert [(line["case"], line["batch_size"]) for line in report["speed"][:2]] == [
-        ("train", 2),
-        ("train", 4),
-    ]
-    assert {line["case"] for line in report["speed"]} == {"train", "loader", "evaluate"}
-    for name in ("training step, batch 4", "loader, workers_1", "evaluate, batches_all_rules", "learning"):
-        assert re.search(rf"^{name} +\S", finished.stdout, re.M), name
+    lines = [json.loads(line) for line in (output / "speed.jsonl").read_text().splitlines()]
+    assert [(line["case"], line["batch_size"]) for line in lines[:2]] == [("train", 2), ("train", 4)]
+    assert {line["case"] for line in lines} == {"train", "loader", "evaluate"}
+    for row in ("train +plain +4", "loader +workers_1 +4", "evaluate +batches_all_rules +4", r"\| ssl\\_tie"):
+        assert re.search(rf"^ *{row} +\S", finished.stdout, re.M), row
+    assert "1 passed" in finished.stdout.splitlines()[-1]
     again = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))
     assert again.returncode == 2 and "CHECK_OUTPUT" in again.stderr

@@ -22,12 +22,6 @@ def transform(angles, scale=1.0, flip=False, *, size=224, target="reference"):
     return GeometricTransform(tuple(angles), scale, flip, size, target)
 
 
-def golden_case(scale, flip):
-    golden = arrays("transform_and_steps")
-    angles = golden["angles"][0].tolist()
-    return transform(angles, scale, flip), f"tf_s{scale}_f{int(flip)}", golden
-
-
 def golden_maps():
     return torch.tensor(arrays("transform_and_steps")["heat_in"][:, 0])
 
@@ -52,7 +46,8 @@ def cells_of(pictures):
 
 @pytest.mark.parametrize(("scale", "flip"), GOLDEN_CASES)
 def test_golden_matrix_frame_and_map(scale, flip):
-    drawn, name, golden = golden_case(scale, flip)
+    golden, name = arrays("transform_and_steps"), f"tf_s{scale}_f{int(flip)}"
+    drawn = transform(golden["angles"][0].tolist(), scale, flip)
     np.testing.assert_allclose(drawn.matrix(), golden[f"{name}/matrix"], atol=1e-5)
     warped = drawn.warp_frames(frames())
     assert warped.shape == (4, 3, 224 * scale, 224 * scale)

@@ -11,12 +11,10 @@ import torch
 from peer_inputs import SHAPES, filled, official_file
 from result_inputs import make_context, make_result
 from shell_scripts import ROOT, run
-from test_reports import IDENTITY, PUBLISHED
+from test_reports import make_report
 
-from datasets.benchmarks import DATA_SETS
 from scripts.collect import compare_results, main, read_models
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
-from utils.reports.localisation import localisation_report
 from utils.reports.report import render_page, render_table, write_report
 
 FIRST, SECOND = (0.75, 0.25, 0.5, 0.4999999), (0.2, 0.9, 0.1, 0.6)
@@ -24,12 +22,10 @@ FIRST, SECOND = (0.75, 0.25, 0.5, 0.4999999), (0.2, 0.9, 0.1, 0.6)
 
 def score(folder, cious, *, benchmark="vgg_ss", **changes):
     """A folder as test.py leaves it; the consensus IoUs are those under ssl_tie."""
-    context = make_context(benchmark=benchmark, num_listed=len(cious), **changes)
     result = make_result(cious)
     if benchmark == "vgg_ss_extended":
         result.clips["has_object"] = result.clips["clip_id"] != "clip_3"
-    report = localisation_report(result, context, DATA_SETS[benchmark], PUBLISHED, IDENTITY)
-    write_report(folder, report)
+    write_report(folder, make_report(result, benchmark, num_listed=len(cious), **changes))
     return folder
 
 

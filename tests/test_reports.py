@@ -52,10 +52,10 @@ IDENTITY = {
 PUBLISHED = {name: {"cut": None, "is_scored": False, "words": f"<{name}> published"} for name in PROTOCOLS}
 
 
-def make_report(result=None, galleries=(), benchmark="vgg_ss", **changes):
+def make_report(result=None, benchmark="vgg_ss", **changes):
     result = make_result() if result is None else result
     context = make_context(benchmark=benchmark, **changes)
-    return localisation_report(result, context, DATA_SETS[benchmark], PUBLISHED, IDENTITY, galleries)
+    return localisation_report(result, context, DATA_SETS[benchmark], PUBLISHED, IDENTITY)
 
 
 def with_classes(**changes):
@@ -224,7 +224,7 @@ class PageReader(HTMLParser):
 PICTURE = encode_jpeg(np.full((24, 32, 3), (200, 60, 20), np.uint8))
 
 
-def made_up_page(**changes):
+def made_up_page():
     """A page with galleries of both kinds and a table with every kind of cell."""
     table = pd.DataFrame(
         {
@@ -249,7 +249,7 @@ def made_up_page(**changes):
         Gallery([Card("query_1", "query", [PICTURE], style="query"), sound], row=True, note="Acc@1 100"),
     ]
     sections = [Section("Scores", "Read <this>", items)]
-    return replace(make_report(note="<made up>", **changes), sections=sections)
+    return replace(make_report(note="<made up>"), sections=sections)
 
 
 def test_page_is_well_formed_and_shows_everything():

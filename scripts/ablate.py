@@ -46,7 +46,7 @@ def find_grid(name: str) -> dict[str, Any]:
     form = '{"method": …, "options": "--…", "variants": {name: "--…"}}'
     with decoding(name, f"it must be one of {', '.join(GRIDS)}, or a JSON file with {form}"):
         grid = json.loads(Path(name).read_text())
-        words = [grid.get("method", ""), grid.setdefault("options", ""), *grid["variants"].values()]
+        words = [grid.get("method", ""), grid.get("options", ""), *grid["variants"].values()]
         shlex.split(" ".join(words))
         if not grid["variants"]:
             raise ValueError("it has no variants")
@@ -59,7 +59,7 @@ def plan(
     """List the commands of a run, main.py and the tasks of test.py, after they have been parsed."""
     common, *tasks = sections
     method = grid.get("method", variant)
-    options = [*shlex.split(grid["options"]), *common, *shlex.split(grid["variants"][variant])]
+    options = [*shlex.split(grid.get("options", "")), *common, *shlex.split(grid["variants"][variant])]
     train = [method, *options, "--seed", seed, "--output", str(run_dir)]
     opts.parse_train_options(train)
     commands = [["main.py", *train]]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 SMALL = (
@@ -53,6 +55,13 @@ def assert_refused(finished, *words):
     assert "Traceback" not in finished.stderr
     for word in words:
         assert word in finished.stderr
+
+
+def assert_same_weights(first, second):
+    """And the same state of the optimiser."""
+    one, two = (torch.load(path, weights_only=True) for path in (first, second))
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(one["optimizer"]["state"], two["optimizer"]["state"], rtol=0, atol=0)
 
 
 def free_port():

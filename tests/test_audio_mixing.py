@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import run, training
-from test_end_to_end import assert_same_weights
+from command_line import assert_same_weights, run, training
 from test_faults import signal_at, train
 
 import main

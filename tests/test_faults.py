@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, run, scoring, training, validation
+from command_line import ROOT, assert_same_weights, run, scoring, training, validation
 from distributed_workers import narrow_encoder
-from test_end_to_end import assert_same_weights
 from torch.utils.data import get_worker_info
 
 import main

@@ -227,13 +227,16 @@ class Benchmark:
         process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         lines = []
         for name, taken in seconds.items():
+            speed = samples / statistics.median(taken)
+            limits = {key: limit for key, limit in facts.items() if key.endswith("limit_samples_per_s")}
             line = {
                 "case": case,
                 "method": self.options.method,
                 "variant": name,
-                "samples_per_s": samples / statistics.median(taken),
+                "samples_per_s": speed,
                 "ratio_to_plain": statistics.median(p / t for p, t in zip(plain, taken, strict=True)),
                 **facts,
+                **{key.replace("samples_per_s", "share"): speed / limit for key, limit in limits.items()},
                 "peak_mib": memory.get(name, process),
                 "batch_size": self.batch_size,
                 "frame_size": self.training.frame.frame_size,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one command: tests, speed beside the computed limit, three minutes of learning.
 # Usage: bash scripts/check_gpu.sh [--quick]      --quick: the same path on the CPU, with tiny sizes
-#   CHECK_OUTPUT   where it writes: tests.txt, speed.jsonl, data and the run (runs/check_gpu)
+#   CHECK_OUTPUT   where it writes: check_gpu.json, data and the run (runs/check_gpu)
 # It ends with a table. Status 1: a test failed; 2: there is no GPU.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -43,10 +43,15 @@ passed=yes
 } > "$output/speed.jsonl"
 bash scripts/quickstart.sh "${learn[@]}"
 
-columns="case variant batch_size samples_per_s limit_samples_per_s compiled_limit_samples_per_s peak_mib device"
-"${run[@]}" -c "import sys, pandas
-lines = pandas.read_json(sys.argv[1], lines=True).reindex(columns=sys.argv[2].split())
-print(lines.dropna(axis='columns', how='all').to_string(na_rep='', index=False))" \
-  "$output/speed.jsonl" "$columns"
-tail -n 1 "$output/tests.txt"
+columns="case variant batch_size samples_per_s limit_samples_per_s limit_share compiled_limit_samples_per_s
+  compiled_limit_share peak_mib device"
+"${run[@]}" -c "import json, pathlib, sys, pandas
+folder, columns = pathlib.Path(sys.argv[1]), sys.argv[2].split()
+speed, words = ((folder / name).read_text().splitlines() for name in ('speed.jsonl', 'tests.txt'))
+lines, results = [json.loads(line) for line in speed], folder / 'run/results'
+learned = {name: json.loads((results / name / 'summary.json').read_text()) for name in ('test', 'wrong_sound')}
+report = {'tests': words[-1], 'speed': lines, 'learning': learned}
+(folder / 'check_gpu.json').write_text(json.dumps(report, indent=2))
+table = pandas.DataFrame(lines).reindex(columns=columns).dropna(axis='columns', how='all')
+print(table.to_string(na_rep='', index=False), words[-1], sep='\n')" "$output" "$columns"
 [ "$passed" = yes ]

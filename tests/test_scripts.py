@@ -286,7 +286,9 @@ def test_check_gpu_takes_its_whole_path_on_a_cpu(tmp_path):
     output = tmp_path / "check"
     finished = run(SCRIPTS["check_gpu"], "--quick", CHECK_OUTPUT=str(output))
     assert finished.returncode == 0, finished.stderr
-    lines = [json.loads(line) for line in (output / "speed.jsonl").read_text().splitlines()]
+    report = json.loads((output / "check_gpu.json").read_text())
+    lines = report["speed"]
+    assert "1 passed" in report["tests"] and report["learning"]["test"]["num_clips"] == 12
     assert [(line["case"], line["batch_size"]) for line in lines[:2]] == [("train", 2), ("train", 4)]
     assert {line["case"] for line in lines} == {"train", "loader", "evaluate"}
     for row in ("train +plain +4", "loader +workers_1 +4", "evaluate +batches_all_rules +4", r"\| ssl\\_tie"):

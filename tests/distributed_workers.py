@@ -237,20 +237,30 @@ def frames_and_sounds():
     return frames, torch.randn(CLIPS, 1, 33, 48, generator=generator, dtype=torch.float64), generator
 
 
-def ssl_tie(rank, world_size):
+def build_ssl_tie(variant):
+    torch.manual_seed(0)
+    with mock.patch("models.ssl_tie.ResNet18Encoder", narrow_encoder):
+        return SSLTIE(SSLTIEConfig(**SSL_TIE_VARIANTS[variant])).double().train()
+
+
+def ssl_tie_inputs(variant, rank, world_size):
     frames, sounds, generator = frames_and_sounds()
     negatives = torch.randn(2, 1, 33, 48, generator=generator, dtype=torch.float64)
     views = own_share({"frames": frames, "log_mel_spectrogram": -40 + 20 * sounds}, rank, world_size)
     transform = GeometricTransform(distributed.shard(ANGLES, rank, world_size), 1.0, True, 64, "masked")
-    views |= {"transformed_frames": transform.warp_frames(views["frames"]), "transform": transform.warp_maps}
+    return views | {
+        "transformed_frames": transform.warp_frames(views["frames"]),
+        "transform": transform.warp_maps,
+        "negative_sounds": negatives if variant == "negative sounds" else None,
+    }
+
+
+def ssl_tie(rank, world_size):
     found = {}
-    for name, options in SSL_TIE_VARIANTS.items():
-        torch.manual_seed(0)
-        with mock.patch("models.ssl_tie.ResNet18Encoder", narrow_encoder):
-            model = SSLTIE(SSLTIEConfig(**options)).double().train()
+    for name in SSL_TIE_VARIANTS:
+        model = build_ssl_tie(name)
         synchronise_batch_norms(model)
-        views["negative_sounds"] = negatives if name == "negative sounds" else None
-        found[name] = take_step(model, views, world_size)
+        found[name] = take_step(model, ssl_tie_inputs(name, rank, world_size), world_size)
     return found
 
 

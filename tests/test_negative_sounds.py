@@ -5,11 +5,11 @@ import csv
 import distributed_workers
 import pytest
 import torch
-from command_line import SMALL
-from test_end_to_end import train
+from command_line import SMALL, assert_refused, run, training
 from test_losses import naive_logits, naive_loss
 from torch import nn
 
+import main
 import opts
 from datasets.audio import AudioConfig
 from models.encoders import similarity_maps
@@ -100,16 +100,13 @@ def test_statistics_stay_and_are_those_of_test_time(inputs):
 
 def test_a_run_from_the_command_line(tiny_data, tmp_path):
     output = tmp_path / "run"
-    words = ["--negative-sounds", "silence,noise"]
-    finished = train(tiny_data, output, "--epochs", 1, *words)
-    assert finished.returncode == 0, finished.stderr
+    assert main.main(training(tiny_data, output, "--negative-sounds", "silence,noise")) == 0
     row = next(csv.DictReader((output / "history.csv").open()))
     assert 0 <= float(row["negative_similarity"]) <= 1
     assert 0 < float(row["loss"]) < 20
     # It is a part of the loss, so that a run cannot be resumed without it.
-    refused = train(tiny_data, output, "--epochs", 2, "--resume")
-    assert refused.returncode == 2
-    assert "--negative-sounds was silence,noise, is None" in refused.stderr
+    resumed = run("main.py", *training(tiny_data, output, "--epochs", 2, "--resume"))
+    assert_refused(resumed, "--negative-sounds was silence,noise, is None")
 
 
 def test_a_run_of_before_the_options_can_be_resumed():

@@ -33,7 +33,7 @@ from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip
 from datasets.frames import FrameGeometry, to_picture
 from utils.evaluation.localisation import read_maps
-from utils.evaluation.negatives import DISC
+from utils.evaluation.protocols import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.files import decoding, file_sha256
 from utils.options import configure_logging, run_command

@@ -29,6 +29,8 @@ from utils.evaluation.metrics import (
     pointing_hits,
 )
 from utils.evaluation.protocols import (
+    DISC,
+    GAUSSIAN,
     LocalisationProtocol,
     ObjectMaps,
     Prediction,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     import pandas as pd  # imported when results are made: not every program makes any
 
 MODEL, BASELINE, CEILING = "model", "baseline", "ceiling"
-DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"
 SIZE_LIMITS = {"small": 32**2, "medium": 96**2, "large": 144**2}  # SLAVC's: the area is below, else huge
 MOST_BOXES = 3  # clips with so many boxes or more are one group
 FEW_CLIPS = 30  # in a group of fewer the percentile interval is too narrow: marked

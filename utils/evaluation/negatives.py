@@ -29,7 +29,7 @@ from torch import Tensor
 
 from utils.distributed import gather_objects
 from utils.evaluation.metrics import TruthMaps, consensus_iou, harmonic_mean, pointing_hits, quiet_areas
-from utils.evaluation.protocols import PROTOCOLS, centre_disc, predict, upsample
+from utils.evaluation.protocols import DISC, PROTOCOLS, centre_disc, predict, upsample
 from utils.evaluation.statistics import bootstrap_statistics, clip_values
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ NEGATIVES = ("silence", "noise", "off_screen")
 KINDS = (OWN, *NEGATIVES)
 KIND_WORDS = dict(zip(KINDS, ("own sound", "silence", "noise", "off-screen"), strict=True))
 PAIRS = tuple(combinations(KINDS, 2))
-DISC = "centre disc (blind)"
 DEAF = "own map for every sound (deaf)"
 MEDIAN_RULE = PROTOCOLS["ssl_align"]  # each map's upper median, to compare the right sound with a wrong one
 UNIVERSAL_QUANTILE = 0.75
@@ -85,7 +84,7 @@ def scenes_of(clips: Sequence[Any], classes: Mapping[str, str] | None, wanted: O
     <first>_<second>_…_<class of the sound>.
     """
     if wanted == "any":
-        sounds = [str(clip.sound) for clip in clips]
+        sounds = [clip.sound for clip in clips]
     elif classes is not None:
         sounds = [classes[clip.clip_id] for clip in clips]
     elif all(clip.pair_key is not None for clip in clips):
@@ -94,7 +93,7 @@ def scenes_of(clips: Sequence[Any], classes: Mapping[str, str] | None, wanted: O
         raise ValueError(CLASSES_WANTED)
     heard = set(sounds)
     visible: dict[tuple[str | None, str], set[str]] = {}
-    keys = [(clip.pair_key, clip.scene if clip.pair_key is None else "") for clip in clips]
+    keys = [(clip.pair_key, clip.scene) for clip in clips]
     for (pair, scene), sound in zip(keys, sounds, strict=True):
         # The key of a pair names both things to be seen; the name of a picture need not.
         named = set() if pair is None else heard & set(pair.split("_"))

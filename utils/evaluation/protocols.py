@@ -16,6 +16,7 @@ Upsampling = Literal["cv2_linear", "bilinear_align_corners", "bicubic", "bicubic
 
 SLAVC_OBJECT_SCALE = 2.5  # by which SLAVC's program divides object maps
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
+DISC, GAUSSIAN = "centre disc (blind)", "centre Gaussian (blind)"  # what results call the blind guesses
 
 UPSAMPLING_WORDS: dict[Upsampling, str] = {
     "cv2_linear": "cv2 bilinear, half-pixel centres",

@@ -10,9 +10,7 @@ import numpy as np
 from utils.evaluation.localisation import (
     BASELINE,
     CEILING,
-    DISC,
     FEW_CLIPS,
-    GAUSSIAN,
     MODEL,
     LocalisationResult,
     clip_groups,
@@ -20,7 +18,7 @@ from utils.evaluation.localisation import (
     score_table,
 )
 from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOLDS
-from utils.evaluation.protocols import LocalisationProtocol
+from utils.evaluation.protocols import DISC, GAUSSIAN, LocalisationProtocol
 from utils.evaluation.statistics import SCORE_KEYS, plain_interval
 from utils.reports.report import (
     EvaluationContext,

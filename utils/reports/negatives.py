@@ -8,7 +8,6 @@ import numpy as np
 from utils.evaluation.metrics import harmonic_mean
 from utils.evaluation.negatives import (
     DEAF,
-    DISC,
     KIND_WORDS,
     KINDS,
     MEDIAN_RULE,
@@ -17,6 +16,7 @@ from utils.evaluation.negatives import (
     NegativeResult,
     score_table,
 )
+from utils.evaluation.protocols import DISC
 from utils.evaluation.statistics import plain_interval
 from utils.reports.localisation import choose_clips
 from utils.reports.report import (

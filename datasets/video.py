@@ -163,7 +163,7 @@ def open_video(path: Path, content: bytes | None = None) -> Iterator[Video]:
         UnusableVideoError: it is no video, lacks the pictures or the sound asked for, or breaks on the way.
     """
     if content is None and not path.is_file():
-        raise FileNotFoundError(f"No video at {path}: there is no such file.")
+        raise FileNotFoundError(f"{path}: there is no such file.")
     # A WAV file comes here where its header cannot be believed.
     options = {"format_whitelist": FORMATS, "ignore_length": "1"}
     try:

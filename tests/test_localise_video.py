@@ -329,7 +329,7 @@ def test_what_cannot_be_localised_is_refused_in_words(tmp_path):
         (cut, "was cut off"),
         (index_cut, "cut off|decoder"),
         (broken, "damaged"),
-        (tmp_path / "absent.mp4", "No video at"),
+        (tmp_path / "absent.mp4", "there is no such file"),
     ):
         with pytest.raises((UnusableVideoError, FileNotFoundError), match=words):
             localise(path, tmp_path / "out" / "out.mp4")

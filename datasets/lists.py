@@ -335,14 +335,11 @@ def find_leak(
 ) -> dict[str, Any]:
     """Look for scored clips, whose list is for `purpose`, among the training clips; None: not known."""
     if training_clips is None or scored_clips is None:
-        message = (
-            "The checkpoint does not say which clips it was trained on, so the overlap with the "
-            f"{purpose} list could not be checked; name its list with --training-list."
-        )
-        if scored_clips is None:
+        message = f"The {purpose} clips are not named as in training lists: overlap could not be looked for."
+        if scored_clips is not None:
             message = (
-                f"The {purpose} clips are not called as in lists for training, so an overlap with the "
-                "training list could not be looked for."
+                "The checkpoint does not say which clips it was trained on, so the overlap with the "
+                f"{purpose} list could not be checked; name its list with --training-list."
             )
         return {"checked": False, "num_clips": None, "first": [], "message": message}
     shared = sorted(set(training_clips) & set(scored_clips))

@@ -130,6 +130,8 @@ class Method(nn.Module):
         The kinds are those of PRETRAINED (models/released.py), which also says where files are looked for.
         A ResNet-18 named `imgnet`, for frames, starts from ImageNet's.
         """
+        if options.start.start == "imagenet" and not hasattr(self, "imgnet"):
+            raise ValueError(f"--start imagenet is for a ResNet-18 named imgnet; {options.method} has none.")
         return {"resnet18": (self.get_submodule("imgnet"), None)} if options.start.start == "imagenet" else {}
 
     def load_start(self, options: Any) -> None:  # noqa: ANN401

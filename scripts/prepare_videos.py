@@ -219,9 +219,13 @@ def find_videos(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"No folder of videos and no archive at {source}.")
-        folders = os.walk(source, followlinks=True)
-        inside = sorted(Path(folder, name) for folder, _, names in folders for name in names)
-        for path in inside or [source]:
+        inside, seen = [], set()
+        for folder, below, names in os.walk(source, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:  # a link leads back to where it lies
+                below[:], names[:] = [], []
+            seen.add(real)
+            inside += [Path(folder, name) for name in names]
+        for path in sorted(inside) or [source]:
             if _is_hidden(path.relative_to(source)):
                 continue
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):

@@ -92,14 +92,12 @@ def scenes_of(clips: Sequence[Any], classes: Mapping[str, str] | None, wanted: O
     else:
         raise ValueError(CLASSES_WANTED)
     heard = set(sounds)
-    visible: dict[tuple[str | None, str], set[str]] = {}
-    keys = [(clip.pair_key, clip.scene) for clip in clips]
-    for (pair, scene), sound in zip(keys, sounds, strict=True):
+    visible: dict[str, set[str]] = {}
+    for clip, sound in (found := list(zip(clips, sounds, strict=True))):
         # The key of a pair names both things to be seen; the name of a picture need not.
-        named = set() if pair is None else heard & set(pair.split("_"))
-        visible.setdefault((pair, scene), named).add(sound)
-    found = zip(clips, sounds, keys, strict=True)
-    return {clip.clip_id: Scene(sound, frozenset(visible[key])) for clip, sound, key in found}
+        named = heard & set((clip.pair_key or "").split("_"))
+        visible.setdefault(clip.scene, named).add(sound)
+    return {clip.clip_id: Scene(sound, frozenset(visible[clip.scene])) for clip, sound in found}
 
 
 def _clip_rng(purpose: str, clip_id: str, seed: int) -> np.random.Generator:

@@ -45,7 +45,7 @@ class LocalisationProtocol:
     keep_maximum: bool = False  # predict what is at 1 even where the comparison leaves it out
     object_prior: Literal["maps", "scores"] = "maps"  # what is mixed with it: normalised maps, raw scores
     object_upsampling: Upsampling | None = None  # of its maps; None: as the model's
-    map_size: int = 224  # side of the scored map, pixels
+    map_size: int = 224  # side of the scored map, pixels: that of the truth, which AudioVisualClips makes
     ground_truth: str = (
         "boxes truncated to whole pixels of 224 x 224 and cut to the frame: their union, or the "
         "consensus of annotators; masks as they are"

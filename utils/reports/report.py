@@ -450,6 +450,5 @@ def find_neighbours(folder: Path) -> list[tuple[str, str]]:
     """Find the pages in folders below and beside a page's own: name and relative address of each."""
     folder = folder.resolve()
     pages = [*sorted(folder.glob("*/report.html")), *sorted(folder.parent.glob("*/report.html"))]
-    return [
-        (page.parent.name, quote(os.path.relpath(page, folder))) for page in pages if page.parent != folder
-    ]
+    others = [page for page in pages if page.parent != folder]
+    return [(page.parent.name, quote(os.path.relpath(page, folder))) for page in others]

@@ -231,7 +231,7 @@ def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Metho
     model = METHODS[options.method].model.from_options(options).train()
     if not options.run.resume:  # else the weights are those of last.pth
         model.load_start(options)
-    # Convolutions are faster with the channels innermost, but for float32 on a GPU: docs/performance.md.
+    # Convolutions are faster with the channels innermost, but for float32 on a GPU.
     innermost = device.type == "cpu" or options.compute.precision in ("bf16", "fp16")
     layout = torch.channels_last if innermost else torch.contiguous_format
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -404,7 +404,7 @@ class AlignSpectrogramConfig(SpectrogramConfig):
 
     excerpt_start: float = option(3.5, hidden=True)
     excerpt_seconds: float = option(3.0, hidden=True)
-    overlap: int = 353
+    overlap: int = option(353, at_least=0, at_most=511)
 
     left_channel = True
 

@@ -355,7 +355,7 @@ def load_localiser(
 def ready_to_localise(model: nn.Module, device: torch.device) -> Any:  # noqa: ANN401 - the model itself
     """Move a model to the device, in eval mode and in the layout that is fast there."""
     model = model.to(device).eval()
-    # A CPU's convolutions are 1.2 x as fast with the channels innermost: docs/performance.md.
+    # A CPU's convolutions are 1.2 x as fast with the channels innermost.
     if device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -165,7 +165,7 @@ class Benchmark:
             "gflop_per_sample": counted.flops / samples / 1e9,
             "megabytes_per_sample": counted.bytes / samples / 1e6,
         }
-        is_h200 = "H200" in environment_report(self.device)["device"]
+        is_h200 = "NVIDIA H200" in environment_report(self.device)["device"]
         if is_h200 or self.options.tflops or self.options.bandwidth:
             facts["limit_samples_per_s"] = samples / counted.seconds
             facts["compiled_limit_samples_per_s"] = samples / counted.compiled_seconds

@@ -140,9 +140,9 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
         component.async_move_resource_to_block_cache = checked
 
     def show_models(names: list[str] | None = None) -> tuple[Any, str]:
-        """Return the choices, what has learned something first, and lines on the chosen; None: the first."""
+        """Return the choices, trained ones and the latest first, and lines on the chosen; None: the first."""
         told = {name: describe_once(path, path.stat().st_mtime_ns) for name, path in options.models.items()}
-        order = sorted(told, key=lambda name: told[name][1] != "")
+        order = sorted(told, key=lambda name: (told[name][1] != "", -options.models[name].stat().st_mtime_ns))
         names = order[:1] if names is None else names
         choices = [(f"{name} ({told[name][1]})".removesuffix(" ()"), name) for name in order]
         lines = (f"- **{name}**: {told[name][0]}." for name in names if name in told)

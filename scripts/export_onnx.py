@@ -78,7 +78,8 @@ def describe(localiser: Localiser, checkpoint: Path, inputs: str) -> dict[str, s
                    "colours": "RGB", "scale": 255, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "audio": {"front_end": type(localiser.model.front_end).__name__, **asdict(audio),
                   "channels": "left" if audio.left_channel else "mean", "num_samples": audio.num_samples,
-                  "centred": audio.centred, "centres_short": audio.centres_short},
+                  "sample_rate": audio.sample_rate, "centred": audio.centred,
+                  "centres_short": audio.centres_short},
     }  # fmt: skip
     plain = {"format": "vssl-onnx-1", "method": trained.method, "inputs": inputs, "opset": str(OPSET)}
     return plain | {"torch": torch.__version__} | {name: json.dumps(part) for name, part in parts.items()}

@@ -3,9 +3,8 @@
 # Usage: bash scripts/quickstart.sh [--method ssl_tie|sspl] [options of main.py METHOD]
 #   --method sspl takes VGG-16 and VGGish from ckpts/ (scripts/get_weights.sh fetches them); without
 #   both it starts from random ones, says so in every report, and its figures say nothing of SSPL.
-#   QUICKSTART_SIZE    small: 12 classes, 96-pixel frames, minutes on two CPU cores;
+#   QUICKSTART_SIZE    small (the default): 12 classes, 96-pixel frames, minutes on two CPU cores;
 #                      full: 50 classes, 224-pixel frames, published spectrogram, for a GPU
-#                      (default: full where PyTorch sees a GPU, else small)
 #   QUICKSTART_DATA    where the stamps set goes     (data/stamps-<size> in the project)
 #   QUICKSTART_OUTPUT  where run and results go      (runs/quickstart-<size>, SSPL: -sspl-<size>)
 #   QUICKSTART_SECONDS training stops after so many, and what it reached is scored
@@ -22,10 +21,7 @@ if [ "${1:-}" = --method ]; then
   method=${2:-}
   shift $(($# > 1 ? 2 : 1))
 fi
-size=${QUICKSTART_SIZE:-}
-if [ -z "$size" ]; then
-  size=$("${run[@]}" -c "import torch; print('full' if torch.cuda.is_available() else 'small')")
-fi
+size=${QUICKSTART_SIZE:-small}
 case $size in
   small) stamps=(--classes 12 --train 2000 --test 200) ;;
   full) stamps=(--classes 50 --train 8000 --test 1000) ;;

@@ -242,7 +242,7 @@ def build_model(options: opts.TrainOptions, device: torch.device) -> tuple[Metho
         wrapped = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
     if options.compute.compile:
         for network in model.networks():
-            network.compile()
+            network.compile(dynamic=False)  # sizes are those of the batch, always
     return model, wrapped
 
 
@@ -366,6 +366,10 @@ def restore(
     for name, part in state.items():
         if part is not None:
             part.load_state_dict(states[name])
+    for weight, values in state["optimizer"].state.items():  # fused Adam takes the weights' layout for theirs
+        for name, value in values.items():
+            if value.shape == weight.shape:
+                values[name] = torch.empty_like(weight).copy_(value)
     run.restore(checkpoint)
 
 

@@ -96,8 +96,8 @@ class ComputeOptions:
     """How the arithmetic is done; docs/performance.md has what each is worth."""
 
     precision: Precision = "auto"
-    """of the networks; weights, heads and losses are always float32. tf32: GPUs round float32 products;
-    auto: on GPUs bf16, or tf32 on those without; on CPUs fp32"""
+    """of the networks; weights, similarities and losses are always float32. tf32: GPUs round what they
+    convolve; auto: on GPUs bf16, or tf32 on those without; on CPUs fp32"""
     compile: bool = False  # compile the networks with torch.compile, which needs a C++ compiler or Triton
 
 

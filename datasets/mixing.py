@@ -110,7 +110,9 @@ class MixingCurriculum:
             broken += [clip.clip_id for clip in batch.broken]
             if batch.clip_ids:
                 clip_ids += batch.clip_ids
-                rows.append(model.embed_audio(model.prepare(batch.frames, batch.waveforms)[1]).float().cpu())
+                with torch.autocast(batch.waveforms.device.type, enabled=False):
+                    sounds = model.prepare(batch.frames, batch.waveforms)[1]
+                rows.append(model.embed_audio(sounds).float().cpu())
         if stopped() is not None:
             return
         clip_ids, broken = gather_objects(clip_ids), gather_objects(broken)

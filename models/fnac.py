@@ -88,7 +88,8 @@ class FNAC(EZVSL):
         visual = self.visual_features(frames, None if kept is None else kept[:, 0])[:, 0]  # (B, 512, h, w)
         sounds, own_offset = gather_rows(sound[:, 0])  # (A, 512)
         logits = peak_logits(visual, sounds, config.temperature)  # (B, A)
-        own_map = self.compare(visual[:, None], sound)  # (B, h, w)
+        with torch.autocast(visual.device.type, enabled=False):  # it is cut at a threshold below
+            own_map = self.compare(visual[:, None], sound)  # (B, h, w)
         rows, columns = both_ways_losses(logits, own_offset)
         loss = rows + columns
         terms = {"contrastive": loss.detach()}

@@ -15,6 +15,7 @@ else the whole process's. Limits are computed, not measured: see Roofline. docs/
 import argparse
 import json
 import logging
+import re
 import resource
 import statistics
 import sys
@@ -80,7 +81,7 @@ class BenchmarkOptions(Options):
     variants: str = ",".join(VARIANTS)
     """of `train`; plain always runs"""
     batch_sizes: str | None = None
-    """of `train`, commas between them; `largest` at the end: twice as many as long as a GPU has the memory"""
+    """of `train`, commas between them; `largest` at the end: doubled while memory lasts, to 512; for GPUs"""
     tflops: float | None = option(None, above=0)
     """TFLOP/s of the GPU whose limit on `train` is computed; none: 790, an H200's in bf16"""
     bandwidth: float | None = option(None, above=0)
@@ -128,9 +129,9 @@ class Benchmark:
         self.model, self.wrapped = training_program.build_model(self.training, self.device)
         self.clips = make_clips(max(options.clips, self.batch_size), folder)
 
-    def load(self, workers: int = 0) -> ClipLoader:
-        """Load eight times the clips as training does."""
-        decoded = self.model.training_clips(self.clips * 8)
+    def load(self, workers: int = 0, times: int = 8) -> ClipLoader:
+        """Load so many times the clips as training does."""
+        decoded = self.model.training_clips(self.clips * times)
         batches = SeededBatches(len(decoded), self.batch_size, seed=0)
         return ClipLoader(decoded, batch_sampler=batches, workers=workers)
 
@@ -177,13 +178,14 @@ class Benchmark:
         """Time the decoding of training clips by numbers of processes, and the views on the device."""
 
         def load_all(workers: int) -> None:
-            with self.load(workers) as loader:
+            with self.load(workers, times) as loader:
                 for _ in loader:
                     pass
 
-        counts = map(int, self.options.worker_counts.split(","))
+        counts = [int(count) for count in self.options.worker_counts.split(",")]
+        times = 8 * max(1, *counts)  # what it takes to start the processes must not count
         ways: Ways = {f"workers_{count}": partial(load_all, count) for count in counts}
-        self.measure("loader", ways, samples=len(self.load()) * self.batch_size)
+        self.measure("loader", ways, samples=len(self.load(times=times)) * self.batch_size)
 
         batch = next(iter(self.load())).to(self.device)
         self.measure("loader", {"views": lambda: self.model.augment(batch, 0)}, samples=self.batch_size)
@@ -193,11 +195,13 @@ class Benchmark:
         model = ready_to_localise(self.model, self.device)
         geometry = FrameGeometry(self.training.frame.frame_size)
         decoded = AudioVisualClips(self.clips, geometry=geometry, audio=self.training.audio)
+        workers, pinned = self.training.data.workers, self.device.type == "cuda"
+        load = partial(ClipLoader, decoded, workers=workers, pin_memory=pinned)
 
         def score(batch_size: int, *names: str) -> None:
             evaluate_localisation(
                 lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)),
-                (batch.to(self.device) for batch in ClipLoader(decoded, batch_size=batch_size)),
+                (batch.to(self.device) for batch in load(batch_size=batch_size)),
                 [PROTOCOLS[name] for name in names],
             )
 
@@ -249,7 +253,7 @@ class Benchmark:
 
 
 def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int]:
-    """Yields the clips a step to measure; with `largest` without end."""
+    """Yields the clips a step to measure; with `largest` up to 512."""
     training = opts.parse_train_options(words)
     listed = (options.batch_sizes or str(training.optimisation.batch_size)).split(",")
     endless = listed[-1] == "largest"
@@ -257,7 +261,7 @@ def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int]:
     if endless and not (sizes and pick_device(training.run.device).type == "cuda"):
         raise ValueError("--batch-sizes: `largest` follows a number, and is for GPUs.")
     yield from sizes
-    while endless:
+    while endless and sizes[-1] <= 256:
         sizes.append(2 * sizes[-1])
         yield sizes[-1]
 
@@ -299,8 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sized = [*words, "--batch-size", str(size)]
                 try:
                     getattr(Benchmark(options, sized, Path(folder)), values.case)()
-                except torch.OutOfMemoryError:
-                    if options.batch_sizes is None:
+                except RuntimeError as error:  # cuDNN and cuBLAS have words of their own
+                    words = r"out of memory|ALLOC_FAILED|unable to find an engine"
+                    if options.batch_sizes is None or not re.search(words, str(error)):
                         raise
                     logger.warning("A batch of %d clips does not fit into the GPU's memory.", size)
                     break

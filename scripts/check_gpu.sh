@@ -2,15 +2,15 @@
 # All that needs a GPU, in one command: tests, speed beside the computed limit, three minutes of learning.
 # Usage: bash scripts/check_gpu.sh [--quick]      --quick: the same path on the CPU, with tiny sizes
 #   CHECK_OUTPUT   where it writes: check_gpu.json, data and the run (runs/check_gpu)
-# It ends with a table. Status 1: a test failed; 2: there is no GPU.
+# It ends with a table. Status 1: a test or a measurement failed; 2: there is no GPU.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$(dirname "$0")/.."
 run=(bash scripts/run.sh)
 output=${CHECK_OUTPUT:-runs/check_gpu}
 cores=$(nproc)
-export VSSL_REQUIREMENTS=requirements-dev.txt QUICKSTART_SIZE=full QUICKSTART_STAMPS="--test 200"
-export QUICKSTART_DATA=$output/stamps QUICKSTART_OUTPUT=$output/run QUICKSTART_SECONDS=180
+export VSSL_REQUIREMENTS=requirements-dev.txt QUICKSTART_SIZE=full QUICKSTART_STAMPS=${QUICKSTART_STAMPS:---test 200}
+export QUICKSTART_DATA=$output/stamps QUICKSTART_OUTPUT=$output/run QUICKSTART_SECONDS=${QUICKSTART_SECONDS:-180}
 tests=(tests/test_gpu.py) speed=(--method ssl_tie) train=(--batch-sizes 32,256,largest --variants plain)
 learn=(--epochs 1000)
 if [ "${1:-}" = --quick ]; then
@@ -37,9 +37,9 @@ mkdir -p "$output"
 passed=yes
 "${run[@]}" -m pytest -q -n 0 -p no:cacheprovider "${tests[@]}" | tee "$output/tests.txt" >&2 || passed=no
 {
-  "${run[@]}" scripts/benchmark.py train "${train[@]}" "${speed[@]}"
-  "${run[@]}" scripts/benchmark.py loader --worker-counts "$cores" "${speed[@]}"
-  "${run[@]}" scripts/benchmark.py evaluate "${speed[@]}"
+  "${run[@]}" scripts/benchmark.py train "${train[@]}" "${speed[@]}" || passed=no
+  "${run[@]}" scripts/benchmark.py loader --worker-counts "$cores" "${speed[@]}" || passed=no
+  "${run[@]}" scripts/benchmark.py evaluate "${speed[@]}" || passed=no
 } > "$output/speed.jsonl"
 bash scripts/quickstart.sh "${learn[@]}"
 

@@ -133,6 +133,7 @@ def batch_norms(rank, world_size):
 def take_step(model, inputs, world_size):
     """One training step: loss and terms of this process, gradients, running statistics."""
     model = model.to(device)
+    synchronise_batch_norms(model)  # on a GPU it takes PyTorch's
     called = DistributedDataParallel(model) if world_size > 1 else model
     views = {n: view.to(device) if isinstance(view, torch.Tensor) else view for n, view in inputs.items()}
     output = called(**views)
@@ -206,7 +207,6 @@ def sspl(rank, world_size):
     found = {}
     for pcm in (True, False):
         model = build_sspl(pcm=pcm)
-        synchronise_batch_norms(model)
         found[pcm] = take_step(model, own_share(views, rank, world_size), world_size)
     return found
 
@@ -259,7 +259,6 @@ def ssl_tie(rank, world_size):
     found = {}
     for name in SSL_TIE_VARIANTS:
         model = build_ssl_tie(name)
-        synchronise_batch_norms(model)
         found[name] = take_step(model, ssl_tie_inputs(name, rank, world_size), world_size)
     return found
 
@@ -274,7 +273,6 @@ def peers(rank, world_size):
         torch.manual_seed(0)
         with mock.patch("models.peers.ResNet18Encoder", narrow_encoder):
             model = build_localiser(name, {}).double().train()
-        synchronise_batch_norms(model)
         views = {"frames": frames, "log_spectrogram": sounds} | ({"kept": kept} if model.num_dropped else {})
         model.before_step(5, 0)
         found[name] = take_step(model, own_share(views, rank, world_size), world_size)

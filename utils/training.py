@@ -96,15 +96,25 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def use_full_float32(full: bool = True) -> None:
-    """Keep GPUs from rounding float32 products to TF32, which moves scores and losses; False lets them."""
-    torch.backends.cuda.matmul.allow_tf32 = not full
+    """Keep GPUs from rounding float32 products to TF32, which moves scores and losses.
+
+    False lets convolutions, as PyTorch's default does; spectrograms, warps and similarities stay exact.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = not full
 
 
 def pick_device(name: str) -> torch.device:
     """Return a device by name; `auto` is the GPU where there is one, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if Path("/dev/nvidia0").exists():
+            logger.warning(
+                "On the CPU: PyTorch cannot use this NVIDIA GPU. Its driver may be older than 580, "
+                "or PyTorch may be installed without CUDA."
+            )
+        return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         reason = " MPS lacks float64, in which scores and some spectrograms are computed."
         words = f"--device {name}: use auto, cpu, cuda or cuda:<number>."
@@ -115,6 +125,8 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
             "Use --device cpu, or --device auto to take what is there."
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # else pinning opens a context on GPU 0
     return device
 
 

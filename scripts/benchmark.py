@@ -304,8 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 try:
                     getattr(Benchmark(options, sized, Path(folder)), values.case)()
                 except RuntimeError as error:  # cuDNN and cuBLAS have words of their own
-                    words = r"out of memory|ALLOC_FAILED|unable to find an engine"
-                    if options.batch_sizes is None or not re.search(words, str(error)):
+                    full = re.search("out of memory|ALLOC_FAILED|unable to find an engine", str(error))
+                    if options.batch_sizes is None or not full:
                         raise
                     logger.warning("A batch of %d clips does not fit into the GPU's memory.", size)
                     break

@@ -326,7 +326,7 @@ def test_a_visitor_uploads_waits_sees_the_result_and_tries_an_example(server, tm
     with open_tab(server.address, profile) as tab:
         tab.wait_for("!!document.querySelector('#video_input input[type=file]')")
         tab.wait_for("document.querySelector('#about').innerText.includes('it has learned nothing')")
-        choose(tab, "#models", f"{TWO} (untrained)")
+        choose(tab, "#models", f"{ONE} (untrained)")
         tab.upload("#video_input input[type=file]", server.video)
         tab.wait_for("(document.querySelector('#video_input video') || {}).readyState >= 1")
         tab.evaluate("document.querySelector('#localise_video').click()")

@@ -96,10 +96,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def use_full_float32(full: bool = True) -> None:
-    """Keep GPUs from rounding float32 products to TF32, which moves scores and losses.
-
-    False lets convolutions, as PyTorch's default does; spectrograms, warps and similarities stay exact.
-    """
+    """Keep GPUs from rounding to TF32, which moves scores; False lets convolutions alone, as PyTorch does."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = not full
 
@@ -110,10 +107,7 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         if Path("/dev/nvidia0").exists():
-            logger.warning(
-                "On the CPU: PyTorch cannot use this NVIDIA GPU. Its driver may be older than 580, "
-                "or PyTorch may be installed without CUDA."
-            )
+            logger.warning("On the CPU: PyTorch has no CUDA, or this NVIDIA GPU's driver is older than 580.")
         return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         reason = " MPS lacks float64, in which scores and some spectrograms are computed."

@@ -57,7 +57,7 @@ from utils.reports import report as pages
 from utils.reports import visualisation as drawing
 from utils.reports.negatives import clip_words, negatives_report, shown_clips
 from utils.reports.retrieval import retrieval_report
-from utils.training import environment_report, pick_device, use_full_float32
+from utils.training import environment_report, pick_device
 
 logger = logging.getLogger("test")
 
@@ -581,7 +581,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         program = os.environ.get("VSSL_CALL", "python")  # scripts/run.sh says how it was called
         words, task = f"{program} test.py {shlex.join(given)}", TASKS[type(options)]
-        use_full_float32()
         if not isinstance(options, opts.Scoring):
             task(options, words)
             return 0

@@ -325,8 +325,7 @@ def load_localiser(
 
     `device` is auto (the GPU where there is one), cpu, cuda or cuda:<number>; `frame_geometry` says how
     pictures become square, `clip_seconds` how long the sounds are of whose middle SSL-Align hears 3 s, which
-    are repeated or cut to that. PyTorch's TF32 is switched off: maps are float32's. A file that is broken,
-    unknown, or does not fit its model is a ValueError.
+    are repeated or cut to that. It turns TF32 off. A file that is broken, unknown or unfit is a ValueError.
     """
     device = pick_device(device) if isinstance(device, str) else device
     use_full_float32()

@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,6 @@ class BenchmarkOptions(Options):
     """whose options follow"""
     output: Path | None = None
     """of `train`: folder for summary.json, the plain line; none: only on the screen"""
-    threads: int | None = option(None, at_least=1)
-    """threads of PyTorch on the CPU; none: PyTorch's own choice"""
     clips: int = option(64, at_least=8)
     """made-up clips, and at least a batch"""
     repeats: int = option(5, at_least=1)
@@ -252,18 +250,17 @@ class Benchmark:
         return lines[0]
 
 
-def batch_sizes(options: BenchmarkOptions, words: list[str]) -> Iterator[int]:
-    """Yields the clips a step to measure; with `largest` up to 512."""
+def batch_sizes(options: BenchmarkOptions, words: list[str]) -> list[int]:
+    """Returns the clips a step to measure; with `largest` up to 512."""
     training = opts.parse_train_options(words)
     listed = (options.batch_sizes or str(training.optimisation.batch_size)).split(",")
     endless = listed[-1] == "largest"
     sizes = [int(size) for size in listed[: len(listed) - endless]]
     if endless and not (sizes and pick_device(training.run.device).type == "cuda"):
         raise ValueError("--batch-sizes: `largest` follows a number, and is for GPUs.")
-    yield from sizes
     while endless and sizes[-1] <= 256:
         sizes.append(2 * sizes[-1])
-        yield sizes[-1]
+    return sizes
 
 
 def make_clips(count: int, folder: Path) -> list[Clip]:
@@ -294,8 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = build(BenchmarkOptions, vars(values))
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory() as folder:
             places = ["--train-set", "vggsound", "--data-root", folder, "--output", folder]
             words = [options.method, *places, *others]

@@ -30,7 +30,6 @@ from scripts.stamps.compose import write_examples
 from utils.files import BrokenFileError, decoding
 from utils.options import Options, configure_logging, option, parse_group, run_command
 from utils.reports.visualisation import WEAK, is_weak, similarity_range
-from utils.training import use_full_float32
 
 logger = logging.getLogger("demo")
 
@@ -280,7 +279,6 @@ def serve(options: DemoOptions) -> int:
     if options.host not in LOOPBACK:
         logger.warning("%s: who reaches this computer can use the page, without password.", options.host)
     paths: Any = {name: path.resolve() for name, path in vars(options).items() if isinstance(path, Path)}
-    use_full_float32()
     with tempfile.TemporaryDirectory(prefix="vssl-demo-") as name:
         uploads, examples = (Path(name).resolve() / part for part in ("uploads", "examples"))
         uploads.mkdir()

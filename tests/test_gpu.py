@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason
 CLIPS = 4
 WAYS = {  # of the device -> of the CPU; the floor of what may lie between them
     "fp64": (None, 1e-6),
-    "fp32": ("fp32", 1e-3),  # cuDNN's Winograd convolutions are less exact than a CPU's
-    "channels_last": ("fp32", 1e-3),
-    "compile": ("fp32", 1e-3),
+    "fp32": ("fp32", 1e-4),
+    "channels_last": ("fp32", 1e-4),
+    "compile": ("fp32", 1e-4),
     "tf32": ("bf16", 1e-2),  # finer, and not there on CPUs
     "bf16": ("bf16", 1e-2),
     "fp16": ("bf16", 1e-2),  # finer, and slow on CPUs
@@ -149,7 +149,7 @@ def test_a_resumed_run_of_ssl_tie_is_the_unbroken_one(tiny_data, tmp_path, preci
     assert near < 0.1  # without the moments of the first epoch the next line's distance is above 0.5
     assert relative(found["parts"], found["unbroken"]) <= 5 * near
     losses = [pd.read_csv(tmp_path / name / "history.csv")["loss"] for name in ("unbroken", "parts")]
-    assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=2e-2)
+    assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=1e-3 if precision == "fp32" else 2e-2)
 
 
 @pytest.mark.skipif(ON_GPU and torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -104,11 +104,10 @@ def use_full_float32(full: bool = True) -> None:
 def pick_device(name: str) -> torch.device:
     """Return a device by name; `auto` is the GPU where there is one, else the CPU."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if Path("/dev/nvidia0").exists():
+        found = torch.cuda.is_available()
+        if not found and Path("/dev/nvidia0").exists():
             logger.warning("On the CPU: PyTorch has no CUDA, or this NVIDIA GPU's driver is older than 580.")
-        return torch.device("cpu")
+        return torch.device("cuda" if found else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         reason = " MPS lacks float64, in which scores and some spectrograms are computed."
         words = f"--device {name}: use auto, cpu, cuda or cuda:<number>."
@@ -119,8 +118,6 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
             "Use --device cpu, or --device auto to take what is there."
         )
-    if device.index is not None:
-        torch.cuda.set_device(device)  # else pinning opens a context on GPU 0
     return device
 
 

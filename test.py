@@ -39,8 +39,8 @@ import opts
 from datasets.audio import AudioConfig, load_waveform
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, Content, Sample, with_wrong_sounds
-from datasets.frames import FrameGeometry, as_float, normalise, read_frame, to_picture
-from datasets.lists import find_leak, find_list, published_list, read_classes, without_negatives
+from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise, read_frame, to_picture
+from datasets.lists import JOIN, find_leak, find_list, published_list, read_classes
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_frames
 from models.released import load_object_prior, name_model
@@ -133,7 +133,7 @@ class Evaluation:
         if self.options.labels is not None:
             path, clip_ids = self.options.labels, self.clip_set.clip_ids
             if DATA_SETS[self.options.benchmark].negatives:  # what sounds there is not in the picture
-                clip_ids = without_negatives(clip_ids)
+                clip_ids = [clip_id for clip_id in clip_ids if JOIN not in clip_id]
             classes, sha256 = read_classes(path, clip_ids)
             source = {"path": str(path), "sha256": sha256}
             self.context = context = replace(context, classes=classes, labels=source)
@@ -270,7 +270,8 @@ def from_saved_maps(run: Evaluation, options: opts.LocalisationOptions) -> Sourc
         saved_maps={"path": str(path), "sha256": file_sha256(path), **made},
     )
     run.clips = tuple(clip for clip in run.clips if clip.clip_id in places)
-    run.geometry = FrameGeometry(1, context.frame_geometry)  # type: ignore[arg-type]  # one of its words
+    size = FrameConfig(**context.checkpoint["frame_config"]).frame_size  # masks and crops depend on it
+    run.geometry = FrameGeometry(size, context.frame_geometry)  # type: ignore[arg-type]  # one of its words
     run.audio = AudioConfig()
 
     def stored(batch: Batch, array: NDArray[np.float32]) -> Tensor:

@@ -40,7 +40,22 @@ MAX_SECONDS = 3600.0  # of the longest sound that is decoded whole to find its m
 # ---------------------------------------------------------------------------------------- files to waveforms
 
 
-def load_waveform(source: Source, window: "AudioWindow", *, excerpt_seconds: float | None = None) -> Tensor:
+class AudioWindow(Options):
+    """Which part of a sound a method hears: the base of the audio configurations."""
+
+    sample_rate: int  # Hz; other files are resampled
+    window_seconds: float
+    centred = False  # the window is the middle of the file instead of its beginning
+    centres_short = False  # so it is of the repetition of a sound shorter than the window
+    left_channel = False  # of stereo is heard, instead of the mean
+
+    @property
+    def num_samples(self) -> int:
+        """L, samples of the window."""
+        return round(self.window_seconds * self.sample_rate)
+
+
+def load_waveform(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
     """Read the window of a sound that a method hears: (L,) float32 mono, nominally in [-1, 1].
 
     Args:
@@ -79,14 +94,9 @@ def read_sound(
             raise ValueError(f"it is longer than {MAX_SECONDS:g} s and would be decoded to find its middle")
         if len(samples) == 0:
             raise ValueError("it holds no audio sample")
-        if rate != sample_rate and math.gcd(rate, sample_rate) < MIN_COMMON_RATE:
-            raise ValueError(
-                f"its sample rate of {rate} Hz cannot be resampled to {sample_rate} Hz within reasonable "
-                "memory; convert the file to a usual rate"
-            )
         if not np.isfinite(first).all():
             raise ValueError("it holds samples that are not finite numbers")
-    return resample(torch.from_numpy(first), rate, sample_rate)
+        return resample(torch.from_numpy(first), rate, sample_rate)
 
 
 def _decode(
@@ -147,7 +157,15 @@ def _read_samples(file: soundfile.SoundFile, seconds: float, left_channel: bool)
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """Resample (..., L) float32 from `rate` to `new_rate` Hz: (..., L new_rate / rate), rounded up."""
+    """Resample (..., L) float32 from `rate` to `new_rate` Hz: (..., L new_rate / rate), rounded up.
+
+    Raises ValueError where that takes too much memory: see MIN_COMMON_RATE.
+    """
+    if rate != new_rate and math.gcd(rate, new_rate) < MIN_COMMON_RATE:
+        raise ValueError(
+            f"its sample rate of {rate} Hz cannot be resampled to {new_rate} Hz within reasonable memory; "
+            "convert it to a usual rate"
+        )
     return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)
 
 
@@ -157,7 +175,7 @@ def _resampler(rate: int, new_rate: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float32)
 
 
-def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
+def fit_window(waveform: Tensor, window: AudioWindow) -> Tensor:
     """Cut a sound (L',) to a method's window (L,): its beginning or its middle; repeat it if it is too short.
 
     For the middle, a sound is repeated floor(L / L') + 1 times if it is shorter than the window, which then
@@ -170,7 +188,7 @@ def fit_window(waveform: Tensor, window: "AudioWindow") -> Tensor:
     return repeated[start : start + wanted]
 
 
-def sound_around(sound: Tensor, seconds: float, audio: "AudioWindow") -> Tensor:
+def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
     """Cut the window (L,) that a method hears around a moment of a video, from its whole sound (L',).
 
     The window is moved as little as needed to lie inside the sound. Of a method that hears an excerpt of its
@@ -199,7 +217,7 @@ def is_silent(waveform: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioConfig(Options):
+class AudioConfig(AudioWindow):
     """How sound becomes SSL-TIE's input; stored in the checkpoint."""
 
     sample_rate: int = option(16_000, at_least=1, hidden=True)
@@ -213,9 +231,6 @@ class AudioConfig(Options):
     mel_bins: int = option(257, at_least=1)
     """F, filters of the mel scale"""
 
-    centred = centres_short = False  # the window is the beginning of the file
-    left_channel = False  # but the mean of all
-
     def __post_init__(self) -> None:
         """Refuse sizes that give no spectrogram."""
         super().__post_init__()
@@ -224,11 +239,6 @@ class AudioConfig(Options):
                 f"--window-seconds {self.window_seconds} is shorter than one --fft-size of "
                 f"{self.fft_size} samples"
             )
-
-    @property
-    def num_samples(self) -> int:
-        """L, samples of the window."""
-        return round(self.window_seconds * self.sample_rate)
 
     @property
     def num_frames(self) -> int:
@@ -279,15 +289,14 @@ SEGMENT_SAMPLES = VGGISH_WINDOW + (SEGMENT_FRAMES - 1) * VGGISH_HOP  # samples t
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(Options):
+class SegmentConfig(AudioWindow):
     """How sound becomes SSPL's input; stored in the checkpoint."""
 
     segment_seconds: float = option(3.0, at_least=SEGMENT_SAMPLES / VGGISH_RATE)
     """middle of the sound given to VGGish, seconds: short clips are repeated, long ones cut"""
 
     sample_rate = VGGISH_RATE
-    centred = centres_short = True  # the window is the middle of the file, or of a short sound's repetition
-    left_channel = False  # but the mean of all
+    centred = centres_short = True
 
     @property
     def num_samples(self) -> int:
@@ -365,7 +374,7 @@ TUKEY_SHAPE, POWER_OFFSET, LOG_SCALE = 0.25, 1e-7, 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrogramConfig(Options):
+class SpectrogramConfig(AudioWindow):
     """How sound becomes LVS's input: the first 10 s; stored in the checkpoint."""
 
     sample_rate: int = option(16_000, hidden=True)  # Hz; other files are resampled
@@ -375,14 +384,6 @@ class SpectrogramConfig(Options):
     excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder
     overlap: int = option(274, at_least=0, at_most=511)
     """samples that two spectrogram frames share, of 512"""
-
-    centres_short = False  # a repeated sound is heard from its beginning
-    left_channel = False  # but the mean of all
-
-    @property
-    def num_samples(self) -> int:
-        """L, samples of the window."""
-        return round(self.window_seconds * self.sample_rate)
 
     def build_front_end(self) -> "LogSpectrogram":
         """Build what turns waveforms (B, L) into the audio encoder's input."""
@@ -441,9 +442,3 @@ class LogSpectrogram(nn.Module):
         power[..., 1:-1] *= 2  # one side stands for both, but for 0 Hz and half the sample rate
         scaled = torch.log(power + POWER_OFFSET) / LOG_SCALE
         return scaled.transpose(1, 2).float()[:, None]  # (B, 1, 257, T)
-
-
-AudioWindow = AudioConfig | SegmentConfig | SpectrogramConfig
-"""A method's audio configuration.
-
-sample_rate, num_samples, centred, centres_short and left_channel say which part of a sound it hears."""

@@ -85,15 +85,6 @@ def draw_for_clips(
 # ---------------------------------------------------------------------------------------------- random crop
 
 
-def random_crop(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, numbers: Tensor) -> Tensor:
-    """Cut 30 to 100 % of each frame and resize it: (B, 3, H, W) -> (B, 3, S, S).
-
-    The frames, of heights and widths `sizes`, lie in the top-left corners; `numbers` are (B, 40) in [0, 1).
-    """
-    boxes = draw_crops(torch.tensor(sizes), numbers)
-    return resized_crop(frames, boxes.to(frames.device, non_blocking=True), size)
-
-
 def draw_crops(sizes: Tensor, numbers: Tensor) -> Tensor:
     """Draw a rectangle of 30 to 100 % of each frame, aspect 3/4 to 4/3, as RandomResizedCrop does.
 
@@ -124,7 +115,7 @@ def resized_crop(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     kornia.geometry.crop_and_resize has no antialiasing for boxes that differ. Here rows and columns are
     combined by matrices of the filter's weights; pixels outside of the rectangle have none.
     """
-    top, left, height, width = boxes.to(frames.dtype).unbind(dim=1)
+    top, left, height, width = boxes.to(frames.device, non_blocking=True).to(frames.dtype).unbind(dim=1)
     rows = _resizing_matrix(top, height, frames.shape[2], size)  # (B, S, H)
     columns = _resizing_matrix(left, width, frames.shape[3], size)  # (B, S, W)
     narrowed = torch.einsum("bsh,bchw->bcsw", rows, frames)  # (B, 3, S, W)
@@ -151,13 +142,7 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     Each frame goes by its own `numbers`, (B, 13) in [0, 1). Each operation runs once, on all frames that want
     it.
     """
-    from kornia.enhance import (  # noqa: PLC0415 - takes a second, and --help does without
-        adjust_brightness_accumulative,
-        adjust_contrast_with_mean_subtraction,
-        adjust_hue,
-        adjust_saturation_with_gray_subtraction,
-    )
-    from kornia.filters import gaussian_blur2d  # noqa: PLC0415
+    from kornia import enhance, filters  # noqa: PLC0415 - takes a second, and --help does without
     from torchvision.transforms.v2.functional import rgb_to_grayscale  # noqa: PLC0415
 
     operations: list[Callable[..., Tensor]] = []
@@ -172,10 +157,10 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     coloured = (numbers[:, 0] < COLOUR_SHARE) & config.colour
     order = numbers[:, 1:5].argsort(dim=1)  # (B, 4): which adjustment comes first, second …
     adjustments = (
-        adjust_brightness_accumulative,
-        adjust_contrast_with_mean_subtraction,
-        adjust_saturation_with_gray_subtraction,
-        lambda chosen, turns: adjust_hue(chosen, 2 * math.pi * turns),
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast_with_mean_subtraction,
+        enhance.adjust_saturation_with_gray_subtraction,
+        lambda chosen, turns: enhance.adjust_hue(chosen, 2 * math.pi * turns),
     )
     for place in range(len(adjustments)):
         for which, adjust in enumerate(adjustments):
@@ -186,7 +171,7 @@ def change_look(frames: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
     change(greyed, lambda chosen, _: rgb_to_grayscale(chosen, num_output_channels=3), no_parameter)
     blurred = (numbers[:, 10] < BLUR_SHARE) & config.blur
     sigmas = _between(numbers[blurred, 11:12], BLUR_RANGE).expand(-1, 2)  # on the CPU, where they are checked
-    change(blurred, lambda chosen, _: gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), no_parameter)
+    change(blurred, lambda chosen, _: filters.gaussian_blur2d(chosen, BLUR_KERNEL, sigmas), no_parameter)
     change((numbers[:, 12] < FLIP_SHARE) & config.flip, lambda chosen, _: chosen.flip(-1), no_parameter)
 
     frames = frames.clone()
@@ -226,11 +211,6 @@ def spec_augment(power: Tensor, config: AugmentationConfig, numbers: Tensor) -> 
 
 
 # --------------------------------------------------------------------------- cut-outs of SSPL and the peers
-
-
-def enlarged_size(frame_size: int) -> int:
-    """Return the side of the frame that views of this side are cut from, pixels: 246 for 224."""
-    return int(frame_size * (1 + CUT_OUT_MARGIN))
 
 
 def cut_out(frames: Tensor, sizes: Sequence[tuple[int, int]], size: int, numbers: Tensor) -> Tensor:

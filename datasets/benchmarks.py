@@ -31,7 +31,7 @@ from datasets.audio import AUDIO_SUFFIXES
 from datasets.clips import Clip
 from datasets.frames import FRAME_SUFFIXES
 from datasets.hdf5 import PACKED_NAME, Source, Split, StoredClips, read_authors, read_packed
-from datasets.lists import ClipList, clip_id_in, find_list, ids_sha256, name_cut, split_pair
+from datasets.lists import JOIN, ClipList, clip_id_in, find_list, ids_sha256, name_cut
 from utils.files import SYSTEM_FOLDERS, BrokenFileError, decoding
 
 logger = logging.getLogger(__name__)
@@ -505,7 +505,7 @@ def _find_negatives(dataset: str, clip_list: str | None, negatives: str | None) 
 
 def _names_of(row: DataSet, clip_id: str) -> tuple[str, str]:
     """Return the names of a clip's frame and sound."""
-    frame, sound = split_pair(clip_id) if row.negatives else (clip_id, row.sound_of(clip_id))
+    frame, _, sound = clip_id.partition(JOIN) if row.negatives else (clip_id, "", row.sound_of(clip_id))
     return frame, sound or frame
 
 

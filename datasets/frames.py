@@ -2,8 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -106,7 +105,7 @@ def read_frame(source: Source) -> Image.Image:
         BrokenFileError: it cannot be decoded, or its range of brightness is not known.
     """
     with decoding(source):
-        content: Path | io.BytesIO
+        content: Any = source
         if isinstance(source, HDF5Row):
             stored = read_row(source)
             if stored.ndim == 3:  # the authors' float32 (H, W, 3)
@@ -116,8 +115,6 @@ def read_frame(source: Source) -> Image.Image:
                     raise BrokenFileError(source, "a frame must hold whole numbers from 0 to 255")
                 return Image.fromarray(pixels)
             content = io.BytesIO(stored.tobytes())
-        else:
-            content = source
         with Image.open(content) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(_in_8_bits(picture))

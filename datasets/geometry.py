@@ -9,7 +9,7 @@ program does. At scale 0.5 the frame is therefore shrunk twice: by M and by the 
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -65,10 +65,6 @@ class GeometricTransform:
             frame_size=frame_size,
             target=config.equivariance_target,
         )
-
-    def of_frames(self, first: int, count: int) -> "GeometricTransform":
-        """Return the same transform for some of its frames, those from `first` on."""
-        return replace(self, angles=self.angles[first : first + count])
 
     def matrix(self) -> Tensor:
         """Return M of each frame, (B, 2, 3) float32, source to destination pixels."""

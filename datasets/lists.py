@@ -46,7 +46,7 @@ class ListRow:
     """A line of lists.csv: a published list, a published cut of a benchmark, or both."""
 
     name: str  # empty: only the ids' digest is known, no file can be fetched
-    pairs: bool  # frames with the sounds of other clips, see split_pair, instead of clips
+    pairs: bool  # frames with the sounds of other clips, see JOIN, instead of clips
     clips: int
     benchmarks: tuple[str, ...]  # on which the clips are a cut with a name
     cut: str
@@ -141,17 +141,6 @@ def read_classes(path: Path, clip_ids: Sequence[str]) -> tuple[dict[str, str], s
             "(--labels), or score only clips that have one (--clip-list)."
         )
     return {clip_id: classes[clip_id] for clip_id in clip_ids}, hashlib.sha256(content).hexdigest()
-
-
-def split_pair(clip_id: str) -> tuple[str, str]:
-    """Return the clips whose frame and whose sound a pair's id names."""
-    video, _, audio = clip_id.partition(JOIN)
-    return video, audio
-
-
-def without_negatives(clip_ids: Iterable[str]) -> list[str]:
-    """Return the ids of an extended benchmark's positives, in their order."""
-    return [clip_id for clip_id in clip_ids if JOIN not in clip_id]
 
 
 def _parse(content: bytes, path: Path) -> tuple[list[str], list[list[str]]]:

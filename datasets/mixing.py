@@ -25,8 +25,7 @@ Theirs searches after an epoch, for the next one: the first with mixing is the s
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +100,7 @@ class MixingCurriculum:
         `decode` gives the batches of a data set, on the model's device, with words for the progress bar.
         After a signal, of which `stopped` tells, nothing is found.
         """
-        own = copy(self.sounds)
-        own.clips, own.content = shard(self.sounds.clips, rank(), world_size()), "sounds"
+        own = replace(self.sounds, clips=shard(self.sounds.clips, rank(), world_size()), content="sounds")
         clip_ids: list[str] = []
         broken: list[str] = []
         rows: list[Tensor] = []

@@ -362,7 +362,8 @@ def _check_end(video: Video) -> None:
     if kind in ("aac", "amr"):  # FFmpeg only guesses
         announced = 0.0
     elif kind == "mp3":  # so it does without an index
-        index = MP3_INDEX.search(video.path.read_bytes()[: 2**22])
+        content = video.content or video.path.read_bytes()
+        index = MP3_INDEX.search(content[: 2**22])
         samples = int.from_bytes(index[1]) * (1152 if stream.rate >= 32_000 else 576) if index else 0
         announced = min(announced, samples / stream.rate)
     if is_cut_off(announced, video.end):

@@ -162,7 +162,8 @@ class Localiser:
         """
         rate, path = self.audio.sample_rate, Path(path)
         until = None if max_seconds is None else max_seconds + self.audio.num_samples / rate
-        sound, frames = torch.from_numpy(read_sound(path, rate, until)), read_frames(path, max_seconds)
+        sound = torch.from_numpy(read_sound(path, rate, until, left_channel=self.audio.left_channel))
+        frames = read_frames(path, max_seconds)
         rows: dict[float, tuple[Tensor, bool]] = {}  # of the last batch, by moment: encoded sound, is silent
         mean, last = None, 0.0
         while batch := list(islice(frames, batch_size)):

@@ -75,6 +75,8 @@ class Method(nn.Module):
     """whether training frames come as they are stored, for `augment` to crop"""
     keep_shape = False
     """whether of training frames only the short side is `training_frame_size`, for `augment` to crop"""
+    margin = 0.0
+    """share of `frame_size` by which training frames are larger, for `augment` to cut from"""
     excerpt_seconds: float | None = None
     """only the first seconds of each training sound are used; None: the whole window"""
 
@@ -156,8 +158,8 @@ class Method(nn.Module):
 
     @property
     def training_frame_size(self) -> int:
-        """Side of the squares that training frames are decoded to, pixels; not with random_crop."""
-        return self.frame.frame_size
+        """Side of the square training frames, with keep_shape their short side; not with random_crop."""
+        return int(self.frame.frame_size * (1 + self.margin))
 
     def training_clips(self, clips: Sequence[Clip]) -> AudioVisualClips:
         """Decode clips as `augment` takes them."""

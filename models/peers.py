@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.audio import SpectrogramConfig
-from datasets.augmentation import CUT_OUT_NUMBERS, cut_out, draw_for_clips, enlarged_size
+from datasets.augmentation import CUT_OUT_MARGIN, CUT_OUT_NUMBERS, cut_out, draw_for_clips
 from datasets.clips import Batch
 from datasets.frames import FrameConfig, as_float, normalise
 from models.encoders import (
@@ -64,6 +64,7 @@ class PeerLocaliser(Method):
     """Two encoders and P pairs of projections; P = 1 stands for none below."""
 
     keep_shape = True
+    margin = CUT_OUT_MARGIN
     num_projections = 0
     """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
     num_dropped = 0
@@ -89,11 +90,6 @@ class PeerLocaliser(Method):
                 nn.init.trunc_normal_(part.weight, std=0.01)
 
     # ------------------------------------------------------------------------------------ training views
-
-    @property
-    def training_frame_size(self) -> int:
-        """Short side of the frames that views are cut from, pixels."""
-        return enlarged_size(self.frame.frame_size)
 
     @torch.no_grad()
     def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:

@@ -23,7 +23,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -121,14 +121,15 @@ class SSLTIE(Method):
 
         frames = as_float(batch.frames)  # (B, 3, S, S), or of all sizes with random crop
         if self.random_crop:
-            frames = aug.random_crop(frames, batch.picture_sizes, self.frame.frame_size, for_crop)
+            boxes = aug.draw_crops(torch.tensor(batch.picture_sizes), for_crop)
+            frames = aug.resized_crop(frames, boxes, self.frame.frame_size)
         frames = normalise(aug.change_look(frames, self.augmentation, for_look))  # (B, 3, S, S)
 
         power = self.front_end.mel(batch.waveforms)  # (B, F, T)
         power = aug.spec_augment(power, self.augmentation, for_masks)
 
         drawn = GeometricTransform.sample(self.geometric, total, frames.shape[-1], random.Random(seed))
-        transform = drawn.of_frames(first, count)
+        transform = replace(drawn, angles=drawn.angles[first : first + count])
         return {
             "frames": frames,
             "log_mel_spectrogram": self.front_end.to_decibels(power),  # (B, 1, F, T)

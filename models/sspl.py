@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.audio import SegmentConfig
-from datasets.augmentation import CUT_OUT_NUMBERS, cut_out, draw_for_clips, enlarged_size
+from datasets.augmentation import CUT_OUT_MARGIN, CUT_OUT_NUMBERS, cut_out, draw_for_clips
 from datasets.clips import Batch
 from datasets.frames import FrameConfig, as_float, normalise
 from models.encoders import (
@@ -144,6 +144,7 @@ class SSPL(Method):
     """The localiser and its training loss."""
 
     shown = "frames_view_1"
+    margin = CUT_OUT_MARGIN
 
     def __init__(
         self, config: SSPLConfig, *, audio: SegmentConfig | None = None, frame: FrameConfig | None = None
@@ -162,11 +163,6 @@ class SSPL(Method):
         self.prediction_head = prediction_head()
 
     # ------------------------------------------------------------------------------------ training views
-
-    @property
-    def training_frame_size(self) -> int:
-        """Side of the frames that views are cut from, pixels."""
-        return enlarged_size(self.frame.frame_size)
 
     @torch.no_grad()
     def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:

@@ -18,7 +18,6 @@ from datasets.augmentation import (
     cut_out,
     draw_crops,
     draw_for_clips,
-    enlarged_size,
     resized_crop,
     spec_augment,
 )
@@ -198,7 +197,6 @@ def test_masks_may_be_switched_off_and_must_fit():
 
 
 def test_cut_outs_are_shifted_and_mirrored_squares():
-    assert enlarged_size(224) == 246  # the authors'
     frames = torch.randint(0, 256, (40, 3, 35, 35), dtype=torch.uint8)
     numbers = draw_for_clips(3, 40, CUT_OUT_NUMBERS)
     views = cut_out(frames, [(35, 35)] * 40, 32, numbers)

@@ -19,7 +19,14 @@ from PIL import Image
 from video_inputs import AUDIO_RATE, make_video, tone
 
 import opts
-from datasets.audio import AlignSpectrogramConfig, AudioConfig, SegmentConfig, load_waveform, sound_around
+from datasets.audio import (
+    AlignSpectrogramConfig,
+    AudioConfig,
+    MiddleSpectrogramConfig,
+    SegmentConfig,
+    load_waveform,
+    sound_around,
+)
 from datasets.frames import FrameGeometry, as_float, normalise, to_tensor
 from datasets.video import UnusableVideoError, read_sound
 from models.localiser import localise_frames
@@ -179,6 +186,13 @@ def test_maps_are_those_of_localise_one_by_one(tmp_path, step):
             assert float(row["similarity"]) == pytest.approx(float(found.max()), abs=1e-4)
             y, x = divmod(int(found.argmax()), 4)
             assert (float(row["x"]), float(row["y"])) == (x * 16 + 8, y * 12 + 6)
+
+
+def test_the_left_channel_alone_is_heard_where_the_method_does_so(tmp_path):
+    right_alone = np.stack([0 * tone(2)[0], tone(2)[0]])
+    path = make_video(tmp_path / "clip.mp4", sounds=[right_alone])
+    for audio, silent in ((AlignSpectrogramConfig(), True), (MiddleSpectrogramConfig(), False)):
+        assert {heat is None for _, _, heat in spotlight(audio).video(path)} == {silent}
 
 
 def test_pictures_are_encoded_once_and_in_batches_and_sounds_as_the_step_says(tmp_path):

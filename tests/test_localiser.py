@@ -109,6 +109,7 @@ def test_a_silent_sound_has_no_map(localiser, clip, tmp_path):
         ({"sound": np.zeros((2, 3, 4))}, r"\(2, 3, 4\)"),
         ({"sound": np.zeros(0)}, r"got torch.float64 \(0,\)"),
         ({"sound": np.full(9, np.nan)}, "not finite"),
+        ({"sound": (np.zeros(9, np.float32), 47_999)}, "rate of 47999 Hz cannot be resampled"),
     ],
 )
 def test_what_cannot_be_localised_is_refused_in_words(localiser, clip, change, words):

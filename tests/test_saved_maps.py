@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmark_inputs import make_s4
 from command_line import assert_refused, run
 from conftest import vgg_ss_xml
+from PIL import Image
 from result_inputs import make_context, make_result
 
 from datasets.annotations import read_vgg_ss_json
@@ -105,6 +107,28 @@ def test_a_second_scoring_needs_neither_model_nor_frames(tiny_data, checkpoint, 
     (tmp_path / "few.txt").write_text("test_0\n")
     few = run("test.py", *given, "--clip-list", tmp_path / "few.txt")
     assert_refused(few, "holds maps of 6 clips of vgg_ss", "are others, 5 differ")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options"), [("avsbench_s4", []), ("vgg_ss", ["--frame-geometry", "centre_crop"])]
+)
+def test_masks_and_cropped_boxes_are_those_of_the_first_scoring(
+    testing_program, tiny_data, checkpoint, tmp_path, benchmark, options
+):
+    if benchmark == "avsbench_s4":
+        make_s4(tmp_path)
+    else:
+        shutil.copytree(tiny_data.root / "VGGSound_test", tmp_path, dirs_exist_ok=True)
+        for path in (tmp_path / "frame").iterdir():
+            with Image.open(path) as picture:
+                picture.resize((160, 90)).save(path)
+    given = ["localisation", "--benchmark", benchmark, "--data-root", tmp_path, "--workers", 0]
+    model = ["--checkpoint", checkpoint, "--save-maps", tmp_path / "maps.npz", "--gallery", 0, *options]
+    for name, source in (("direct", model), ("again", ["--from-maps", tmp_path / "maps.npz"])):
+        words = [*given, *source, "--output", tmp_path / name]
+        assert testing_program.main([str(word) for word in words]) == 0
+    direct, again = ((tmp_path / name / "per_clip.csv").read_bytes() for name in ("direct", "again"))
+    assert again == direct
 
 
 @pytest.mark.slow

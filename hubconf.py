@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 dependencies = ["torch", "torchvision", "torchaudio", "numpy", "PIL", "soundfile", "cv2", "av", "scipy"]
+dependencies += ["h5py", "tqdm"]
 
 
 def load_localiser(path: str | Path, device: str = "auto") -> Any:  # noqa: ANN401 - a models.localiser.Localiser

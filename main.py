@@ -48,7 +48,7 @@ from utils.distributed import (
 )
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
-from utils.options import configure_logging, run_command
+from utils.options import run_command
 from utils.training import (
     Interruption,
     Precision,
@@ -196,7 +196,7 @@ def train_one_epoch(
                 output = take_step(views, wrapped, optimizer, scaler, options.compute.precision)
                 run.note_step(output.loss, output.terms, batch.clip_ids)
                 if run.step == run.steps_per_epoch:
-                    frames = to_displayable(views[model.shown][:NUM_PICTURES])
+                    frames = to_displayable(views["frames"][:NUM_PICTURES])
                     maps = output.similarity_map[:NUM_PICTURES].float().cpu().numpy()
                     run.add_pictures(frames, maps, batch.clip_ids[:NUM_PICTURES])
                 if run.num_summed:
@@ -383,7 +383,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return train(options)
 
-    configure_logging()
     return run_command(command)
 
 

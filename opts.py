@@ -19,7 +19,7 @@ from datasets.frames import FrameConfig, GeometryMode
 from models import METHODS
 from models.method import Method, StartOptions
 from utils.evaluation.negatives import CLASSES_WANTED, OffScreen
-from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, default_protocols, find_protocols
+from utils.evaluation.protocols import PROTOCOLS, LocalisationProtocol, find_protocols
 from utils.evaluation.retrieval import parse_directions, parse_ks
 from utils.files import check_place
 from utils.options import NUM_CORES, Options, Parser, build, did_you_mean, flag, option, refuse_dropped
@@ -222,8 +222,9 @@ class RuleOptions(TestTask):
 
     @property
     def protocols(self) -> tuple[LocalisationProtocol, ...]:
-        """The rules that are named, or the benchmark's own."""
-        return find_protocols(self.protocol or default_protocols(DATA_SETS[self.benchmark].headline))
+        """The named rules; or the benchmark's own, one that predicts half of the frame, one that does not."""
+        own = DATA_SETS[self.benchmark].headline
+        return find_protocols(self.protocol or ",".join(filter(None, (own, "ssl_tie", "sspl"))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,11 +310,6 @@ class LocalisationOptions(RuleOptions, ScoringOptions):
                 f"{', '.join(unread)} cannot be given beside --from-maps: the file says from which model its "
                 "maps come, and holds no frames."
             )
-
-    @property
-    def max_overlays(self) -> float:
-        """Overlay pictures to write; infinite for all."""
-        return float("inf") if self.save_overlays == "all" else int(self.save_overlays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,10 +458,8 @@ def _parse(
     arguments: Sequence[str] | None,
 ) -> tuple[str, dict[str, Any]]:
     """Parse one of the sub-commands, each described by an object's docstring; return its name and groups."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    refuse_dropped(DROPPED, arguments)
     usage = f"%(prog)s {{{','.join(commands)}}} [options]"
-    parser = Parser(program, usage=usage, description=summary)
+    parser = Parser(program, usage=usage, description=summary, dropped=DROPPED)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     for name, (described, groups) in commands.items():
         words = (inspect.getdoc(described) or name).splitlines()[0]
@@ -521,7 +515,7 @@ def differences_that_matter(before: Mapping[str, Any], now: Mapping[str, Any]) -
     differences = []
     for group, group_class in train_groups(now["method"]).items():
         for name, value in now[group].items():
-            old = (before.get(group) or {}).get(name, group_class.__dict__.get(name))
+            old = (before.get(group) or {}).get(name, getattr(group_class, name, None))
             if name == "mixing_start_epoch" and not now[group]["audio_mixing"]:
                 continue  # its default was 1
             if old != value and name not in MAY_CHANGE_ON_RESUME:

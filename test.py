@@ -51,7 +51,7 @@ from utils.evaluation import negatives as negative_sounds
 from utils.evaluation import retrieval as retrieving
 from utils.evaluation.protocols import ObjectMaps
 from utils.files import check_place, file_sha256, moved_when_whole, write_atomically
-from utils.options import configure_logging, run_command
+from utils.options import run_command
 from utils.reports import localisation as reporting
 from utils.reports import report as pages
 from utils.reports import visualisation as drawing
@@ -186,11 +186,12 @@ def localisation(run: Evaluation, options: opts.LocalisationOptions) -> Unreadab
     benchmark, alpha = DATA_SETS[options.benchmark], run.context.object_prior
     names = [protocol.name for protocol in options.protocols]
     run.claim("localisation", {"protocol": names, "audio": run.context.audio, "object prior": alpha})
-    overlays_left = options.max_overlays / world_size()
+    wanted = len(run.clips) if options.save_overlays == "all" else int(options.save_overlays)
+    overlays_left = len(shard(range(wanted), rank(), world_size()))  # this process's share
 
     def draw(batch: Batch, maps: Tensor, cious: Sequence[float]) -> None:
         nonlocal overlays_left
-        for place in range(int(min(overlays_left, len(cious)))):
+        for place in range(min(overlays_left, len(cious))):
             boxes = batch.bounding_boxes[place]
             caption = f"cIoU {cious[place]:.2f}"
             _, overlay = draw_clip(batch.frames[place], maps[place], boxes, caption)
@@ -243,7 +244,8 @@ def from_model(run: Evaluation, options: opts.LocalisationOptions) -> Source:
         alpha, network = options.object_prior, load_object_prior(options.object_prior_weights).to(run.device)
 
         def objects(batch: Batch) -> ObjectMaps:
-            return ObjectMaps(network.object_maps(normalise(as_float(batch.frames))).float(), alpha)
+            features = network(normalise(as_float(batch.frames)))  # (B, 512, h, w), at least 0
+            return ObjectMaps(features.mean(dim=1).float(), alpha)
 
     return lambda batch: model.localise(*model.prepare(batch.frames, batch.waveforms)), objects, ()
 
@@ -573,7 +575,6 @@ TASKS: dict[type, Callable[..., Any]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 2 for bad input and clips that broke."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    configure_logging()
 
     def command() -> int:
         options = opts.parse_test_options(given)

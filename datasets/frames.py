@@ -97,9 +97,7 @@ class FrameGeometry:
 
 
 def read_frame(source: Source) -> Image.Image:
-    """Decode a picture file, or the row of an HDF5 file that holds one or its pixels, to RGB.
-
-    As viewers show it: turned as its EXIF data say, and white where it is transparent.
+    """Decode a picture file, or the row of an HDF5 file that holds one or its pixels, to RGB: see `as_shown`.
 
     Raises:
         BrokenFileError: it cannot be decoded, or its range of brightness is not known.
@@ -117,11 +115,16 @@ def read_frame(source: Source) -> Image.Image:
             content = io.BytesIO(stored.tobytes())
         with Image.open(content) as picture:
             picture.load()
-            upright = ImageOps.exif_transpose(_in_8_bits(picture))
-            if upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return upright if upright.mode == "RGB" else upright.convert("RGB")
+            return as_shown(picture)
+
+
+def as_shown(picture: Image.Image) -> Image.Image:
+    """Turn a picture to RGB as viewers show it: turned as its EXIF data say, and white where transparent."""
+    upright = ImageOps.exif_transpose(_in_8_bits(picture))
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from datasets.audio import (
@@ -31,7 +31,15 @@ from datasets.audio import (
     resample,
     sound_around,
 )
-from datasets.frames import FrameConfig, FrameGeometry, GeometryMode, as_float, normalise, read_frame
+from datasets.frames import (
+    FrameConfig,
+    FrameGeometry,
+    GeometryMode,
+    as_float,
+    as_shown,
+    normalise,
+    read_frame,
+)
 from datasets.video import open_video, read_frames, read_sound, write_video
 from models import SCORED
 from models.released import build_localiser, read_any_checkpoint
@@ -306,10 +314,10 @@ def _existing(path: str | Path) -> Path:
 
 def _as_picture(picture: Any) -> Image.Image:  # noqa: ANN401 - see Localiser.__call__
     if isinstance(picture, str | Path):
-        picture = read_frame(_existing(picture))
+        return read_frame(_existing(picture))
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")  # as the camera was held
-    pixels = np.asarray(picture)
+        return as_shown(picture)
+    pixels = np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"Expected a picture of uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}.")
     return Image.fromarray(pixels)
@@ -349,7 +357,7 @@ def load_localiser(
         config.pop("audio_encodings", None)  # of earlier versions; it changed no result
         model = build_localiser(method, config, audio, frame)
         model.load_state_dict(checkpoint.state_dict)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model it names: {error}") from error
     return Localiser(ready_to_localise(model, device), audio, frame, checkpoint, frame_geometry)
 

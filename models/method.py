@@ -31,7 +31,7 @@ class TrainingOutput:
     terms: dict[str, Tensor]
     """detached scalars to log, by name"""
     similarity_map: Tensor
-    """(B, h, w), detached, of the frames in the view `Method.shown`"""
+    """(B, h, w), detached, of the view `frames`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,6 @@ class Method(nn.Module):
 
     built_with: tuple[str, ...] = ("audio", "frame")
     """groups of options that the constructor takes by name, after that of the model"""
-    shown = "frames"
-    """name of the training view that `TrainingOutput.similarity_map` belongs to"""
     half_cosine = False
     """whether the authors' similarity is (cosine + 1) / 2, as thresholds on it need to know"""
     random_crop = False

@@ -148,21 +148,3 @@ def project(encoded: Tensor, projections: Iterable[nn.Module], kept: Tensor | No
     encoded = encoded if kept is None else encoded * kept
     projected = [projection(encoded) for projection in projections] or [encoded]
     return F.normalize(at_least_float32(torch.stack(projected, dim=1)), dim=2)
-
-
-class ObjectPrior(nn.Module):
-    """Where objects are, whatever sounds: the prior of EZ-VSL's object-guided localisation.
-
-    ResNet-18 as trained on ImageNet answers wherever it sees something; the mean size of its last
-    features is a map that never hears the sound. Mixed with a model's map it scores higher, without any
-    better hearing: how much of a result is its doing is seen by scoring it alone.
-    """
-
-    def __init__(self) -> None:
-        """Builds the network, randomly initialised: models.released.load_object_prior has the weights."""
-        super().__init__()
-        self.encoder = ResNet18Encoder(3, last_stride=2)
-
-    def object_maps(self, frames: Tensor) -> Tensor:
-        """Normalised frames (B, 3, H, W) -> mean activation (B, H/32, W/32), never negative."""
-        return self.encoder(frames).abs().mean(dim=1)

@@ -60,11 +60,6 @@ class PredictiveCodingModule(nn.Module):
         self.prediction_norms = nn.ModuleList(_batch_norms(LEVELS - 1, channels) for _ in range(num_cycles))
         self.correction_norms = nn.ModuleList(_batch_norms(LEVELS, channels) for _ in range(num_cycles))
 
-    @property
-    def rates(self) -> list[nn.Parameter]:
-        """The learnt rates a and b, which weight decay must not touch."""
-        return [*self.correction_rates, *self.prediction_rates]
-
     def forward(self, visual_feature_map: Tensor, audio_target: Tensor) -> Tensor:
         """Align visual features (B, D, h, w) with their sounds, (B, A) of unit norm: (B, D, h, w).
 

@@ -6,7 +6,6 @@ A release is known by its content, never by its name; every tensor is used or kn
 Pretrained encoders are read only if their sha256 begins as published.
 """
 
-import hashlib
 import http.client
 import logging
 import re
@@ -26,9 +25,9 @@ from datasets.frames import FrameConfig
 from datasets.lists import read_classes
 from models import SCORED
 from models.encoders import ResNet18Encoder, VGG16Encoder, VGGishEncoder
-from models.peers import ObjectPrior
 from utils.checkpoint import Checkpoint, find_non_finite, parse_checkpoint, read_checkpoint_file
-from utils.options import Parser, configure_logging, run_command
+from utils.files import file_sha256
+from utils.options import Parser, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -373,10 +372,15 @@ def load_pretrained(networks: Mapping[str, tuple[nn.Module, Path | None]]) -> di
     return files
 
 
-def load_object_prior(named: Path | None) -> ObjectPrior:
-    """Return the object prior with its published weights, in eval mode."""
-    prior = ObjectPrior()
-    load_pretrained({"resnet18": (prior.encoder, named)})
+def load_object_prior(named: Path | None) -> nn.Module:
+    """Return the prior of EZ-VSL's object-guided localisation with its published weights, in eval mode.
+
+    ResNet-18 as trained on ImageNet answers wherever it sees something; the mean of its last features,
+    (B, 512, H/32, W/32), is a map that never hears the sound. Mixed with a model's map it scores higher,
+    without any better hearing: how much of a result is its doing is seen by scoring it alone.
+    """
+    prior = ResNet18Encoder(3, last_stride=2)
+    load_pretrained({"resnet18": (prior, named)})
     return prior.eval()
 
 
@@ -403,9 +407,7 @@ def read_pretrained(kind: str, path: Path) -> dict[str, Tensor]:
 
 def verify(kind: str, path: Path) -> None:
     """Refuse a file that is not the published one, with a ValueError."""
-    row = PRETRAINED[kind]
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    row, actual = PRETRAINED[kind], file_sha256(path)
     if not actual.startswith(row.digits):
         raise ValueError(
             f"{path} has sha256 {actual}, expected one that begins with {row.digits}: it is not {row.title} "
@@ -441,7 +443,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in PRETRAINED]:
         parser.error(f"no weights are known of {unknown}; there are: {', '.join(PRETRAINED)}")
-    configure_logging()
     socket.setdefaulttimeout(30)  # PyTorch's downloader sets no limit of its own
     fetch = partial(fetch_pretrained, folder=options.folder)
     return max(run_command(partial(fetch, kind)) for kind in options.names or PRETRAINED)

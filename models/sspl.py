@@ -143,7 +143,6 @@ class View(NamedTuple):
 class SSPL(Method):
     """The localiser and its training loss."""
 
-    shown = "frames_view_1"
     margin = CUT_OUT_MARGIN
 
     def __init__(
@@ -169,10 +168,10 @@ class SSPL(Method):
         """Make the arguments of `forward` of a batch: see `Method`."""
         numbers = draw_for_clips(seed, len(batch), 2 * CUT_OUT_NUMBERS, first=first, total=global_size)
         cut = partial(cut_out, batch.frames, batch.picture_sizes, self.frame.frame_size)  # of (B, 3, E, E)
-        views = [normalise(as_float(cut(part))) for part in numbers.chunk(2, dim=1)]
+        first_view, second_view = (normalise(as_float(cut(part))) for part in numbers.chunk(2, dim=1))
         return {
-            "frames_view_1": views[0],  # (B, 3, S, S)
-            "frames_view_2": views[1],
+            "frames": first_view,  # (B, 3, S, S)
+            "second_frames": second_view,  # (B, 3, S, S)
             "log_mel_segments": self.front_end(batch.waveforms),  # (B, segments, 1, 96, 64)
         }
 
@@ -181,13 +180,13 @@ class SSPL(Method):
     def forward(
         self,
         *,
-        frames_view_1: Tensor,  # (B, 3, H, W), normalised
-        frames_view_2: Tensor,  # of the same frames
+        frames: Tensor,  # (B, 3, H, W), normalised
+        second_frames: Tensor,  # another view of each
         log_mel_segments: Tensor,  # (B, S, 1, 96, 64), natural logarithm
     ) -> TrainingOutput:
         """Compute a training step's loss, terms that show a collapse, and the similarity maps of view 1."""
         # One view after the other: together they would take twice the memory and no less time.
-        first_map, second_map = self.frame_encoder(frames_view_1), self.frame_encoder(frames_view_2)
+        first_map, second_map = self.frame_encoder(frames), self.frame_encoder(second_frames)
         segment_embeddings = self.audio_encoder(log_mel_segments)  # (B, S, 128)
         audio_embedding, audio_target = self.encode_audio(segment_embeddings)  # (B, 512), (B, 128)
         first = self.process_view(first_map, audio_embedding, audio_target)
@@ -285,11 +284,11 @@ class SSPL(Method):
             {"name": "audio_projection", "params": audio, "lr": recipe.audio_learning_rate}
         ]
         if pcm is not None:
-            rate, undecayed = recipe.pcm_learning_rate, {id(rate) for rate in pcm.rates}
-            weights = [weight for weight in pcm.parameters() if id(weight) not in undecayed]
+            rate, rates = recipe.pcm_learning_rate, [*pcm.correction_rates, *pcm.prediction_rates]
+            weights = [weight for name, weight in pcm.named_parameters() if "_rates." not in name]
             groups += [
                 {"name": "predictive_coding", "params": weights, "lr": rate},
-                {"name": "predictive_coding_rates", "params": pcm.rates, "lr": rate, "weight_decay": 0.0},
+                {"name": "predictive_coding_rates", "params": rates, "lr": rate, "weight_decay": 0.0},
             ]
         groups.append({"name": "heads", "params": heads, "lr": recipe.head_learning_rate})
         return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)

@@ -28,7 +28,7 @@ from scripts.collect import read_result, run_program, score_rows, values_of
 from utils.evaluation.protocols import PROTOCOLS
 from utils.evaluation.statistics import sign_flip_test
 from utils.files import decoding, write_atomically
-from utils.options import Parser, configure_logging, run_command
+from utils.options import Parser, run_command
 
 logger = logging.getLogger("ablate")
 
@@ -86,17 +86,12 @@ def make(run_dir: Path, commands: list[list[str]]) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(record, text.encode())
     train, *tests = commands
-    waiting = [test for test in tests if not summary_of(test).exists()]
+    waiting = [test for test in tests if not (Path(test[-1]) / "summary.json").exists()]  # of --output
     resume = ["--resume"] if (run_dir / "last.pth").exists() else []
     for command in [[*train, *resume], *waiting] if waiting else []:
         if status := run_program(command):
             return status
     return 0
-
-
-def summary_of(command: list[str]) -> Path:
-    """Return where a command of `plan` leaves its scores."""
-    return Path(command[-1]) / "summary.json"
 
 
 def read_scores(path: Path, variant: str, seed: str) -> pd.DataFrame:
@@ -199,7 +194,7 @@ def ablate(given: Sequence[str]) -> int:
             notes.append(f"**Failed: {variant}, seed {seed}.**")
             logger.error("Failed: %s, seed %s; its messages stand above. Call again to retry.", variant, seed)
         else:
-            scores += [read_scores(summary_of(test), variant, seed) for test in commands[1:]]
+            scores += [read_scores(Path(test[-1]) / "summary.json", variant, seed) for test in commands[1:]]
     failed = len(notes) > 1
     if scores:
         write_table(own.output, scores, notes, grid.get("overview", {}))
@@ -208,7 +203,6 @@ def ablate(given: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 for failed runs, 2 for bad input."""
-    configure_logging()
     return run_command(lambda: ablate(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -47,7 +47,7 @@ from models.method import Method
 from utils.evaluation.localisation import evaluate_localisation
 from utils.evaluation.protocols import PROTOCOLS
 from utils.files import write_atomically
-from utils.options import Options, add_group, build, configure_logging, option, run_command
+from utils.options import Options, add_group, build, option, run_command
 from utils.training import environment_report, pick_device, use_full_float32
 
 logger = logging.getLogger("benchmark")
@@ -180,7 +180,7 @@ class Benchmark:
                 for _ in loader:
                     pass
 
-        counts = [int(count) for count in self.options.worker_counts.split(",")]
+        counts = whole_numbers("--worker-counts", self.options.worker_counts)
         times = 8 * max(1, *counts)  # what it takes to start the processes must not count
         ways: Ways = {f"workers_{count}": partial(load_all, count) for count in counts}
         self.measure("loader", ways, samples=len(self.load(times=times)) * self.batch_size)
@@ -253,14 +253,21 @@ class Benchmark:
 def batch_sizes(options: BenchmarkOptions, words: list[str]) -> list[int]:
     """Returns the clips a step to measure; with `largest` up to 512."""
     training = opts.parse_train_options(words)
-    listed = (options.batch_sizes or str(training.optimisation.batch_size)).split(",")
-    endless = listed[-1] == "largest"
-    sizes = [int(size) for size in listed[: len(listed) - endless]]
-    if endless and not (sizes and pick_device(training.run.device).type == "cuda"):
-        raise ValueError("--batch-sizes: `largest` follows a number, and is for GPUs.")
+    listed = options.batch_sizes or str(training.optimisation.batch_size)
+    endless = listed.endswith(",largest")
+    sizes = whole_numbers("--batch-sizes", listed.removesuffix(",largest"))
+    if endless and pick_device(training.run.device).type != "cuda":
+        raise ValueError("--batch-sizes: `largest` is for GPUs.")
     while endless and sizes[-1] <= 256:
         sizes.append(2 * sizes[-1])
     return sizes
+
+
+def whole_numbers(option: str, words: str) -> list[int]:
+    """Reads numbers with commas between them."""
+    if not re.fullmatch(r"\d+(,\d+)*", words):
+        raise ValueError(f"{option} takes whole numbers with commas between them, got {words!r}.")
+    return [int(word) for word in words.split(",")]
 
 
 def make_clips(count: int, folder: Path) -> list[Clip]:
@@ -281,7 +288,6 @@ def make_clips(count: int, folder: Path) -> list[Clip]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
-    configure_logging()
     parser = argparse.ArgumentParser(
         prog="benchmark.sh", allow_abbrev=False, description="Measures speed. Takes options of main.py too."
     )
@@ -294,13 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             places = ["--train-set", "vggsound", "--data-root", folder, "--output", folder]
             words = [options.method, *places, *others]
-            for size in batch_sizes(options, words):
+            sizes = batch_sizes(options, words)
+            for size in sizes:
                 sized = [*words, "--batch-size", str(size)]
                 try:
                     getattr(Benchmark(options, sized, Path(folder)), values.case)()
                 except RuntimeError as error:  # cuDNN and cuBLAS have words of their own
                     full = re.search("out of memory|ALLOC_FAILED|unable to find an engine", str(error))
-                    if options.batch_sizes is None or not full:
+                    if size == sizes[0] or not full:
                         raise
                     logger.warning("A batch of %d clips does not fit into the GPU's memory.", size)
                     break

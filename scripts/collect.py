@@ -36,7 +36,7 @@ from utils.evaluation.localisation import read_maps
 from utils.evaluation.protocols import DISC
 from utils.evaluation.statistics import SCORE_KEYS, clip_values, compare_paired
 from utils.files import decoding, file_sha256
-from utils.options import configure_logging, run_command
+from utils.options import run_command
 from utils.reports.localisation import REFERENCES, SCORE_HEADINGS, rule_words, score_tiles, success_plot
 from utils.reports.report import (
     Card,
@@ -321,7 +321,8 @@ def read_models(words: Sequence[str]) -> dict[str, Path]:
     paths = [Path(path) for _, path in parts]
     places = [p.absolute().parent if p.name == "last.pth" else p.absolute() for p in paths]
     shared = os.path.commonpath([place.parent for place in places]) if places else ""
-    defaults = [str(place.relative_to(shared)).split(".pt")[0].replace("/", "_") for place in places]
+    relative = [str(place.relative_to(shared)).replace("/", "_") for place in places]
+    defaults = [re.sub(r"\.pth?(\.\w+)?$", "", name) for name in relative]
     names = [name or default for (name, _), default in zip(parts, defaults, strict=True)]
     models = dict(zip(names, paths, strict=True))
     if len({folder_name(name) for name in names}) < max(2, len(names)):
@@ -372,7 +373,6 @@ def compare_models(given: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 for bad input."""
-    configure_logging()
     return run_command(lambda: compare_models(sys.argv[1:] if arguments is None else list(arguments)))
 
 

@@ -28,7 +28,7 @@ from models.localiser import HeatMap, Localiser, VideoMaps, load_localiser, loca
 from models.released import describe_file, find_checkpoints
 from scripts.stamps.compose import write_examples
 from utils.files import BrokenFileError, decoding
-from utils.options import Options, configure_logging, option, parse_group, run_command
+from utils.options import Options, option, parse_group, run_command
 from utils.reports.visualisation import WEAK, is_weak, similarity_range
 
 logger = logging.getLogger("demo")
@@ -149,7 +149,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
 
     def localise(names: Any, box: bool, files: list[str], suffix: str, find: Any, draw: Any) -> list[Any]:  # noqa: ANN401
         """Find all models' maps, then draw them on one scale; return words, two outputs and the CSV files."""
-        if None in files or not names or not options.models.keys() >= set(names):
+        if None in files or not 1 <= len(names or []) <= 2 or not options.models.keys() >= set(names):
             raise refusal("Choose a model that is there, then upload or record, or take an example.")
         words, shown, peaks = [], [], list[str]()
         try:
@@ -295,7 +295,6 @@ def serve(options: DemoOptions) -> int:
 
 
 if __name__ == "__main__":
-    configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # by which Gradio calls upon itself
     SUMMARY = "Serves a page that localises sounds in one's own videos and pictures."
     sys.exit(run_command(lambda: serve(parse_group(DemoOptions, "demo.sh", SUMMARY, None))))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from datasets.frames import IMAGENET_MEAN, IMAGENET_STD
 from models.localiser import Localiser, load_localiser
 from utils.files import file_sha256, write_atomically
-from utils.options import configure_logging, parse_group, run_command
+from utils.options import parse_group, run_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18  # the oldest that PyTorch's exporter writes without converting
@@ -146,6 +146,5 @@ def export(options: ExportOptions) -> int:
 
 
 if __name__ == "__main__":
-    configure_logging()
     summary = "Writes a trained localiser as ONNX."
     sys.exit(run_command(lambda: export(parse_group(ExportOptions, "export.sh", summary, None, DROPPED))))

@@ -25,7 +25,7 @@ from datasets.clips import Clip
 from datasets.frames import read_frame
 from datasets.hdf5 import FORMAT
 from utils.files import BrokenFileError, moved_when_whole
-from utils.options import Parser, configure_logging, refuse_dropped, run_command
+from utils.options import Parser, run_command
 
 logger = logging.getLogger("pack_hdf5")
 
@@ -103,7 +103,7 @@ def pack(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 2 for bad input, 130 when stopped."""
-    parser = Parser("pack_hdf5.sh", description=__doc__.splitlines()[0])
+    parser = Parser("pack_hdf5.sh", description=__doc__.splitlines()[0], dropped=DROPPED)
     add = parser.add_argument
     add("dataset", choices=tuple(DATA_SETS), metavar="DATASET", help=f"one of {', '.join(DATA_SETS)}")
     add("data_root", type=Path, metavar="ROOT", help="its folder, see docs/data.md")
@@ -112,13 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--annotations", type=Path, metavar="JSON", help="boxes to use and to store")
     add("--workers", type=int, default=4, metavar="N", help="decoding processes; 0: in this one")
     add("--allow-missing", action="store_true", help="leave out clips that cannot be read")
-    configure_logging()
-
-    def command() -> int:
-        refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
-        return pack(parser.parse_args(arguments))
-
-    return run_command(command)
+    return run_command(lambda: pack(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

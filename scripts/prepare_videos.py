@@ -42,7 +42,7 @@ from datasets.video import (
     open_video,
     read_sound,
 )
-from utils.files import SYSTEM_FOLDERS, lock_folder, moved_when_whole, write_atomically
+from utils.files import SYSTEM_FOLDERS, decoding, lock_folder, moved_when_whole, write_atomically
 from utils.options import (
     CRASHED,
     NUM_CORES,
@@ -50,9 +50,7 @@ from utils.options import (
     Parser,
     add_group,
     build,
-    configure_logging,
     option,
-    refuse_dropped,
     run_command,
     run_in_processes,
 )
@@ -371,8 +369,9 @@ class Run:
         if not lines:
             self.note({"settings": settings})
             return
-        before, *entries = map(json.loads, lines)
-        old = before["settings"]
+        with decoding(self.destination / RECORD, "it is no record of this program; name another folder"):
+            before, *entries = map(json.loads, lines)
+            old = before["settings"]
         changed = (name for name in settings if old.get(name) != settings[name])
         if differing := [f"{name} {old.get(name)} instead of {settings[name]}" for name in changed]:
             words = f"{self.destination} was filled with other settings ({', '.join(differing)})."
@@ -447,6 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, see --help."""
     parser = Parser(
         "prepare_videos",
+        dropped=DROPPED,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=(__doc__ or "").splitlines()[0],
         epilog="Call it again to go on after a stop or to try failed clips again. Exit status: 0, every clip "
@@ -457,12 +457,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", type=Path, metavar="IN", nargs="+", help=words)
     parser.add_argument("destination", type=Path, metavar="OUT", help="folder to fill, later the --data-root")
     add_group(parser, PrepareOptions)
-    configure_logging()
     # File names may be in another encoding than the screen.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def command() -> int:
-        refuse_dropped(DROPPED, sys.argv[1:] if arguments is None else arguments)
         values = vars(parser.parse_args(arguments))
         return prepare(values["sources"], values["destination"], build(PrepareOptions, values))
 

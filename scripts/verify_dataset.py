@@ -21,7 +21,7 @@ from datasets.benchmarks import DATA_SETS, build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip
 from datasets.frames import FrameGeometry
 from utils.files import write_atomically
-from utils.options import CRASHED, NUM_CORES, Parser, configure_logging, run_command, run_in_processes
+from utils.options import CRASHED, NUM_CORES, Parser, run_command, run_in_processes
 
 PROBLEMS = {
     "missing": "a file is not there or empty, or the boxes cannot be read",
@@ -114,7 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--annotations", type=Path, metavar="PATH", help="JSON or CSV of boxes, or folder of <id>.xml")
     add("--workers", type=int, metavar="N", default=NUM_CORES, help="processes (default: %(default)s)")
     add("--output", type=Path, metavar="JSON", help="write the whole report there")
-    configure_logging()
     options = parser.parse_args(arguments)
     return run_command(lambda: verify(options))
 

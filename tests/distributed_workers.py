@@ -189,8 +189,9 @@ def build_sspl(*, pcm):
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    for rate in model.predictive_coding.rates if pcm else ():
-        nn.init.uniform_(rate, 0.4, 1.0)
+    for name, rate in model.named_parameters():
+        if "_rates." in name:
+            nn.init.uniform_(rate, 0.4, 1.0)
     for encoder in (model.frame_encoder, model.audio_encoder):
         encoder.requires_grad_(False)
     return model.double().train()
@@ -200,8 +201,8 @@ def sspl(rank, world_size):
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(2, CLIPS, 3, 96, 96, generator=generator, dtype=torch.float64)
     views = {
-        "frames_view_1": frames[0],
-        "frames_view_2": frames[0] + 0.5 * frames[1],
+        "frames": frames[0],
+        "second_frames": frames[0] + 0.5 * frames[1],
         "log_mel_segments": torch.randn(CLIPS, 3, 1, 96, 64, generator=generator, dtype=torch.float64),
     }
     found = {}

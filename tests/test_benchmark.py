@@ -62,6 +62,7 @@ def test_the_cost_of_a_step_goes_into_a_file(capsys, tmp_path):
         (["train", "--variants", "warp"], "warp"),
         (["train", "--repeats", "0"], "--repeats"),
         (["train", "--device", "cpu", "--batch-sizes", "4,largest"], "is for GPUs"),
+        (["train", "--batch-sizes", "largest"], "--batch-sizes takes whole numbers"),
         (["evaluate", "--device", "cuda:9"], "cuda:9"),
     ],
 )

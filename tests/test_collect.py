@@ -120,6 +120,7 @@ def test_names_are_the_user_s_or_tell_the_models_apart(tmp_path, monkeypatch):
     assert names("r/a.pth", "r/last.pth", "q/last.pth", "x/r/last.pth.tar") == ["r_a", "r", "q", "x_r_last"]
     assert names("runs/a/last.pth", "s/b c.pt", "our model=x/last.pth") == ["runs_a", "s_b c", "our model"]
     assert names("runs/a/last.pth", "runs/b/last.pth") == ["a", "b"]
+    assert names("runs/a.pt1/last.pth", "runs/a.pt2/last.pth") == ["a.pt1", "a.pt2"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=1").mkdir()
     found = read_models(["lr=1", "two=lr=2/last.pth"])

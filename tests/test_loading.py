@@ -226,13 +226,13 @@ def test_sspl_s_views_are_cut_from_larger_frames(train_clips, size):
     clips = AudioVisualClips(train_clips.clips, geometry=geometry, audio=SegmentConfig())
     batch = collate([clips[i] for i in range(4)])
     inputs = model.augment(batch, 5)
-    assert inputs["frames_view_1"].shape == inputs["frames_view_2"].shape == (4, 3, size, size)
+    assert inputs["frames"].shape == inputs["second_frames"].shape == (4, 3, size, size)
     assert inputs["log_mel_segments"].shape == (4, 3, 1, 96, 64)
-    assert not torch.equal(inputs["frames_view_1"], inputs["frames_view_2"])
+    assert not torch.equal(inputs["frames"], inputs["second_frames"])
     part = model.augment(batch.part(slice(2, 4)), 5, first=2, global_size=4)
     for name, view in part.items():
         torch.testing.assert_close(view, inputs[name][2:], rtol=1e-5, atol=1e-5)
     numbers = draw_for_clips(5, 4, 6)[:, :3]
     frames = cut_out(batch.frames, batch.picture_sizes, size, numbers)
-    assert torch.equal(inputs["frames_view_1"], normalise(as_float(frames)))
+    assert torch.equal(inputs["frames"], normalise(as_float(frames)))
     assert torch.equal(inputs["log_mel_segments"], VGGishLogMel()(level_waveform(batch.waveforms)))

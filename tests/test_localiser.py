@@ -77,6 +77,15 @@ def test_arrays_tensors_and_files_give_the_same_map(localiser, clip):
             np.testing.assert_allclose(localiser(picture, sound).map, expected, atol=1e-6)
 
 
+def test_a_transparent_picture_is_white_from_a_file_and_from_memory(localiser, clip):
+    with Image.open(clip[0]) as picture:
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(clip[0])
+    heat = localiser(Image.open(clip[0]), clip[1])
+    np.testing.assert_array_equal(heat.map, localiser(*clip).map)
+    assert heat.picture[0].min() > 250  # transparent in the first row
+
+
 def test_a_rate_is_heeded_and_the_middle_is_taken_where_a_test_takes_it(localiser, clip, tmp_path):
     samples, _ = soundfile.read(clip[1], dtype="float32")
     soundfile.write(tmp_path / "slow.wav", samples, RATE // 2, subtype="FLOAT")

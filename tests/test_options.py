@@ -196,11 +196,6 @@ def test_values_within_bounds_and_choices(capsys):
         assert "--colour" in capsys.readouterr().err
 
 
-def test_overlays_take_a_number_or_all():
-    for given, expected in (("all", float("inf")), ("3", 3)):
-        assert opts.parse_test_options([*MINIMAL_TEST, "--save-overlays", given]).max_overlays == expected
-
-
 def test_differences_that_matter_on_resume():
     before = opts.as_plain(opts.parse_train_options(MINIMAL))
     same = opts.as_plain(opts.parse_train_options([*MINIMAL, "--epochs", "7", "--workers", "0", "--resume"]))

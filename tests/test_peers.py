@@ -39,8 +39,8 @@ from datasets.audio import (
 from datasets.benchmarks import DATA_SETS
 from datasets.frames import FrameGeometry
 from models import SCORED
+from models.encoders import ResNet18Encoder
 from models.localiser import load_localiser
-from models.peers import ObjectPrior
 from models.released import PRETRAINED, build_localiser, convert_release, convert_strictly
 from utils.evaluation.metrics import TruthMaps, consensus_iou
 from utils.evaluation.protocols import OTHER_NAMES, PROTOCOLS, ObjectMaps, predict, upsample
@@ -147,15 +147,15 @@ def test_sounds_maps_and_scores_are_those_of_the_authors_programs(authors):
 def test_object_maps_are_the_mean_activation_of_torchvision_s_last_features():
     shapes = released_shapes("resnet18")
     official = filled(shapes)
-    prior = ObjectPrior().eval()
+    prior = ResNet18Encoder(3, last_stride=2).eval()
     build = PRETRAINED["resnet18"].build
-    prior.encoder.load_state_dict(convert_strictly(official, SOURCE, "ResNet-18", build, ignored=("fc.",)))
+    prior.load_state_dict(convert_strictly(official, SOURCE, "ResNet-18", build, ignored=("fc.",)))
     frames = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
     reference = resnet18()
     reference.load_state_dict(official)
     features = nn.Sequential(*list(reference.children())[:-2]).eval()(frames)
-    torch.testing.assert_close(prior.object_maps(frames), features.abs().mean(dim=1))
-    assert prior.object_maps(torch.zeros(1, 3, 224, 224)).shape == (1, 7, 7)
+    torch.testing.assert_close(prior(frames).mean(dim=1), features.abs().mean(dim=1))
+    assert prior(torch.zeros(1, 3, 224, 224)).shape == (1, 512, 7, 7)
 
 
 def min_max(values):

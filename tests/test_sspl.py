@@ -119,8 +119,8 @@ def inputs():
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(2, 3, SIDE, SIDE, generator=generator)
     return {
-        "frames_view_1": frames,
-        "frames_view_2": frames.flip(3),
+        "frames": frames,
+        "second_frames": frames.flip(3),
         "log_mel_segments": torch.randn(2, 3, 1, 96, 64, generator=generator),
     }
 
@@ -292,10 +292,11 @@ def test_the_step_is_the_sum_of_its_parts_and_a_clip_is_localised_alone_as_in_co
         output = model(**inputs)
         sound = model.encode_audio(model.audio_encoder(inputs["log_mel_segments"]))
         first, second = (
-            model.process_view(model.frame_encoder(inputs[f"frames_view_{view}"]), *sound) for view in (1, 2)
+            model.process_view(model.frame_encoder(inputs[name]), *sound)
+            for name in ("frames", "second_frames")
         )
-        localised = model.localise(inputs["frames_view_1"], inputs["log_mel_segments"])
-        alone = model.localise(inputs["frames_view_1"][1:], inputs["log_mel_segments"][1:])
+        localised = model.localise(inputs["frames"], inputs["log_mel_segments"])
+        alone = model.localise(inputs["frames"][1:], inputs["log_mel_segments"][1:])
     torch.testing.assert_close(output.loss, symmetric_loss(first, second))
     torch.testing.assert_close(output.similarity_map, first.similarity_map)
     torch.testing.assert_close(output.similarity_map, localised)
@@ -309,7 +310,7 @@ def test_the_loss_is_float32_under_autocast(inputs):
     model = build().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**inputs)
-        localised = model.localise(inputs["frames_view_1"], inputs["log_mel_segments"])
+        localised = model.localise(inputs["frames"], inputs["log_mel_segments"])
     for result in (output.loss, output.similarity_map, localised, *output.terms.values()):
         assert result.dtype == torch.float32 and torch.isfinite(result).all()
     output.loss.backward()
@@ -396,7 +397,7 @@ def test_a_model_to_which_all_clips_are_the_same_is_warned_of(pcm):
     generator = torch.Generator().manual_seed(3)
     frames = torch.randn(8, 3, SIDE, SIDE, generator=generator)
     sounds = torch.randn(8, 3, 1, 96, 64, generator=generator)
-    batch = {"frames_view_1": frames, "frames_view_2": frames.flip(3), "log_mel_segments": sounds}
+    batch = {"frames": frames, "second_frames": frames.flip(3), "log_mel_segments": sounds}
     nearly_equal = {name: view[:1] + 1e-4 * view for name, view in batch.items()}
     with torch.no_grad():
         different, equal = (model(**views).terms for views in (batch, nearly_equal))

@@ -100,12 +100,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """Parser, also of a sub-command, that answers a slip with its own usage and what was probably meant."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - as argparse
+    def __init__(self, *args: Any, dropped: Mapping[str, str] | None = None, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **{"allow_abbrev": False, **settings})
+        self.dropped = dropped or {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as argparse
         """Refuse what is unknown, before anything that is missing: it may be the same option."""
         words = list(sys.argv[1:] if args is None else args)
+        refuse_dropped(self.dropped, words)
         for word in words[: words.index("--") if "--" in words else None]:
             name, known = word.partition("=")[0], self._option_string_actions
             if self._subparsers is None and re.fullmatch(r"--[a-zA-Z][\w-]*", name) and name not in known:
@@ -139,9 +141,8 @@ def parse_group(
     dropped: Mapping[str, str] | None = None,
 ) -> Any:  # noqa: ANN401
     """Parse the command line (None: of this process) of a program with one group; return the group."""
-    refuse_dropped(dropped or {}, sys.argv[1:] if arguments is None else arguments)
     help_format = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(program, description=summary, formatter_class=help_format)
+    parser = Parser(program, description=summary, formatter_class=help_format, dropped=dropped)
     parser.add_groups([config_class])
     return build(config_class, vars(parser.parse_args(arguments)))
 
@@ -210,19 +211,15 @@ class _ProgressBarHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)  # does not tear a progress bar
 
 
-def configure_logging() -> None:
-    """Send the program's messages to standard error."""
-    handler = _ProgressBarHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status; what the user can mend becomes one message and status 2.
 
     Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
     VSSL_DEBUG=1 shows the other tracebacks as well.
     """
+    handler = _ProgressBarHandler()  # messages go to standard error
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     debug = bool(os.environ.get("VSSL_DEBUG"))
     try:
         return command()

@@ -32,7 +32,7 @@ from scripts.stamps.material import (
     load_real_material,
     make_procedural_material,
 )
-from utils.options import NUM_CORES, Options, Parser, add_group, build, configure_logging, option, run_command
+from utils.options import NUM_CORES, Options, Parser, add_group, build, option, run_command
 
 log = logging.getLogger("stamps")
 
@@ -77,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="OUT", help="folder to make")
     add_group(parser, StampsOptions)
     values = vars(parser.parse_args(arguments))
-    configure_logging()
     return run_command(lambda: make_set(values["folder"], build(StampsOptions, values)))
 
 

@@ -6,7 +6,7 @@ detection for SLAVC's extended sets, pairs for IS3, masks for AVSBench.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,27 +18,19 @@ Values = NDArray[np.float64]
 SUCCESS_THRESHOLDS = tuple(0.05 * i for i in range(21))
 """Consensus-IoU thresholds of the success curve. The products are the field's: 0.05 * 3 is above
 0.15 in floating point, so a clip with exactly 0.15 fails its own threshold."""
+_STEP_AREAS = np.asarray(np.trapezoid(np.tri(22, 21, -1), SUCCESS_THRESHOLDS))
+"""(22,) area under a curve that is 1 at the first 0, 1, ... 21 thresholds, then 0."""
 
 
 def success_areas(cious: Values) -> Values:
     """Return what clips (...) add to AUC, whose mean is AUC: the area under the success curve of each."""
-    return _step_areas()[(cious[..., None] >= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
+    return _STEP_AREAS[(cious[..., None] >= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
 
 
 def quiet_areas(areas: Values) -> Values:
     """Return what maps with a pIA of `areas` (...) in [0, 1] add to AUC_N, whose mean is AUC_N."""
     # The curve rises where that of success falls: the same areas, as the thresholds are evenly spaced.
-    return _step_areas()[(areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
-
-
-@cache
-def _step_areas() -> Values:
-    """(22,) area under a curve that is 1 at the first 0, 1, ... 21 thresholds, then 0."""
-    from sklearn.metrics import auc  # noqa: PLC0415 - takes a second, and to localise needs no scores
-
-    num_thresholds = len(SUCCESS_THRESHOLDS)
-    curves = np.tri(num_thresholds + 1, num_thresholds, -1)
-    return np.array([auc(SUCCESS_THRESHOLDS, curve) for curve in curves])
+    return _STEP_AREAS[(areas[..., None] <= np.asarray(SUCCESS_THRESHOLDS)).sum(axis=-1)]
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,6 @@ OTHER_NAMES = {
 """Names that rules had, too."""
 
 
-def default_protocols(headline: str | None) -> str:
-    """Name a rule that predicts half of the frame and one that does not, after a benchmark's own, if any."""
-    return ",".join(filter(None, (headline, "ssl_tie", "sspl")))
-
-
 def find_protocols(names: str) -> tuple[LocalisationProtocol, ...]:
     """Rules that a user named, in that order: names of PROTOCOLS with commas between, or 'all'."""
     wanted = list(PROTOCOLS) if names == "all" else [name.strip() for name in names.split(",")]
@@ -343,19 +338,14 @@ def oracle_cious(truth: TruthMaps, protocol: LocalisationProtocol) -> Tensor:
     num_predicted = num_pixels - ranks - int(protocol.comparison == ">")
     num_found = torch.minimum(num_predicted, truth.num_annotated)
     best = num_found.double()
-    # Where there are parts of votes, whole ones are found first.
+    # Where there are parts of votes, whole ones are found first: the sum of the num_found largest.
     divided = truth.total_votes != truth.num_annotated
-    best[divided] = _largest_sum(truth.maps.flatten(1)[divided], num_found[divided])
+    values, counts = truth.maps.flatten(1)[divided], num_found[divided]  # (C, N), (C,)
+    ranks = (num_pixels - counts).clamp(max=num_pixels - 1)
+    least = values_at_ranks(values, ranks[:, None]).double()
+    best[divided] = (values - least).clamp_(min=0).sum(1) + counts * least[:, 0]
     false_positive = num_predicted - num_found
     return best / (truth.total_votes + false_positive)
-
-
-def _largest_sum(values: Tensor, counts: Tensor) -> Tensor:
-    """(C,) float64, the sum of the `counts` (C,) largest of each row's values (C, N)."""
-    num_values = values.shape[1]
-    ranks = (num_values - counts).clamp(max=num_values - 1)
-    least = values_at_ranks(values, ranks[:, None]).double()
-    return (values - least).clamp_(min=0).sum(1) + counts * least[:, 0]
 
 
 def _centred(map_size: int) -> Tensor:

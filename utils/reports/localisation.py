@@ -20,18 +20,7 @@ from utils.evaluation.localisation import (
 from utils.evaluation.metrics import EXTRA_METRICS, MASK_BATCH, SUCCESS_THRESHOLDS
 from utils.evaluation.protocols import DISC, GAUSSIAN, LocalisationProtocol
 from utils.evaluation.statistics import SCORE_KEYS, plain_interval
-from utils.reports.report import (
-    EvaluationContext,
-    Gallery,
-    Plot,
-    Report,
-    ScoreTable,
-    Section,
-    Tile,
-    provenance_columns,
-    provenance_facts,
-    provenance_notes,
-)
+from utils.reports.report import EvaluationContext, Gallery, Plot, Report, ScoreTable, Section, Tile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,9 +31,7 @@ GROUP_HEADINGS = {
     "ciou_at_0.5": "cIoU@0.5",
     "best_blind": "Best blind",
     "ceiling": "Ceiling",
-    "auc": "AUC",
-    "mean_ciou": "mean cIoU",
-    "pointing_accuracy": "pointing",
+    **SCORE_HEADINGS,
 }
 REFERENCES = {"disc": DISC, "gaussian": GAUSSIAN}
 """columns of per_clip.csv, after those of the model"""
@@ -142,6 +129,7 @@ def localisation_report(
         sections.append(Section("Protocol", rule_words(one), items, level=3, code=name))
     if galleries:
         sections.append(Section("Clips", CLIPS_HINT, galleries))
+    listed = f"{len(clips)} of {context.num_listed} listed"
     return Report(
         title=title,
         caption=caption,
@@ -150,17 +138,12 @@ def localisation_report(
         clips=clip_table(result, benchmark.metrics),
         tables=score_tables(scores, extra, context.benchmark),
         rules=[f"{one['name']}: {one['published_list']['words']}" for one in protocols],
-        csv=csv_table(summary, scores).assign(**provenance_columns(summary)),
-        notes=[*notes, *(extra["words"].items() if extra else ()), *provenance_notes(summary)],
-        facts=facts | provenance_facts(summary),
-        tiles=score_tiles(
-            scores,
-            f"{len(clips)} of {context.num_listed} listed",
-            headline["name"],
-            headline["published_list"]["words"],
-        ),
+        csv=csv_table(summary, scores),
+        notes=[*notes, *(extra["words"].items() if extra else ())],
+        facts=facts,
+        tiles=score_tiles(scores, listed, headline["name"], headline["published_list"]["words"]),
         sections=sections,
-    )
+    ).with_provenance()
 
 
 def plain_protocols(

@@ -19,17 +19,7 @@ from utils.evaluation.negatives import (
 from utils.evaluation.protocols import DISC
 from utils.evaluation.statistics import plain_interval
 from utils.reports.localisation import choose_clips
-from utils.reports.report import (
-    EvaluationContext,
-    Gallery,
-    Report,
-    ScoreTable,
-    Section,
-    Tile,
-    provenance_columns,
-    provenance_facts,
-    provenance_notes,
-)
+from utils.reports.report import EvaluationContext, Gallery, Report, ScoreTable, Section, Tile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,12 +112,12 @@ def negatives_report(
         summary=summary,
         clips=clip_table(result, context.classes),
         tables=[ScoreTable(scores, HEADINGS, {"label": "number"})],
-        csv=scores.drop(columns="label").assign(**shared, **provenance_columns(summary)),
-        notes=[*notes, *provenance_notes(summary)],
-        facts=dict(notes) | provenance_facts(summary),
+        csv=scores.drop(columns="label").assign(**shared),
+        notes=notes,
+        facts=dict(notes),
         tiles=[*tiles, universal],
         sections=sections,
-    )
+    ).with_provenance()
 
 
 def shown_clips(result: NegativeResult, count: int) -> dict[str, "pd.DataFrame"]:

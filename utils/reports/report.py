@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from utils.evaluation.statistics import CONFIDENCE, RESAMPLES, SEED
-from utils.files import decoding, write_atomically
+from utils.files import check_place, decoding, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd  # imported when results are written
@@ -201,6 +201,7 @@ def provenance_columns(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_results_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a folder that holds another evaluation's results: a summary with another `identity`."""
+    check_place(folder, f"--output {folder}")
     path = folder / "summary.json"
     if not path.exists():
         return
@@ -350,6 +351,15 @@ class Report:
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
     rules: Sequence[str] = ()  # a line each below the tables on the screen
+
+    def with_provenance(self) -> "Report":
+        """Add what the summary of a task says of clips and model: columns, notes and facts."""
+        return replace(
+            self,
+            csv=self.csv.assign(**provenance_columns(self.summary)),
+            notes=[*self.notes, *provenance_notes(self.summary)],
+            facts={**self.facts, **provenance_facts(self.summary)},
+        )
 
 
 def write_report(folder: Path, report: Report) -> None:

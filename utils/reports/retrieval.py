@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Any
 from utils.evaluation.retrieval import NUM_SHOWN
 from utils.evaluation.statistics import plain_interval
 from utils.reports.localisation import choose_clips
-from utils.reports.report import (
-    Card,
-    EvaluationContext,
-    Gallery,
-    Report,
-    ScoreTable,
-    Section,
-    provenance_columns,
-    provenance_facts,
-    provenance_notes,
-)
+from utils.reports.report import Card, EvaluationContext, Gallery, Report, ScoreTable, Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,11 +71,10 @@ def retrieval_report(
     sections.append(Section("Each direction", f"{RULE} {SCORES_HINT}"))
     galleries = list[Gallery]()
     for name in identity["directions"]:
-        kinds, title = [KINDS[modality] for modality in name.split("_to_")], direction_title(name)
         table = ScoreTable(scores[scores["direction"] == name], HEADINGS, {"metric": "Metric"})
-        sections.append(Section(title, items=[table], level=3))
+        sections.append(Section(direction_title(name), items=[table], level=3))
         rows = queries[queries["direction"] == name]
-        galleries += _galleries(rows, title, kinds, identity["ks"][-1], num_shown, card_of)
+        galleries += _galleries(rows, name, identity["ks"][-1], num_shown, card_of)
     if galleries:
         sections.append(Section("Queries with their nearest neighbours", items=galleries))
     return Report(
@@ -96,11 +85,11 @@ def retrieval_report(
         clips=queries.round(6),
         clips_file="per_query.csv",
         tables=[ScoreTable(scores, HEADINGS, {"direction": "direction", "metric": "metric"})],
-        csv=scores.assign(dataset=context.benchmark, image_embedding=frames, **provenance_columns(summary)),
-        notes=[("rule", RULE), ("frames", frames), *provenance_notes(summary)],
-        facts={"rule": RULE, "embeddings": frames, **provenance_facts(summary)},
+        csv=scores.assign(dataset=context.benchmark, image_embedding=frames),
+        notes=[("rule", RULE), ("frames", frames)],
+        facts={"rule": RULE, "embeddings": frames},
         sections=sections,
-    )
+    ).with_provenance()
 
 
 def direction_title(name: str) -> str:
@@ -122,14 +111,10 @@ def direction_matrix(scores: "pd.DataFrame") -> ScoreTable:
 
 
 def _galleries(
-    queries: "pd.DataFrame",
-    title: str,
-    kinds: Sequence[str],
-    largest_k: int,
-    num_shown: int,
-    card_of: Callable[[str], Card],
+    queries: "pd.DataFrame", direction: str, largest_k: int, num_shown: int, card_of: Callable[[str], Card]
 ) -> Iterator[Gallery]:
     """Rows of pictures: the best, median and worst queries of a direction, each with its neighbours."""
+    kinds, title = [KINDS[modality] for modality in direction.split("_to_")], direction_title(direction)
     labels = dict(zip(queries["clip_id"], queries["label"], strict=True))
     measure = f"Prec@{largest_k}"
     by_class = measure in queries

@@ -18,6 +18,7 @@ from models import ssl_tie
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import Checkpoint, save_checkpoint
 
+torch.set_num_threads(1)  # as run_tests.sh: at the size of most tests threads cost more than they give
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
 PITCHES = (300.0, 700.0, 1500.0, 3200.0)
 SIDE = 96
@@ -126,15 +127,6 @@ def checkpoint(tmp_path_factory):
 def narrow(monkeypatch):
     """Small networks for SSL-TIE, where there is much to train and to save."""
     monkeypatch.setattr(ssl_tie, "ResNet18Encoder", narrow_encoder)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """At the size of most tests threads cost more than they give, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def sspl(rank, world_size):
     return found
 
 
-ANGLES = (5, -30, 0, 20)
+ANGLES = (5, -30, 0, 20)  # halves of different coverage, or a mean of each process's own would be right
 SSL_TIE_VARIANTS = {"narrow": {}, "negative sounds": {}, "no hard negatives": {"hard_negatives": False}}
 """Options by name."""
 

@@ -76,9 +76,7 @@ def test_golden_spectrogram(name):
 @pytest.mark.parametrize(
     ("name", "file_name", "rate", "excerpt_seconds"),
     [
-        ("m16k_3s", "audio/m16k_3s.wav", 16_000, None),
         ("m16k_10s", "audio/m16k_10s.wav", 16_000, None),
-        ("m16k_0p05s", "audio/m16k_0p05s.wav", 16_000, None),
         ("m16k_2p5s_exact", "audio/m16k_2p5s_exact.wav", 16_000, None),
         ("m22k_3s", "audio/m22k_3s.wav", 22_050, None),
         ("m44k_10s", "audio/m44k_10s.wav", 44_100, None),
@@ -91,18 +89,6 @@ def test_golden_spectrogram_in_full(name, file_name, rate, excerpt_seconds):
     path = FULL_GOLDENS / "c_audio" / file_name
     config = AudioConfig(sample_rate=rate)
     assert_decibels(spectrogram_of(path, config, excerpt_seconds=excerpt_seconds), golden)
-
-
-@pytest.mark.parametrize("name", ["s16k_3s", "s44k_4s"])
-def test_golden_spectrogram_of_each_channel(name):
-    golden = full_golden(name)
-    path = FULL_GOLDENS / "c_audio" / "audio" / f"{name}.wav"
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    config = AudioConfig(sample_rate=rate)
-    channels = torch.from_numpy(samples.T).repeat(1, 4)[:, : config.num_samples]
-    assert_decibels(LogMelSpectrogram(config)(channels)[:, 0], golden)
-    mixed = load_waveform(path, config)
-    torch.testing.assert_close(mixed, channels.mean(dim=0))
 
 
 # ------------------------------------------------------------------------------- the waveform

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 from command_line import assert_same_weights, run, training
+from golden_inputs import arrays
 from test_faults import signal_at, train
 
 import main
-import opts
 from datasets.audio import AudioConfig
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip, Mixture, collate
@@ -21,10 +21,8 @@ from datasets.frames import FrameGeometry
 from datasets.loaders import ClipLoader, SeededBatches
 from datasets.mixing import NOBODY, AudioMixingOptions, Mixing, MixingCurriculum, nearest_others
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 AUDIO = AudioConfig(window_seconds=1.5, mel_bins=32, hop_length=400)
 FROM_THE_FIRST = ("--audio-mixing", "--mixing-start-epoch", 1)
-GOLDEN = Path(__file__).parents[2] / "shared" / "goldens" / "e_retrieval.npz"
 
 
 def decoded(clips, **settings):
@@ -56,14 +54,6 @@ def test_the_schedule_is_that_of_the_authors_program_but_for_the_cap():
             assert mixing.strength == pytest.approx(min(0.5, strength))
 
 
-def test_settings_of_a_mixing_that_is_off_are_refused():
-    words = "ssl_tie --train-set vggsound --data-root d --output o --mixing-start-epoch 1".split()
-    with pytest.raises(ValueError, match="--mixing-start-epoch needs --audio-mixing"):
-        opts.parse_train_options(words)
-    with pytest.raises(ValueError, match="--mixing-start-epoch must be at least 1"):
-        build_curriculum(mixing_start_epoch=0)
-
-
 # -------------------------------------------------------------------------------- the neighbours
 
 
@@ -84,9 +74,8 @@ def test_neighbours_against_a_loop(num_candidates):
         assert not torch.equal(found, nearest_others(vectors, (4, 2), num_candidates=7))
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason=f"the recorded embeddings are not at {GOLDEN}")
 def test_the_recorded_neighbours():
-    golden = np.load(GOLDEN)
+    golden = arrays("retrieval")
     names = golden["names"].tolist()
     found = nearest_others(torch.from_numpy(golden["emb"]), (0, 0))
     expected = golden["full_noself_top1"]

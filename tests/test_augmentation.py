@@ -22,7 +22,6 @@ from datasets.augmentation import (
     spec_augment,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = AugmentationConfig()
 SWITCHES = ("colour", "grey", "blur", "flip")
 ADJUSTMENTS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)

@@ -20,8 +20,6 @@ import main as training_program
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.checkpoint import FORMAT, Checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @dataclass
 class Inputs:

@@ -19,7 +19,6 @@ def lines_of(capsys, *arguments):
     return {line["variant"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("arguments", "variants"),
     [
@@ -44,7 +43,6 @@ def test_each_way_has_a_line(capsys, monkeypatch, arguments, variants):
     assert steps == (expected if arguments[0] == "train" else [])
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_cost_of_a_step_goes_into_a_file(capsys, tmp_path):
     lines = lines_of(capsys, "train", "--variants", "plain", "--output", str(tmp_path), "--tflops", "790")
     summary = json.loads((tmp_path / "summary.json").read_text())

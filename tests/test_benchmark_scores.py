@@ -49,6 +49,7 @@ def test_extended_vgg_ss_from_the_command_line(checkpoint, tiny_data, tmp_path):
         assert name in finished.stdout
     assert "SLAVC published results on another clip list" in finished.stdout
     assert "nothing annotated" not in finished.stderr  # negatives are no misses
+    assert "LEAK" in finished.stderr
 
     summary, clips = results_of(tmp_path / "out")
     assert (summary["num_clips"], summary["num_without_object"]) == (7, 3)

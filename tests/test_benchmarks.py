@@ -27,17 +27,7 @@ from conftest import vgg_ss_xml
 from PIL import Image
 
 from datasets.annotations import consensus_map, read_pixel_json
-from datasets.benchmarks import (
-    BENCHMARKS,
-    BOX_BENCHMARKS,
-    DATA_SETS,
-    PLAIN_BENCHMARKS,
-    TRAINING_SETS,
-    build_clips,
-    find_test_set,
-    read_ground_truth,
-    scene_of,
-)
+from datasets.benchmarks import DATA_SETS, build_clips, find_test_set, read_ground_truth, scene_of
 from datasets.lists import LISTS
 from scripts.pack_hdf5 import main as pack
 from utils.evaluation.protocols import PROTOCOLS
@@ -51,8 +41,6 @@ PUBLISHED = ROOT.parent / "shared" / "metadata"
 
 
 def test_rows_name_what_there_is():
-    assert set(BENCHMARKS) | set(TRAINING_SETS) == set(DATA_SETS)
-    assert set(BOX_BENCHMARKS) < set(PLAIN_BENCHMARKS) < set(BENCHMARKS)
     for row in DATA_SETS.values():
         assert row.negatives is None or LISTS[row.negatives].pairs
         assert row.headline is None or row.headline in PROTOCOLS

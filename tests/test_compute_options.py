@@ -15,7 +15,6 @@ from datasets.geometry import GeometricTransform
 from models.ssl_tie import SSLTIE, SSLTIEConfig
 from utils.training import autocast, choose_precision
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TINY = (
     "--frame-size 32 --window-seconds 0.25 --mel-bins 16 --hop-length 240 --time-mask 2 --frequency-mask 2"

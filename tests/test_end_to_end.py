@@ -136,13 +136,3 @@ def test_broken_clip_at_test_is_left_out_and_said(tiny_data, checkpoint, tmp_pat
     assert (summary["num_clips"], summary["complete"]) == (5, False)
     assert "test_3" in summary["unreadable"][0]
     succeed("test.py", *given, "--allow-missing")
-
-
-def test_a_leak_is_loud(tiny_data, checkpoint, tmp_path):
-    leaking = tmp_path / "leaking.txt"
-    leaking.write_text("test_0\ntrain_1\n")
-    results = tmp_path / "results"
-    assert "LEAK" in localisation(tiny_data, checkpoint, results, "--training-list", leaking)
-    assert "LEAK" in (results / "report.html").read_text()
-    leak = read_summary(results)["leak_check"]
-    assert (leak["num_clips"], leak["first"]) == (1, ["test_0"])

@@ -23,8 +23,6 @@ for package in export_onnx.PACKAGES:
     pytest.importorskip(package, reason="requirements-export.txt is not installed")
 onnxruntime = importlib.import_module("onnxruntime")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 slow = pytest.mark.slow
 MODELS = [
     pytest.param("ssl_tie", {}, "raw", marks=slow),

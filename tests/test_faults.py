@@ -30,7 +30,6 @@ from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_
 from utils.options import run_command
 from utils.training import Interruption, TrainingRun
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DEADLINE = 120
 """Seconds after which something is taken not to come."""
 

@@ -3,12 +3,9 @@
 import sys
 from pathlib import Path
 
-import pytest
 from command_line import ROOT, scoring, training
 
 import main
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def files_of(program, arguments):

@@ -12,7 +12,6 @@ from golden_inputs import arrays, frames, records
 
 from datasets.geometry import GeometricConfig, GeometricTransform
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ANGLES = (0, 7, 30, -19, -30, 45, 90, 180)
 CELL = 16  # pixels of a frame to a cell of its map
 GOLDEN_CASES = list(itertools.product((1.0, 0.5), (False, True)))
@@ -110,19 +109,6 @@ def test_each_switch_acts_alone(switches, effect):
     assert draw_many(**switches) == [dataclasses.replace(drawn, **effect) for drawn in plain]
 
 
-def test_flip_mirrors_and_angles_turn_anticlockwise():
-    right_of_centre = torch.zeros(1, 1, 128, 128)
-    right_of_centre[..., 60:68, 100:108] = 1
-    for angle, rows, columns in ((90, 24, 64), (-90, 104, 64), (180, 64, 24), (0, 64, 104)):
-        warped = transform([angle], size=128).warp_frames(right_of_centre)[0, 0]
-        mass = warped / warped.sum()
-        places = torch.arange(128.0)
-        assert (mass.sum(1) * places).sum().item() == pytest.approx(rows, abs=1), angle
-        assert (mass.sum(0) * places).sum().item() == pytest.approx(columns, abs=1), angle
-    mirrored = transform([25], flip=True, size=128).warp_frames(right_of_centre)
-    assert torch.equal(mirrored, transform([25], size=128).warp_frames(right_of_centre).flip(-1))
-
-
 def test_frames_and_maps_of_another_shape_are_refused():
     for shape in ((3, 3, 224, 224), (2, 3, 112, 112), (2, 3, 224, 112)):
         with pytest.raises(ValueError, match=r"frames must be \(2, C, 224, 224\), got \("):
@@ -189,13 +175,3 @@ def test_masked_cells_are_the_transformed_frames_cells(size, scale, flip):
         target, coverage = drawn.warp_maps(cells_of(pictures))
         expected = cells_of(drawn.warp_frames(pictures))
         assert ((target - expected).abs() * coverage).max() < tolerance, picture.__name__
-
-
-@pytest.mark.parametrize("target", ["reference", "masked"])
-@pytest.mark.parametrize(("scale", "flip"), GOLDEN_CASES)
-def test_gradients_of_the_maps(target, scale, flip):
-    drawn = transform([17, -8], scale, flip, size=64, target=target)
-    maps = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda inputs: drawn.warp_maps(inputs)[0], maps)
-    assert drawn.warp_maps(maps)[0].requires_grad
-    assert not drawn.warp_maps(maps)[1].requires_grad

@@ -108,7 +108,9 @@ def make_batch(model):
 
 @pytest.fixture(scope="module", params=METHODS)
 def case(request, tmp_path_factory):
+    torch.set_num_threads(os.cpu_count() or 1)
     yield Case(request.param, tmp_path_factory.mktemp("gpu"))
+    torch.set_num_threads(1)
     use_full_float32()
 
 

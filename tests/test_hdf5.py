@@ -19,8 +19,6 @@ from datasets.hdf5 import close_files, undo_levelling
 from datasets.loaders import ClipLoader
 from utils.files import BrokenFileError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def pictures(count, seed=0, side=24):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

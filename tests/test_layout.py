@@ -1,7 +1,6 @@
 """The packages are ours, and imports go one way: programs, opts, models, datasets, utils."""
 
 import ast
-import importlib
 import re
 from pathlib import Path
 
@@ -17,13 +16,6 @@ PAGES = [path for folder in (".", "docs", "ckpts") for path in sorted((ROOT / fo
 SOURCES = sorted(path for name in (*PACKAGES, "scripts") for path in (ROOT / name).rglob("*.py")) + [
     ROOT / f"{name}.py" for name in ("opts", "main", "test", "hubconf")
 ]
-
-
-@pytest.mark.parametrize("name", PACKAGES)
-def test_package_is_the_repository_s(name):
-    module = importlib.import_module(name)
-    assert Path(module.__file__).parent == ROOT / name
-    assert module.__doc__
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -221,11 +221,6 @@ def test_what_is_no_list_is_refused_in_words(tmp_path, read, file_name, content,
     assert str(path) in str(caught.value)
 
 
-def test_labels_must_be_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No labels at .*none\.csv.*stamps\.json"):
-        read_classes(tmp_path / "none.csv", ["a"])
-
-
 def test_duplicates_are_counted_and_the_first_five_named(tmp_path):
     ids = [f"clip_{number}" for number in range(9)]
     path = write(tmp_path, "twice.txt", "\n".join([*ids, *ids[:6], "videos/clip_6.mp4"]))

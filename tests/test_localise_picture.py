@@ -15,8 +15,6 @@ from datasets.loaders import ClipLoader
 from utils.checkpoint import save_checkpoint
 from utils.reports.visualisation import BOX_COLOUR
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def localise(tmp_path, testing_program, capsys):

@@ -18,7 +18,6 @@ from localiser_inputs import AUDIO, small_ssl_tie, spotlight
 from PIL import Image
 from video_inputs import AUDIO_RATE, make_video, tone
 
-import opts
 from datasets.audio import (
     AlignSpectrogramConfig,
     AudioConfig,
@@ -32,8 +31,6 @@ from datasets.video import UnusableVideoError, read_sound
 from models.localiser import localise_frames
 from utils.checkpoint import save_checkpoint
 from utils.reports.visualisation import similarity_range
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 RATE = 20
 FLASH = 1.0
@@ -413,13 +410,3 @@ def test_the_program_stopped_leaves_nothing(tmp_path, command):
     assert running.returncode == 128 + signal.SIGTERM, errors.decode()[-2000:]
     assert b"Traceback" not in errors
     assert not list(folder.iterdir())
-
-
-NONSENSE = ["--audio-step -1", "--smoothing inf", "--opacity 1", "--max-seconds 0", "--threshold 2"]
-NONSENSE += [f"--scale {ends}" for ends in ("clip", "0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")]
-
-
-@pytest.mark.parametrize("value", NONSENSE)
-def test_nonsense_is_refused_with_the_flag_s_name(value):
-    with pytest.raises(ValueError, match=value.split()[0]):
-        opts.parse_test_options(f"video --checkpoint c --input i --output o {value}".split())

@@ -24,8 +24,6 @@ from models.released import build_localiser
 from scripts.stamps.__main__ import main as make_stamps
 from utils.checkpoint import save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

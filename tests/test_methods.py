@@ -39,7 +39,6 @@ from models.contrast import trimap_contrast
 from models.lvs import LVSConfig
 from models.released import build_localiser, convert_release
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SOURCE = Path("release")
 NAMES = ("lvs", "ez_vsl", "slavc", "fnac")
 MOMENTA = {"frame_momentum": 0.999, "sound_momentum": 0.998}

@@ -44,29 +44,6 @@ def test_ciou_by_hand(predicted, truth, expected, recwarn):
     assert not recwarn.list
 
 
-def slow_ciou(predicted, truth):
-    shared = annotated = false_positives = 0.0
-    for is_predicted, vote in zip(predicted.ravel().tolist(), truth.ravel().tolist(), strict=True):
-        annotated += vote
-        if is_predicted and vote > 0:
-            shared += vote
-        elif is_predicted:
-            false_positives += 1
-    return shared / (annotated + false_positives)
-
-
-@pytest.mark.parametrize(("part", "rtol"), [(0.25, 0), (1 / 3, 1e-7)])
-def test_ciou_equals_a_loop_over_pixels(part, rtol):
-    rng = np.random.default_rng(0)
-    masks = rng.random((40, 13, 13)) < rng.random((40, 1, 1))
-    truths = rng.choice([0, part, 0.5, 1], (40, 13, 13)).astype(np.float32)
-    truths[:20] *= rng.random((20, 13, 13)) < 0.3
-    cious = consensus_iou(masks, truths)
-    assert cious.dtype == np.float64 and len(set(cious)) > 30
-    expected = [slow_ciou(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
-    np.testing.assert_allclose(cious, expected, rtol=rtol)
-
-
 def test_ciou_of_a_large_map_keeps_every_pixel():
     truth = np.full((1, 2000, 2000), 0.5, np.float32)
     truth[0, 0, 0] = 0

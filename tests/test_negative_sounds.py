@@ -5,17 +5,15 @@ import csv
 import distributed_workers
 import pytest
 import torch
-from command_line import SMALL, assert_refused, run, training
+from command_line import assert_refused, run, training
 from test_losses import naive_logits, naive_loss
 from torch import nn
 
 import main
-import opts
 from datasets.audio import AudioConfig
 from models.encoders import similarity_maps
 from models.ssl_tie import SSLTIE, NegativeSoundConfig, SSLTIEConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 AUDIO = AudioConfig(window_seconds=1, mel_bins=32, hop_length=400)
 CLIPS = distributed_workers.CLIPS
@@ -54,15 +52,6 @@ def test_silence_is_the_floor_and_noise_has_its_level(monkeypatch):
     levels = torch.cat([drawn("noise", seed) for seed in range(60)]).std(dim=1).log10()
     assert -2.01 < levels.min() < -1.8 and -0.2 < levels.max() < 0.01
     assert abs(levels.mean() + 1) < 0.25  # evenly between -2 and 0
-
-
-def test_negatives_of_no_contrast_are_refused():
-    plain = "ssl_tie --train-set vggsound --data-root d --output o".split()
-    words = [*plain, "--negative-sounds", "silence"]
-    opts.parse_train_options([*words, *SMALL, "--contrastive-weight", "0"])
-    off = ["--contrastive-weight", "0", "--transformed-contrastive-weight", "0"]
-    with pytest.raises(ValueError, match="--negative-sounds are negatives of the contrast"):
-        opts.parse_train_options([*words, *SMALL, *off])
 
 
 def test_each_negative_sound_is_one_more_column(inputs):
@@ -107,14 +96,3 @@ def test_a_run_from_the_command_line(tiny_data, tmp_path):
     # It is a part of the loss, so that a run cannot be resumed without it.
     resumed = run("main.py", *training(tiny_data, output, "--epochs", 2, "--resume"))
     assert_refused(resumed, "--negative-sounds was silence,noise, is None")
-
-
-def test_a_run_of_before_the_options_can_be_resumed():
-    plain = "ssl_tie --train-set vggsound --data-root d --output o".split()
-    now = opts.as_plain(opts.parse_train_options([*plain, *SMALL]))
-    before = {name: values for name, values in now.items() if name not in ("mixing", "negatives")}
-    assert opts.differences_that_matter(before, now) == []
-    other = opts.parse_train_options([*plain, *SMALL, "--negative-sounds", "silence"])
-    assert opts.differences_that_matter(before, opts.as_plain(other)) == [
-        "--negative-sounds was None, is silence"
-    ]

@@ -14,7 +14,6 @@ from command_line import run, scoring
 from peer_inputs import SHAPES, filled, official_file
 from result_inputs import make_context
 
-from datasets.audio import AudioConfig, MiddleSpectrogramConfig, SpectrogramConfig
 from datasets.clips import Clip, with_wrong_sounds
 from models import SCORED
 from models.released import build_localiser
@@ -38,7 +37,6 @@ from utils.evaluation.statistics import bootstrap_intervals
 from utils.reports.negatives import clip_words, negatives_report, shown_clips
 from utils.reports.report import write_report
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SOUNDS = {"ssl_tie": (1, 64, 50), "sspl": (3, 1, 96, 64)}
 """Shape of a sound; peers hear (1, 257, 40)."""
@@ -144,13 +142,6 @@ def test_noise_is_standard_normal_and_a_clip_s_own():
     assert torch.equal(noise[1:], white_noise(["b"], 40_000, 0))
     assert not torch.equal(noise[:1], white_noise(["a"], 40_000, 1))
     assert not torch.equal(noise[0], noise[1])
-
-
-@pytest.mark.parametrize("audio", [AudioConfig(), SpectrogramConfig(), MiddleSpectrogramConfig()])
-def test_silence_is_the_floor_of_the_method_s_own_front_end(audio):
-    floor = -100.0 if isinstance(audio, AudioConfig) else np.log(1e-7) / 12
-    heard = audio.build_front_end()(torch.zeros(1, audio.num_samples))
-    torch.testing.assert_close(heard, torch.full_like(heard, floor))
 
 
 def test_areas_and_ious_are_those_of_the_masks():

@@ -1,6 +1,7 @@
 """The scripts of the open-set splits."""
 
 import json
+import re
 
 import pytest
 from shell_scripts import ROOT, ROOTS, run
@@ -10,17 +11,12 @@ TEST = ROOT / "scripts" / "test_VGGSound_openset.sh"
 
 
 def several_documents(text):
-    """JSON documents that follow each other."""
-    decoder, place, found = json.JSONDecoder(), 0, []
-    while place < len(text):
-        document, place = decoder.raw_decode(text, place)
-        found.append(document)
-        place += len(text[place:]) - len(text[place:].lstrip())
-    return found
+    """JSON documents that follow each other; the last brace of each begins its line."""
+    return [json.loads(one) for one in re.split(r"(?m)(?<=^\})\n", text) if one]
 
 
 @pytest.mark.parametrize("openset", ["ssl_tie", "ez_vsl"])
-def test_training_takes_one_definition_by_name(openset, start, tmp_path):
+def test_training_takes_one_definition_by_name(openset, start):
     finished = start(TRAIN, "--dry-run", **ROOTS, OPENSET=openset)
     options = json.loads(finished.stdout)
     assert options["data"]["clip_list"] == f"{openset}_openset_train"
@@ -30,11 +26,6 @@ def test_training_takes_one_definition_by_name(openset, start, tmp_path):
     assert not options["mixing"]["audio_mixing"]
     mine = start(TRAIN, "--dry-run", **ROOTS, OPENSET=openset, TRAIN_LIST="mine.txt")
     assert json.loads(mine.stdout)["data"]["clip_list"] == "mine.txt"
-    refused = run(TRAIN, "--device", "cpu", **ROOTS, OPENSET=openset, VSSL_SPLITS=str(tmp_path))
-    assert refused.returncode == 2
-    assert f"get_splits.sh {openset}_openset_train" in refused.stderr
-    assert f"{tmp_path}/{openset}_openset_train.txt" in refused.stderr
-    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(("openset", "lists"), [("ssl_tie", "ssl_tie_openset"), ("ez_vsl", "ez_vsl_vgg_ss")])

@@ -12,7 +12,6 @@ import pytest
 from shell_scripts import run_here
 
 import opts
-from datasets.augmentation import AugmentationConfig
 from models import METHODS
 from utils.options import Options, field_docstrings, flag, option, parse_group
 
@@ -22,6 +21,10 @@ GROUPS = [*dict.fromkeys(group for groups in TRAINING.values() for group in grou
 MINIMAL = "ssl_tie --train-set vggsound --data-root data --output run".split()
 MINIMAL_SSPL = ["sspl", *MINIMAL[1:]]
 MINIMAL_TEST = "localisation --checkpoint c --benchmark vgg_ss --data-root d --output o".split()
+MINIMAL_VIDEO = "video --checkpoint c --input i --output o".split()
+OTHERS = {words[0]: words for words in (MINIMAL_SSPL, MINIMAL_TEST, MINIMAL_VIDEO)}
+OF_VIDEOS = ["--audio-step -1", "--smoothing inf", "--opacity 1", "--max-seconds 0", "--threshold 2"]
+OF_VIDEOS += [f"--scale {ends}" for ends in ("clip", "0.5,0.5", "0,nan", "0,inf", "0.1", "0,1,2")]
 
 
 @cache
@@ -61,17 +64,6 @@ def test_help_does_not_wait_for_libraries_that_it_does_not_need():
     slow = "torchvision kornia pandas matplotlib sklearn scipy.stats jinja2 av".split()
     program = f"import sys, main; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "[]"
-
-
-def test_defaults_are_the_published_recipe():
-    options = opts.parse_train_options(MINIMAL)
-    model, optimisation = options.model, options.optimisation
-    assert (model.positive_threshold, model.negative_threshold) == (0.65, 0.4)
-    assert (model.sharpness, model.temperature, model.equivariance_weight) == (0.03, 0.07, 1.0)
-    assert (optimisation.epochs, optimisation.batch_size) == (100, 32)
-    assert (optimisation.learning_rate, optimisation.weight_decay) == (1e-4, 1e-4)
-    assert (options.geometric.max_rotation, options.geometric.equivariance_target) == (30, "reference")
-    assert (options.frame.frame_size, options.augmentation) == (224, AugmentationConfig())
 
 
 @pytest.mark.parametrize(
@@ -152,11 +144,24 @@ def test_a_config_of_another_form_is_refused_in_words(content, words, tmp_path):
         ("--micro-batches 2", "--micro-batches is no longer there. [A-Z]"),
         ("--head-megabytes=16", "--head-megabytes is no longer there. [A-Z]"),
         ("--no-tf32", "--no-tf32 is no longer there. [A-Z]"),
+        ("--negative-sounds noise --contrastive-weight 0 --transformed-contrastive-weight 0", "the contrast"),
+        ("--mixing-start-epoch 1", "--mixing-start-epoch needs --audio-mixing"),
+        ("--audio-mixing --mixing-start-epoch 0", "--mixing-start-epoch must be at least 1"),
+        ("sspl --random-init --vggish x.pth", "--random-init and --vgg16 or --vggish exclude"),
+        ("sspl --frame-size 64", "--no-pcm"),
+        ("sspl --no-pcm --pcm-learning-rate 1", "--pcm-learning-rate"),
+        ("sspl --segment-seconds 0.5", "--segment-seconds"),
+        ("localisation --object-prior 1.5", "--object-prior must be at least 0 and at most 1"),
+        ("localisation --object-prior-weights x.pth", "--object-prior-weights needs --object-prior"),
+        *((f"video {slip}", slip.split()[0]) for slip in OF_VIDEOS),
     ],
 )
 def test_nonsense_is_refused_with_the_flag_s_name(arguments, words):
+    first, *others = arguments.split()
+    given = [*OTHERS[first], *others] if first in OTHERS else [*MINIMAL, first, *others]
+    parse = opts.parse_test_options if first in opts.TASKS else opts.parse_train_options
     with pytest.raises(ValueError, match=words):
-        opts.parse_train_options([*MINIMAL, *arguments.split()])
+        parse(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +204,13 @@ def test_values_within_bounds_and_choices(capsys):
 def test_differences_that_matter_on_resume():
     before = opts.as_plain(opts.parse_train_options(MINIMAL))
     same = opts.as_plain(opts.parse_train_options([*MINIMAL, "--epochs", "7", "--workers", "0", "--resume"]))
-    other = opts.as_plain(opts.parse_train_options([*MINIMAL, "--seed", "5", "--no-blur"]))
+    others = "--seed 5 --contrastive-weight 0 --no-blur --negative-sounds silence".split()
+    other = opts.as_plain(opts.parse_train_options([*MINIMAL, *others]))
     before["mixing"]["mixing_start_epoch"] = 1  # the default of runs begun before; they mix nothing
+    del before["negatives"]  # a group of options that was not there yet
     assert opts.differences_that_matter(before, same) == []
-    assert opts.differences_that_matter(before, other) == ["--seed was 4, is 5", "--blur was True, is False"]
+    moved = ["--seed was 4, is 5", "--contrastive-weight was 0.5, is 0.0", "--blur was True, is False"]
+    moved += ["--negative-sounds was None, is silence"]
+    assert opts.differences_that_matter(before, other) == moved
     method = opts.as_plain(opts.parse_train_options(MINIMAL_SSPL))
     assert opts.differences_that_matter(before, method) == ["--method was ssl_tie, is sspl"]

@@ -30,8 +30,6 @@ from models.released import (
 )
 from utils.checkpoint import Checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SOURCE = Path("release")
 ALL_SHAPES = SHAPES | {"ssl_tie": released_shapes("ssl_tie")}
 

@@ -36,7 +36,6 @@ from utils.evaluation.retrieval import (
 from utils.reports.report import Card, render_page, write_report
 from utils.reports.retrieval import retrieval_report
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = tuple(DIRECTIONS)
 
 

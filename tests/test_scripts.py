@@ -79,7 +79,9 @@ def test_a_training_script_is_the_published_recipe(name, dry_run):
         assert options["model"]["pcm"]
     else:
         recipe = {"batch_size": 32, "weight_decay": 1e-4, "epochs": 100, "learning_rate": 1e-4}
-        assert (options["run"]["seed"], options["geometric"]["max_rotation"]) == (4, 30)
+        geometric, size = options["geometric"], options["frame"]["frame_size"]
+        assert (options["run"]["seed"], size, geometric["max_rotation"]) == (4, 224, 30)
+        assert geometric["equivariance_target"] == "reference"
         assert options["augmentation"]["audio_excerpt_seconds"] == (4.0 if flickr else None)
         assert all(options["augmentation"][part] for part in ("crop", "colour", "grey", "blur", "flip"))
     assert optimisation == recipe

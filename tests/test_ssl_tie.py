@@ -12,7 +12,6 @@ from models.contrast import contrastive_loss, trimap_contrast
 from models.encoders import RepeatedBatchNorm2d
 from models.ssl_tie import SSLTIE, SSLTIEConfig, equivariance_loss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TRANSFORM = GeometricTransform((5, -9, 20), 1.0, True, 64)
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from golden_inputs import released_shapes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datasets.annotations import consensus_map
 from datasets.audio import VGGishLogMel, level_waveform
 from models.predictive_coding import PredictiveCodingModule
 from models.released import SSPL_FILES, convert_sspl_release
@@ -26,11 +25,7 @@ from models.sspl import (
     spread,
     symmetric_loss,
 )
-from utils.evaluation.metrics import TruthMaps, consensus_iou
-from utils.evaluation.protocols import PROTOCOLS, predict
 from utils.training import TrainingRun
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 FROZEN = ("frame_encoder.", "audio_encoder.")
 BOTH = pytest.mark.parametrize("pcm", [True, False])
@@ -219,16 +214,6 @@ def test_golden_audio():
     assert projected.flatten()[:3].tolist() == relative([-7.01245, -0.63156, -13.90969])
     torch.testing.assert_close(embedding, projected.mean(dim=1))
     torch.testing.assert_close(target, F.normalize(embeddings.mean(dim=1), dim=1))
-
-
-def test_golden_score():
-    values = np.random.RandomState(7).standard_normal((14, 14)).astype(np.float32)
-    predicted = predict(torch.from_numpy(values)[None], [PROTOCOLS["sspl"]])[0].masks
-    box = np.array([[0.403125, 0.253125, 0.6, 0.75]])  # of zpWuikVorYg_000032
-    truth = consensus_map(box, annotators_needed=1)
-    assert (predicted.sum(), truth.sum()) == (24_888, 4_928)
-    iou = consensus_iou(predicted, TruthMaps(torch.from_numpy(truth)[None]))
-    assert iou.item() == pytest.approx(0.1176669, abs=5e-8)
 
 
 def test_the_frame_encoder_ends_before_the_last_relu():

@@ -70,25 +70,3 @@ def test_missing_weights_are_named_with_source_and_sum(tiny_data, runs):
     finished = train(tiny_data, runs / "none", "--vgg16", runs / "nowhere.pth")
     assert_refused(finished, "nowhere.pth", "download.pytorch.org", "397923af", "--random-init")
     assert not (runs / "none").exists()
-
-
-def test_the_wrong_file_is_refused_by_its_sum(tiny_data, tmp_path, runs):
-    wrong = tmp_path / "vgg16-397923af.pth"
-    torch.save({"features.0.weight": torch.zeros(1)}, wrong)
-    finished = train(tiny_data, runs / "none", "--vgg16", wrong, "--vggish", wrong)
-    assert_refused(finished, "sha256", "397923af", str(wrong))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--random-init", "--vggish", "x.pth"], "--random-init"),
-        (["--frame-size", "64"], "--no-pcm"),
-        (["--feature-cache", "cache"], "--feature-cache is no longer there"),
-        (["--no-pcm", "--pcm-learning-rate", "1"], "--pcm-learning-rate"),
-        (["--segment-seconds", "0.5"], "--segment-seconds"),
-        (["--random-init", "--batch-size", "256"], "--batch-size"),
-    ],
-)
-def test_contradictions_are_refused(tiny_data, runs, options, words):
-    assert_refused(train(tiny_data, runs / "none", *options), words)

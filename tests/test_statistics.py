@@ -54,21 +54,6 @@ def test_intervals_are_those_of_a_slow_loop(monkeypatch, num_clips, chunk):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def wilson(share, count):
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return middle - half, middle + half
-
-
-@pytest.mark.parametrize(("num_clips", "num_hits"), [(4911, 1897), (249, 150), (400, 20)])
-def test_interval_of_a_share_is_close_to_wilson_s(num_clips, num_hits):
-    values = (np.arange(num_clips) < num_hits).astype(float)[:, None]
-    (found,) = bootstrap_intervals(values)
-    width = np.diff(wilson(num_hits / num_clips, num_clips)).item()
-    np.testing.assert_allclose(found, wilson(num_hits / num_clips, num_clips), atol=0.12 * width)
-
-
 def test_clips_that_agree_and_unknown_values_have_no_interval():
     values = np.array([[0.3, NAN, 0.0, 1.0], [0.3, 0.5, 1.0, 1.0], [0.3, 0.2, 1.0, 1.0]])
     found = [plain_interval(ends) for ends in bootstrap_intervals(values)]

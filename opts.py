@@ -68,8 +68,7 @@ class DataOptions(Options):
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""
     allow_missing: bool = False
     """leave clips out whose files are missing or broken, instead of refusing to start"""
-    workers: int = option(WORKERS, at_least=0)
-    """decoding processes of each process; 0: it decodes itself"""
+    workers: int = option(WORKERS, at_least=0)  # decoding processes of each process; 0: it decodes itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +144,7 @@ class DrawingOptions(TestTask):
     """How heat maps are made and drawn."""
 
     checkpoint: Path  # written by main.py, or a released file (ckpts/README.md)
-    frame_geometry: GeometryMode = "squash"
-    """how pictures that are not square become so for the model"""
+    frame_geometry: GeometryMode = "squash"  # how pictures that are not square become so for the model
     box: bool = False
     """draw the box around the region of the peak that is at least half-way up the scale, and glows"""
     scale: str = "frame"
@@ -261,8 +259,7 @@ class ScoringOptions(TestTask):
     note: str = ""  # words that go into every result, e.g. what is special about the data
     batch_size: int = option(32, at_least=1)
     """clips scored at once; does not change the scores but for rounding"""
-    workers: int = option(WORKERS, at_least=0)
-    """decoding processes of each process; 0: it decodes itself"""
+    workers: int = option(WORKERS, at_least=0)  # decoding processes of each process; 0: it decodes itself
 
 
 SAID_BY_SAVED_MAPS = (

@@ -220,16 +220,12 @@ def is_silent(waveform: Tensor) -> bool:
 class AudioConfig(AudioWindow):
     """How sound becomes SSL-TIE's input; stored in the checkpoint."""
 
-    sample_rate: int = option(16_000, at_least=1, hidden=True)
-    """Hz; other files are resampled"""
+    sample_rate: int = option(16_000, at_least=1, hidden=True)  # Hz; other files are resampled
     window_seconds: float = option(10.0, above=0)
     """sound given to the encoder, seconds: short clips are tiled, long ones cut"""
-    fft_size: int = option(512, at_least=1)
-    """window of the spectrogram, samples"""
-    hop_length: int = option(239, at_least=1)
-    """step of the spectrogram, samples"""
-    mel_bins: int = option(257, at_least=1)
-    """F, filters of the mel scale"""
+    fft_size: int = option(512, at_least=1)  # window of the spectrogram, samples
+    hop_length: int = option(239, at_least=1)  # step of the spectrogram, samples
+    mel_bins: int = option(257, at_least=1)  # F, filters of the mel scale
 
     def __post_init__(self) -> None:
         """Refuse sizes that give no spectrogram."""
@@ -382,8 +378,7 @@ class SpectrogramConfig(AudioWindow):
     centred: bool = option(False, hidden=True)  # read the middle of the file instead of its beginning
     excerpt_start: float = option(0.0, hidden=True)  # where in the window the encoder's sound begins, seconds
     excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder
-    overlap: int = option(274, at_least=0, at_most=511)
-    """samples that two spectrogram frames share, of 512"""
+    overlap: int = option(274, at_least=0, at_most=511)  # samples that two spectrogram frames share, of 512
 
     def build_front_end(self) -> "LogSpectrogram":
         """Build what turns waveforms (B, L) into the audio encoder's input."""

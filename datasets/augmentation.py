@@ -37,22 +37,14 @@ CUT_OUT_MARGIN = 0.1  # by how much the frame is larger than a view, of the view
 class AugmentationConfig(Options):
     """The appearance augmentation; by default moco_v2 for frames and SpecAugment for sounds."""
 
-    crop: bool = True
-    """cut 30 to 100 % of each frame at random"""
-    colour: bool = True
-    """jitter brightness, contrast, saturation (0.4) and hue (0.1) of 80 % of the frames"""
-    grey: bool = True
-    """drop the colour of 20 % of the frames"""
-    blur: bool = True
-    """blur 50 % of the frames, sigma 0.1 to 2 pixels"""
-    flip: bool = True
-    """mirror 50 % of the frames"""
-    spec_augment: bool = True
-    """mask a stretch of time and a band of frequencies in 80 % of the spectrograms"""
-    time_mask: int = option(180, at_least=1)
-    """longest masked stretch, spectrogram frames"""
-    frequency_mask: int = option(35, at_least=1)
-    """widest masked band, mel filters"""
+    crop: bool = True  # cut 30 to 100 % of each frame at random
+    colour: bool = True  # jitter brightness, contrast, saturation (0.4) and hue (0.1) of 80 % of the frames
+    grey: bool = True  # drop the colour of 20 % of the frames
+    blur: bool = True  # blur 50 % of the frames, sigma 0.1 to 2 pixels
+    flip: bool = True  # mirror 50 % of the frames
+    spec_augment: bool = True  # mask a stretch of time and a band of frequencies in 80 % of the spectrograms
+    time_mask: int = option(180, at_least=1)  # longest masked stretch, spectrogram frames
+    frequency_mask: int = option(35, at_least=1)  # widest masked band, mel filters
     audio_excerpt_seconds: float | None = option(None, above=0)
     """use only the first seconds of each training sound (the authors: 4 for Flickr)"""
 

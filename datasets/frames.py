@@ -24,8 +24,7 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 class FrameConfig:
     """The frame given to the visual encoder; stored in the checkpoint."""
 
-    frame_size: int = 224
-    """side of the frame, pixels, a multiple of 32"""
+    frame_size: int = 224  # side of the frame, pixels, a multiple of 32
 
     def __post_init__(self) -> None:
         """Refuse sizes whose half does not fit the encoder's grid."""

@@ -23,14 +23,10 @@ from utils.options import Options, option
 class GeometricConfig(Options):
     """Which transforms the equivariance branch draws."""
 
-    rotation: bool = True
-    """rotate each frame by its own whole angle of at most 30 degrees"""
-    max_rotation: int = option(30, at_least=0, at_most=180, hidden=True)
-    """largest angle, degrees"""
-    scaling: bool = True
-    """shrink a batch to scale 0.5 half of the time"""
-    geometric_flip: bool = True
-    """mirror a batch half of the time"""
+    rotation: bool = True  # rotate each frame by its own whole angle of at most 30 degrees
+    max_rotation: int = option(30, at_least=0, at_most=180, hidden=True)  # largest angle, degrees
+    scaling: bool = True  # shrink a batch to scale 0.5 half of the time
+    geometric_flip: bool = True  # mirror a batch half of the time
     equivariance_target: Literal["reference", "masked"] = "reference"
     """reference: the authors' blurred map, blank borders scored; masked: exact, borders left out"""
 
@@ -39,14 +35,10 @@ class GeometricConfig(Options):
 class GeometricTransform:
     """A transform that was drawn for a batch; applies to frames and to their maps."""
 
-    angles: tuple[int, ...]
-    """degrees anticlockwise, one per frame"""
-    scale: float
-    """1 or 0.5, for the whole batch"""
-    flip: bool
-    """mirror, for the whole batch"""
-    frame_size: int
-    """S, pixels"""
+    angles: tuple[int, ...]  # degrees anticlockwise, one per frame
+    scale: float  # 1 or 0.5, for the whole batch
+    flip: bool  # mirror, for the whole batch
+    frame_size: int  # S, pixels
     target: Literal["reference", "masked"] = "reference"
 
     @classmethod

@@ -45,21 +45,16 @@ NOBODY = -1  # in the place of a partner: the clip is not mixed
 class AudioMixingOptions(Options):
     """Mixing training sounds with their nearest ones, more with every epoch; off by default."""
 
-    audio_mixing: bool = False
-    """mix some clips' sounds with their nearest other training sound"""
-    mixing_start_epoch: int = option(2, at_least=1)
-    """first epoch with mixing, counted from 1"""
+    audio_mixing: bool = False  # mix some clips' sounds with their nearest other training sound
+    mixing_start_epoch: int = option(2, at_least=1)  # first epoch with mixing, counted from 1
 
 
 class Mixing(NamedTuple):
     """What is mixed in an epoch."""
 
-    partners: Tensor
-    """int64 (N,) position of each clip's partner, or NOBODY"""
-    probability: float
-    """of a clip to be mixed"""
-    strength: float
-    """share of the other sound"""
+    partners: Tensor  # int64 (N,) position of each clip's partner, or NOBODY
+    probability: float  # of a clip to be mixed
+    strength: float  # share of the other sound
 
     def __call__(self, positions: Sequence[int], seed: int) -> list[int | Mixture]:
         """Turn the positions of a batch into requests for clips, some of them for mixtures."""

@@ -33,8 +33,7 @@ class MethodRow(NamedTuple):
     model: type[Method]
     groups: Mapping[str, type]
     """its groups of options by name: at least `model`, `audio` and `optimisation`, see CONTRIBUTING.md"""
-    rule: str = "ssl_tie"
-    """scoring rule of its authors, a name of PROTOCOLS"""
+    rule: str = "ssl_tie"  # scoring rule of its authors, a name of PROTOCOLS
 
 
 _PUBLISHED = {"audio": MiddleSpectrogramConfig, "start": ImageNetStart, "optimisation": PeerRecipe}

@@ -22,18 +22,13 @@ from utils.options import Options, option
 class TriMapConfig(Options):
     """What is positive, what is negative, and what lies between and is ignored."""
 
-    positive_threshold: float = 0.65
-    """epsilon+: similarity at which a position is half positive"""
+    positive_threshold: float = 0.65  # epsilon+: similarity at which a position is half positive
     negative_threshold: float = 0.4
     """epsilon-: similarity at which a position is half hard-negative; needs --tri-map"""
-    sharpness: float = option(0.03, above=0, hidden=True)
-    """tau of the region sigmoids, similarity"""
-    temperature: float = option(0.07, above=0)
-    """divisor of the contrastive logits"""
-    tri_map: bool = True
-    """leave uncertain positions out; without it the hard negatives start at epsilon+"""
-    hard_negatives: bool = True
-    """contrast with the own frame's background"""
+    sharpness: float = option(0.03, above=0, hidden=True)  # tau of the region sigmoids, similarity
+    temperature: float = option(0.07, above=0)  # divisor of the contrastive logits
+    tri_map: bool = True  # leave uncertain positions out; without it the hard negatives start at epsilon+
+    hard_negatives: bool = True  # contrast with the own frame's background
 
 
 def refuse_crossed_thresholds(config: TriMapConfig) -> None:

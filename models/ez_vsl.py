@@ -27,8 +27,7 @@ class EZVSLConfig(Options):
 
     last_stride: Literal[1, 2] = 2
     """of the frame encoder's last stage: maps of a 16th or a 32nd of the frame's side"""
-    temperature: float = option(0.03, above=0)
-    """tau: divisor of similarities"""
+    temperature: float = option(0.03, above=0)  # tau: divisor of similarities
 
 
 class EZVSL(PeerLocaliser):

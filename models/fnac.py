@@ -42,8 +42,7 @@ class FNACConfig(EZVSLConfig):
 
     dropout: float = option(0.9, at_least=0, at_most=0.999)
     """share of the frame features' elements that training drops"""
-    warm_up_epochs: int = option(5, at_least=0)
-    """first epochs, without the three regularising terms"""
+    warm_up_epochs: int = option(5, at_least=0)  # first epochs, without the three regularising terms
     fns1_weight: float = option(100.0, at_least=0)
     """w1, of what sounds among themselves tell about false negatives; made for batch 256, as the next two"""
     tns_weight: float = option(100.0, at_least=0)

@@ -26,26 +26,20 @@ Views = dict[str, Any]  # arguments of `forward` of a training step
 class TrainingOutput:
     """The result of a method's `forward`."""
 
-    loss: Tensor
-    """scalar to minimise"""
-    terms: dict[str, Tensor]
-    """detached scalars to log, by name"""
-    similarity_map: Tensor
-    """(B, h, w), detached, of the view `frames`"""
+    loss: Tensor  # scalar to minimise
+    terms: dict[str, Tensor]  # detached scalars to log, by name
+    similarity_map: Tensor  # (B, h, w), detached, of the view `frames`
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe(Options):
     """How the model is optimised: Adam with one constant rate; the defaults are SSL-TIE's."""
 
-    epochs: int = option(100, at_least=1)
-    """passes over the training set"""
+    epochs: int = option(100, at_least=1)  # passes over the training set
     batch_size: int = option(32, at_least=2)
     """clips a step, of all processes; each is a negative for the others"""
-    learning_rate: float = option(1e-4, above=0)
-    """of Adam, constant"""
-    weight_decay: float = option(1e-4, at_least=0)
-    """L2 penalty of Adam, not decoupled"""
+    learning_rate: float = option(1e-4, above=0)  # of Adam, constant
+    weight_decay: float = option(1e-4, at_least=0)  # L2 penalty of Adam, not decoupled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +63,10 @@ class Method(nn.Module):
     """groups of options that the constructor takes by name, after that of the model"""
     half_cosine = False
     """whether the authors' similarity is (cosine + 1) / 2, as thresholds on it need to know"""
-    random_crop = False
-    """whether training frames come as they are stored, for `augment` to crop"""
+    random_crop = False  # whether training frames come as they are stored, for `augment` to crop
     keep_shape = False
     """whether of training frames only the short side is `training_frame_size`, for `augment` to crop"""
-    margin = 0.0
-    """share of `frame_size` by which training frames are larger, for `augment` to cut from"""
+    margin = 0.0  # share of `frame_size` by which training frames are larger, for `augment` to cut from
     excerpt_seconds: float | None = None
     """only the first seconds of each training sound are used; None: the whole window"""
 

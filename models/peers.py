@@ -67,12 +67,10 @@ class PeerLocaliser(Method):
     margin = CUT_OUT_MARGIN
     num_projections = 0
     """pairs of projections over which the map is averaged; 0: encoders' features are compared"""
-    num_dropped = 0
-    """networks whose frame features lose elements in training"""
+    num_dropped = 0  # networks whose frame features lose elements in training
     sound_stride: Literal[1, 2] = 1
     """of the sound encoder's last stage, as published; `last_stride` is of the frame encoder's"""
-    sound_numbers = 0
-    """numbers in [0, 1) that `training_sounds` needs of a clip"""
+    sound_numbers = 0  # numbers in [0, 1) that `training_sounds` needs of a clip
 
     def __init__(self, config: Any, *, audio: SpectrogramConfig, frame: FrameConfig) -> None:  # noqa: ANN401
         """Build the networks; `config` has `last_stride`, and `dropout` where num_dropped is not 0."""

@@ -50,8 +50,7 @@ class SLAVCConfig(EZVSLConfig):
     """share of the frame features' elements that training drops"""
     frame_momentum: float = option(0.999, at_least=0, at_most=1)
     """m of the slow frame networks: share that a step leaves"""
-    sound_momentum: float = option(0.999, at_least=0, at_most=1)
-    """m of the slow sound networks"""
+    sound_momentum: float = option(0.999, at_least=0, at_most=1)  # m of the slow sound networks
 
 
 class SLAVC(PeerLocaliser):

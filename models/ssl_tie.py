@@ -56,14 +56,11 @@ logger = logging.getLogger(__name__)
 class SSLTIEConfig(TriMapConfig):
     """What defines the model and its loss; stored in the checkpoint."""
 
-    contrastive_weight: float = option(0.5, at_least=0)
-    """weight of the contrastive loss on the plain frames"""
+    contrastive_weight: float = option(0.5, at_least=0)  # weight of the contrastive loss on the plain frames
     transformed_contrastive_weight: float = option(0.5, at_least=0)
     """weight of the contrastive loss on the transformed frames"""
-    equivariance_weight: float = option(1.0, at_least=0)
-    """lambda: weight of the equivariance loss"""
-    equivariance_gradient: bool = True
-    """let the equivariance loss also move the map of the plain frames"""
+    equivariance_weight: float = option(1.0, at_least=0)  # lambda: weight of the equivariance loss
+    equivariance_gradient: bool = True  # let the equivariance loss also move the map of the plain frames
 
     def __post_init__(self) -> None:
         super().__post_init__()

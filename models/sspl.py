@@ -74,8 +74,7 @@ COLLAPSE = {
 class SSPLConfig(Options):
     """What defines the model; stored in the checkpoint."""
 
-    pcm: bool = True
-    """align frame and sound by the predictive coding module"""
+    pcm: bool = True  # align frame and sound by the predictive coding module
     pcm_cycles: int = option(4, at_least=1)
     """T: refinements of the predictive coding module after its initial sweep"""
 
@@ -86,8 +85,7 @@ class FrozenOptions:
 
     vgg16: Path | None = None
     """torchvision's vgg16-397923af.pth; none: looked up by name in ckpts/ and torch hub's folder"""
-    vggish: Path | None = None
-    """torchvggish's vggish-10086976.pth; none: looked up by name likewise"""
+    vggish: Path | None = None  # torchvggish's vggish-10086976.pth; none: looked up by name likewise
     random_init: bool = False
     """leave the frozen encoders at random weights: for trials only, no published setting"""
 
@@ -109,12 +107,10 @@ class SSPLRecipe(Options):
     """clips a step, of all processes; the batch norms of the heads see them together"""
     audio_learning_rate: float | None = option(None, above=0)
     """of the MLP after VGGish; none: 2e-5 with the PCM, 5e-4 without"""
-    pcm_learning_rate: float | None = option(None, above=0)
-    """of the predictive coding module; none: 2e-5"""
+    pcm_learning_rate: float | None = option(None, above=0)  # of the predictive coding module; none: 2e-5
     head_learning_rate: float | None = option(None, above=0)
     """of projection and prediction head; none: 5e-5 with the PCM, 2e-3 without"""
-    weight_decay: float = option(1e-4, at_least=0)
-    """decoupled; the PCM's rates a and b are exempt"""
+    weight_decay: float = option(1e-4, at_least=0)  # decoupled; the PCM's rates a and b are exempt
 
     def completed(self, config: SSPLConfig) -> "SSPLRecipe":
         """Fill in the authors' values for the variant where none was given."""

@@ -68,24 +68,19 @@ Ways = dict[str, Callable[[], object]]
 class BenchmarkOptions(Options):
     """What is measured, and how often."""
 
-    method: str = option("ssl_tie", choices=opts.METHODS)
-    """whose options follow"""
+    method: str = option("ssl_tie", choices=opts.METHODS)  # whose options follow
     output: Path | None = None
     """of `train`: folder for summary.json, the plain line; none: only on the screen"""
-    clips: int = option(64, at_least=8)
-    """made-up clips, and at least a batch"""
-    repeats: int = option(5, at_least=1)
-    """rounds"""
-    variants: str = ",".join(VARIANTS)
-    """of `train`; plain always runs"""
+    clips: int = option(64, at_least=8)  # made-up clips, and at least a batch
+    repeats: int = option(5, at_least=1)  # rounds
+    variants: str = ",".join(VARIANTS)  # of `train`; plain always runs
     batch_sizes: str | None = None
     """of `train`, commas between them; `largest` at the end: doubled while memory lasts, to 512; for GPUs"""
     tflops: float | None = option(None, above=0)
     """TFLOP/s of the GPU whose limit on `train` is computed; none: 790, an H200's in bf16"""
     bandwidth: float | None = option(None, above=0)
     """TB/s of its memory; none: an H200's 4.8. Without both, there is a limit on an H200 only"""
-    worker_counts: str = "0,2"
-    """of `loader`: numbers of decoding processes, commas between them"""
+    worker_counts: str = "0,2"  # of `loader`: numbers of decoding processes, commas between them
 
 
 class Roofline(TorchDispatchMode):

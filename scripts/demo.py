@@ -71,22 +71,16 @@ SETTINGS = {
 class DemoOptions(Options):
     """Where the page is, what it offers, and how much it takes."""
 
-    host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0 lets others in, who need no password"""
-    port: int = option(7860, at_least=1, at_most=65535)
-    """port to listen on"""
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in, who need no password
+    port: int = option(7860, at_least=1, at_most=65535)  # port to listen on
     checkpoints: Path = Path("ckpts")
     """folder with checkpoints at any depth: files of main.py and released ones"""
-    runs: Path = Path("runs")
-    """folder with runs at any depth, whose best.pth and last.pth are offered too"""
+    runs: Path = Path("runs")  # folder with runs at any depth, whose best.pth and last.pth are offered too
     examples: Path | None = QUICKSTART if QUICKSTART.is_dir() else None
     """folder with videos, pictures with sounds of the same name, or a stamps set; without, drawn ones"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>"""
-    max_mb: int = option(100, at_least=1)
-    """largest upload, megabytes"""
-    max_seconds: float = option(30.0, above=0)
-    """of a video that are localised, from its beginning"""
+    device: str = "auto"  # auto, cpu, cuda or cuda:<number>
+    max_mb: int = option(100, at_least=1)  # largest upload, megabytes
+    max_seconds: float = option(30.0, above=0)  # of a video that are localised, from its beginning
     threshold: float | None = option(None, at_least=-1, at_most=1)
     """universal threshold of test.py negatives, below which nothing glows"""
 

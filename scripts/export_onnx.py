@@ -36,10 +36,8 @@ TOLERANCE = 1e-4  # of a similarity, against PyTorch's
 class ExportOptions:
     """What to write."""
 
-    checkpoint: Path
-    """file of main.py, or a released file, or the results folder of SSPL's authors' program"""
-    output: Path
-    """the .onnx file to write or to replace"""
+    checkpoint: Path  # file of main.py, or a released file, or the results folder of SSPL's authors' program
+    output: Path  # the .onnx file to write or to replace
     inputs: Literal["prepared", "raw"] = "prepared"
     """prepared: normalised frames and spectrograms go in; raw: bytes of frames and waveforms go in,
     and the file computes the rest"""

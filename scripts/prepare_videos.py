@@ -101,19 +101,15 @@ class PrepareOptions(Options):
 
     layout: str = "vggsound,vgg_ss"
     """data sets whose folders are written, of vggsound, vgg_ss, flickr, flickr_soundnet; with commas"""
-    clip_list: str | None = None
-    """only these clips: a file of ids or an official list"""
+    clip_list: str | None = None  # only these clips: a file of ids or an official list
     frames: Literal["used", "all"] = "used"
     """only the frame that is read, or 001.jpg, 002.jpg … at 25 frames per second, which takes longer"""
     frame_number: int | None = option(None, at_least=1)
     """the frame that is read, counted from 1 at 25 frames per second, around which sounds are cut; none: 125,
     the middle of 10 s, but for flickr frame 63 (2.5 s)"""
-    frame_size: int = option(299, at_least=1)
-    """side of the square, pixels"""
-    keep_silent: bool = False
-    """silent clips are no failures"""
-    workers: int = option(NUM_CORES, at_least=1)
-    """processes"""
+    frame_size: int = option(299, at_least=1)  # side of the square, pixels
+    keep_silent: bool = False  # silent clips are no failures
+    workers: int = option(NUM_CORES, at_least=1)  # processes
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""

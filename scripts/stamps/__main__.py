@@ -48,23 +48,17 @@ BOXES = {"test": "VGGSound_test/anno/{}.xml"}
 class StampsOptions(Options):
     """What to compose, of what."""
 
-    train: int = option(2000, at_least=1)
-    """training clips"""
-    test: int = option(200, at_least=1)
-    """test clips"""
-    seed: int = option(0, at_least=0)
-    """of all chance"""
-    classes: int = 12
-    """the first of the list"""
-    frame_size: int = option(256, at_least=64)
-    """side of a frame, pixels"""
+    train: int = option(2000, at_least=1)  # training clips
+    test: int = option(200, at_least=1)  # test clips
+    seed: int = option(0, at_least=0)  # of all chance
+    classes: int = 12  # the first of the list
+    frame_size: int = option(256, at_least=64)  # side of a frame, pixels
     source: Literal["auto", "real", "procedural"] = "auto"
     """real: photos and recordings of two Debian packages; procedural: coloured shapes and chords;
     auto: procedural only where real is not to be had"""
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stamps"
     """where packages are kept"""
-    workers: int = option(NUM_CORES, at_least=1)
-    """processes"""
+    workers: int = option(NUM_CORES, at_least=1)  # processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

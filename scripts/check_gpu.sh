@@ -11,14 +11,15 @@ output=${CHECK_OUTPUT:-runs/check_gpu}
 cores=$(nproc)
 export VSSL_REQUIREMENTS=requirements-dev.txt QUICKSTART_SIZE=full QUICKSTART_STAMPS=${QUICKSTART_STAMPS:---test 200}
 export QUICKSTART_DATA=$output/stamps QUICKSTART_OUTPUT=$output/run QUICKSTART_SECONDS=${QUICKSTART_SECONDS:-180}
-tests=(tests/test_gpu.py) speed=(--method ssl_tie) train=(--batch-sizes 32,256,largest --variants plain)
+tests=(tests/test_gpu.py) speed=(--method ssl_tie) train=(--batch-size 32 --variants compile)
+larger=(--batch-sizes 256,largest --variants plain)
 learn=(--epochs 1000)
 if [ "${1:-}" = --quick ]; then
   export GPU_TESTS_DEVICE=cpu QUICKSTART_SIZE=small QUICKSTART_STAMPS="--source procedural --train 16 --test 12"
   tests+=(-k "views and ssl_tie")
   speed+=(--device cpu --frame-size 32 --clips 8 --batch-size 4 --repeats 1 --window-seconds 1 --mel-bins 32
     --hop-length 400 --time-mask 10 --frequency-mask 8)
-  train=(--batch-sizes 2,4 --variants plain)
+  train=(--batch-size 2 --variants plain) larger=(--batch-size 4 --variants plain)
   cores=1
   learn=(--device cpu --workers 0 --epochs 1 --batch-size 8 --frame-size 64)
 elif [ $# -gt 0 ]; then
@@ -37,7 +38,8 @@ mkdir -p "$output"
 passed=yes
 "${run[@]}" -m pytest -q -n 0 -p no:cacheprovider "${tests[@]}" | tee "$output/tests.txt" >&2 || passed=no
 {
-  "${run[@]}" scripts/benchmark.py train "${train[@]}" "${speed[@]}" || passed=no
+  "${run[@]}" scripts/benchmark.py train "${speed[@]}" "${train[@]}" || passed=no
+  "${run[@]}" scripts/benchmark.py train "${speed[@]}" "${larger[@]}" || passed=no
   "${run[@]}" scripts/benchmark.py loader --worker-counts "$cores" "${speed[@]}" || passed=no
   "${run[@]}" scripts/benchmark.py evaluate "${speed[@]}" || passed=no
 } > "$output/speed.jsonl"

@@ -286,7 +286,7 @@ def decode_all(
     with ClipLoader(clips, batch_size=size, workers=workers, pin_memory=device.type == "cuda") as loader:
         for batch in tqdm(loader, words, unit="batch", leave=False, disable=not is_main_process()):
             yield batch.to(device)
-            if stop.signal_number is not None:
+            if stop.signal_number is not None and batch.clip_ids:  # a validation needs one that can be read
                 return
 
 
@@ -317,8 +317,10 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
         clip_list=chosen.validation_list,
         allow_missing=options.data.allow_missing,
     )
-    leak = find_leak(training_set.clip_ids, validation_set.clip_ids, purpose="validation")
-    if leak["num_clips"]:
+    leak = find_leak(training_set.known_ids, validation_set.source_ids, purpose="validation")
+    if not leak["checked"]:
+        logger.warning("Whether validation clips are trained on could not be looked for: ids are not known.")
+    elif leak["num_clips"]:
         logger.warning("%s", leak["message"])
     return validation_set
 
@@ -354,7 +356,10 @@ def restore(
     """Put model, run and state (see `make_checkpoint`) where last.pth left them; refuse another run's."""
     checkpoint = parse_checkpoint(read_checkpoint_file(run.last_path), run.last_path)
     differences = opts.differences_that_matter(checkpoint.options, opts.as_plain(options))
-    if checkpoint.training_clips != training_set.known_ids:
+    same = checkpoint.training_clips == training_set.known_ids
+    if training_set.known_ids is None:  # of rows only their number is known
+        same = same and checkpoint.training_list.get("sha256") == training_set.list_sha256
+    if not same:
         differences.append("the training clips")
     if differences:
         raise ValueError(

@@ -108,7 +108,8 @@ class RunOptions(Options):
     """JSON of options, as options.json of a run or flat; those on the command line win"""
     output: Path  # folder for checkpoints, logs and pictures
     resume: bool = False  # go on from last.pth in --output
-    seed: int = 4  # of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL
+    seed: int = option(4, at_least=0, at_most=2**32 - 1)
+    """of initial weights, order, crops and augmentation; the authors: 4 SSL-TIE, 1234 SSPL"""
     device: str = "auto"  # auto, cpu, cuda or cuda:<number>
     dry_run: bool = False  # print all options and stop
 

@@ -10,9 +10,9 @@ Deliberate differences from the authors' programs:
 
 1. The map is the cosine. EZ-VSL, SLAVC and FNAC divide it by tau, which no scoring rule sees: a normalised
    map stays the same, and SLAVC's fixed threshold takes tau out again.
-2. Negatives are the clips of all processes; theirs are those of one GPU.
+2. Negatives and batch norms see the clips of all processes; theirs those of one GPU.
 3. A broken clip is left out and named; theirs put another one in its place.
-4. Crops, flips, masks and dropout follow from the seed; theirs are never seeded.
+4. Crops, flips, masks and dropout follow from the seed; theirs are not seeded (FNAC: some of them)
 
 Kept: training cuts squares out of frames of their own shape, a test squashes frames. Of square ones both are
 the authors' own.
@@ -32,6 +32,7 @@ from datasets.audio import SpectrogramConfig
 from datasets.augmentation import CUT_OUT_MARGIN, CUT_OUT_NUMBERS, cut_out, draw_for_clips
 from datasets.clips import Batch
 from datasets.frames import FrameConfig, as_float, normalise
+from datasets.loaders import hash_seed
 from models.encoders import (
     ImagePooling,
     ResNet18Encoder,
@@ -102,7 +103,9 @@ class PeerLocaliser(Method):
         }
         if self.num_dropped and self.config.dropout:
             kept = 1 - self.config.dropout
-            generator = torch.Generator(batch.frames.device).manual_seed(2**62 + seed)  # apart from the crops
+            generator = torch.Generator(batch.frames.device).manual_seed(
+                hash_seed(seed, 1)
+            )  # apart from the crops
             side = self.frame.frame_size // (16 * self.config.last_stride)
             size = (global_size or count, self.num_dropped, self.imgnet.embedding_size, side, side)
             drawn = torch.rand(size, generator=generator, device=batch.frames.device)

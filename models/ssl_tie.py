@@ -35,6 +35,7 @@ from datasets.audio import AudioConfig
 from datasets.clips import AudioVisualClips, Batch
 from datasets.frames import FrameConfig, as_float, normalise
 from datasets.geometry import GeometricConfig, GeometricTransform
+from datasets.loaders import hash_seed
 from datasets.mixing import MixingCurriculum
 from models.contrast import TriMapConfig, contrastive_loss, refuse_crossed_thresholds, trimap_contrast
 from models.encoders import (
@@ -146,7 +147,7 @@ class SSLTIE(Method):
             return None
         waveforms = torch.zeros(1 + kinds.count(","), self.audio.num_samples)  # (K, L)
         if "noise" in kinds:
-            generator = torch.Generator().manual_seed(2**62 + seed)  # other numbers than those of the clips
+            generator = torch.Generator().manual_seed(hash_seed(seed, 1))  # apart from the clips' numbers
             level = math.log(0.01) * torch.rand(1, generator=generator)
             waveforms[-1] = level.exp() * torch.randn(self.audio.num_samples, generator=generator)
         return self.front_end(waveforms.to(device, non_blocking=True))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command_line import training, validation
 from conftest import vgg_ss_xml
 from hdf5_inputs import level, real_sounds, write_authors_files
 
+import main
 from datasets.audio import AudioConfig, SegmentConfig, VGGishLogMel, level_waveform, load_waveform
 from datasets.benchmarks import build_clips
 from datasets.clips import AudioVisualClips, BrokenClip
@@ -55,6 +57,17 @@ def test_the_stored_spectrograms_are_never_needed(training_files):
     # begins at 0.01 and makes a hundred times as much of the rounding.
     torch.testing.assert_close(log_mel, expected, atol=5e-4, rtol=0)
     assert (log_mel - expected).abs().mean() < 1e-5
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_run_on_rows_without_ids_says_so_and_is_resumed_on_as_many_alone(tiny_data, tmp_path, caplog):
+    given = training(tiny_data, tmp_path / "run", "--train-set", "flickr", *validation(tiny_data))
+    for count, words, status in ((5, "--epochs 1", 0), (8, "--epochs 2 --resume", 2)):
+        folder = tmp_path / f"{count}_rows"
+        write_authors_files(folder, "train", pictures(count, side=64), real_sounds(count), "_10k")
+        assert main.main([*given, "--data-root", str(folder), *words.split()]) == status
+    assert "trained on could not be looked for: ids are not known" in caplog.text
+    assert "was trained with other settings: the training clips" in caplog.text
 
 
 @pytest.mark.parametrize("samples", [[-1, 0, 1], [-0.5, 0, 0.5], [-1, np.nan, 0.5], []])

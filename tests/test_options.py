@@ -133,6 +133,8 @@ def test_a_config_of_another_form_is_refused_in_words(content, words, tmp_path):
         ("--learning-rate nan", "--learning-rate"),
         ("--learning-rate 0", "--learning-rate"),
         ("--workers -1", "--workers"),
+        ("--seed -1", "--seed must be at least 0"),
+        ("--seed 100000000000000000000", "--seed"),
         ("--temperature 0", "--temperature"),
         ("--negative-threshold 0.7", r"--negative-threshold \(0.7\) .* --positive-threshold \(0.65\)"),
         ("--equivariance-weight -1", "--equivariance-weight"),

@@ -182,7 +182,7 @@ class TrainingRun:
 
     def progress(self) -> dict[str, Any]:
         """Return what resuming needs beside the weights; all processes must call it."""
-        self._log_recent()
+        self._gather()
         return {name: getattr(self, name) for name in PROGRESS}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -310,11 +310,15 @@ class TrainingRun:
             overlay = draw_caption(draw_localisation(frame, heat, Square()), clip_id)
             self._add("image", f"train/overlay_{index}", overlay, dataformats="HWC")
 
-    def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
-        """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far."""
+    def _gather(self) -> None:
+        """Log what is summed up, and learn of the other processes' broken clips."""
         self._log_recent()
         for broken in gather_objects([self.broken]):
             self.broken |= broken
+
+    def finish_epoch(self, scores: Mapping[str, float] | None) -> bool:
+        """Close an epoch's account; return whether the validation's `ciou_at_0.5` is the best so far."""
+        self._gather()
         if self.num_summed == 0:
             raise ValueError(
                 f"No step of epoch {self.epoch + 1} could be made: {len(self.broken)} clips cannot "

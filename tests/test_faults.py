@@ -260,6 +260,24 @@ def test_signals_stop_at_the_exact_batch_and_resuming_gives_the_same_bits(tiny_d
 
 
 @pytest.mark.usefixtures("narrow")
+def test_a_signal_before_a_validation_clip_could_be_read_keeps_the_epoch(tiny_data, tmp_path, monkeypatch):
+    for clip_id in tiny_data.test_ids[:2]:
+        path = tiny_data.root / "VGGSound_test" / "frame" / f"{clip_id}.jpg"
+        path.write_bytes(path.read_bytes()[:700])
+    words = ("--epochs", 1, "--batch-size", 2, *validation(tiny_data))
+    with signal_at(monkeypatch, main, "validate", 1, signal.SIGTERM):
+        assert train(tiny_data, tmp_path / "run", *words) == 128 + signal.SIGTERM
+    assert read(tmp_path / "run" / "last.pth").step == 4
+
+
+def test_a_checkpoint_knows_the_broken_clips_of_all_processes(tmp_path, monkeypatch):
+    run = TrainingRun(tmp_path / "run", resume=False)
+    run.broken = {"a": "cut off"}
+    monkeypatch.setattr("utils.training.gather_objects", lambda own: [*own, {"b": "no JPEG"}])
+    assert run.progress()["broken"] == {"a": "cut off", "b": "no JPEG"}
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_signal_while_the_checkpoint_is_written_lets_it_finish(tiny_data, tmp_path, monkeypatch, caplog):
     output = tmp_path / "run"
     assert train(tiny_data, output, "--epochs", 1) == 0

@@ -111,7 +111,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     curriculum = model.curriculum(options, clips)
     state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
     if options.run.resume:
-        restore(options, run, training_set, model, state)
+        restore(options, run, training_set, validation_set, model, state)
 
     with run, Interruption() as stop, loader:
         decode = partial(decode_all, options, device, stop)
@@ -148,7 +148,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
                 stopped_by = stop.agreed()
             if stopped_by is None and run.finish_epoch(result) and validation_set is not None:
                 best_on = {**validation_set.identity(), "protocol": rule}
-            checkpoint = make_checkpoint(options, run, training_set, model, state)
+            checkpoint = make_checkpoint(options, run, training_set, validation_set, model, state)
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
@@ -326,7 +326,12 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
 
 
 def make_checkpoint(
-    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
+    options: opts.TrainOptions,
+    run: TrainingRun,
+    training_set: ClipSet,
+    validation_set: ClipSet | None,
+    model: Method,
+    state: dict[str, Any],
 ) -> Checkpoint:
     """Collect all that rebuilds the model and goes on with the run; all processes must call it.
 
@@ -346,12 +351,17 @@ def make_checkpoint(
         step=run.step,
         options=plain,
         optimizer=states.pop("optimizer"),
-        progress=run.progress() | states,
+        progress=run.progress() | states | {"validation_clips": validation_set and validation_set.known_ids},
     )
 
 
 def restore(
-    options: opts.TrainOptions, run: TrainingRun, training_set: ClipSet, model: Method, state: dict[str, Any]
+    options: opts.TrainOptions,
+    run: TrainingRun,
+    training_set: ClipSet,
+    validation_set: ClipSet | None,
+    model: Method,
+    state: dict[str, Any],
 ) -> None:
     """Put model, run and state (see `make_checkpoint`) where last.pth left them; refuse another run's."""
     checkpoint = parse_checkpoint(read_checkpoint_file(run.last_path), run.last_path)
@@ -361,6 +371,9 @@ def restore(
         same = same and checkpoint.training_list.get("sha256") == training_set.list_sha256
     if not same:
         differences.append("the training clips")
+    validated = checkpoint.progress.get("validation_clips")  # of which the best epoch so far is the best
+    if validated and validation_set and validated != validation_set.known_ids:
+        differences.append("the validation clips")
     if differences:
         raise ValueError(
             f"{run.last_path} was trained with other settings: {'; '.join(differences)}. "

@@ -230,6 +230,7 @@ class RuleOptions(TestTask):
 class BaselineOptions(RuleOptions):
     """What blind predictors and the best possible map score, from the boxes alone."""
 
+    benchmark: str = option(choices=BOX_BENCHMARKS)  # data set with boxes
     annotations: Path  # JSON (VGG-SS, IS3, VPO) or CSV (folder) of the boxes, or a folder of <id>.xml
     clip_list: str | None = None
     """file of clip ids, or name of an official list (scripts/get_splits.sh --list); none: all"""

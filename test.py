@@ -40,6 +40,7 @@ from datasets.audio import AudioConfig, load_waveform
 from datasets.benchmarks import DATA_SETS, build_clips, read_ground_truth
 from datasets.clips import AudioVisualClips, Batch, Content, Sample, with_wrong_sounds
 from datasets.frames import FrameConfig, FrameGeometry, as_float, normalise, read_frame, to_picture
+from datasets.hdf5 import HDF5Row
 from datasets.lists import JOIN, find_leak, find_list, published_list, read_classes
 from datasets.loaders import ClipLoader
 from models.localiser import load_localiser, localise_frames
@@ -85,6 +86,8 @@ class Evaluation:
         self.clip_set = build_clips(options.benchmark, options.data_root, **which)
         self.clips = self.clip_set.clips
         if self.localiser is not None:
+            if self.localiser.audio.left_channel and isinstance(self.clips[0].audio_source, HDF5Row):
+                raise ValueError("SSL-Align hears the left channel; HDF5 files hold the mean: use folders.")
             self.model, self.audio = self.localiser.model, self.localiser.audio
             self.geometry = FrameGeometry(self.localiser.frame.frame_size, options.frame_geometry)
             self.context = self.describe(self.localiser.checkpoint)
@@ -100,6 +103,15 @@ class Evaluation:
         if options.object_prior is not None:
             model += f" + object prior (alpha {options.object_prior:g})"
         copied = ("method", "method_config", "audio_config", "frame_config", "epoch", "training_list")
+        start = (checkpoint.options.get("start") or {}).get("start")
+        leak = find_leak(trained_on, clip_set.source_ids, purpose="test")
+        began_anew = start in (None, "scratch", "imagenet")
+        if not (began_anew or leak["num_clips"] or options.training_list):
+            words = (
+                f"Training began with {start}; what that had learned from was not looked at: name its list "
+            )
+            words += "with --training-list."
+            leak |= {"checked": False, "num_clips": None, "message": words}
         return pages.EvaluationContext(
             model=model,
             benchmark=clip_set.dataset,
@@ -117,10 +129,10 @@ class Evaluation:
                 "sha256": file_sha256(options.checkpoint),
                 **{name: getattr(checkpoint, name) for name in copied},
                 "selection": {k: v for k, v in checkpoint.selection.items() if k != "clips"},
-                "start": (checkpoint.options.get("start") or {}).get("start"),
+                "start": start,
                 "random_encoders": bool((checkpoint.options.get("frozen") or {}).get("random_init")),
             },
-            leak=find_leak(trained_on, clip_set.source_ids, purpose="test"),
+            leak=leak,
             num_chosen_on=len({*checkpoint.selection.get("clips", ())} & {*clip_set.clip_ids}),
             object_prior=options.object_prior,
             environment=environment_report(self.device),
@@ -373,6 +385,7 @@ def retrieval(run: Evaluation, options: opts.RetrievalOptions) -> Unreadable:
     retrieving.check_request(len(run.clips), directions, ks, labelled=options.labels is not None)
     run.claim("retrieval", {"directions": [*directions], "ks": [*ks], "image_pooling": pooling})
     embeddings = embed_all(run, options, pooling)
+    retrieving.check_request(len(embeddings.clip_ids), directions, ks, labelled=options.labels is not None)
     if not is_main_process():
         return embeddings.unreadable
 
@@ -408,11 +421,12 @@ def embed_all(run: Evaluation, options: opts.RetrievalOptions, pooling: str | No
     identity = {
         "checkpoint": run.context.checkpoint["sha256"],
         "clips": hashlib.sha256("\n".join(run.clip_set.clip_ids).encode()).hexdigest(),
+        "data root": str(options.data_root.resolve()),
         "frame geometry": options.frame_geometry,
         "image pooling": pooling,
     }
     stored = retrieving.load_embeddings(path, identity)
-    if stored is not None:
+    if stored is not None and not stored.unreadable:  # broken files may have been mended
         logger.info("Embeddings of %d clips from %s.", len(stored.clip_ids), path)
         return stored
     batches, count = run.batches("embedding"), len(run.clips)

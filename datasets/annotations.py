@@ -7,6 +7,7 @@ import csv
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -215,13 +216,14 @@ def mask_map(
 ) -> NDArray[np.float32]:
     """Return the ground-truth map (size, size) of a mask: 1 on the object, 0 elsewhere.
 
-    The mask covers its frame, of `frame_size` = (width, height) pixels on disk, whatever its own size; it
-    goes the frame's way to the square and on to the map's size, each pixel taking the value of the nearest.
+    The mask covers its frame, of `frame_size` = (width, height) pixels on disk, whatever its own size. Each
+    pixel of the map takes the value of the nearest one in the part that the square shows, whatever the
+    model's frame size.
 
     Raises:
         BrokenFileError: it cannot be decoded.
     """
     mask = Image.fromarray(read_mask(path).astype(np.uint8))
-    nearest = Image.Resampling.NEAREST
-    square = geometry.apply_to_frame(mask.resize(frame_size, nearest), nearest)
-    return np.asarray(square.resize((size, size), nearest), dtype=np.float32)
+    left, top, right, bottom = replace(geometry, frame_size=size).square_in(*frame_size)
+    box = (left * mask.width, top * mask.height, right * mask.width, bottom * mask.height)
+    return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST, box=box), dtype=np.float32)

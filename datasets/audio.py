@@ -54,6 +54,11 @@ class AudioWindow(Options):
         """L, samples of the window."""
         return round(self.window_seconds * self.sample_rate)
 
+    @property
+    def heard(self) -> slice:
+        """The samples of the window that reach the encoder."""
+        return slice(None)
+
 
 def load_waveform(source: Source, window: AudioWindow, *, excerpt_seconds: float | None = None) -> Tensor:
     """Read the window of a sound that a method hears: (L,) float32 mono, nominally in [-1, 1].
@@ -380,6 +385,12 @@ class SpectrogramConfig(AudioWindow):
     excerpt_seconds: float = option(10.0, hidden=True)  # sound given to the encoder
     overlap: int = option(274, at_least=0, at_most=511)  # samples that two spectrogram frames share, of 512
 
+    @property
+    def heard(self) -> slice:
+        """The samples of the excerpt."""
+        first = round(self.excerpt_start * self.sample_rate)
+        return slice(first, first + round(self.excerpt_seconds * self.sample_rate))
+
     def build_front_end(self) -> "LogSpectrogram":
         """Build what turns waveforms (B, L) into the audio encoder's input."""
         return LogSpectrogram(self)
@@ -418,19 +429,16 @@ class LogSpectrogram(nn.Module):
 
     def __init__(self, config: SpectrogramConfig) -> None:
         super().__init__()
-        rate = config.sample_rate
-        self.first = round(config.excerpt_start * rate)
-        self.end = self.first + round(config.excerpt_seconds * rate)
-        self.hop = PEER_FFT - config.overlap
+        self.heard, self.hop = config.heard, PEER_FFT - config.overlap
         # Not imported by name: scipy.signal takes a second, and few programs come here.
         window = torch.from_numpy(scipy.signal.get_window(("tukey", TUKEY_SHAPE), PEER_FFT))
         # Density: power per Hz. The root goes into the window, which enters squared.
-        density = window / (rate * window.square().sum()).sqrt()
+        density = window / (config.sample_rate * window.square().sum()).sqrt()
         self.window = nn.Buffer(density, persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, 1, 257, T)."""
-        samples = waveforms[:, self.first : self.end].double().clamp(-1, 1)
+        samples = waveforms[:, self.heard].double().clamp(-1, 1)
         segments = samples.unfold(1, PEER_FFT, self.hop)  # (B, T, 512)
         segments = segments - segments.mean(dim=-1, keepdim=True)
         power = torch.fft.rfft(segments * self.window).abs().square()  # (B, T, 257), power per Hz

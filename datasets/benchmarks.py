@@ -411,7 +411,7 @@ class ClipSet:
         """Clips whose frames or sounds these are, to look for leaks; None: not called as for training."""
         row = DATA_SETS[self.dataset]
         names = dict.fromkeys(name for clip_id in self.clip_ids for name in _names_of(row, clip_id))
-        return list(names) if row.ids_of_training else None
+        return list(names) if row.ids_of_training and self.ids_known else None
 
     def list_record(self) -> dict[str, Any]:
         """Return the list and how much of it is missing, as plain values."""

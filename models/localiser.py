@@ -113,7 +113,7 @@ class Localiser:
         """
         image, waveform = _as_picture(picture), self._as_waveform(sound)
         heat = None
-        if not is_silent(waveform):
+        if not is_silent(waveform[self.audio.heard]):
             (heat,) = self._similarity_maps([image], [*self._sound_features([waveform])])
         return self.heat_map(np.asarray(image), heat)
 

@@ -301,6 +301,8 @@ def load_start(model: nn.Module, path: Path, method: str) -> None:
     checkpoint = read_any_checkpoint(path)
     if method not in checkpoint.method.split("_or_"):  # of a release whose program is one of two
         raise ValueError(f"--start {path} holds weights of {checkpoint.method}, not of {method}.")
+    if (checkpoint.options.get("frozen") or {}).get("random_init"):
+        raise ValueError(f"--start {path} has random encoders (--random-init): start from another file.")
     if non_finite := find_non_finite(checkpoint.state_dict):
         raise ValueError(f"--start {path} holds numbers that are not finite, first in {non_finite[0]}.")
     try:

@@ -255,6 +255,8 @@ class SSPL(Method):
         """Fill in the authors' recipe for the variant; refuse frames that the PCM cannot use."""
         if options.start.start == "imagenet":
             raise ValueError("SSPL's frozen VGG-16 always is ImageNet's: leave out --start imagenet.")
+        if options.start.start != "scratch" and options.frozen != FrozenOptions():
+            raise ValueError("--start FILE brings the encoders: leave out --vgg16, --vggish, --random-init.")
         options.optimisation = options.optimisation.completed(options.model)
         cells = options.frame.frame_size // 16
         if options.model.pcm and cells % 4 != 2:  # it halves the map twice and builds it up again

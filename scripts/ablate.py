@@ -75,6 +75,12 @@ def plan(
     return commands
 
 
+def is_done(test: list[str]) -> bool:
+    """Whether a command of `plan`, which ends in its --output, has scored all clips that it shall."""
+    path = Path(test[-1]) / "summary.json"
+    return path.exists() and ("--allow-missing" in test or json.loads(path.read_text()).get("complete", True))
+
+
 def make(run_dir: Path, commands: list[list[str]]) -> int:
     """Run the commands of a run that have not been finished; return the exit status of the last."""
     record, text = run_dir / "commands.txt", "".join(shlex.join(command) + "\n" for command in commands)
@@ -86,7 +92,7 @@ def make(run_dir: Path, commands: list[list[str]]) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(record, text.encode())
     train, *tests = commands
-    waiting = [test for test in tests if not (Path(test[-1]) / "summary.json").exists()]  # of --output
+    waiting = [test for test in tests if not is_done(test)]
     resume = ["--resume"] if (run_dir / "last.pth").exists() else []
     for command in [[*train, *resume], *waiting] if waiting else []:
         if status := run_program(command):
@@ -173,6 +179,8 @@ def ablate(given: Sequence[str]) -> int:
         raise ValueError(f"--variants: {own.grid} has {', '.join(variants)}; not {', '.join(unknown)}.")
     if len(sections) < 2:
         raise ValueError("Name how runs are scored: -- OPTIONS OF main.py -- localisation --benchmark …")
+    if len({words[0] for words in sections[1:]}) < len(sections) - 1:
+        raise ValueError("Each task can be named once: its results lie in a folder of its name.")
     runs = {}
     for seed in own.seeds.split(","):
         for variant in chosen:

@@ -232,7 +232,8 @@ def draw_differences(
     of_id = {clip.clip_id: clip for clip in clips_there}
     if not of_id.keys() >= {*cious.index}:
         raise ValueError("The options after `--` name other clips than those that were scored.")
-    geometry = FrameGeometry(GALLERY_SIDE, options.frame_geometry)
+    scored_as = stored[0][0]["context"]  # all alike, see compare_results
+    geometry = FrameGeometry(GALLERY_SIDE, scored_as["frame_geometry"])
     samples = AudioVisualClips([of_id[name] for name in chosen], geometry=geometry, audio=AudioConfig())
     galleries, classes = [], next(iter(scored.values())).get("class", {})
     for place, clip_id in enumerate(chosen):
@@ -243,7 +244,7 @@ def draw_differences(
         frame, boxes, scale = to_picture(sample.frame), sample.bounding_boxes, similarity_range(maps)
         picture, *heat = draw_row(frame, boxes, maps, scale)
         mp3 = encode_mp3(sample.waveform.numpy(), samples.audio.sample_rate)
-        sound = mp3 if options.audio == "own" else None
+        sound = mp3 if scored_as["audio"] == "own" else None
         cards = [Card(clip_id, "frame", [picture], sound, classes.get(clip_id, ""), "query")]
         for (name, one), overlay in zip(scored.items(), heat, strict=True):
             style = "hit" if one.at[clip_id, f"{rule}:success"] else "miss"

@@ -97,6 +97,23 @@ def test_a_stopped_run_is_resumed_and_a_failed_one_named_while_the_others_go_on(
     assert "other commands" in caplog.text and not calls
 
 
+def test_a_test_that_lacks_clips_is_made_again(tmp_path, programs, monkeypatch):
+    assert start(tmp_path, seeds="4") == 0
+    path = tmp_path / "silence" / "seed-4" / "localisation" / "summary.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"complete": False}))
+    calls = []
+
+    def run_program(command):
+        calls.append(command[0])
+        path.write_text(whole)
+        return 0
+
+    monkeypatch.setattr(ablate, "run_program", run_program)
+    assert start(tmp_path, seeds="4") == 0
+    assert calls == ["main.py", "test.py"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -108,6 +125,7 @@ def test_a_stopped_run_is_resumed_and_a_failed_one_named_while_the_others_go_on(
             "--pcm-cycles",
         ),
         (["BAD.json", *AFTER], "it has no variants"),
+        (["sspl", *AFTER, *AFTER[AFTER.index("localisation") - 1 :]], "Each task can be named once"),
     ],
 )
 def test_what_is_wrong_is_said_before_all(tmp_path, programs, caplog, monkeypatch, arguments, words):

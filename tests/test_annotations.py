@@ -292,13 +292,14 @@ def nearest(mask, height, width):
     return mask[rows][:, columns]
 
 
+@pytest.mark.parametrize("frame_size", [1, 16, 96])
 @pytest.mark.parametrize("map_size", [8, 16, 48])
-def test_a_squashed_mask_takes_the_nearest_pixels(tmp_path, map_size):
+def test_a_squashed_mask_takes_the_nearest_pixels_whatever_the_model_s_frame(tmp_path, map_size, frame_size):
     mask = np.random.default_rng(3).integers(0, 2, (30, 50)).astype(bool)
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    found = mask_map(tmp_path / "mask.png", FrameGeometry(16), (50, 30), map_size)
+    found = mask_map(tmp_path / "mask.png", FrameGeometry(frame_size), (50, 30), map_size)
     assert found.dtype == np.float32 and set(np.unique(found)) <= {0, 1}
-    np.testing.assert_array_equal(found, nearest(nearest(mask, 16, 16), map_size, map_size))
+    np.testing.assert_array_equal(found, nearest(mask, map_size, map_size))
 
 
 @pytest.mark.parametrize("mode", ["squash", "centre_crop"])

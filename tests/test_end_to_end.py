@@ -127,6 +127,19 @@ def test_broken_clip_in_training_is_skipped_and_listed(tiny_data, tmp_path):
     assert read_table(tmp_path / "run" / "history.csv")[0]["broken_clips"] == "1"
 
 
+def test_what_a_start_file_had_learned_from_is_not_vouched_for(
+    testing_program, tiny_data, checkpoint, tmp_path
+):
+    content = torch.load(checkpoint, weights_only=True) | {"options": {"start": {"start": "A.pth"}}}
+    torch.save(content, tmp_path / "b.pth")
+    (tmp_path / "list.txt").write_text("train_1\n")
+    for name, words in (("unknown", ()), ("known", ("--training-list", tmp_path / "list.txt"))):
+        given = scoring(tiny_data, tmp_path / "b.pth", tmp_path / name, "--gallery", 0, *words)
+        assert testing_program.main(given) == 0
+        leak = read_summary(tmp_path / name)["leak_check"]
+        assert leak["checked"] == (name == "known") and ("A.pth" in leak["message"]) == (name == "unknown")
+
+
 def test_broken_clip_at_test_is_left_out_and_said(tiny_data, checkpoint, tmp_path):
     path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
     path.write_bytes(path.read_bytes()[:700])

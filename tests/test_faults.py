@@ -270,6 +270,15 @@ def test_a_signal_before_a_validation_clip_could_be_read_keeps_the_epoch(tiny_da
     assert read(tmp_path / "run" / "last.pth").step == 4
 
 
+@pytest.mark.usefixtures("narrow")
+def test_a_run_is_not_gone_on_with_on_other_validation_clips(tiny_data, tmp_path, caplog):
+    output, words = tmp_path / "run", validation(tiny_data)
+    assert train(tiny_data, output, "--epochs", 1, *words) == 0
+    (tiny_data.root / "VGGSound_test" / "frame" / "test_5.jpg").unlink()
+    assert train(tiny_data, output, "--epochs", 2, "--resume", *words) == 2
+    assert "was trained with other settings: the validation clips" in caplog.text
+
+
 def test_a_checkpoint_knows_the_broken_clips_of_all_processes(tmp_path, monkeypatch):
     run = TrainingRun(tmp_path / "run", resume=False)
     run.broken = {"a": "cut off"}

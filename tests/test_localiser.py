@@ -13,11 +13,11 @@ import soundfile
 import torch
 from command_line import ROOT
 from conftest import RATE, draw_frame, tone
-from localiser_inputs import checkpoint_of
+from localiser_inputs import AUDIO, checkpoint_of, spotlight
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from datasets.audio import load_waveform
+from datasets.audio import AlignSpectrogramConfig, load_waveform
 from datasets.frames import as_float, normalise
 from models import load_localiser
 from models.released import build_localiser
@@ -103,6 +103,12 @@ def test_a_silent_sound_has_no_map(localiser, clip, tmp_path):
     assert (heat.map, heat.score, heat.peak) == (None, None, None)
     heat.save(tmp_path / "silent.png")
     assert Image.open(tmp_path / "silent.png").size == (140, 90)
+
+
+def test_silence_is_that_of_the_seconds_that_a_method_hears(clip):
+    early = np.concatenate([tone(1, 1), np.zeros(9 * RATE)]).astype(np.float32)
+    for audio, silent in ((AlignSpectrogramConfig(), True), (AUDIO, False)):
+        assert (spotlight(audio)(clip[0], (early, RATE)).map is None) == silent
 
 
 @pytest.mark.parametrize(

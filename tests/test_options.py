@@ -78,6 +78,7 @@ def test_help_does_not_wait_for_libraries_that_it_does_not_need():
         ("test", "localization", "test.py {localisation,", "Did you mean localisation?"),
         ("test", "video --outptu x", "test.py video --checkpoint PATH", "Did you mean --output?"),
         ("test", "localisation --benchmark vgs_ss", "test.py localisation", "Did you mean vgg_ss?"),
+        ("test", "baselines --benchmark avsbench_s4", "test.py baselines", "invalid choice"),
         ("test", "localisation --zzzz", "test.py localisation", "unrecognized arguments: --zzzz.\n"),
     ],
 )

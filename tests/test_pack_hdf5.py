@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command_line import scoring
 from conftest import RATE, draw_frame
 from hdf5_inputs import real_sounds, write_authors_files
+from peer_inputs import SHAPES, filled, official_file
 
 from datasets.audio import AudioConfig, SegmentConfig, load_waveform
 from datasets.benchmarks import build_clips
@@ -86,7 +88,7 @@ def test_the_authors_files_can_be_packed(tmp_path):
     theirs = build_clips("flickr", tmp_path / "theirs", clip_list=None)
     ours = build_clips("flickr", tmp_path / "clips.h5", clip_list=None)
     assert ours.clip_ids == theirs.clip_ids
-    assert not ours.ids_known
+    assert not ours.ids_known and ours.source_ids is None
     for stored, original in zip(ours.clips, theirs.clips, strict=True):
         encoded = io.BytesIO()
         read_frame(original.frame_source).save(encoded, "JPEG", quality=95, subsampling=0)
@@ -96,6 +98,18 @@ def test_the_authors_files_can_be_packed(tmp_path):
 
 
 # ------------------------------------------------------------------------- refusals and damage
+
+
+def test_sounds_of_which_the_mean_is_packed_are_none_for_ssl_align(
+    tiny_data, tmp_path, testing_program, caplog
+):
+    torch.save(official_file("ssl_align", filled(SHAPES["ssl_align"])), tmp_path / "ssl_align.pth")
+    assert pack("vgg_ss", tiny_data.root, tmp_path / "clips.h5") == 0
+    given = scoring(
+        tiny_data, tmp_path / "ssl_align.pth", tmp_path / "out", "--data-root", tmp_path / "clips.h5"
+    )
+    assert testing_program.main(given) == 2
+    assert "SSL-Align hears the left channel" in caplog.text
 
 
 @pytest.mark.parametrize(

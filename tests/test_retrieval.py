@@ -461,6 +461,20 @@ def test_the_whole_way_and_again_without_the_model(retrieval, tmp_path, capsys, 
     assert "by class only: name the classes with --labels" in caplog.text
 
 
+def test_a_mended_clip_is_embedded_and_other_data_are_refused(retrieval, tiny_data, tmp_path, caplog):
+    path = tiny_data.root / "VGGSound_test" / "frame" / "test_3.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700])
+    assert retrieval("--gallery", 0) == 2
+    assert retrieval("--gallery", 0, "--ks", "1,5", output="five") == 2
+    assert "--ks 5: of 5 clips" in caplog.text
+    path.write_bytes(whole)
+    assert retrieval("--gallery", 0) == 0
+    assert json.loads((tmp_path / "results" / "summary.json").read_text())["num_clips"] == 6
+    assert retrieval("--gallery", 0, "--data-root", tiny_data.root / "VGGSound_test") == 2
+    assert "another data root" in caplog.text
+
+
 def test_positions_and_other_batches(retrieval, tmp_path):
     options = ("--image-pooling", "positions", "--gallery", 0)
     assert retrieval(*options) == 0

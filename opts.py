@@ -335,7 +335,7 @@ class RetrievalOptions(ModelOptions):
     """from a frame's map to its embedding: maximum or mean over positions, or all positions, of
     which a sound's best counts (memory: as many times more)"""
     embeddings: Path | None = None
-    """file that keeps the embeddings, read instead of the clips where it is there; none:
+    """file that keeps the embeddings, read instead of the clips where it is there and no clip broke; none:
     embeddings.npz in --output"""
     gallery: int = option(4, at_least=0)
     """best, median and worst queries shown in report.html, of each and for each direction"""

@@ -107,10 +107,8 @@ class Evaluation:
         leak = find_leak(trained_on, clip_set.source_ids, purpose="test")
         began_anew = start in (None, "scratch", "imagenet")
         if not (began_anew or leak["num_clips"] or options.training_list):
-            words = (
-                f"Training began with {start}; what that had learned from was not looked at: name its list "
-            )
-            words += "with --training-list."
+            words = f"Training began with {start}; which clips that had learned from is not known. Name its "
+            words += "list with --training-list."
             leak |= {"checked": False, "num_clips": None, "message": words}
         return pages.EvaluationContext(
             model=model,

@@ -168,7 +168,7 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """
     if rate != new_rate and math.gcd(rate, new_rate) < MIN_COMMON_RATE:
         raise ValueError(
-            f"its sample rate of {rate} Hz cannot be resampled to {new_rate} Hz within reasonable memory; "
+            f"sound at a rate of {rate} Hz cannot be resampled to {new_rate} Hz within reasonable memory; "
             "convert it to a usual rate"
         )
     return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)
@@ -202,14 +202,12 @@ def sound_around(sound: Tensor, seconds: float, audio: AudioWindow) -> Tensor:
     """
     if len(sound) < audio.num_samples:
         return fit_window(sound, audio)
-    first, length = 0, audio.num_samples
-    if isinstance(audio, SpectrogramConfig):
-        first = round(audio.excerpt_start * audio.sample_rate)
-        length = round(audio.excerpt_seconds * audio.sample_rate)
+    first, end, _ = audio.heard.indices(audio.num_samples)
+    length = end - first
     begin = round(seconds * audio.sample_rate) - length // 2
     begin = max(0, min(begin, len(sound) - length))
     window = torch.zeros(audio.num_samples)
-    window[first : first + length] = sound[begin : begin + length]
+    window[first:end] = sound[begin : begin + length]
     return window
 
 

@@ -408,7 +408,7 @@ class ClipSet:
 
     @property
     def source_ids(self) -> list[str] | None:
-        """Clips whose frames or sounds these are, to look for leaks; None: not called as for training."""
+        """Clips whose frames or sounds these are, to look for leaks; None: ids are not those of training."""
         row = DATA_SETS[self.dataset]
         names = dict.fromkeys(name for clip_id in self.clip_ids for name in _names_of(row, clip_id))
         return list(names) if row.ids_of_training and self.ids_known else None

@@ -60,15 +60,13 @@ class FrameGeometry:
         width, height, _, _ = self._crop(*frame.size)
         return to_tensor(frame.resize((width, height), Image.Resampling.BICUBIC))
 
-    def apply_to_frame(
-        self, picture: Image.Image, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-    ) -> Image.Image:
-        """Picture, or mask (nearest), of any size -> square of frame_size; bicubic is with antialiasing."""
+    def apply_to_frame(self, picture: Image.Image) -> Image.Image:
+        """Picture of any size -> square of frame_size, bicubic with antialiasing."""
         if self.mode != "centre_crop":
-            return picture.resize((self.frame_size, self.frame_size), interpolation)
+            return picture.resize((self.frame_size, self.frame_size), Image.Resampling.BICUBIC)
         width, height, left, top = self._crop(*picture.size)
         corners = (left, top, left + self.frame_size, top + self.frame_size)
-        return picture.resize((width, height), interpolation).crop(corners)
+        return picture.resize((width, height), Image.Resampling.BICUBIC).crop(corners)
 
     def _crop(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Width and height to which centre_crop resizes a frame, and left and top of its cut; pixels."""

@@ -179,8 +179,8 @@ class Localiser:
             rows = {moment: row for moment, row in rows.items() if moment in moments}
             if new := [moment for moment in dict.fromkeys(moments) if moment not in rows]:
                 windows = [sound_around(sound, moment, self.audio) for moment in new]
-                encoded = zip(self._sound_features(windows), map(is_silent, windows), strict=True)
-                rows |= zip(new, encoded, strict=True)
+                silent = [is_silent(window[self.audio.heard]) for window in windows]
+                rows |= zip(new, zip(self._sound_features(windows), silent, strict=True), strict=True)
             pictures = [Image.fromarray(picture) for _, picture in batch]
             maps = self._similarity_maps(pictures, [rows[moment][0] for moment in moments])  # (B, h, w)
             for (seconds, picture), moment, heat in zip(batch, moments, maps, strict=True):

@@ -96,6 +96,8 @@ class Method(nn.Module):
     def augment(self, batch: Batch, seed: int, *, first: int = 0, global_size: int | None = None) -> Views:
         """Make the training views of a batch, which are the arguments of `forward`, on the batch's device.
 
+        `frames`, normalised (B, 3, S, S), must be among them: those of `TrainingOutput.similarity_map`.
+
         Args:
             batch: decoded clips of this process.
             seed: of the step, the same in all processes. What is drawn follows from it and from each clip's

@@ -10,9 +10,9 @@ Deliberate differences from the authors' programs:
 
 1. The map is the cosine. EZ-VSL, SLAVC and FNAC divide it by tau, which no scoring rule sees: a normalised
    map stays the same, and SLAVC's fixed threshold takes tau out again.
-2. Negatives and batch norms see the clips of all processes; theirs those of one GPU.
+2. Negatives and batch norms see the clips of all processes; theirs only those of one GPU.
 3. A broken clip is left out and named; theirs put another one in its place.
-4. Crops, flips, masks and dropout follow from the seed; theirs are not seeded (FNAC: some of them)
+4. Crops, flips, masks and dropout follow from the seed; theirs are not seeded (FNAC: some of them).
 
 Kept: training cuts squares out of frames of their own shape, a test squashes frames. Of square ones both are
 the authors' own.

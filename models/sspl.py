@@ -180,7 +180,7 @@ class SSPL(Method):
         second_frames: Tensor,  # another view of each
         log_mel_segments: Tensor,  # (B, S, 1, 96, 64), natural logarithm
     ) -> TrainingOutput:
-        """Compute a training step's loss, terms that show a collapse, and the similarity maps of view 1."""
+        """Compute a training step's loss, terms that show a collapse, and the similarity maps of `frames`."""
         # One view after the other: together they would take twice the memory and no less time.
         first_map, second_map = self.frame_encoder(frames), self.frame_encoder(second_frames)
         segment_embeddings = self.audio_encoder(log_mel_segments)  # (B, S, 128)

@@ -258,10 +258,10 @@ def batch_sizes(options: BenchmarkOptions, words: list[str]) -> list[int]:
     return sizes
 
 
-def whole_numbers(option: str, words: str) -> list[int]:
+def whole_numbers(flag: str, words: str) -> list[int]:
     """Reads numbers with commas between them."""
     if not re.fullmatch(r"\d+(,\d+)*", words):
-        raise ValueError(f"{option} takes whole numbers with commas between them, got {words!r}.")
+        raise ValueError(f"{flag} takes whole numbers with commas between them, got {words!r}.")
     return [int(word) for word in words.split(",")]
 
 

@@ -12,7 +12,7 @@ cores=$(nproc)
 export VSSL_REQUIREMENTS=requirements-dev.txt QUICKSTART_SIZE=full QUICKSTART_STAMPS=${QUICKSTART_STAMPS:---test 200}
 export QUICKSTART_DATA=$output/stamps QUICKSTART_OUTPUT=$output/run QUICKSTART_SECONDS=${QUICKSTART_SECONDS:-180}
 tests=(tests/test_gpu.py) speed=(--method ssl_tie) train=(--batch-size 32 --variants compile)
-larger=(--batch-sizes 256,largest --variants plain)
+larger=(--batch-sizes 64,256,largest --variants plain)
 learn=(--epochs 1000)
 if [ "${1:-}" = --quick ]; then
   export GPU_TESTS_DEVICE=cpu QUICKSTART_SIZE=small QUICKSTART_STAMPS="--source procedural --train 16 --test 12"

@@ -144,7 +144,7 @@ def launch_page(options: DemoOptions, uploads: Path, examples: Path) -> tuple[An
     def localise(names: Any, box: bool, files: list[str], suffix: str, find: Any, draw: Any) -> list[Any]:  # noqa: ANN401
         """Find all models' maps, then draw them on one scale; return words, two outputs and the CSV files."""
         if None in files or not 1 <= len(names or []) <= 2 or not options.models.keys() >= set(names):
-            raise refusal("Choose a model that is there, then upload or record, or take an example.")
+            raise refusal("Choose one model or two, then upload or record, or take an example.")
         words, shown, peaks = [], [], list[str]()
         try:
             paths = [options.models[name] for name in names]

@@ -56,7 +56,7 @@ case $method-$size in
     random=
     case " $* " in
       *" --random-init "*) random=yes ;;
-      *" --vgg16"[\ =]*|*" --vggish"[\ =]*) ;;
+      *" --vgg16"[\ =]*|*" --vggish"[\ =]*|*" --start"[\ =]*) ;;
       *)
         if ! missing=$(find_encoders); then
           echo "quickstart: the encoders stay RANDOM, and figures say nothing of SSPL. $missing" >&2

@@ -235,7 +235,7 @@ def test_what_is_wrong_is_said_in_the_page_s_own_words(server, tmp_path):
     sound = server.upload("a.wav", server.sound.read_bytes())
     film = server.upload("film.mp4", (tmp_path / "a.flac").read_bytes())
     (server.checkpoints / "damaged.pth").write_bytes(b"no weights")
-    unknown, choose_first = "clip.mp4 cannot be read: it is damaged, or of", "Choose a model that is there"
+    unknown, choose_first = "clip.mp4 cannot be read: it is damaged, or of", "Choose one model or two"
     for name, values, words in (
         ("localise_video", ([ONE], False, clip), unknown),
         ("localise_video", ([ONE], False, film), "film.mp4 has no moving picture. "),

@@ -175,3 +175,13 @@ def test_masked_cells_are_the_transformed_frames_cells(size, scale, flip):
         target, coverage = drawn.warp_maps(cells_of(pictures))
         expected = cells_of(drawn.warp_frames(pictures))
         assert ((target - expected).abs() * coverage).max() < tolerance, picture.__name__
+
+
+@pytest.mark.parametrize("target", ["reference", "masked"])
+@pytest.mark.parametrize(("scale", "flip"), GOLDEN_CASES)
+def test_gradients_of_the_maps(target, scale, flip):
+    drawn = transform([17, -8], scale, flip, size=64, target=target)
+    maps = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda inputs: drawn.warp_maps(inputs)[0], maps)
+    assert drawn.warp_maps(maps)[0].requires_grad
+    assert not drawn.warp_maps(maps)[1].requires_grad

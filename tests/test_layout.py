@@ -1,4 +1,4 @@
-"""The packages are ours, and imports go one way: programs, opts, models, datasets, utils."""
+"""Imports go one way: programs, opts, models, datasets, utils."""
 
 import ast
 import re

@@ -222,6 +222,7 @@ def test_views_without_augmentation_are_the_test_views_and_the_transform_is_that
 @pytest.mark.parametrize("size", [32, 96])
 def test_sspl_s_views_are_cut_from_larger_frames(train_clips, size):
     model = SSPL(SSPLConfig(pcm=False), frame=FrameConfig(frame_size=size))
+    assert model.training_frame_size == {32: 35, 96: 105}[size]  # 246 for 224
     geometry = FrameGeometry(model.training_frame_size)
     clips = AudioVisualClips(train_clips.clips, geometry=geometry, audio=SegmentConfig())
     batch = collate([clips[i] for i in range(4)])

@@ -54,6 +54,29 @@ def without_own_column(logits):
     return [[x for column, x in enumerate(row) if column != i + 1] for i, row in enumerate(logits.tolist())]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"hard_negatives": False},
+        {"tri_map": False},
+        {"positive_threshold": 0.3, "negative_threshold": 0.3},
+        {"sharpness": 0.2, "temperature": 0.5},
+    ],
+    ids=["paper", "no hard negatives", "no tri-map", "other thresholds", "soft"],
+)
+def test_logits_and_loss_equal_naive_loops(batch_size, changes):
+    config, maps = TriMapConfig(**changes), random_maps(batch_size)
+    logits = trimap_logits(maps, config)
+    assert logits.shape == (batch_size, batch_size + 1 + config.hard_negatives)
+    expected = naive_logits(maps, config)
+    torch.testing.assert_close(
+        torch.tensor(without_own_column(logits)), torch.tensor(expected), rtol=1e-6, atol=1e-6
+    )
+    assert contrastive_loss(logits).item() == pytest.approx(naive_loss(expected), abs=1e-9)
+
+
 @pytest.mark.parametrize("similarity", [-1.0, 0.0, 0.4, 0.65, 0.95, 1.0])
 @pytest.mark.parametrize("hard_negatives", [False, True])
 @pytest.mark.parametrize("sharpness", [0.03, 0.003])  # the second makes whole regions underflow

@@ -133,6 +133,14 @@ def test_adaptive_rule_predicts_a_pixel_less_than_each_clip_s_truth_has():
     assert (predict(maps, replace(adaptive, comparison=">="), counts).sum(axis=(1, 2)) == sizes + 1).all()
 
 
+@EVERY
+def test_one_map_for_all_clips_equals_the_map_repeated(protocol):
+    counts = np.array([0, 1, 5_000, NUM_PIXELS])
+    (single,) = predict_by_all(smooth_maps(1), [protocol], counts)
+    repeated = predict(smooth_maps(1).repeat(4, axis=0), protocol, counts)
+    np.testing.assert_array_equal(np.broadcast_to(single.masks, repeated.shape), repeated)
+
+
 # ------------------------------------------------------------------------------------ corners
 
 

@@ -67,7 +67,7 @@ class Options:
                 continue
             holds = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
             if not math.isfinite(value) or not all(holds[n](value, bound) for n, bound in bounds.items()):
-                words = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
+                words = " and ".join(f"{n.replace('_', ' ')} {bound:.12g}" for n, bound in bounds.items())
                 raise ValueError(f"{flag(described.name)} must be {words}, got {value}")
 
 

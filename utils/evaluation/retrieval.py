@@ -144,7 +144,7 @@ def load_embeddings(path: Path, identity: Mapping[str, str | None]) -> Embedding
     if different:
         raise FileExistsError(
             f"{path} holds the embeddings of another evaluation (another {', '.join(different)}). "
-            "Name another --output."
+            "Name another --output or --embeddings."
         )
     return None if identity["image pooling"] is not None and loaded.image is None else loaded
 

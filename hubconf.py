@@ -10,9 +10,10 @@ dependencies += ["h5py", "tqdm"]
 
 def load_localiser(path: str | Path, device: str = "auto") -> Any:  # noqa: ANN401 - a models.localiser.Localiser
     """Read a trained model; see `models.localiser.load_localiser`."""
+    here = Path(__file__).resolve().parent
     for name in ("datasets", "models", "utils"):
         origin = getattr(sys.modules.get(name), "__file__", None)
-        if name in sys.modules and (not origin or Path(origin).parent != Path(__file__).parent / name):
+        if name in sys.modules and (not origin or Path(origin).resolve().parent != here / name):
             raise RuntimeError(
                 f"A package '{name}' is imported already ({origin}), and this project has one of that name. "
                 "Load the localiser in a process that does not import the other."

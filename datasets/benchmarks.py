@@ -523,9 +523,10 @@ def _build_clip(row: DataSet, files: Files, expected: Mapping[str, str], clip_id
         if source is None or (isinstance(source, Path) and not source.is_file()):
             place = expected[kind].replace("<id>", names[kind])
             raise FileNotFoundError(f"no {kind} of {names[kind]}, expected {place}")
+        sources.append(source)
+    for source in sources:  # a clip that lacks a file is incomplete, whatever the others hold
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise BrokenFileError(source, "it is empty")
-        sources.append(source)
     clip = _make_clip(row, clip_id, *sources)
     if row.negatives and not is_negative and clip.bounding_boxes is not None and not len(clip.bounding_boxes):
         raise ValueError("its annotation holds no box, and only negatives have none")

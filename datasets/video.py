@@ -103,6 +103,11 @@ class Video:
         return chosen
 
     @property
+    def is_clocked(self) -> bool:
+        """Stamps are those of a clock, which recordings that were joined do not share."""
+        return self.container.format.name in ("mpegts", "mpeg")
+
+    @property
     def tick(self) -> Fraction:
         """Seconds that a time stamp of the pictures counts."""
         return self.pictures.time_base or Fraction(1, FRAME_RATE)
@@ -145,7 +150,10 @@ class Video:
                     stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
                 num_frames += 1
                 moment = stamp * tick - self.begin + late
-                if last is not None and moment <= last - LONGEST_STEP_BACK:  # the clock began anew
+                began_anew = last is not None and moment <= last - LONGEST_STEP_BACK
+                if last is not None and self.is_clocked:
+                    began_anew |= moment >= last + LONGEST_HOLE_SECONDS
+                if last is not None and began_anew:
                     late += last + 1 / self.rate - moment
                     moment = last + 1 / self.rate
                 last = moment
@@ -231,11 +239,20 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
         logger.warning("%s was cut off: %.2f s are announced, it ends at %.2f s.", path, announced, video.end)
 
 
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return a, b, c, d: pixel (x, y) is shown at (a x + c y, b x + d y), moved into the picture."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return a, b, c, d
+
+
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> Picture:
-    """Scale a frame to (width, height), bicubic, and rotate it as its metadata say."""
-    rgb = frame.reformat(*size, format="rgb24", interpolation="BICUBIC", threads=1)
-    turns = round(frame.rotation / 90) % 4  # quarter turns, anticlockwise
-    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+    """Scale a frame to (width, height), bicubic, then turn and mirror it as its metadata say."""
+    a, b, c, d = _display_matrix(frame)
+    rgb = frame.reformat(*size, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+    if abs(b) > abs(a):  # a quarter turn
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def numbered_frames(
@@ -304,7 +321,8 @@ def encode_squares(frames: Iterable[tuple[int, av.VideoFrame]], side: int) -> It
     for number, frame in frames:
         if frame is not last:  # a slow video shows a picture more than once
             last = frame
-            if frame.rotation:
+            a, b, _, d = _display_matrix(frame)
+            if abs(b) > abs(a) or a < 0 or d < 0:
                 frame = av.VideoFrame.from_ndarray(_upright(frame, (side, side)), "rgb24")  # noqa: PLW2901
             square = reformatter.reformat(
                 frame, side, side, "yuvj420p", interpolation="BICUBIC", threads=1,
@@ -405,6 +423,8 @@ def _sound_parts(video: Video, *, refuse_damage: bool) -> Iterator[tuple[_Part, 
     hole = DAMAGE_SECONDS if counts_samples else HOLE_SECONDS
     step_back = hole if counts_samples else LONGEST_STEP_BACK
     part, stamp, late = None, None, 0.0
+    # A longer hole is a jump of the clock; or, where there is none, longer than the whole file.
+    longest = LONGEST_HOLE_SECONDS if video.is_clocked else max(LONGEST_HOLE_SECONDS, video.seconds or 0.0)
     for frame in _sound_frames(video, refuse_damage=refuse_damage):
         gap = 0.0  # seconds from what has been read so far to the frame
         if frame.time is not None and frame.time != stamp:  # some stamps only repeat
@@ -415,7 +435,7 @@ def _sound_parts(video: Video, *, refuse_damage: bool) -> Iterator[tuple[_Part, 
         if part and refuse_damage and is_damaged:
             words = f"it is damaged: its sound jumps by {gap:.2f} s at {video.end:.2f} s"
             raise UnusableVideoError(video.path, words)
-        if part and not -step_back < gap < LONGEST_HOLE_SECONDS:  # the clock jumped
+        if part and not -step_back < gap < longest:  # the clock jumped
             late, gap = late - gap, 0.0
         elif part and abs(gap) < hole:
             gap = 0.0

@@ -264,7 +264,7 @@ def read_any_checkpoint(path: Path) -> Checkpoint:
 def find_checkpoints(folder: Path, pattern: str) -> list[Path]:
     """Find at any depth what may hold a localiser: files with such names, and SSPL's results folders."""
     encoders = {row.file_name for row in PRETRAINED.values()}
-    files = (path for path in folder.rglob("[!.]*") if re.fullmatch(pattern, path.name))
+    files = (path for path in folder.rglob("[!.]*") if re.fullmatch(pattern, path.name) and path.exists())
     return sorted({p.parent if p.name in SSPL_FILES else p for p in files if p.name not in encoders})
 
 

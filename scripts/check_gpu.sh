@@ -5,6 +5,7 @@
 # It ends with a table. Status 1: a test or a measurement failed; 2: there is no GPU.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
+case ${CHECK_OUTPUT:-/} in /*) ;; *) CHECK_OUTPUT=$PWD/$CHECK_OUTPUT ;; esac
 cd "$(dirname "$0")/.."
 run=(bash scripts/run.sh)
 output=${CHECK_OUTPUT:-runs/check_gpu}

@@ -13,7 +13,13 @@ esac
 # need_root VARIABLE "$@": ends with status 2 where neither the variable nor an option names the data.
 need_root() {
   local name=$1 holds
-  case " ${*:2}" in *" --data-root"* | *" --config"*) return ;; esac
+  case " ${*:2}" in *" --config"*)
+    echo "$(basename "$0"): the options of this recipe would win over --config. Call:" \
+      "bash scripts/run.sh main.py METHOD --config FILE" >&2
+    exit 2
+    ;;
+  esac
+  case " ${*:2}" in *" --data-root"*) return ;; esac
   [ -z "${!name:-}" ] || return 0
   case $name in
     VGGSOUND_ROOT) holds="VGGSound's training clips (total_video_frames/ and total_video_3s_audio/)" ;;

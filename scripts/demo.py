@@ -73,9 +73,9 @@ class DemoOptions(Options):
 
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in, who need no password
     port: int = option(7860, at_least=1, at_most=65535)  # port to listen on
-    checkpoints: Path = Path("ckpts")
+    checkpoints: Path = ROOT / "ckpts"
     """folder with checkpoints at any depth: files of main.py and released ones"""
-    runs: Path = Path("runs")  # folder with runs at any depth, whose best.pth and last.pth are offered too
+    runs: Path = ROOT / "runs"  # folder with runs at any depth, whose best.pth and last.pth are offered too
     examples: Path | None = QUICKSTART if QUICKSTART.is_dir() else None
     """folder with videos, pictures with sounds of the same name, or a stamps set; without, drawn ones"""
     device: str = "auto"  # auto, cpu, cuda or cuda:<number>

@@ -66,6 +66,8 @@ def pack(options: argparse.Namespace) -> int:
         raise FileExistsError(f"{options.output} is there already. Name another file, or remove it.")
     chosen = {name: getattr(options, name) for name in ("clip_list", "annotations", "allow_missing")}
     clip_set = build_clips(options.dataset, options.data_root, **chosen)
+    if len({clip.sound for clip in clip_set.clips}) < len(clip_set.clips):
+        raise ValueError(f"{options.dataset}: some clips share a sound, which is not stored: use folders.")
     types = {"frames": h5py.vlen_dtype(np.uint8), "sounds": h5py.vlen_dtype(np.int16)}
     types["clip_ids"] = h5py.string_dtype()
     if clip_set.clips[0].bounding_boxes is not None:

@@ -32,7 +32,7 @@ import soundfile
 from tqdm import tqdm
 
 from datasets import SILENCE
-from datasets.lists import find_list
+from datasets.lists import clip_id_in, find_list
 from datasets.video import (
     FRAME_RATE,
     VIDEO_SUFFIXES,
@@ -304,8 +304,9 @@ class Run:
         """Yield the clips to make; archives are read on the way, and those without damage noted."""
         for video in videos:
             size = video.stat().st_size if video.exists() else -1  # a link to nowhere
-            if self.meet(video.stem, size, video):
-                yield Task(video.stem, video, self.destination, self.options)
+            clip_id = clip_id_in(video.name)
+            if self.meet(clip_id, size, video):
+                yield Task(clip_id, video, self.destination, self.options)
         for archive in archives:
             known = self.archives.get(archive.name, {"archive_bytes": -1, "videos": {}})
             is_done = all(self.is_finished(*v) for v in known["videos"].items() if self.is_wanted(v[0]))
@@ -322,7 +323,7 @@ class Run:
         with path.open("rb") as file:
             try:
                 for name, size, content in videos_in(file):
-                    last = clip_id = name.stem
+                    last = clip_id = clip_id_in(name.name)
                     sizes[clip_id] = size
                     if not self.meet(clip_id, size, path / name):
                         continue

@@ -21,6 +21,12 @@ if [ "${1:-}" = --method ]; then
   method=${2:-}
   shift $(($# > 1 ? 2 : 1))
 fi
+case " $*" in *" --output"* | *" --data-root"* | *" --clip-list"* | *" --config"*)
+  echo "quickstart: name places by QUICKSTART_OUTPUT and QUICKSTART_DATA; for --clip-list and --config take" \
+    "scripts/run.sh main.py" >&2
+  exit 2
+  ;;
+esac
 size=${QUICKSTART_SIZE:-small}
 case $size in
   small) stamps=(--classes 12 --train 2000 --test 200) ;;

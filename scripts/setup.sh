@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 requirements=${1:-requirements.txt}
 python=${PYTHON:-python3}
 # A stamp for each file, of the content of all, as they include each other.
-stamp_of() { echo ".venv/.installed-$({ cat requirements*.txt; echo "$1"; } | sha256sum | cut -c1-16)"; }
+stamp_of() { echo ".venv/.installed-$({ cat requirements*.txt; echo "$1"; } | cksum | tr -dc 0-9)"; }
 
 [ -f "$(stamp_of "$requirements")" ] && exit 0
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -16,8 +16,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
        "Install one, or name it: PYTHON=python3.12 bash scripts/setup.sh" >&2
   exit 2
 fi
-if ! [ -x .venv/bin/python ]; then
-  "$python" -m venv .venv || {
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  "$python" -m venv --clear .venv || {
     echo "setup: could not make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 2
   }

@@ -20,7 +20,7 @@ from datasets.audio import AudioConfig
 from datasets.benchmarks import DATA_SETS, build_clips
 from datasets.clips import AudioVisualClips, BrokenClip, Clip
 from datasets.frames import FrameGeometry
-from utils.files import write_atomically
+from utils.files import check_place, write_atomically
 from utils.options import CRASHED, NUM_CORES, Parser, run_command, run_in_processes
 
 PROBLEMS = {
@@ -68,6 +68,10 @@ def verify(options: argparse.Namespace) -> int:
     """Look at all clips and report; return the exit status."""
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.output is not None:
+        if options.output.is_dir():
+            raise ValueError(f"--output {options.output} is a folder; name a file.")
+        check_place(options.output.parent, f"--output {options.output}")
     chosen = {name: getattr(options, name) for name in ("clip_list", "annotations", "negatives")}
     clip_set = build_clips(options.dataset, options.root, **chosen, allow_missing=True, keep_incomplete=True)
     work = run_in_processes(look_at, clip_set.clips, num_workers=options.workers)
@@ -92,7 +96,7 @@ def verify(options: argparse.Namespace) -> int:
         say(f"  {name}: {len(of_clips)}\n")
         for clip_id, detail in list(of_clips.items())[:NUM_EXAMPLES]:
             say(f"    {clip_id}: {detail}\n")
-    if options.output:
+    if options.output is not None:
         write_atomically(options.output, (json.dumps(report, indent=1) + "\n").encode())
         say(f"  everything: {options.output}\n")
     return 1 if bad else 0

@@ -50,6 +50,9 @@ def test_models_are_found_by_name_at_any_depth(tmp_path):
              "runs/grid/one/best.pth", "runs/mine/last.pth")  # fmt: skip
     found = demo.DemoOptions(checkpoints=ckpts, runs=runs).models
     assert found == {name: tmp_path / name for name in names}
+    (ckpts / "lost.pth").symlink_to(tmp_path / "nowhere.pth")
+    assert demo.DemoOptions(checkpoints=ckpts, runs=runs).models == found
+    assert demo.DemoOptions().runs.is_absolute()
     assert demo.DemoOptions(checkpoints=tmp_path / "no", runs=tmp_path / "no").models == {}
 
 

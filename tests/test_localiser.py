@@ -147,6 +147,14 @@ def test_torch_hub_loads_it_from_another_folder(checkpoint, clip, tmp_path):
     assert finished.stdout.endswith("(4, 4)\n"), finished.stderr
 
 
+def test_torch_hub_loads_it_again_through_a_link(checkpoint, tmp_path):
+    (tmp_path / "link").symlink_to(ROOT)
+    places = (str(ROOT), str(tmp_path / "link"))
+    code = "; ".join(HUB.format(folder=place, file=str(checkpoint)) for place in places)
+    finished = in_another_process(code, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_torch_hub_refuses_beside_another_package_of_the_same_name(checkpoint, tmp_path):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "__init__.py").touch()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from benchmark_inputs import make_vpo_download
 from command_line import scoring
 from conftest import RATE, draw_frame
 from hdf5_inputs import real_sounds, write_authors_files
@@ -98,6 +99,12 @@ def test_the_authors_files_can_be_packed(tmp_path):
 
 
 # ------------------------------------------------------------------------- refusals and damage
+
+
+def test_clips_that_share_a_sound_are_not_packed(tmp_path, caplog):
+    make_vpo_download(tmp_path / "vpo", "vpo_ss")
+    assert pack("vpo_ss", tmp_path / "vpo", tmp_path / "clips.h5") == 2
+    assert "some clips share a sound" in caplog.text and not (tmp_path / "clips.h5").exists()
 
 
 def test_sounds_of_which_the_mean_is_packed_are_none_for_ssl_align(

@@ -228,6 +228,17 @@ def test_bad_options_are_refused_in_words(videos, tmp_path, caplog, arguments, w
     assert words in caplog.text
 
 
+def test_videos_are_found_by_the_names_that_lists_have(tmp_path):
+    names = ("zpWuikVorYg_32000_42000.mp4", "abcdefghijk_000001.mp4.mp4")
+    for name in names:
+        make_video(tmp_path / name, seconds=6)
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    given = [str(tmp_path), str(tmp_path / "set"), *ARGUMENTS, "--clip-list", str(tmp_path / "list.txt")]
+    assert main(given) == 0
+    found = {path.parent.name for path in (tmp_path / "set").rglob("125.jpg")}
+    assert found == {"zpWuikVorYg_000032", "abcdefghijk_000001"}
+
+
 def test_bad_folders_are_refused_in_words(videos, tmp_path, caplog):
     assert main([str(tmp_path / "absent"), str(tmp_path / "set")]) == 2
     (tmp_path / "empty").mkdir()
@@ -266,6 +277,10 @@ def test_a_stopped_run_leaves_whole_clips_and_goes_on(tmp_path, number, status):
     assert run.returncode == status
     assert "Traceback" not in words
     assert record.read_text().count("\n") < 60
+    # As if it was killed between making and filling a file.
+    half = prepared / "VGGSound" / "total_video_frames" / "half" / "125.jpg"
+    half.parent.mkdir(parents=True)
+    half.touch()
     for clip in build_clips("vggsound", prepared, clip_list=None).clips:
         Image.open(clip.frame_source).load()
         assert len(soundfile.read(clip.audio_source)[0]) == 48_000

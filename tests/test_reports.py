@@ -52,6 +52,12 @@ IDENTITY = {
 PUBLISHED = {name: {"cut": None, "is_scored": False, "words": f"<{name}> published"} for name in PROTOCOLS}
 
 
+def test_paths_in_another_encoding_cost_no_results(tmp_path):
+    write_report(tmp_path, make_report(data_root="data/caf\udce9"))
+    assert {"summary.json", "report.html", "table.md"} <= {path.name for path in tmp_path.iterdir()}
+    assert r"data/caf\udce9" in (tmp_path / "summary.json").read_text()
+
+
 def make_report(result=None, benchmark="vgg_ss", **changes):
     result = make_result() if result is None else result
     context = make_context(benchmark=benchmark, **changes)

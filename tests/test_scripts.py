@@ -143,6 +143,8 @@ def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start,
     if name.startswith("train_"):
         options = dry_run(name, "--epochs", 3, "--data-root", "mine")
         assert (options["optimisation"]["epochs"], options["data"]["data_root"]) == (3, "mine")
+        refused = start(SCRIPTS[name], "--config", "c.json")
+        assert refused.returncode == 2 and "main.py METHOD --config FILE" in refused.stderr
     else:
         finished = start(SCRIPTS[name], "--device", "cpu", "--output", tmp_path / "out", **ROOTS)
         assert finished.returncode == 2 and "Traceback" not in finished.stderr
@@ -233,6 +235,12 @@ def test_quickstart_of_sspl_is_random_only_without_its_encoders(tmp_path, missin
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout)["frozen"]["random_init"] == (missing is not None)
     assert ("encoders stay RANDOM" in finished.stderr) == (missing is not None)
+
+
+@pytest.mark.parametrize("words", ["--output x", "--clip-list mine.txt", "--config c.json"])
+def test_quickstart_refuses_what_its_scoring_would_not_follow(words):
+    finished = run(SCRIPTS["quickstart"], *words.split(), "--dry-run")
+    assert finished.returncode == 2 and "QUICKSTART_OUTPUT" in finished.stderr
 
 
 def test_quickstart_refuses_another_size():

@@ -20,6 +20,7 @@ from scripts.stamps.compose import (
     DURATION,
     MAX_OVERLAP,
     SOUNDING_AREA,
+    as_fraction,
     compose_clip,
     compose_waveform,
     overlap_share,
@@ -121,6 +122,14 @@ def test_folder_with_something_else_is_refused(tmp_path, caplog, content):
     assert main([str(tmp_path), "--source", "procedural"]) == 2
     assert "another folder" in caplog.text
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("frame_size", [64, 112, 224, 256, 448])
+def test_boxes_keep_their_pixels_when_they_are_scored(frame_size):
+    edges = range(frame_size + 1)
+    assert [int(224 * as_fraction(edge, frame_size)) for edge in edges] == [
+        224 * e // frame_size for e in edges
+    ]
 
 
 @pytest.mark.parametrize("option", ["--classes=99", "--classes=1", "--train=0", "--seed=-1"])

@@ -125,7 +125,8 @@ def test_bad_input_is_refused_in_words(training, tmp_path, caplog):
     assert main(["vggsound", str(tmp_path / "absent")]) == 2
     assert main(["vggsound", str(training), "--workers", "0"]) == 2
     assert main(["vggsound", str(training), "--clip-list", "no_such_list"]) == 2
-    for words in ("does not exist", "--workers", "no_such_list"):
+    assert main(["vggsound", str(training), "--output", str(tmp_path)]) == 2
+    for words in ("does not exist", "--workers", "no_such_list", "is a folder; name a file"):
         assert words in caplog.text
     with pytest.raises(SystemExit) as stopped:
         main(["no_such_set", str(training)])

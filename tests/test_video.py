@@ -154,6 +154,50 @@ def test_a_hole_in_the_time_stamps_is_silence_and_stereo_may_turn_mono(tmp_path)
     assert levels(path)[17:23] == pytest.approx([0.6] * 6, abs=0.15)
 
 
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
+def test_pictures_are_turned_and_mirrored_as_their_matrix_says(tmp_path, rotation, mirrored):
+    quadrants = np.zeros((64, 96, 3), np.uint8)
+    quadrants[:32, :48], quadrants[:32, 48:], quadrants[32:, :48] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    path = make_video(
+        tmp_path / "v.mp4",
+        seconds=0.2,
+        rate=10,
+        pictures=[quadrants] * 2,
+        rotation=rotation,
+        mirrored=mirrored,
+    )
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / 65536 if matrix else (1, 0, 0, 0, 1)
+    _, shown = next(iter(read_frames(path)))
+    middle = np.array([47.5, 31.5])
+    for x, y in ((24, 16), (72, 16), (24, 48), (72, 48)):  # each pixel goes where the matrix sends it
+        dx, dy = (x, y) - middle
+        column, row = a * dx + c * dy + (shown.shape[1] - 1) / 2, b * dx + d * dy + (shown.shape[0] - 1) / 2
+        assert np.abs(shown[round(row), round(column)].astype(int) - quadrants[y, x]).max() < 40
+    with open_video(path) as video:
+        ((_, jpeg),) = encode_squares(numbered_frames(video, [1], needed=1), 64)
+    expected = np.asarray(Image.fromarray(shown).resize((64, 64)), int)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(jpeg)), int) - expected).mean() < 8
+
+
+def test_a_clock_that_jumps_far_ahead_leaves_sound_and_pictures_together(tmp_path):
+    path = joined(tmp_path, {}, {"start": 1000.0, "sounds": [tone(2, 0.6)]})
+    assert levels(path)[1:7] + levels(path)[9:15] == [0.3] * 6 + [0.6] * 6
+    assert [seconds for seconds, _ in read_frames(path)][-1] < 5
+
+
+def test_a_long_hole_of_a_file_without_clock_is_silence(tmp_path):
+    path = tmp_path / "hole.mkv"
+    times = list(range(0, 640, 8))
+    make_video(path, times=times, rate=1, sounds=[tone(2)], sound_again=630.0)
+    sound = read_sound(path, 16_000)
+    assert len(sound) == pytest.approx(632 * 16_000, abs=4000)
+    assert abs(sound[3 * 16_000 : 629 * 16_000]).max() < 1e-3 < abs(sound[631 * 16_000 :]).max()
+
+
 def test_time_stamps_that_step_back_leave_sound_and_pictures_together(tmp_path):
     anew = joined(tmp_path, {}, {"sounds": [tone(2, 0.6)]})  # the clock begins anew: both are whole
     assert levels(anew)[1:7] + levels(anew)[9:15] == [0.3] * 6 + [0.6] * 6

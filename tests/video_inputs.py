@@ -50,10 +50,12 @@ def make_video(
     options=None,
     times=None,
     rotation=0,
+    mirrored=(False, False),
     pictures=None,
     sounds=None,
     sound_codec="aac",
     sound_start=0.0,
+    sound_again=None,
     start=0.0,
     container_options=None,
     default_sound=0,
@@ -64,8 +66,8 @@ def make_video(
     with av.open(str(path), "w", options=container_options or {}) as container:
         size = (WIDTH, HEIGHT) if pictures is None else pictures[0].shape[1::-1]
         video = _add_picture_stream(container, codec, rate, options, size) if times else None
-        if rotation:
-            video.set_display_rotation(rotation)
+        if rotation or any(mirrored):
+            video.set_display_rotation(rotation, *mirrored)
         layouts = [LAYOUTS[len(samples)] for samples in sounds]
         streams = [container.add_stream(sound_codec, AUDIO_RATE, layout=layout) for layout in layouts]
         if default_sound:
@@ -82,5 +84,9 @@ def make_video(
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", stream.layout.name)
             frame.sample_rate, frame.time_base = AUDIO_RATE, Fraction(1, AUDIO_RATE)
             frame.pts = round((start + sound_start) * AUDIO_RATE)
-            container.mux(stream.encode(frame) + stream.encode(None))
+            packets = stream.encode(frame)
+            if sound_again is not None:
+                frame.pts = round((start + sound_again) * AUDIO_RATE)
+                packets += stream.encode(frame)
+            container.mux(packets + stream.encode(None))
     return path

@@ -46,6 +46,12 @@ BRIGHTNESS_MATCH, TINT_MATCH = 0.35, 0.3
 SHADOW_DARKNESS = 0.35
 
 
+def as_fraction(side: float, frame_size: int) -> float:
+    """Return an edge in pixels as a fraction, of which scoring, by truncation, makes the same pixel again."""
+    nearest = round(side / frame_size, 6)
+    return nearest if int(224 * nearest) == int(224 * side / frame_size) else round(nearest + 1e-6, 6)
+
+
 def compose_clip(
     material: Material, split: str, index: int, *, seed: int, frame_size: int
 ) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
@@ -71,7 +77,7 @@ def compose_clip(
     waveform = compose_waveform(sound.waveform, rng)
 
     described: list[dict[str, Any]] = [
-        {"class": name, "stamp": photo.key, "box": [round(side / frame_size, 6) for side in box.tolist()]}
+        {"class": name, "stamp": photo.key, "box": [as_fraction(side, frame_size) for side in box.tolist()]}
         for (name, photo), box in zip(objects, boxes, strict=True)
     ]
     record = {

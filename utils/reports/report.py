@@ -30,7 +30,7 @@ LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    "±": r"$\pm$", "Δ": r"$\Delta$",
+    "±": r"$\pm$", "Δ": r"$\Delta$", "[": "{[}", "*": "{*}",  # the last two mean something after a line's end
 })  # fmt: skip
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in r"\`*_[]<>|"})
 
@@ -259,13 +259,13 @@ class ScoreTable:
         for title, rows in self.scores.groupby(block[0], sort=False) if block else [("", self.scores)]:
             words = escape_latex(f"{self.names[block[0]]} {title}") if block else ""
             lines += [r"\midrule", rf"\multicolumn{{{width}}}{{@{{}}l@{{}}}}{{{words}}} \\"][: 1 + len(block)]
-            best = rows[rows["kind"] != "ceiling"][[*self.latex]].round(2).max() if self.latex else {}
+            best = rows[rows["kind"] != "ceiling"][[*self.latex]].max() if self.latex else {}
             for row in rows.to_dict("records"):
                 is_rival = row.get("kind") != "ceiling"
                 cells = [escape_latex(str(row[name])) if is_rival else "ceiling"]
                 for key in columns:
                     cell = escape_latex(_cell(row | {f"{key}_low": np.nan}, key))
-                    is_best = is_rival and key in best and round(row[key], 2) == best[key]
+                    is_best = is_rival and key in best and f"{row[key]:.2f}" == f"{best[key]:.2f}"
                     cells.append(rf"\textbf{{{cell}}}" if is_best else cell)
                 lines.append(" & ".join(cells) + r" \\")
         body = "\n".join([*lines, r"\bottomrule"])
@@ -364,12 +364,11 @@ class Report:
 
 def write_report(folder: Path, report: Report) -> None:
     """Write all files of an evaluation; summary.json comes last and says that all are there."""
-    clips = report.clips.to_csv(index=False, lineterminator="\n")
-    write_atomically(folder / report.clips_file, clips.encode())
-    for form in ("md", "tex", "csv"):
-        write_atomically(folder / f"table.{form}", render_table(report, form).encode())
-    write_atomically(folder / "report.html", render_page(report, folder).encode())
-    write_atomically(folder / "summary.json", render_table(report, "json").encode())
+    contents = {report.clips_file: report.clips.to_csv(index=False, lineterminator="\n")}
+    contents |= {f"table.{form}": render_table(report, form) for form in ("md", "tex", "csv")}
+    contents |= {"report.html": render_page(report, folder), "summary.json": render_table(report, "json")}
+    for name, content in contents.items():  # paths may be in another encoding
+        write_atomically(folder / name, content.encode("utf-8", "backslashreplace"))
 
 
 def write_and_show(folder: Path, report: Report, form: str | None) -> None:
@@ -378,6 +377,7 @@ def write_and_show(folder: Path, report: Report, form: str | None) -> None:
         logger.warning("%s", warning)
     write_report(folder, report)
     path = f"Report: {folder / 'report.html'}"
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if form is not None:
         sys.stdout.write(render_table(report, form))
         logger.info("%s", path)

@@ -319,7 +319,7 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
     )
     leak = find_leak(training_set.known_ids, validation_set.source_ids, purpose="validation")
     if not leak["checked"]:
-        logger.warning("Leaks into the validation could not be looked for: its ids are of another kind.")
+        logger.warning("Leaks into the validation could not be looked for: ids of two kinds, or none.")
     elif leak["num_clips"]:
         logger.warning("%s", leak["message"])
     return validation_set

@@ -40,7 +40,7 @@ FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,nut,mxf,dv,rm,flac
 INDEXED_FORMATS = ("mov", "matroska")  # begin of the names of those with an index of key frames
 FRAME_RATE = 25  # frames per second of the numbering
 # Holes in the sound's time stamps are filled with silence, what is heard twice is left out; less is rounding,
-# more is a jump of the clock, as where recordings were joined.
+# more is a jump of the clock in a stream that has one, as where recordings were joined.
 HOLE_SECONDS, LONGEST_HOLE_SECONDS, LONGEST_STEP_BACK = 0.1, 600.0, 1.0
 SOUND_FILES = ("flac", "mp3", "ogg")  # formats whose stamps count samples: a hole is damage
 FRAMES_AT_ONCE = 50  # of sound that are resampled together, about a second
@@ -241,7 +241,11 @@ def read_frames(path: Path, max_seconds: float | None = None) -> Iterator[tuple[
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return a, b, c, d: pixel (x, y) is shown at (a x + c y, b x + d y), moved into the picture."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know all kinds: EXIF of MJPEG, views of HEVC
+        quarters = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
+        return quarters[round(frame.rotation / 90) % 4]
     a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return a, b, c, d
 
@@ -355,9 +359,10 @@ def read_sound(
             damaged or ends before its announced end.
     """
     limit = None if max_seconds is None else round(max_seconds * sample_rate)
+    most = math.inf if limit is None else limit
     pieces: list[NDArray[np.float32]] = []
     with nullcontext(path) if isinstance(path, Video) else open_video(path) as video:
-        for samples in _sound_pieces(video, sample_rate, refuse_damage=refuse_cut_off):  # (C, l)
+        for samples in _sound_pieces(video, sample_rate, most=most, refuse_damage=refuse_cut_off):  # (C, l)
             pieces.append(samples[0] if left_channel else samples.mean(axis=0, dtype=np.float32))
             if limit is not None and sum(map(len, pieces)) >= limit:
                 break
@@ -390,12 +395,15 @@ def _check_end(video: Video) -> None:
 
 
 def _sound_pieces(
-    video: Video, sample_rate: int, layout: str | None = None, *, refuse_damage: bool = False
+    video: Video, sample_rate: int, layout: str | None = None, *, most: float, refuse_damage: bool = False
 ) -> Iterator[NDArray[np.float32]]:
-    """Decode the sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence."""
+    """Decode the sound from time 0 on: (C, l) each, mixed to a layout if given; holes are silence.
+
+    No hole is longer than `most` samples, all that are wanted: a file may announce any length.
+    """
     for part, frames in groupby(_sound_parts(video, refuse_damage=refuse_damage), itemgetter(0)):
         if part.silence:
-            num_samples = round(part.silence * sample_rate)
+            num_samples = int(min(round(part.silence * sample_rate), most))
             yield np.zeros((2 if layout == "stereo" else 1, num_samples), np.float32)
         resampler = av.AudioResampler("fltp", layout, sample_rate)
         samples = (samples for _, samples in frames)
@@ -494,7 +502,7 @@ def write_video(
 
     def stereo() -> Generator[NDArray[np.float32], None, None]:
         with open_video(source) as video:
-            yield from _sound_pieces(video, SOUND_RATE, "stereo")
+            yield from _sound_pieces(video, SOUND_RATE, "stereo", most=limit)
 
     # The index at the beginning lets browsers play before they have the whole file.
     options = {"movflags": "+faststart"}

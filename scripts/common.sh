@@ -13,7 +13,7 @@ esac
 # need_root VARIABLE "$@": ends with status 2 where neither the variable nor an option names the data.
 need_root() {
   local name=$1 holds
-  case " ${*:2}" in *" --config"*)
+  case "${0##*/} ${*:2}" in train_*" --config"*)
     echo "$(basename "$0"): the options of this recipe would win over --config. Call:" \
       "bash scripts/run.sh main.py METHOD --config FILE" >&2
     exit 2

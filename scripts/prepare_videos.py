@@ -374,7 +374,11 @@ class Run:
             words = f"{self.destination} was filled with other settings ({', '.join(differing)})."
             raise ValueError(f"{words} Give the same ones, or another folder.")
         self.finished = {entry["clip_id"]: entry["video_bytes"] for entry in entries if "clip_id" in entry}
-        self.archives = {entry["archive"]: entry for entry in entries if "archive" in entry}
+        self.archives = {  # earlier versions noted file names without their last ending
+            entry["archive"]: entry | {"videos": {clip_id_in(n): size for n, size in entry["videos"].items()}}
+            for entry in entries
+            if "archive" in entry
+        }
 
     def make(self, tasks: Iterator[Task], bar: "tqdm[Any]") -> int:
         """Make the clips, and return of how many it succeeded; name what is listed and was not met."""
@@ -454,8 +458,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", type=Path, metavar="IN", nargs="+", help=words)
     parser.add_argument("destination", type=Path, metavar="OUT", help="folder to fill, later the --data-root")
     add_group(parser, PrepareOptions)
-    # File names may be in another encoding than the screen.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def command() -> int:
         values = vars(parser.parse_args(arguments))

@@ -16,8 +16,14 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
        "Install one, or name it: PYTHON=python3.12 bash scripts/setup.sh" >&2
   exit 2
 fi
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  "$python" -m venv --clear .venv || {
+# What has no pip (stopped half-way, or made by uv) gets one. Only what has no Python that runs is made anew,
+# and never what a link leads to.
+make=("$python" -m venv --clear .venv)
+if .venv/bin/python -c "" 2>/dev/null || [ -L .venv ]; then
+  make=(.venv/bin/python -m ensurepip)
+fi
+if ! .venv/bin/python -c "import pip" 2>/dev/null; then
+  "${make[@]}" >&2 || {
     echo "setup: could not make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 2
   }

@@ -15,6 +15,7 @@ from datasets.audio import resample
 from datasets.video import (
     UnusableVideoError,
     Video,
+    _sound_pieces,
     _upright,
     encode_squares,
     numbered_frames,
@@ -189,6 +190,25 @@ def test_a_clock_that_jumps_far_ahead_leaves_sound_and_pictures_together(tmp_pat
     assert [seconds for seconds, _ in read_frames(path)][-1] < 5
 
 
+def test_pictures_with_exif_data_in_a_video_are_read(tmp_path):
+    exif = Image.Exif()
+    exif[0x110] = "a camera"
+    with av.open(str(tmp_path / "camera.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        heard = container.add_stream("pcm_s16le", AUDIO_RATE, layout="mono")
+        for number in range(5):
+            jpeg = io.BytesIO()
+            Image.new("RGB", (64, 48), (200, 0, 0)).save(jpeg, "JPEG", exif=exif)
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            container.mux(packet)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        silence.sample_rate = AUDIO_RATE
+        container.mux(heard.encode(silence))
+    assert len(list(read_frames(tmp_path / "camera.avi"))) == 5
+
+
 def test_a_long_hole_of_a_file_without_clock_is_silence(tmp_path):
     path = tmp_path / "hole.mkv"
     times = list(range(0, 640, 8))
@@ -196,6 +216,9 @@ def test_a_long_hole_of_a_file_without_clock_is_silence(tmp_path):
     sound = read_sound(path, 16_000)
     assert len(sound) == pytest.approx(632 * 16_000, abs=4000)
     assert abs(sound[3 * 16_000 : 629 * 16_000]).max() < 1e-3 < abs(sound[631 * 16_000 :]).max()
+    with open_video(path) as video:  # a file may announce any length: no more is made than is wanted
+        pieces = _sound_pieces(video, 16_000, most=4 * 16_000)
+        assert max(piece.shape[1] for piece in pieces) <= 4 * 16_000
 
 
 def test_time_stamps_that_step_back_leave_sound_and_pictures_together(tmp_path):

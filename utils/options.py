@@ -217,6 +217,8 @@ def run_command(command: Callable[[], int]) -> int:
     Anything unforeseen is a bug: it is raised, which ends the program with its traceback and status 1.
     VSSL_DEBUG=1 shows the other tracebacks as well.
     """
+    # File names may be in another encoding than the screen; notebooks have streams of their own.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
     handler = _ProgressBarHandler()  # messages go to standard error
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -265,7 +265,7 @@ class ScoreTable:
                 cells = [escape_latex(str(row[name])) if is_rival else "ceiling"]
                 for key in columns:
                     cell = escape_latex(_cell(row | {f"{key}_low": np.nan}, key))
-                    is_best = is_rival and key in best and f"{row[key]:.2f}" == f"{best[key]:.2f}"
+                    is_best = is_rival and key in best and cell == escape_latex(_cell(best, key)) != "-"
                     cells.append(rf"\textbf{{{cell}}}" if is_best else cell)
                 lines.append(" & ".join(cells) + r" \\")
         body = "\n".join([*lines, r"\bottomrule"])
@@ -377,7 +377,6 @@ def write_and_show(folder: Path, report: Report, form: str | None) -> None:
         logger.warning("%s", warning)
     write_report(folder, report)
     path = f"Report: {folder / 'report.html'}"
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if form is not None:
         sys.stdout.write(render_table(report, form))
         logger.info("%s", path)

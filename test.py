@@ -282,8 +282,8 @@ def from_saved_maps(run: Evaluation, options: opts.LocalisationOptions) -> Sourc
         saved_maps={"path": str(path), "sha256": file_sha256(path), **made},
     )
     run.clips = tuple(clip for clip in run.clips if clip.clip_id in places)
-    size = FrameConfig(**context.checkpoint.get("frame_config", {})).frame_size  # masks and crops depend on it
-    run.geometry = FrameGeometry(size, context.frame_geometry)  # type: ignore[arg-type]  # one of its words
+    frame = FrameConfig(**context.checkpoint.get("frame_config", {}))  # which crops depend on
+    run.geometry = FrameGeometry(frame.frame_size, context.frame_geometry)  # type: ignore[arg-type]  # one of its words
     run.audio = AudioConfig()
 
     def stored(batch: Batch, array: NDArray[np.float32]) -> Tensor:

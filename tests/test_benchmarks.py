@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from benchmark_inputs import (
     write_frame,
     write_sound,
 )
+from command_line import ROOT
 from conftest import vgg_ss_xml
 from PIL import Image
 
@@ -33,7 +33,6 @@ from scripts.pack_hdf5 import main as pack
 from utils.evaluation.protocols import PROTOCOLS
 from utils.files import BrokenFileError
 
-ROOT = Path(__file__).resolve().parents[1]
 # Copies of the published annotations that a developer may keep beside the repository.
 PUBLISHED = ROOT.parent / "shared" / "metadata"
 

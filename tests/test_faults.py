@@ -18,6 +18,7 @@ import pytest
 import torch
 from command_line import ROOT, assert_same_weights, run, scoring, training, validation
 from distributed_workers import narrow_encoder
+from test_checkpoint import read
 from torch.utils.data import get_worker_info
 
 import main
@@ -26,7 +27,7 @@ from datasets import frames
 from datasets.clips import AudioVisualClips
 from models import ssl_tie
 from models.ssl_tie import SSLTIE
-from utils.checkpoint import find_non_finite, parse_checkpoint, read_checkpoint_file
+from utils.checkpoint import find_non_finite
 from utils.options import run_command
 from utils.training import Interruption, TrainingRun
 
@@ -37,10 +38,6 @@ DEADLINE = 120
 def train(tiny_data, output, *words):
     """In this process."""
     return main.main(training(tiny_data, output, *words))
-
-
-def read(path):
-    return parse_checkpoint(read_checkpoint_file(path), path)
 
 
 def leftovers(folder):

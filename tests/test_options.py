@@ -6,16 +6,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 
 import pytest
-from shell_scripts import run_here
+from shell_scripts import ROOT, run_here
 
 import opts
 from models import METHODS
 from utils.options import Options, field_docstrings, flag, option, parse_group
 
-ROOT = Path(__file__).parents[1]
 TRAINING = {name: list(opts.train_groups(name).values()) for name in METHODS}
 GROUPS = [*dict.fromkeys(group for groups in TRAINING.values() for group in groups), *opts.TASKS.values()]
 MINIMAL = "ssl_tie --train-set vggsound --data-root data --output run".split()

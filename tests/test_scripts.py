@@ -152,13 +152,9 @@ def test_arguments_win_over_the_recipe_and_what_is_missing_is_named(name, start,
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_shell_scripts_parse_and_stop_at_errors(name):
+def test_shell_scripts_parse_stop_at_errors_and_explain_themselves(name):
     assert subprocess.run(["bash", "-n", SCRIPTS[name]], check=False).returncode == 0
     assert "set -euo pipefail" in SCRIPTS[name].read_text()
-
-
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_help_is_a_usage_or_the_program_s(name):
     finished = run(SCRIPTS[name], "--help", VSSL_PYTHON="echo")
     assert finished.returncode == 0, finished.stderr
     assert "Usage: " in finished.stdout or re.fullmatch(r"-P .* --help\n", finished.stdout)

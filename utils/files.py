@@ -114,7 +114,7 @@ def lock_folder(folder: Path) -> TextIO:
         with file:
             file.seek(0)
             owner = file.read().strip()
-        words = f"Another process writes to {folder}: {owner}. Stop it, or name another folder."
+        words = f"Another process writes to {folder}: {owner}. Stop it, or name another --output or folder."
         raise ValueError(words) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -110,8 +110,9 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
     loader = ClipLoader(clips, batch_sampler=batches, workers=options.data.workers, pin_memory=pinned)
     curriculum = model.curriculum(options, clips)
     state = {"optimizer": optimizer, "scaler": scaler, "mixing": curriculum}
+    sets = (training_set, validation_set)
     if options.run.resume:
-        restore(options, run, training_set, validation_set, model, state)
+        restore(options, run, sets, model, state)
 
     with run, Interruption() as stop, loader:
         decode = partial(decode_all, options, device, stop)
@@ -148,7 +149,7 @@ def train_on(device: torch.device, options: opts.TrainOptions) -> int:
                 stopped_by = stop.agreed()
             if stopped_by is None and run.finish_epoch(result) and validation_set is not None:
                 best_on = {**validation_set.identity(), "protocol": rule}
-            checkpoint = make_checkpoint(options, run, training_set, validation_set, model, state)
+            checkpoint = make_checkpoint(options, run, sets, model, state)
             if is_main_process():
                 run.save(checkpoint, best_on=best_on)
             if stopped_by is not None:
@@ -319,24 +320,23 @@ def build_validation_set(options: opts.TrainOptions, training_set: ClipSet) -> C
     )
     leak = find_leak(training_set.known_ids, validation_set.source_ids, purpose="validation")
     if not leak["checked"]:
-        logger.warning("Leaks into the validation could not be looked for: ids of two kinds, or none.")
+        logger.warning("Unknown whether validation clips are trained on: ids are missing or named otherwise.")
     elif leak["num_clips"]:
         logger.warning("%s", leak["message"])
     return validation_set
 
 
+ClipSets = tuple[ClipSet, ClipSet | None]  # of training, and of validation if there is one
+
+
 def make_checkpoint(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    validation_set: ClipSet | None,
-    model: Method,
-    state: dict[str, Any],
+    options: opts.TrainOptions, run: TrainingRun, sets: ClipSets, model: Method, state: dict[str, Any]
 ) -> Checkpoint:
     """Collect all that rebuilds the model and goes on with the run; all processes must call it.
 
     `state` has the optimizer, the scaler, and the curriculum or None, by name.
     """
+    training_set, validation_set = sets
     plain = opts.as_plain(options)
     states = {name: part.state_dict() for name, part in state.items() if part is not None}
     return Checkpoint(
@@ -356,14 +356,10 @@ def make_checkpoint(
 
 
 def restore(
-    options: opts.TrainOptions,
-    run: TrainingRun,
-    training_set: ClipSet,
-    validation_set: ClipSet | None,
-    model: Method,
-    state: dict[str, Any],
+    options: opts.TrainOptions, run: TrainingRun, sets: ClipSets, model: Method, state: dict[str, Any]
 ) -> None:
     """Put model, run and state (see `make_checkpoint`) where last.pth left them; refuse another run's."""
+    training_set, validation_set = sets
     checkpoint = parse_checkpoint(read_checkpoint_file(run.last_path), run.last_path)
     differences = opts.differences_that_matter(checkpoint.options, opts.as_plain(options))
     same = checkpoint.training_clips == training_set.known_ids

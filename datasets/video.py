@@ -138,6 +138,7 @@ class Video:
         context, tick, is_avi = self.pictures.codec_context, self.tick, self.container.format.name == "avi"
         decoding_stamps: list[int] = []
         num_frames, late, last = 0, Fraction(0), None
+        longest = LONGEST_HOLE_SECONDS if self.is_clocked else math.inf
         for packet in packets:
             if packet.size and packet.dts is not None:  # Ogg has packets that only repeat a picture
                 decoding_stamps.append(packet.dts)
@@ -150,10 +151,7 @@ class Video:
                     stamp = decoding_stamps[num_frames] if decoding_stamps else num_frames
                 num_frames += 1
                 moment = stamp * tick - self.begin + late
-                began_anew = last is not None and moment <= last - LONGEST_STEP_BACK
-                if last is not None and self.is_clocked:
-                    began_anew |= moment >= last + LONGEST_HOLE_SECONDS
-                if last is not None and began_anew:
+                if last is not None and not -LONGEST_STEP_BACK < moment - last < longest:  # the clock jumped
                     late += last + 1 / self.rate - moment
                     moment = last + 1 / self.rate
                 last = moment

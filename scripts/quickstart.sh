@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained, scored localiser: real photos and recordings, training, a report.
-# Usage: bash scripts/quickstart.sh [--method ssl_tie|sspl] [options of main.py METHOD but of places]
+# Usage: bash scripts/quickstart.sh [--method ssl_tie|sspl] [options of main.py METHOD; places: variables below]
 #   --method sspl takes VGG-16 and VGGish from ckpts/ (scripts/get_weights.sh fetches them); without
 #   both it starts from random ones, says so in every report, and its figures say nothing of SSPL.
 #   QUICKSTART_SIZE    small (the default): 12 classes, 96-pixel frames, minutes on two CPU cores;
